@@ -1,0 +1,15 @@
+//! The runtime: models, weights, KV memory, the batched scheduler, and the one thread that owns the device.
+//!
+//! [`RuntimeHandle`] is the only door. Rollouts, scoring, training steps, evaluation and (in `serve`)
+//! HTTP requests all submit work through it; nothing else touches a device.
+
+pub mod config;
+pub mod error;
+pub mod kv;
+pub mod sampler;
+pub mod scheduler;
+pub mod source;
+pub mod text;
+pub mod weights;
+
+pub use error::{Error, Result};

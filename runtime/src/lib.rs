@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod error;
+pub mod files;
 pub mod kv;
 pub mod sampler;
 pub mod scheduler;

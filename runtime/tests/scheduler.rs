@@ -27,13 +27,7 @@ impl Numbers {
 }
 
 fn key(weights_version: u64) -> CacheKey {
-    CacheKey {
-        slot: 0,
-        weights_version,
-        adapter: 0,
-        tokenizer: 7,
-        kv_format: 1,
-    }
+    CacheKey { slot: 0, weights_version, adapter: 0, tokenizer: 7, kv_format: 1 }
 }
 
 /// What attention would do: the KV of a token depends on the KV of all before it, and the next token on all.
@@ -78,19 +72,9 @@ impl Engine {
         }
     }
 
-    fn submit(
-        &mut self,
-        prompt: &[u32],
-        max_new_tokens: usize,
-        version: u64,
-    ) -> Result<RequestId, SubmitError> {
+    fn submit(&mut self, prompt: &[u32], max_new_tokens: usize, version: u64) -> Result<RequestId, SubmitError> {
         let id = RequestId(self.next_id);
-        let request = SeqRequest {
-            id,
-            key: key(version),
-            prompt: Arc::from(prompt),
-            max_new_tokens,
-        };
+        let request = SeqRequest { id, key: key(version), prompt: Arc::from(prompt), max_new_tokens };
         self.scheduler.submit(request.clone())?;
         self.next_id += 1;
         self.requests.insert(id, request);
@@ -126,11 +110,7 @@ impl Engine {
         let config = self.scheduler.config();
         assert!(plan.num_tokens() <= config.token_budget);
         assert!(plan.seqs.len() <= config.max_running);
-        assert_eq!(
-            plan.is_empty(),
-            self.scheduler.is_idle(),
-            "a step must advance somebody"
-        );
+        assert_eq!(plan.is_empty(), self.scheduler.is_idle(), "a step must advance somebody");
         for seq in &plan.seqs {
             assert!(!seq.tokens.is_empty());
             assert_eq!(seq.pages.len(), seq.tokens.end.div_ceil(PAGE_SIZE));
@@ -167,11 +147,7 @@ impl Engine {
     fn assert_outputs_as_alone(&self, ids: &[RequestId]) {
         for id in ids {
             let request = &self.requests[id];
-            let expected = alone(
-                &request.prompt,
-                request.max_new_tokens,
-                request.key.weights_version,
-            );
+            let expected = alone(&request.prompt, request.max_new_tokens, request.key.weights_version);
             assert_eq!(self.outputs[id], expected, "{id:?}");
         }
     }
@@ -182,10 +158,7 @@ impl Engine {
         assert_eq!(stats.free_pages + stats.cached_pages, stats.total_pages);
         self.scheduler.publish(0, u64::MAX);
         let stats = self.scheduler.stats();
-        assert_eq!(
-            (stats.free_pages, stats.cached_pages),
-            (stats.total_pages, 0)
-        );
+        assert_eq!((stats.free_pages, stats.cached_pages), (stats.total_pages, 0));
         self.scheduler.check_integrity();
     }
 }
@@ -221,11 +194,7 @@ fn prompts(numbers: &mut Numbers, count: usize, max_len: usize) -> Vec<Vec<u32>>
 fn batched_and_chunked_equal_alone() {
     for prefix_cache in [false, true] {
         for token_budget in [1, 7, 64] {
-            let mut engine = Engine::new(SchedulerConfig {
-                token_budget,
-                prefix_cache,
-                ..roomy()
-            });
+            let mut engine = Engine::new(SchedulerConfig { token_budget, prefix_cache, ..roomy() });
             let mut numbers = Numbers(token_budget as u64);
             let ids: Vec<_> = prompts(&mut numbers, 20, 90)
                 .iter()
@@ -270,10 +239,7 @@ fn a_diverging_page_is_copied_before_it_is_written() {
     right[25] = 99;
     let ids = [engine.submit(&left, 10, 1).unwrap()];
     engine.drain(50);
-    let more = [
-        engine.submit(&right, 10, 1).unwrap(),
-        engine.submit(&left, 10, 1).unwrap(),
-    ];
+    let more = [engine.submit(&right, 10, 1).unwrap(), engine.submit(&left, 10, 1).unwrap()];
     engine.drain(50);
     assert_eq!(engine.scheduler.stats().prefix_hit_tokens, 25 + 63);
     engine.assert_outputs_as_alone(&[ids[0], more[0], more[1]]);
@@ -293,18 +259,10 @@ fn new_weights_never_see_old_pages() {
     engine.drain(50);
     let stale_again = engine.submit(&prompt, 8, 1).unwrap();
     engine.drain(50);
-    assert_eq!(
-        engine.scheduler.stats().prefix_hit_tokens,
-        0,
-        "old pages are neither found nor kept"
-    );
+    assert_eq!(engine.scheduler.stats().prefix_hit_tokens, 0, "old pages are neither found nor kept");
     let fresh = engine.submit(&prompt, 8, 2).unwrap();
     engine.drain(50);
-    assert_eq!(
-        engine.scheduler.stats().prefix_hit_tokens,
-        79,
-        "version 2 is not dropped"
-    );
+    assert_eq!(engine.scheduler.stats().prefix_hit_tokens, 79, "version 2 is not dropped");
     engine.assert_outputs_as_alone(&[old, new, stale, stale_again, fresh]);
 }
 
@@ -312,51 +270,35 @@ fn new_weights_never_see_old_pages() {
 fn publishing_while_sequences_run_leaves_them_their_pages() {
     let mut engine = Engine::new(roomy());
     let prompt: Vec<u32> = (0..70).collect();
-    let ids: Vec<_> = (0..4)
-        .map(|_| engine.submit(&prompt, 40, 1).unwrap())
-        .collect();
+    let ids: Vec<_> = (0..4).map(|_| engine.submit(&prompt, 40, 1).unwrap()).collect();
     (0..10).for_each(|_| assert!(engine.step()));
     engine.scheduler.publish(0, 2);
     engine.scheduler.check_integrity();
     assert_eq!(engine.scheduler.stats().cached_pages, 0);
     engine.drain(200);
     engine.assert_outputs_as_alone(&ids);
-    assert_eq!(
-        engine.scheduler.stats().free_pages,
-        engine.scheduler.stats().total_pages
-    );
+    assert_eq!(engine.scheduler.stats().free_pages, engine.scheduler.stats().total_pages);
 }
 
 #[test]
 fn a_group_computes_its_prompt_once() {
     let (group, prompt_len, new) = (8, 130, 12);
-    let mut engine = Engine::new(SchedulerConfig {
-        token_budget: 512,
-        ..roomy()
-    });
+    let mut engine = Engine::new(SchedulerConfig { token_budget: 512, ..roomy() });
     let prompt: Vec<u32> = (0..prompt_len as u32).collect();
-    let ids: Vec<_> = (0..group)
-        .map(|_| engine.submit(&prompt, new, 1).unwrap())
-        .collect();
+    let ids: Vec<_> = (0..group).map(|_| engine.submit(&prompt, new, 1).unwrap()).collect();
     engine.drain(100);
     engine.assert_outputs_as_alone(&ids);
     let stats = engine.scheduler.stats();
     // Eight full pages are shared; two tokens of the ninth are computed by each.
     assert_eq!(stats.prefix_hit_tokens, (group as u64 - 1) * 128);
-    assert_eq!(
-        stats.planned_tokens_total,
-        130 + 7 * 2 + 8 * (new as u64 - 1)
-    );
+    assert_eq!(stats.planned_tokens_total, 130 + 7 * 2 + 8 * (new as u64 - 1));
     assert_eq!(stats.prefix_waits, group as u64 - 1);
     assert_eq!(stats.steps, new as u64 + 1);
 }
 
 #[test]
 fn groups_of_other_prompts_do_not_wait() {
-    let mut engine = Engine::new(SchedulerConfig {
-        token_budget: 512,
-        ..roomy()
-    });
+    let mut engine = Engine::new(SchedulerConfig { token_budget: 512, ..roomy() });
     for group in 0..4 {
         let prompt: Vec<u32> = (0..64).map(|i| 100 * group + i).collect();
         engine.submit(&prompt, 4, 1).unwrap();
@@ -370,19 +312,10 @@ fn groups_of_other_prompts_do_not_wait() {
 #[test]
 fn a_tiny_pool_preempts_and_still_ends_with_the_same_tokens() {
     // With a budget of 1 the oldest runs alone and nobody is ever in its way.
-    for (prefix_cache, num_pages, token_budget) in [
-        (false, 12, 64),
-        (true, 12, 64),
-        (true, 9, 5),
-        (true, 9, 3),
-        (false, 9, 7),
-    ] {
-        let config = SchedulerConfig {
-            num_pages,
-            token_budget,
-            prefix_cache,
-            ..roomy()
-        };
+    for (prefix_cache, num_pages, token_budget) in
+        [(false, 12, 64), (true, 12, 64), (true, 9, 5), (true, 9, 3), (false, 9, 7)]
+    {
+        let config = SchedulerConfig { num_pages, token_budget, prefix_cache, ..roomy() };
         let mut engine = Engine::new(config);
         let mut numbers = Numbers(num_pages as u64);
         let ids: Vec<_> = prompts(&mut numbers, 40, 30)
@@ -397,20 +330,14 @@ fn a_tiny_pool_preempts_and_still_ends_with_the_same_tokens() {
         engine.assert_outputs_as_alone(&ids);
         let stats = engine.scheduler.stats();
         assert!(stats.preemptions > 0, "{stats:?}");
-        assert!(
-            stats.planned_tokens_total <= 2 * useful,
-            "{useful} useful of {stats:?}"
-        );
+        assert!(stats.planned_tokens_total <= 2 * useful, "{useful} useful of {stats:?}");
         engine.assert_pool_whole();
     }
 }
 
 #[test]
 fn cached_pages_are_given_up_before_anyone_is_preempted() {
-    let mut engine = Engine::new(SchedulerConfig {
-        num_pages: 16,
-        ..roomy()
-    });
+    let mut engine = Engine::new(SchedulerConfig { num_pages: 16, ..roomy() });
     for start in 0..6 {
         let prompt: Vec<u32> = (0..60).map(|i| 1000 * start + i).collect();
         engine.submit(&prompt, 4, 1).unwrap();
@@ -421,18 +348,12 @@ fn cached_pages_are_given_up_before_anyone_is_preempted() {
     let newest: Vec<u32> = (0..60).map(|i| 5000 + i).collect();
     engine.submit(&newest, 4, 1).unwrap();
     engine.drain(50);
-    assert!(
-        engine.scheduler.stats().prefix_hit_tokens >= 48,
-        "the most recent prefix is the last to go"
-    );
+    assert!(engine.scheduler.stats().prefix_hit_tokens >= 48, "the most recent prefix is the last to go");
 }
 
 #[test]
 fn a_request_that_fills_the_pool_runs_even_after_a_partial_hit() {
-    let mut engine = Engine::new(SchedulerConfig {
-        num_pages: 4,
-        ..roomy()
-    });
+    let mut engine = Engine::new(SchedulerConfig { num_pages: 4, ..roomy() });
     let mut prompt: Vec<u32> = (0..60).collect();
     engine.submit(&prompt, 5, 1).unwrap();
     engine.drain(50);
@@ -444,18 +365,10 @@ fn a_request_that_fills_the_pool_runs_even_after_a_partial_hit() {
 
 #[test]
 fn what_cannot_run_is_refused_with_the_values() {
-    let config = SchedulerConfig {
-        max_waiting: 2,
-        num_pages: 4,
-        max_context: 100,
-        ..roomy()
-    };
+    let config = SchedulerConfig { max_waiting: 2, num_pages: 4, max_context: 100, ..roomy() };
     let mut engine = Engine::new(config);
     assert_eq!(engine.submit(&[], 1, 1), Err(SubmitError::EmptyPrompt));
-    assert_eq!(
-        engine.submit(&[1], 0, 1),
-        Err(SubmitError::NothingToGenerate)
-    );
+    assert_eq!(engine.submit(&[1], 0, 1), Err(SubmitError::NothingToGenerate));
     let refused = engine.submit(&[1; 96], 5, 1).unwrap_err();
     assert_eq!(
         refused.to_string(),
@@ -463,37 +376,15 @@ fn what_cannot_run_is_refused_with_the_values() {
          shorten the prompt or lower max_new_tokens"
     );
     let refused = engine.submit(&[1; 60], 6, 1).unwrap_err();
-    assert!(matches!(
-        refused,
-        SubmitError::PoolTooSmall {
-            needed_pages: 5,
-            total_pages: 4,
-            ..
-        }
-    ));
+    assert!(matches!(refused, SubmitError::PoolTooSmall { needed_pages: 5, total_pages: 4, .. }));
     let overflow = engine.submit(&[1], usize::MAX, 1).unwrap_err();
     assert!(matches!(overflow, SubmitError::ContextTooShort { .. }));
     let fits = engine.submit(&[1; 60], 5, 1).unwrap();
-    let again = SeqRequest {
-        id: fits,
-        key: key(1),
-        prompt: Arc::from([1]),
-        max_new_tokens: 1,
-    };
-    assert_eq!(
-        engine.scheduler.submit(again),
-        Err(SubmitError::DuplicateId(fits))
-    );
+    let again = SeqRequest { id: fits, key: key(1), prompt: Arc::from([1]), max_new_tokens: 1 };
+    assert_eq!(engine.scheduler.submit(again), Err(SubmitError::DuplicateId(fits)));
     engine.submit(&[1], 1, 1).unwrap();
-    assert_eq!(
-        engine.submit(&[1], 1, 1),
-        Err(SubmitError::QueueFull { max_waiting: 2 })
-    );
-    let zero = Scheduler::new(SchedulerConfig {
-        token_budget: 0,
-        ..config
-    })
-    .unwrap_err();
+    assert_eq!(engine.submit(&[1], 1, 1), Err(SubmitError::QueueFull { max_waiting: 2 }));
+    let zero = Scheduler::new(SchedulerConfig { token_budget: 0, ..config }).unwrap_err();
     assert_eq!(zero.field, "token_budget");
 }
 
@@ -503,10 +394,7 @@ fn a_request_may_leave_between_plan_and_commit() {
     let prompt: Vec<u32> = (0..45).collect();
     engine.submit(&prompt, 8, 1).unwrap();
     engine.drain(50);
-    let (gone, stays) = (
-        engine.submit(&prompt, 8, 1).unwrap(),
-        engine.submit(&[3; 20], 8, 1).unwrap(),
-    );
+    let (gone, stays) = (engine.submit(&prompt, 8, 1).unwrap(), engine.submit(&[3; 20], 8, 1).unwrap());
     let plan = engine.scheduler.plan();
     assert_eq!((plan.seqs.len(), plan.copies.len()), (2, 1));
     let mut sampled = engine.run(&plan);
@@ -515,9 +403,7 @@ fn a_request_may_leave_between_plan_and_commit() {
     engine.scheduler.check_integrity();
     engine.scheduler.commit(&sampled);
     sampled.retain(|(id, _)| *id == stays);
-    engine
-        .outputs
-        .insert(stays, sampled.iter().map(|(_, token)| *token).collect());
+    engine.outputs.insert(stays, sampled.iter().map(|(_, token)| *token).collect());
     engine.drain(50);
     engine.assert_outputs_as_alone(&[stays]);
     engine.assert_pool_whole();
@@ -525,12 +411,7 @@ fn a_request_may_leave_between_plan_and_commit() {
 
 #[test]
 fn ten_thousand_random_events_leave_the_pool_whole() {
-    let config = SchedulerConfig {
-        num_pages: 40,
-        max_waiting: 30,
-        token_budget: 48,
-        ..roomy()
-    };
+    let config = SchedulerConfig { num_pages: 40, max_waiting: 30, token_budget: 48, ..roomy() };
     let mut engine = Engine::new(config);
     let mut numbers = Numbers(2024);
     let known = prompts(&mut numbers, 64, 120);
@@ -562,14 +443,8 @@ fn ten_thousand_random_events_leave_the_pool_whole() {
         engine.scheduler.check_integrity();
     }
     let stats = engine.scheduler.stats();
-    assert!(
-        cancelled > 100 && stopped > 100 && version > 3,
-        "{cancelled} {stopped} {version}"
-    );
-    assert!(
-        stats.preemptions > 0 && stats.prefix_hit_tokens > 0 && stats.evicted_pages > 0,
-        "{stats:?}"
-    );
+    assert!(cancelled > 100 && stopped > 100 && version > 3, "{cancelled} {stopped} {version}");
+    assert!(stats.preemptions > 0 && stats.prefix_hit_tokens > 0 && stats.evicted_pages > 0, "{stats:?}");
     engine.drain(5_000);
     let done: Vec<_> = (engine.outputs.iter())
         .filter(|(id, output)| output.len() == engine.requests[id].max_new_tokens)

@@ -180,6 +180,9 @@ mod tests {
             repr(&value),
             r#"{'b': [1, 1.0, 1e-05, 1e+16, 0.1, -2.5e+22, []], 'a': {'é\x01': None, 'q': "it's", 't': True, 'e': {}}}"#
         );
-        assert_eq!((float_repr(0.0), float_repr(-0.0), float_repr(1e-4)), ("0.0".into(), "-0.0".into(), "0.0001".into()));
+        assert_eq!(
+            (float_repr(0.0), float_repr(-0.0), float_repr(1e-4)),
+            ("0.0".into(), "-0.0".into(), "0.0001".into())
+        );
     }
 }

@@ -435,6 +435,7 @@ fn log_probabilities_are_the_models_own() {
             &TokenHistory::new(&[]),
         );
         assert_eq!(drawn.sampling_logprob, drawn.logprob);
+        assert_close(drawn.logprob, model[drawn.token as usize]);
     }
 }
 
@@ -528,4 +529,41 @@ fn a_draw_depends_on_its_key_and_not_on_its_neighbours() {
     }
     let distinct: BTreeSet<u32> = alone.iter().map(|drawn| drawn.token).collect();
     assert!(distinct.len() > 40, "positions give different numbers");
+}
+
+#[test]
+fn truncation_that_removes_nothing_changes_nothing() {
+    let mut logits: Vec<f32> = (0..500).map(|i| ((i * 31) % 97) as f32 * 0.05).collect();
+    logits[123] = f32::NEG_INFINITY;
+    let (plain, history) = (SamplingParams::default(), TokenHistory::new(&[]));
+    let vacuous = [
+        SamplingParams {
+            top_k: Some(499),
+            ..plain.clone()
+        },
+        SamplingParams {
+            top_p: 0.999_999_9,
+            ..plain.clone()
+        },
+        SamplingParams {
+            min_p: 1e-9,
+            ..plain.clone()
+        },
+    ];
+    for position in 0..200 {
+        let token = |params| {
+            let drawn = sample(
+                &logits,
+                params,
+                &EOS,
+                &history,
+                key(position),
+                &mut Scratch::default(),
+            );
+            drawn.unwrap().token
+        };
+        vacuous
+            .iter()
+            .for_each(|params| assert_eq!(token(params), token(&plain), "{params:?}"));
+    }
 }

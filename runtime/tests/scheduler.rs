@@ -50,8 +50,8 @@ fn next_token(kv: u64) -> u32 {
 fn alone(prompt: &[u32], new: usize, weights: u64) -> Vec<u32> {
     let (mut tokens, mut kv) = (prompt.to_vec(), Vec::<u64>::new());
     while tokens.len() < prompt.len() + new {
-        for position in kv.len()..tokens.len() {
-            kv.push(attend(kv.iter().copied(), weights, tokens[position]));
+        for &token in &tokens[kv.len()..] {
+            kv.push(attend(kv.iter().copied(), weights, token));
         }
         tokens.push(next_token(kv[kv.len() - 1]));
     }
@@ -131,6 +131,10 @@ impl Engine {
             self.scheduler.is_idle(),
             "a step must advance somebody"
         );
+        for copy in &plan.copies {
+            let reads_a_target = plan.copies.iter().any(|other| other.dst == copy.src);
+            assert!(!reads_a_target, "copies may run in any order");
+        }
         for seq in &plan.seqs {
             assert!(!seq.tokens.is_empty());
             assert_eq!(seq.pages.len(), seq.tokens.end.div_ceil(PAGE_SIZE));
@@ -365,6 +369,122 @@ fn groups_of_other_prompts_do_not_wait() {
     let plan = engine.scheduler.plan();
     let leaders: Vec<u64> = plan.seqs.iter().map(|seq| seq.id.0).collect();
     assert_eq!(leaders, [0, 2, 4, 6]);
+}
+
+#[test]
+fn other_weights_are_not_waited_for() {
+    let mut engine = Engine::new(SchedulerConfig {
+        token_budget: 512,
+        ..roomy()
+    });
+    engine.submit(&[7; 64], 4, 1).unwrap();
+    engine.submit(&[7; 64], 4, 2).unwrap();
+    assert_eq!(engine.scheduler.plan().seqs.len(), 2);
+}
+
+#[test]
+fn nobody_waits_twice_for_a_prefix() {
+    let mut engine = Engine::new(SchedulerConfig {
+        token_budget: 512,
+        ..roomy()
+    });
+    let ids: Vec<_> = (0..3)
+        .map(|_| engine.submit(&[7; 64], 4, 1).unwrap())
+        .collect();
+    let plan = engine.scheduler.plan();
+    assert_eq!(plan.seqs.len(), 1);
+    let sampled = engine.run(&plan);
+    assert!(
+        engine.scheduler.cancel(ids[0]),
+        "the leader goes before it shares anything"
+    );
+    engine.scheduler.commit(&sampled);
+    assert_eq!(engine.scheduler.plan().seqs.len(), 2);
+}
+
+#[test]
+fn copies_leave_their_sources_alone_when_every_page_is_wanted() {
+    let mut engine = Engine::new(SchedulerConfig {
+        num_pages: 8,
+        token_budget: 512,
+        ..roomy()
+    });
+    let mut numbers = Numbers(5);
+    let mut ids = Vec::new();
+    for round in 0..200 {
+        let mut prompt = vec![round % 3; 16 + numbers.below(30)];
+        prompt.push(9);
+        prompt.extend((0..numbers.below(20)).map(|i| i as u32));
+        ids.push(engine.submit(&prompt, 1 + numbers.below(3), 1).unwrap());
+    }
+    engine.drain(2_000);
+    assert!(
+        engine.scheduler.stats().copied_pages > 20 && engine.scheduler.stats().evicted_pages > 20
+    );
+    engine.assert_outputs_as_alone(&ids);
+}
+
+#[test]
+fn a_preempted_sequence_may_have_the_whole_pool_when_it_is_alone() {
+    let config = SchedulerConfig {
+        num_pages: 32,
+        token_budget: 512,
+        ..roomy()
+    };
+    assert_eq!(config.watermark(), 2);
+    let mut engine = Engine::new(config);
+    // The older one grows into its second page when the other has filled 31.
+    let ids = [
+        engine.submit(&[1], 40, 1).unwrap(),
+        engine.submit(&[2; 480], 30, 1).unwrap(),
+    ];
+    engine.drain(500);
+    assert_eq!(engine.scheduler.stats().preemptions, 1);
+    engine.assert_outputs_as_alone(&ids);
+}
+
+#[test]
+fn a_preempted_sequence_returns_when_the_watermark_is_free_beside_it() {
+    for (freed_by_the_third, returns) in [(5, false), (6, false), (7, true)] {
+        let config = SchedulerConfig {
+            num_pages: 32,
+            token_budget: 512,
+            prefix_cache: false,
+            ..roomy()
+        };
+        let mut engine = Engine::new(config);
+        // Step 1 fills 31 - n, n and no pages; step 2 grows the first; the youngest has 4 pages.
+        let first = 16 * (26 - freed_by_the_third);
+        engine.submit(&vec![1; first], 40, 1).unwrap();
+        let third = engine
+            .submit(&vec![2; 16 * freed_by_the_third - 8], 40, 1)
+            .unwrap();
+        let youngest = engine.submit(&[3; 56], 40, 1).unwrap();
+        while engine.scheduler.stats().preemptions == 0 {
+            assert!(engine.step());
+        }
+        assert_eq!(engine.scheduler.stats().waiting, 1);
+        engine.scheduler.cancel(third);
+        let plan = engine.scheduler.plan();
+        let stats = engine.scheduler.stats();
+        let back = plan.seqs.iter().any(|seq| seq.id == youngest);
+        assert_eq!(back, returns, "{freed_by_the_third}: {stats:?}");
+    }
+}
+
+#[test]
+fn a_short_common_beginning_is_not_worth_a_step() {
+    let mut engine = Engine::new(SchedulerConfig {
+        token_budget: 512,
+        ..roomy()
+    });
+    for question in 1..5 {
+        let mut prompt = vec![7; 32];
+        prompt.extend((0..64).map(|i| 100 * question + i));
+        engine.submit(&prompt, 4, 1).unwrap();
+    }
+    assert_eq!(engine.scheduler.plan().seqs.len(), 4);
+    assert_eq!(engine.scheduler.stats().prefix_waits, 0);
 }
 
 #[test]

@@ -64,11 +64,11 @@ mod tests {
     #[test]
     fn ranks_fall_with_the_logit_and_rise_with_the_id() {
         let logits = [
-            0.0,
+            -0.0,
             -1.5,
             f32::NEG_INFINITY,
             3.0,
-            -0.0,
+            0.0,
             1e-30,
             3.0,
             -1e-30,

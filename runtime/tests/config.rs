@@ -62,7 +62,8 @@ fn what_transformers_5_writes() {
     assert_eq!(llama.rope, RopeConfig { theta: 10_000.0, scaling: RopeScaling::None });
 
     let llama3 = parse(&fixture("llama-llama3")).unwrap();
-    let scaling = RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position: 1024 };
+    let scaling =
+        RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position: 1024 };
     assert_eq!((llama3.rope, llama3.head_dim), (RopeConfig { theta: 500_000.0, scaling }, 32));
 
     let linear = parse(&fixture("llama-linear")).unwrap();
@@ -109,7 +110,8 @@ fn defaults_are_those_of_transformers() {
     assert_eq!((config.num_kv_heads, config.rms_norm_eps, config.rope.theta), (4, 1e-6, 10_000.0));
     let qwen3 = parse(&llama(json!({"model_type": "qwen3"}))).unwrap();
     assert_eq!(qwen3.head_dim, 128);
-    let unused = parse(&llama(json!({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": false}))).unwrap();
+    let unused =
+        parse(&llama(json!({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": false}))).unwrap();
     assert!(unused.sliding_window.is_empty());
 }
 
@@ -118,7 +120,9 @@ fn rope_scaling_of_transformers_4() {
     let rope = |scaling: Value| parse(&llama(json!({"rope_scaling": scaling}))).map(|c| c.rope.scaling);
     assert_eq!(rope(json!({"type": "linear", "factor": 4.0})).unwrap(), RopeScaling::Linear { factor: 4.0 });
     let yarn = rope(json!({"type": "yarn", "factor": 8.0, "mscale": 1.0, "mscale_all_dim": 0.5})).unwrap();
-    let RopeScaling::Yarn { original_max_position: 512, attention_factor: Some(factor), .. } = yarn else { panic!("{yarn:?}") };
+    let RopeScaling::Yarn { original_max_position: 512, attention_factor: Some(factor), .. } = yarn else {
+        panic!("{yarn:?}")
+    };
     let (one, half) = (0.1 * 8f64.ln() + 1.0, 0.05 * 8f64.ln() + 1.0);
     assert!((factor - one / half).abs() < 1e-12);
     for (scaling, want) in [
@@ -129,7 +133,10 @@ fn rope_scaling_of_transformers_4() {
         (json!({"rope_type": "linear", "factor": 0.5}), "at least 1"),
         (json!({"rope_type": "yarn", "factor": 2.0, "truncate": false}), "truncate"),
         (json!({"rope_type": "linear", "factor": 2.0, "long_factor": [1]}), "\"long_factor\""),
-        (json!({"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}), "low_freq_factor"),
+        (
+            json!({"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}),
+            "low_freq_factor",
+        ),
         (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
         (json!("yarn"), "JSON object"),
     ] {
@@ -142,7 +149,15 @@ fn rope_scaling_of_transformers_4() {
 
 #[test]
 fn missing_keys_are_named() {
-    for key in ["model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings"] {
+    for key in [
+        "model_type",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "vocab_size",
+        "max_position_embeddings",
+    ] {
         let message = error(json!({key: null}));
         assert!(message.contains(&format!("\"{key}\" is missing")) && message.contains("config.json"), "{message}");
     }

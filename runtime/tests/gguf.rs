@@ -52,14 +52,19 @@ fn rows_and_names_outside_are_refused() {
     let weights = open(&fixture("formats.gguf")).unwrap();
     let name = "model.embed_tokens.weight";
     assert!(matches!(weights.read_rows(name, 3..6), Err(Error::RowsOutOfRange { start: 3, end: 6, rows: 5, .. })));
-    assert!(matches!(weights.read("lm_head.weight"), Err(Error::MissingTensor { name, .. }) if name == "lm_head.weight"));
+    assert!(
+        matches!(weights.read("lm_head.weight"), Err(Error::MissingTensor { name, .. }) if name == "lm_head.weight")
+    );
 }
 
 #[test]
 fn configuration_comes_from_metadata() {
     let files = ModelFiles::open(&fixture("formats.gguf")).unwrap();
     let config = &files.config;
-    assert_eq!((config.family, config.hidden_size, config.intermediate_size, config.num_layers), (Family::Llama, 256, 8, 3));
+    assert_eq!(
+        (config.family, config.hidden_size, config.intermediate_size, config.num_layers),
+        (Family::Llama, 256, 8, 3)
+    );
     assert_eq!((config.num_heads, config.num_kv_heads, config.head_dim, config.vocab_size), (2, 1, 4, 5));
     assert_eq!((config.rms_norm_eps, config.rope.theta, config.max_position_embeddings), (1e-5, 10_000.0, 64));
     assert!(config.tie_word_embeddings && !config.attention_bias);

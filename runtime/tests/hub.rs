@@ -88,7 +88,8 @@ fn what_is_needed_is_downloaded_once_and_works_offline() {
     let mut fetched = std::mem::take(&mut *log.lock().unwrap());
     assert_eq!(fetched.last().map(String::as_str), Some("config.json"), "a snapshot with config.json is complete");
     fetched.sort();
-    let needed = ["config.json", "model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json", "tokenizer.json"];
+    let needed =
+        ["config.json", "model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json", "tokenizer.json"];
     assert_eq!(fetched, needed);
 
     assert_eq!(resolve(), dir);

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use autograd::Device;
+use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
 use runtime::request::{
-    EngineConfig, GenerateRequest, Generated, RuntimeSpec, ScoreRequest, Slot, SlotSpec, Training, LoraConfig,
+    EngineConfig, GenerateRequest, Generated, LoraConfig, RuntimeSpec, ScoreRequest, Slot, SlotSpec, Training,
 };
 use runtime::sampler::SamplingParams;
-use runtime::RuntimeHandle;
 use serde_json::Value;
 
 fn fixtures() -> PathBuf {

@@ -11,7 +11,12 @@ fn write(path: &Path, tensors: &[(&str, &str, &[usize], &[u8])]) {
     for (name, dtype, shape, bytes) in tensors {
         let start = data.len();
         data.extend_from_slice(bytes);
-        write!(header, ",\"{name}\":{{\"dtype\":\"{dtype}\",\"shape\":{shape:?},\"data_offsets\":[{start},{}]}}", data.len()).unwrap();
+        write!(
+            header,
+            ",\"{name}\":{{\"dtype\":\"{dtype}\",\"shape\":{shape:?},\"data_offsets\":[{start},{}]}}",
+            data.len()
+        )
+        .unwrap();
     }
     header.push('}');
     write_raw(path, &header, &data);
@@ -40,7 +45,15 @@ fn three_formats_and_rows() {
     let bf16: Vec<u8> = [1.0f32, -3.0].iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect();
     let matrix: Vec<f32> = (0..6).map(|v| v as f32).collect();
     // An odd header length leaves the data unaligned.
-    write(&path, &[("a", "F32", &[3, 2], &floats(&matrix)), ("b", "F16", &[3], &f16), ("cc", "BF16", &[2], &bf16), ("i", "I64", &[1], &[0; 8])]);
+    write(
+        &path,
+        &[
+            ("a", "F32", &[3, 2], &floats(&matrix)),
+            ("b", "F16", &[3], &f16),
+            ("cc", "BF16", &[2], &bf16),
+            ("i", "I64", &[1], &[0; 8]),
+        ],
+    );
     let weights = SafetensorsWeights::open(dir.path()).unwrap();
     assert_eq!(weights.read("a").unwrap(), matrix);
     assert_eq!(weights.read_rows("a", 1..3).unwrap(), matrix[2..]);
@@ -81,7 +94,9 @@ fn a_file_cut_anywhere_is_an_error() {
 fn corrupt_headers_are_errors() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
-    let entry = |shape: &str, offsets: &str| format!("{{\"w\":{{\"dtype\":\"F32\",\"shape\":{shape},\"data_offsets\":{offsets}}}}}");
+    let entry = |shape: &str, offsets: &str| {
+        format!("{{\"w\":{{\"dtype\":\"F32\",\"shape\":{shape},\"data_offsets\":{offsets}}}}}")
+    };
     let cases = [
         ("not json".to_owned(), "header"),
         ("{\"w\":{\"dtype\":\"F32\"}}".to_owned(), "tensor \"w\""),

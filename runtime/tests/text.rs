@@ -202,7 +202,10 @@ fn templates_are_found_where_transformers_looks() {
     assert_eq!(render(None), None);
     write("chat_template.json", r#"{"chat_template": "json"}"#);
     assert_eq!(render(None).as_deref(), Some("json"));
-    write("tokenizer_config.json", r#"{"chat_template": [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]}"#);
+    write(
+        "tokenizer_config.json",
+        r#"{"chat_template": [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]}"#,
+    );
     assert_eq!(render(None).as_deref(), Some("d"));
     assert_eq!(render(Some(&serde_json::json!([{}]))).as_deref(), Some("t"));
     write("chat_template.jinja", "{{ messages[0].content }}!");

@@ -19,7 +19,12 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Downloads what is needed of a repository; returns the snapshot's directory.
-pub(super) fn fetch(source: &ModelSource, repo: &str, revision: Option<&str>, progress: &dyn Fn(&str)) -> Result<PathBuf> {
+pub(super) fn fetch(
+    source: &ModelSource,
+    repo: &str,
+    revision: Option<&str>,
+    progress: &dyn Fn(&str),
+) -> Result<PathBuf> {
     let at = |revision: &str| Repo::with_revision(repo.to_owned(), RepoType::Model, revision.to_owned());
     let failed = |what: &str, e: ApiError| Error::Source { model: source.to_string(), detail: format!("{what}: {e}") };
     let api = ApiBuilder::from_env().with_progress(false).build().map_err(|e| failed("hub client", e))?;
@@ -63,7 +68,9 @@ fn weight_files(source: &ModelSource, listing: &BTreeSet<String>, remote: &ApiRe
         return Ok(BTreeSet::from([SINGLE.to_owned()]));
     }
     if !listing.contains(INDEX) {
-        return source.error(format!("the repository has neither {SINGLE} nor {INDEX}; download a file of another format and give its path"));
+        return source.error(format!(
+            "the repository has neither {SINGLE} nor {INDEX}; download a file of another format and give its path"
+        ));
     }
     let index = match remote.get(INDEX) {
         Ok(path) => path,

@@ -178,7 +178,12 @@ fn environment() -> Environment<'static> {
 }
 
 /// Methods of Python's strings, lists and dictionaries.
-fn python_method(state: &mut State, value: &JinjaValue, method: &str, args: &[JinjaValue]) -> Result<JinjaValue, minijinja::Error> {
+fn python_method(
+    state: &mut State,
+    value: &JinjaValue,
+    method: &str,
+    args: &[JinjaValue],
+) -> Result<JinjaValue, minijinja::Error> {
     match (value.as_str(), method) {
         (Some(text), "title") if args.is_empty() => Ok(python::title(text).into()),
         _ => unknown_method_callback(state, value, method, args),

@@ -25,13 +25,7 @@ impl Numbers {
 }
 
 pub(crate) fn key(weights_version: u64) -> CacheKey {
-    CacheKey {
-        slot: 0,
-        weights_version,
-        adapter: 0,
-        tokenizer: 7,
-        kv_format: 1,
-    }
+    CacheKey { slot: 0, weights_version, adapter: 0, tokenizer: 7, kv_format: 1 }
 }
 
 /// What attention would do: the KV of a token depends on the KV of all before it, and the next token on all.
@@ -83,12 +77,7 @@ impl Engine {
         version: u64,
     ) -> Result<RequestId, SubmitError> {
         let id = RequestId(self.next_id);
-        let request = SeqRequest {
-            id,
-            key: key(version),
-            prompt: Arc::from(prompt),
-            max_new_tokens,
-        };
+        let request = SeqRequest { id, key: key(version), prompt: Arc::from(prompt), max_new_tokens };
         self.scheduler.submit(request.clone())?;
         self.next_id += 1;
         self.requests.insert(id, request);
@@ -124,11 +113,7 @@ impl Engine {
         let config = self.scheduler.config();
         assert!(plan.num_tokens() <= config.token_budget);
         assert!(plan.seqs.len() <= config.max_running);
-        assert_eq!(
-            plan.is_empty(),
-            self.scheduler.is_idle(),
-            "a step must advance somebody"
-        );
+        assert_eq!(plan.is_empty(), self.scheduler.is_idle(), "a step must advance somebody");
         for copy in &plan.copies {
             let reads_a_target = plan.copies.iter().any(|other| other.dst == copy.src);
             assert!(!reads_a_target, "copies may run in any order");
@@ -169,11 +154,7 @@ impl Engine {
     pub(crate) fn assert_outputs_as_alone(&self, ids: &[RequestId]) {
         for id in ids {
             let request = &self.requests[id];
-            let expected = alone(
-                &request.prompt,
-                request.max_new_tokens,
-                request.key.weights_version,
-            );
+            let expected = alone(&request.prompt, request.max_new_tokens, request.key.weights_version);
             assert_eq!(self.outputs[id], expected, "{id:?}");
         }
     }
@@ -184,10 +165,7 @@ impl Engine {
         assert_eq!(stats.free_pages + stats.cached_pages, stats.total_pages);
         self.scheduler.publish(0, u64::MAX);
         let stats = self.scheduler.stats();
-        assert_eq!(
-            (stats.free_pages, stats.cached_pages),
-            (stats.total_pages, 0)
-        );
+        assert_eq!((stats.free_pages, stats.cached_pages), (stats.total_pages, 0));
         self.scheduler.check_integrity();
     }
 }

@@ -10,11 +10,7 @@ use crate::engine::{Engine, Numbers, key, prompts, roomy};
 
 #[test]
 fn copies_leave_their_sources_alone_when_every_page_is_wanted() {
-    let mut engine = Engine::new(SchedulerConfig {
-        num_pages: 8,
-        token_budget: 512,
-        ..roomy()
-    });
+    let mut engine = Engine::new(SchedulerConfig { num_pages: 8, token_budget: 512, ..roomy() });
     let mut numbers = Numbers(5);
     let mut ids = Vec::new();
     for round in 0..200 {
@@ -24,26 +20,17 @@ fn copies_leave_their_sources_alone_when_every_page_is_wanted() {
         ids.push(engine.submit(&prompt, 1 + numbers.below(3), 1).unwrap());
     }
     engine.drain(2_000);
-    assert!(
-        engine.scheduler.stats().copied_pages > 20 && engine.scheduler.stats().evicted_pages > 20
-    );
+    assert!(engine.scheduler.stats().copied_pages > 20 && engine.scheduler.stats().evicted_pages > 20);
     engine.assert_outputs_as_alone(&ids);
 }
 
 #[test]
 fn a_preempted_sequence_may_have_the_whole_pool_when_it_is_alone() {
-    let config = SchedulerConfig {
-        num_pages: 32,
-        token_budget: 512,
-        ..roomy()
-    };
+    let config = SchedulerConfig { num_pages: 32, token_budget: 512, ..roomy() };
     assert_eq!(config.watermark(), 2);
     let mut engine = Engine::new(config);
     // The older one grows into its second page when the other has filled 31.
-    let ids = [
-        engine.submit(&[1], 40, 1).unwrap(),
-        engine.submit(&[2; 480], 30, 1).unwrap(),
-    ];
+    let ids = [engine.submit(&[1], 40, 1).unwrap(), engine.submit(&[2; 480], 30, 1).unwrap()];
     engine.drain(500);
     assert_eq!(engine.scheduler.stats().preemptions, 1);
     engine.assert_outputs_as_alone(&ids);
@@ -51,12 +38,7 @@ fn a_preempted_sequence_may_have_the_whole_pool_when_it_is_alone() {
 
 #[test]
 fn a_preempted_sequence_returns_when_the_watermark_is_free_beside_it() {
-    let config = SchedulerConfig {
-        num_pages: 32,
-        token_budget: 512,
-        prefix_cache: false,
-        ..roomy()
-    };
+    let config = SchedulerConfig { num_pages: 32, token_budget: 512, prefix_cache: false, ..roomy() };
     // Pages that one running sequence may grow into, and the watermark.
     let headroom = 1 + config.watermark();
     let mut spare_pages = Vec::new();
@@ -76,28 +58,16 @@ fn a_preempted_sequence_returns_when_the_watermark_is_free_beside_it() {
         let returns = plan.seqs.iter().any(|seq| seq.id == youngest);
         assert_eq!(returns, spare >= headroom, "{spare} spare pages");
     }
-    assert!(
-        spare_pages.contains(&(headroom - 1)) && spare_pages.contains(&headroom),
-        "{spare_pages:?}"
-    );
+    assert!(spare_pages.contains(&(headroom - 1)) && spare_pages.contains(&headroom), "{spare_pages:?}");
 }
 
 #[test]
 fn a_tiny_pool_preempts_and_still_ends_with_the_same_tokens() {
     // With a budget of 1 the oldest runs alone and nobody is ever in its way.
-    for (prefix_cache, num_pages, token_budget) in [
-        (false, 12, 64),
-        (true, 12, 64),
-        (true, 9, 5),
-        (true, 9, 3),
-        (false, 9, 7),
-    ] {
-        let config = SchedulerConfig {
-            num_pages,
-            token_budget,
-            prefix_cache,
-            ..roomy()
-        };
+    for (prefix_cache, num_pages, token_budget) in
+        [(false, 12, 64), (true, 12, 64), (true, 9, 5), (true, 9, 3), (false, 9, 7)]
+    {
+        let config = SchedulerConfig { num_pages, token_budget, prefix_cache, ..roomy() };
         let mut engine = Engine::new(config);
         let mut numbers = Numbers(num_pages as u64);
         let ids: Vec<_> = prompts(&mut numbers, 40, 30)
@@ -112,20 +82,14 @@ fn a_tiny_pool_preempts_and_still_ends_with_the_same_tokens() {
         engine.assert_outputs_as_alone(&ids);
         let stats = engine.scheduler.stats();
         assert!(stats.preemptions > 0, "{stats:?}");
-        assert!(
-            stats.planned_tokens_total <= 2 * useful,
-            "{useful} useful of {stats:?}"
-        );
+        assert!(stats.planned_tokens_total <= 2 * useful, "{useful} useful of {stats:?}");
         engine.assert_pool_whole();
     }
 }
 
 #[test]
 fn cached_pages_are_given_up_before_anyone_is_preempted() {
-    let mut engine = Engine::new(SchedulerConfig {
-        num_pages: 16,
-        ..roomy()
-    });
+    let mut engine = Engine::new(SchedulerConfig { num_pages: 16, ..roomy() });
     for start in 0..6 {
         let prompt: Vec<u32> = (0..60).map(|i| 1000 * start + i).collect();
         engine.submit(&prompt, 4, 1).unwrap();
@@ -136,18 +100,12 @@ fn cached_pages_are_given_up_before_anyone_is_preempted() {
     let newest: Vec<u32> = (0..60).map(|i| 5000 + i).collect();
     engine.submit(&newest, 4, 1).unwrap();
     engine.drain(50);
-    assert!(
-        engine.scheduler.stats().prefix_hit_tokens >= 48,
-        "the most recent prefix is the last to go"
-    );
+    assert!(engine.scheduler.stats().prefix_hit_tokens >= 48, "the most recent prefix is the last to go");
 }
 
 #[test]
 fn a_request_that_fills_the_pool_runs_even_after_a_partial_hit() {
-    let mut engine = Engine::new(SchedulerConfig {
-        num_pages: 4,
-        ..roomy()
-    });
+    let mut engine = Engine::new(SchedulerConfig { num_pages: 4, ..roomy() });
     let mut prompt: Vec<u32> = (0..60).collect();
     engine.submit(&prompt, 5, 1).unwrap();
     engine.drain(50);
@@ -159,18 +117,10 @@ fn a_request_that_fills_the_pool_runs_even_after_a_partial_hit() {
 
 #[test]
 fn what_cannot_run_is_refused_with_the_values() {
-    let config = SchedulerConfig {
-        max_waiting: 2,
-        num_pages: 4,
-        max_context: 100,
-        ..roomy()
-    };
+    let config = SchedulerConfig { max_waiting: 2, num_pages: 4, max_context: 100, ..roomy() };
     let mut engine = Engine::new(config);
     assert_eq!(engine.submit(&[], 1, 1), Err(SubmitError::EmptyPrompt));
-    assert_eq!(
-        engine.submit(&[1], 0, 1),
-        Err(SubmitError::NothingToGenerate)
-    );
+    assert_eq!(engine.submit(&[1], 0, 1), Err(SubmitError::NothingToGenerate));
     let refused = engine.submit(&[1; 96], 5, 1).unwrap_err();
     assert_eq!(
         refused.to_string(),
@@ -178,37 +128,15 @@ fn what_cannot_run_is_refused_with_the_values() {
          shorten the prompt or lower max_new_tokens"
     );
     let refused = engine.submit(&[1; 60], 6, 1).unwrap_err();
-    assert!(matches!(
-        refused,
-        SubmitError::PoolTooSmall {
-            needed_pages: 5,
-            total_pages: 4,
-            ..
-        }
-    ));
+    assert!(matches!(refused, SubmitError::PoolTooSmall { needed_pages: 5, total_pages: 4, .. }));
     let overflow = engine.submit(&[1], usize::MAX, 1).unwrap_err();
     assert!(matches!(overflow, SubmitError::ContextTooShort { .. }));
     let fits = engine.submit(&[1; 60], 5, 1).unwrap();
-    let again = SeqRequest {
-        id: fits,
-        key: key(1),
-        prompt: Arc::from([1]),
-        max_new_tokens: 1,
-    };
-    assert_eq!(
-        engine.scheduler.submit(again),
-        Err(SubmitError::DuplicateId(fits))
-    );
+    let again = SeqRequest { id: fits, key: key(1), prompt: Arc::from([1]), max_new_tokens: 1 };
+    assert_eq!(engine.scheduler.submit(again), Err(SubmitError::DuplicateId(fits)));
     engine.submit(&[1], 1, 1).unwrap();
-    assert_eq!(
-        engine.submit(&[1], 1, 1),
-        Err(SubmitError::QueueFull { max_waiting: 2 })
-    );
-    let zero = Scheduler::new(SchedulerConfig {
-        token_budget: 0,
-        ..config
-    })
-    .unwrap_err();
+    assert_eq!(engine.submit(&[1], 1, 1), Err(SubmitError::QueueFull { max_waiting: 2 }));
+    let zero = Scheduler::new(SchedulerConfig { token_budget: 0, ..config }).unwrap_err();
     assert_eq!(zero.field, "token_budget");
 }
 
@@ -218,10 +146,7 @@ fn a_request_may_leave_between_plan_and_commit() {
     let prompt: Vec<u32> = (0..45).collect();
     engine.submit(&prompt, 8, 1).unwrap();
     engine.drain(50);
-    let (gone, stays) = (
-        engine.submit(&prompt, 8, 1).unwrap(),
-        engine.submit(&[3; 20], 8, 1).unwrap(),
-    );
+    let (gone, stays) = (engine.submit(&prompt, 8, 1).unwrap(), engine.submit(&[3; 20], 8, 1).unwrap());
     let plan = engine.scheduler.plan();
     assert_eq!((plan.seqs.len(), plan.copies.len()), (2, 1));
     let mut sampled = engine.run(&plan);
@@ -230,9 +155,7 @@ fn a_request_may_leave_between_plan_and_commit() {
     engine.scheduler.check_integrity();
     engine.scheduler.commit(&sampled);
     sampled.retain(|(id, _)| *id == stays);
-    engine
-        .outputs
-        .insert(stays, sampled.iter().map(|(_, token)| *token).collect());
+    engine.outputs.insert(stays, sampled.iter().map(|(_, token)| *token).collect());
     engine.drain(50);
     engine.assert_outputs_as_alone(&[stays]);
     engine.assert_pool_whole();
@@ -240,12 +163,7 @@ fn a_request_may_leave_between_plan_and_commit() {
 
 #[test]
 fn ten_thousand_random_events_leave_the_pool_whole() {
-    let config = SchedulerConfig {
-        num_pages: 40,
-        max_waiting: 30,
-        token_budget: 48,
-        ..roomy()
-    };
+    let config = SchedulerConfig { num_pages: 40, max_waiting: 30, token_budget: 48, ..roomy() };
     let mut engine = Engine::new(config);
     let mut numbers = Numbers(2024);
     let known = prompts(&mut numbers, 64, 120);
@@ -277,14 +195,8 @@ fn ten_thousand_random_events_leave_the_pool_whole() {
         engine.scheduler.check_integrity();
     }
     let stats = engine.scheduler.stats();
-    assert!(
-        cancelled > 100 && stopped > 100 && version > 3,
-        "{cancelled} {stopped} {version}"
-    );
-    assert!(
-        stats.preemptions > 0 && stats.prefix_hit_tokens > 0 && stats.evicted_pages > 0,
-        "{stats:?}"
-    );
+    assert!(cancelled > 100 && stopped > 100 && version > 3, "{cancelled} {stopped} {version}");
+    assert!(stats.preemptions > 0 && stats.prefix_hit_tokens > 0 && stats.evicted_pages > 0, "{stats:?}");
     engine.drain(5_000);
     let done: Vec<_> = (engine.outputs.iter())
         .filter(|(id, output)| output.len() == engine.requests[id].max_new_tokens)

@@ -14,7 +14,7 @@ mod stop;
 pub use draw::{Sampled, Scratch, sample};
 pub use history::TokenHistory;
 pub use params::SamplingParams;
-pub use rng::{RngKey, philox4x32_10};
+pub use rng::RngKey;
 pub use stop::{StopMatcher, StopOutcome};
 
 /// Why parameters or logits were refused.

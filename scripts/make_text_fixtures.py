@@ -9,7 +9,6 @@ to the first merges so that the fixture stays small. SMOLLM2_GGUF gives SmolLM2'
 """
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -192,7 +191,6 @@ def configs():
 def main():
     qwen3, smollm2 = Path(sys.argv[1]), Path(sys.argv[2])
     text = FIXTURES / "text"
-    shutil.rmtree(text, ignore_errors=True)
     directory = text / "qwen3-small"
     cut_tokenizer(qwen3, directory)
     templates = {

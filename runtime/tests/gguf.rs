@@ -100,7 +100,7 @@ fn random_damage_never_panics() {
         (state >> 33) as usize
     };
     let mut refused = 0;
-    for _ in 0..3000 {
+    for _ in 0..1000 {
         let mut bytes = original.clone();
         for _ in 0..1 + next() % 4 {
             let at = next() % bytes.len();
@@ -117,22 +117,23 @@ fn random_damage_never_panics() {
 #[test]
 fn what_is_not_supported_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let error = |change: &dyn Fn(&mut Vec<u8>)| {
-        let path = changed(&dir, "formats.gguf", |bytes| change(bytes));
+    let error = |change: fn(&mut Vec<u8>)| {
+        let path = changed(&dir, "formats.gguf", change);
         ModelFiles::open(&path).err().unwrap().to_string()
     };
-    let cases: [(&dyn Fn(&mut Vec<u8>), &str); 7] = [
-        (&|b| b[0] = b'X', "not a GGUF file"),
-        (&|b| b[4] = 1, "GGUF version \"1\""),
+    type Change = fn(&mut Vec<u8>);
+    let cases: [(Change, &str); 7] = [
+        (|b| b[0] = b'X', "not a GGUF file"),
+        (|b| b[4] = 1, "GGUF version \"1\""),
         (
-            &|b| {
+            |b| {
                 let at = behind(b, "general.architecture") + 12;
                 b[at..at + 5].copy_from_slice(b"gemma");
             },
             "architecture \"gemma\"",
         ),
         (
-            &|b| {
+            |b| {
                 // Behind the name: rank, two dimensions, then the format.
                 let at = behind(b, "blk.0.attn_q.weight") + 4 + 16;
                 b[at] = 19;
@@ -140,21 +141,21 @@ fn what_is_not_supported_is_named() {
             "format number \"19 of tensor blk.0.attn_q.weight\"",
         ),
         (
-            &|b| {
+            |b| {
                 let at = behind(b, "blk.1.ffn_up.weigh");
                 b[at] = b's';
             },
             "tensor \"blk.1.ffn_up.weighs\"",
         ),
         (
-            &|b| {
+            |b| {
                 let at = behind(b, "blk.2.ffn_up.weight") + 4 + 16 + 4 + 5;
                 b[at] = 1;
             },
             "tensor \"blk.2.ffn_up.weight\" needs",
         ),
         (
-            &|b| {
+            |b| {
                 let at = behind(b, "llama.embedding_lengt");
                 b[at] = b'x';
             },

@@ -82,7 +82,7 @@ fn weight_files(source: &ModelSource, listing: &BTreeSet<String>, remote: &ApiRe
         return Err(Error::missing_key(&index, "weight_map"));
     };
     let shards: BTreeSet<String> = map.values().filter_map(Value::as_str).map(str::to_owned).collect();
-    match shards.iter().find(|shard| !listing.contains(*shard)) {
+    match shards.iter().find(|shard| shard.contains(['/', '\\']) || !listing.contains(*shard)) {
         Some(shard) => source.error(format!("{INDEX} names \"{shard}\", which the repository does not have")),
         None => Ok(shards.into_iter().chain([INDEX.to_owned()]).collect()),
     }

@@ -11,7 +11,7 @@ mod resolve;
 
 use std::path::{Path, PathBuf};
 
-use runtime::{LoraConfig, Training};
+use runtime::request::{LoraConfig, Training};
 
 pub use overrides::Override;
 pub use raw::{Lora, OneOrMany, Rollout, Sampling};

@@ -1,1 +1,22 @@
-//! x
+//! Tensors, a tape and the fused ops of language-model training and serving.
+//!
+//! Every activation is a packed `[T, H]` matrix: T counts the tokens of all sequences in the batch, there is no
+//! padding. An op is one file in [`ops`]: its native forward, its native backward, and the same mathematics as one
+//! expression of burn tensors, which serves every device burn knows and checks the native code (see
+//! [`Device`]).
+
+pub mod adamw;
+mod cpu;
+pub mod device;
+mod error;
+pub mod kv;
+pub mod ops;
+mod portable;
+pub mod rng;
+pub mod tape;
+pub mod tensor;
+
+pub use device::Device;
+pub use error::{Error, Result};
+pub use tape::{Gradients, Tape};
+pub use tensor::{Layout, Tensor, TensorId};

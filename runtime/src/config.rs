@@ -1,4 +1,15 @@
 //! What a decoder looks like, whichever file it came from.
+//!
+//! `hf` reads and writes Hugging Face's `config.json`, `gguf` reads GGUF metadata. A field that the decoder
+//! cannot honour is refused there, never dropped.
+
+mod gguf;
+mod hf;
+mod rope;
+
+use std::path::Path;
+
+use crate::{Error, Result};
 
 /// The model families that the one decoder implements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,4 +102,37 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     /// Id put before a text by tokenizers that ask for it.
     pub bos_token_id: Option<u32>,
+}
+
+impl ModelConfig {
+    /// Refuses shapes that no decoder of these families can have.
+    fn check(self, path: &Path) -> Result<Self> {
+        let sizes = [
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_layers),
+            ("num_attention_heads", self.num_heads),
+            ("num_key_value_heads", self.num_kv_heads),
+            ("head_dim", self.head_dim),
+            ("vocab_size", self.vocab_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
+        if let Some((key, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return Err(Error::bad_key(path, *key, 0, "at least 1 is needed"));
+        }
+        if !self.num_heads.is_multiple_of(self.num_kv_heads) {
+            let want = format!("it must divide the {} attention heads", self.num_heads);
+            return Err(Error::bad_key(path, "num_key_value_heads", self.num_kv_heads, want));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(Error::bad_key(path, "head_dim", self.head_dim, "rotary embedding needs an even width"));
+        }
+        if !(self.rope.theta.is_finite() && self.rope.theta > 0.0) {
+            return Err(Error::bad_key(path, "rope_theta", self.rope.theta, "a positive number is needed"));
+        }
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
+            return Err(Error::bad_key(path, "rms_norm_eps", self.rms_norm_eps, "a number of at least 0 is needed"));
+        }
+        Ok(self)
+    }
 }

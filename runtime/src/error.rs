@@ -1,6 +1,6 @@
 //! The one error type of the runtime. Every variant names the value, the limit and, where there is one, the remedy.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Result of a runtime call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -16,4 +16,197 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A model source could not be turned into files.
+    #[error("model source \"{model}\": {detail}")]
+    Source {
+        /// The source as it was written.
+        model: String,
+        /// What is wrong, and the remedy.
+        detail: String,
+    },
+    /// A file is not what its sum says it should be.
+    #[error("{path}: sha256 is {got}, expected {want}; the file was not kept")]
+    Checksum {
+        /// The file.
+        path: PathBuf,
+        /// Sum of what was received.
+        got: String,
+        /// Sum that was asked for.
+        want: String,
+    },
+    /// A file is truncated, corrupt or incomplete.
+    #[error("{path}: {detail}")]
+    BadFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, where.
+        detail: String,
+    },
+    /// A required key is not in a configuration or in metadata.
+    #[error("{path}: required key \"{key}\" is missing")]
+    MissingKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
+    /// A key has a value that is malformed or contradicts another one.
+    #[error("{path}: \"{key}\" is {got}; {want}")]
+    BadKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Its value.
+        got: String,
+        /// What is allowed.
+        want: String,
+    },
+    /// A well-formed file asks for something that is not implemented.
+    #[error("{path}: {what} \"{got}\" is not supported; supported: {supported}")]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The kind of thing.
+        what: &'static str,
+        /// Which one was asked for.
+        got: String,
+        /// Those that are implemented.
+        supported: String,
+    },
+    /// A tensor is not in the weights.
+    #[error("{path}: there is no tensor \"{name}\"")]
+    MissingTensor {
+        /// The file or directory.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// A tensor's shape contradicts the configuration.
+    #[error("{path}: tensor \"{name}\" is {got}, the configuration says {want}")]
+    TensorShape {
+        /// The file or directory.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Shape in the file.
+        got: String,
+        /// Shape by the configuration.
+        want: String,
+    },
+    /// The weights hold a tensor that the family does not have.
+    #[error("{path}: tensor \"{name}\" is not part of a {family:?} model, so this is another architecture")]
+    UnknownTensor {
+        /// The file or directory.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Family of the configuration.
+        family: crate::config::Family,
+    },
+    /// `layers` names a layer that the model does not have.
+    #[error("layers: {layer} is not one of the model's {count} layers (0 to {last}), or the list is empty or repeats", last = count.saturating_sub(1))]
+    Layers {
+        /// The layer.
+        layer: usize,
+        /// Layers of the model.
+        count: usize,
+    },
+    /// An adapter does not fit its base, or asks for what is not implemented.
+    #[error("adapter {path}: {detail}")]
+    Adapter {
+        /// The adapter's folder.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// A LoRA configuration cannot be honoured.
+    #[error("lora: {0}")]
+    Lora(String),
+    /// An op refused its operands.
+    #[error(transparent)]
+    Op(#[from] autograd::Error),
+    /// The scheduler refused a request.
+    #[error(transparent)]
+    Submit(#[from] crate::scheduler::SubmitError),
+    /// A limit of the engine is zero.
+    #[error(transparent)]
+    Limit(#[from] crate::scheduler::ZeroLimit),
+    /// Sampling parameters or logits were refused.
+    #[error(transparent)]
+    Sampling(#[from] crate::sampler::SamplingError),
+    /// A request that cannot be answered.
+    #[error("{0}")]
+    Request(String),
+    /// Student and teacher cannot be compared token by token.
+    #[error("vocabularies differ: student {student}, teacher {teacher}")]
+    Vocabulary {
+        /// Rows of the student's head.
+        student: usize,
+        /// Rows of the teacher's head.
+        teacher: usize,
+    },
+    /// A state to restore does not fit what is trained.
+    #[error("restore: {0}")]
+    Restore(String),
+    /// The thread that owns the device is gone.
+    #[error("the device thread has ended: {0}")]
+    Stopped(String),
+    /// A range of rows reaches outside a tensor.
+    #[error("tensor \"{name}\": rows {start}..{end} of {rows} were asked for")]
+    RowsOutOfRange {
+        /// The tensor.
+        name: String,
+        /// First row asked for.
+        start: usize,
+        /// One past the last row asked for.
+        end: usize,
+        /// Rows there are.
+        rows: usize,
+    },
+    /// A weight is NaN or infinite.
+    #[error("tensor \"{name}\": element {index} is {value}; the checkpoint is damaged")]
+    NonFiniteWeight {
+        /// The tensor.
+        name: String,
+        /// Position in row-major order.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A tokenizer could not be built or applied.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// A chat template could not be compiled or rendered.
+    #[error("chat template: {0}")]
+    ChatTemplate(String),
+}
+
+impl Error {
+    /// For `map_err` on a file operation.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn bad_file(path: &Path, detail: impl Into<String>) -> Self {
+        Self::BadFile { path: path.to_owned(), detail: detail.into() }
+    }
+
+    pub(crate) fn missing_key(path: &Path, key: impl Into<String>) -> Self {
+        Self::MissingKey { path: path.to_owned(), key: key.into() }
+    }
+
+    pub(crate) fn bad_key(path: &Path, key: impl Into<String>, got: impl ToString, want: impl Into<String>) -> Self {
+        Self::BadKey { path: path.to_owned(), key: key.into(), got: got.to_string(), want: want.into() }
+    }
+
+    pub(crate) fn unsupported(
+        path: &Path,
+        what: &'static str,
+        got: impl ToString,
+        supported: impl Into<String>,
+    ) -> Self {
+        Self::Unsupported { path: path.to_owned(), what, got: got.to_string(), supported: supported.into() }
+    }
 }

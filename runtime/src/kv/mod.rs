@@ -1,1 +1,45 @@
-//! kv.
+//! Who holds which page of KV memory: accounting ([`PagePool`]) and reuse ([`RadixCache`]).
+//!
+//! Nothing here touches a device. The tensors live in the engine, which reads page tables and copies from
+//! the scheduler's plan.
+
+mod pool;
+mod radix;
+
+pub use pool::PagePool;
+pub use radix::{PrefixMatch, RadixCache, Tail};
+
+/// Tokens in one page, for every KV format.
+pub const PAGE_SIZE: usize = 16;
+
+/// Index of one page in the KV tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageId(pub u32);
+
+impl PageId {
+    /// Row of the page in `[pages, ..]` tensors.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Everything besides the tokens that decides the values in a page. Pages are shared under equal keys only,
+/// so a weight update can never serve stale KV.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CacheKey {
+    /// Which model of the runtime: student, teacher.
+    pub slot: u8,
+    /// Published version of the slot's weights; larger is newer.
+    pub weights_version: u64,
+    /// Adapter in use; the caller chooses what names one, and what means "none".
+    pub adapter: u64,
+    /// Hash of the tokenizer that made the ids.
+    pub tokenizer: u64,
+    /// Number of the page layout and element type.
+    pub kv_format: u8,
+}
+
+/// Pages that hold `tokens` tokens.
+pub fn pages_for(tokens: usize) -> usize {
+    tokens.div_ceil(PAGE_SIZE)
+}

@@ -1,1 +1,49 @@
-//! sampler.
+//! From logits to a token, from text to the end of a generation.
+//!
+//! A token depends on its logits, its request's parameters and history, and `(seed, request, position)`:
+//! never on the neighbours in its batch.
+
+mod candidates;
+mod draw;
+mod history;
+mod params;
+mod rng;
+mod softmax;
+mod stop;
+
+pub use draw::{Sampled, Scratch, sample};
+pub use history::TokenHistory;
+pub use params::SamplingParams;
+pub use rng::{RngKey, philox4x32_10};
+pub use stop::{StopMatcher, StopOutcome};
+
+/// Why parameters or logits were refused.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SamplingError {
+    /// A parameter is outside its range.
+    #[error("{field} = {value}: must be {allowed}")]
+    OutOfRange {
+        /// Name of the field.
+        field: &'static str,
+        /// What was given.
+        value: String,
+        /// What may be given.
+        allowed: String,
+    },
+    /// A logit is NaN or +infinity: the model's forward is broken, and no token of it can be trusted.
+    #[error("logit {value} at token {token}: the forward pass gave a value that is not a number or infinite")]
+    NonFiniteLogit {
+        /// Token id.
+        token: u32,
+        /// The logit.
+        value: f32,
+    },
+    /// Every logit is -infinity, as the model gave them or after masking.
+    #[error("no token is possible: all {vocab_size} logits are -inf after min_tokens masked {masked} ids")]
+    NoCandidate {
+        /// Number of logits.
+        vocab_size: usize,
+        /// Ids that `min_tokens` masked.
+        masked: usize,
+    },
+}

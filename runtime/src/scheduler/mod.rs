@@ -1,1 +1,337 @@
-//! scheduler.
+//! Continuous batching with chunked prefill over paged KV, for one model slot.
+//!
+//! Pure and deterministic: no device, no clock, no randomness. The engine repeats [`Scheduler::plan`], run
+//! the planned tokens, [`Scheduler::commit`] what was sampled, [`Scheduler::finish`] what has ended.
+//!
+//! # Order of service
+//! Every request gets a ticket when it is submitted, and all order is ticket order. A step takes, while the
+//! token budget lasts: sequences that need one token (decodes), running prefills, then admissions from the
+//! waiting queue, first come first served. An admission reserves the pages of all tokens known so far, so a
+//! running sequence needs a page only when its generation grows into one.
+//!
+//! # Why it cannot livelock
+//! 1. *Nobody is admitted at somebody's expense.* An admission takes free and idle pages only, keeps one
+//!    page of growth for each running sequence, and for a sequence that was preempted before also
+//!    [`SchedulerConfig::watermark`] pages. The queue's head blocks those behind it when it does not fit.
+//! 2. *Only growth preempts, and only the youngest.* A sequence that grows takes free pages, then idle
+//!    cached pages, then those of the youngest running sequence (itself, if it is the youngest). So the
+//!    oldest running sequence is never preempted, and since `submit` refuses what does not fit the pool
+//!    alone, it always gets its page: it runs to its end.
+//! 3. *Every step advances somebody, and tokens are never lost.* The budget is at least 1 and goes to
+//!    running sequences first; a preempted sequence keeps what it generated, so at most `max_new_tokens`
+//!    tokens are ever sampled for a request.
+//! 4. *Recomputation is bounded.* A sequence is preempted because it, or an older one, grew. Between two
+//!    preemptions of one sequence its elders and itself have grown by at least the watermark, because the
+//!    pages that younger ones took meanwhile are taken back first. The elders' growth is finite: by
+//!    induction over the tickets (the oldest is preempted 0 times, hence grows a bounded number of times)
+//!    so is the number of preemptions of each sequence.
+//! 5. *Waiting for a shared prefix is bounded.* A sequence steps aside at most once per admission, for one
+//!    step, and only for pages that the very same step computes.
+
+mod plan;
+mod sequence;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::kv::{CacheKey, PagePool, RadixCache, pages_for};
+pub use plan::{PageCopy, Plan, PlanSeq};
+use sequence::{Sequence, Ticket};
+
+/// Names one request for its whole life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// Limits of one scheduler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SchedulerConfig {
+    /// Most tokens computed in one step.
+    pub token_budget: usize,
+    /// Most sequences that hold pages at a time, hence most sequences of one step.
+    pub max_running: usize,
+    /// Most requests in the waiting queue; more are refused. Preempted sequences return regardless.
+    pub max_waiting: usize,
+    /// Size of the page pool.
+    pub num_pages: usize,
+    /// Longest sequence, prompt and generation together.
+    pub max_context: usize,
+    /// Whether prefixes are shared and kept.
+    pub prefix_cache: bool,
+}
+
+impl SchedulerConfig {
+    /// Pages that stay available when a preempted sequence is admitted again: 1/16 of the pool.
+    pub fn watermark(&self) -> usize {
+        self.num_pages.div_ceil(16)
+    }
+}
+
+/// A limit of [`SchedulerConfig`] with which nothing could ever run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("scheduler: {field} is 0; it must be at least 1")]
+pub struct ZeroLimit {
+    /// Name of the field.
+    pub field: &'static str,
+}
+
+/// One generation to schedule.
+#[derive(Debug, Clone)]
+pub struct SeqRequest {
+    /// Unique among the requests in the scheduler.
+    pub id: RequestId,
+    /// With whom pages may be shared.
+    pub key: CacheKey,
+    /// Token ids, at least one.
+    pub prompt: Arc<[u32]>,
+    /// Most tokens that will be sampled, at least one.
+    pub max_new_tokens: usize,
+}
+
+/// Why a request was refused. Nothing of it stays in the scheduler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// There is nothing to continue.
+    #[error("the prompt is empty; it needs at least one token")]
+    EmptyPrompt,
+    /// There is nothing to do.
+    #[error("max_new_tokens is 0; it must be at least 1")]
+    NothingToGenerate,
+    /// The id is taken.
+    #[error("request {0:?} is in the scheduler already")]
+    DuplicateId(RequestId),
+    /// The request cannot end within the context.
+    #[error(
+        "a prompt of {prompt_tokens} tokens and {max_new_tokens} new ones exceed the context of \
+         {max_context}; shorten the prompt or lower max_new_tokens"
+    )]
+    ContextTooShort {
+        /// Length of the prompt.
+        prompt_tokens: usize,
+        /// Tokens asked for.
+        max_new_tokens: usize,
+        /// The limit on their sum.
+        max_context: usize,
+    },
+    /// The request would not fit even with the pool to itself.
+    #[error(
+        "a prompt of {prompt_tokens} tokens and {max_new_tokens} new ones need {needed_pages} KV pages \
+         of {total_pages}; lower max_new_tokens or enlarge the pool"
+    )]
+    PoolTooSmall {
+        /// Length of the prompt.
+        prompt_tokens: usize,
+        /// Tokens asked for.
+        max_new_tokens: usize,
+        /// Pages of the finished sequence.
+        needed_pages: usize,
+        /// Pages of the pool.
+        total_pages: usize,
+    },
+    /// Too many requests wait.
+    #[error("the waiting queue is full ({max_waiting} requests); try again later")]
+    QueueFull {
+        /// The limit.
+        max_waiting: usize,
+    },
+}
+
+/// Gauges of now and counters since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SchedulerStats {
+    /// Sequences that hold pages.
+    pub running: usize,
+    /// Sequences that wait for pages, preempted ones included.
+    pub waiting: usize,
+    /// Pages that nobody refers to.
+    pub free_pages: usize,
+    /// Pages that only the prefix cache refers to.
+    pub cached_pages: usize,
+    /// Pages of the pool.
+    pub total_pages: usize,
+    /// Steps planned.
+    pub steps: u64,
+    /// Tokens planned, recomputed ones included.
+    pub planned_tokens_total: u64,
+    /// Admissions that looked for a prefix.
+    pub prefix_lookups: u64,
+    /// Tokens they did not have to compute.
+    pub prefix_hit_tokens: u64,
+    /// Times a sequence waited a step for a prefix that another one was computing.
+    pub prefix_waits: u64,
+    /// Pages copied because only their beginning was shared.
+    pub copied_pages: u64,
+    /// Cached pages given up for running sequences.
+    pub evicted_pages: u64,
+    /// Sequences put back into the queue because pages ran out.
+    pub preemptions: u64,
+    /// Requests ended by [`Scheduler::finish`].
+    pub finished: u64,
+    /// Requests ended by [`Scheduler::cancel`].
+    pub cancelled: u64,
+}
+
+/// Decides which tokens of which requests the next step computes, and in which pages.
+#[derive(Debug)]
+pub struct Scheduler {
+    config: SchedulerConfig,
+    pool: PagePool,
+    cache: RadixCache,
+    tickets: BTreeMap<RequestId, Ticket>,
+    next_ticket: Ticket,
+    running: BTreeMap<Ticket, Sequence>,
+    waiting: BTreeMap<Ticket, Sequence>,
+    in_flight: plan::InFlight,
+    counters: SchedulerStats,
+}
+
+impl Scheduler {
+    /// An idle scheduler over an empty pool.
+    pub fn new(config: SchedulerConfig) -> Result<Self, ZeroLimit> {
+        let limits = [
+            ("token_budget", config.token_budget),
+            ("max_running", config.max_running),
+            ("max_waiting", config.max_waiting),
+            ("num_pages", config.num_pages),
+            ("max_context", config.max_context),
+        ];
+        if let Some(&(field, _)) = limits.iter().find(|(_, limit)| *limit == 0) {
+            return Err(ZeroLimit { field });
+        }
+        Ok(Self {
+            config,
+            pool: PagePool::new(config.num_pages),
+            cache: RadixCache::new(config.num_pages),
+            tickets: BTreeMap::new(),
+            next_ticket: Ticket::default(),
+            running: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            in_flight: plan::InFlight::default(),
+            counters: SchedulerStats::default(),
+        })
+    }
+
+    /// Puts a request at the end of the waiting queue, or refuses it.
+    pub fn submit(&mut self, request: SeqRequest) -> Result<(), SubmitError> {
+        self.check(&request)?;
+        let ticket = self.next_ticket;
+        self.next_ticket = ticket.next();
+        self.tickets.insert(request.id, ticket);
+        self.waiting.insert(ticket, Sequence::new(request));
+        Ok(())
+    }
+
+    fn check(&self, request: &SeqRequest) -> Result<(), SubmitError> {
+        let &SeqRequest { id, ref prompt, max_new_tokens, .. } = request;
+        let SchedulerConfig { max_context, max_waiting, num_pages, .. } = self.config;
+        let prompt_tokens = prompt.len();
+        if prompt_tokens == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        if max_new_tokens == 0 {
+            return Err(SubmitError::NothingToGenerate);
+        }
+        if self.tickets.contains_key(&id) {
+            return Err(SubmitError::DuplicateId(id));
+        }
+        let total = prompt_tokens.saturating_add(max_new_tokens);
+        if total > max_context {
+            return Err(SubmitError::ContextTooShort { prompt_tokens, max_new_tokens, max_context });
+        }
+        // The last sampled token is never computed, so it needs no room.
+        let needed_pages = pages_for(total - 1);
+        if needed_pages > num_pages {
+            return Err(SubmitError::PoolTooSmall {
+                prompt_tokens,
+                max_new_tokens,
+                needed_pages,
+                total_pages: num_pages,
+            });
+        }
+        if self.waiting.len() >= max_waiting {
+            return Err(SubmitError::QueueFull { max_waiting });
+        }
+        Ok(())
+    }
+
+    /// Ends a request in any state and frees its pages at once; `false` if it is not here (any more).
+    /// What its pages hold is valid, so full ones stay in the prefix cache.
+    pub fn cancel(&mut self, id: RequestId) -> bool {
+        let found = self.remove(id);
+        self.counters.cancelled += u64::from(found);
+        found
+    }
+
+    /// Ends a request that met a stop condition or has all its tokens; `false` if it is not here.
+    /// Its full pages went to the prefix cache as they were computed; the rest is freed.
+    pub fn finish(&mut self, id: RequestId) -> bool {
+        let found = self.remove(id);
+        self.counters.finished += u64::from(found);
+        found
+    }
+
+    fn remove(&mut self, id: RequestId) -> bool {
+        let Some(ticket) = self.tickets.remove(&id) else {
+            return false;
+        };
+        self.in_flight.forget(id);
+        let sequence = self.running.remove(&ticket).or_else(|| self.waiting.remove(&ticket));
+        let mut sequence = sequence.expect("a ticket is running or waiting");
+        sequence.release_pages(&mut self.pool);
+        true
+    }
+
+    /// New weights were published for `slot`: prefixes older than `weights_version` are dropped now, and
+    /// sequences that still run under such a key neither read nor feed the cache.
+    pub fn publish(&mut self, slot: u8, weights_version: u64) {
+        self.cache.drop_version(&mut self.pool, slot, weights_version);
+    }
+
+    /// Prompt and generated tokens of a request.
+    pub fn tokens(&self, id: RequestId) -> Option<&[u32]> {
+        let ticket = self.tickets.get(&id)?;
+        let sequence = self.running.get(ticket).or_else(|| self.waiting.get(ticket))?;
+        Some(&sequence.tokens)
+    }
+
+    /// Whether no request is here.
+    pub fn is_idle(&self) -> bool {
+        self.tickets.is_empty()
+    }
+
+    /// The limits it was made with.
+    pub fn config(&self) -> &SchedulerConfig {
+        &self.config
+    }
+
+    /// Gauges and counters.
+    pub fn stats(&self) -> SchedulerStats {
+        SchedulerStats {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            free_pages: self.pool.free_pages(),
+            cached_pages: self.pool.idle_pages(),
+            total_pages: self.pool.total_pages(),
+            ..self.counters
+        }
+    }
+
+    /// Recounts every reference to every page, O(pages); for tests and idle moments.
+    ///
+    /// # Panics
+    /// If a page is lost, or held by more or fewer than refer to it.
+    pub fn check_integrity(&self) {
+        self.pool.check_integrity();
+        let mut refs = vec![0; self.pool.total_pages()];
+        let held = self.running.values().chain(self.waiting.values());
+        let pages = (held.flat_map(|sequence| sequence.pages.iter().copied()))
+            .chain(self.in_flight.copy_sources())
+            .chain(self.cache.pages());
+        for page in pages {
+            refs[page.index()] += 1;
+            assert!(refs[page.index()] <= self.pool.refs(page), "{page:?} has an uncounted holder");
+        }
+        let counted: u32 = refs.iter().sum();
+        let claimed: u32 = (0..refs.len() as u32).map(|page| self.pool.refs(crate::kv::PageId(page))).sum();
+        assert_eq!(counted, claimed, "a reference has no holder");
+    }
+}

@@ -1,1 +1,12 @@
-//! text.
+//! Text and token ids: tokenizers, incremental decoding, chat templates.
+
+mod chat;
+mod detokenizer;
+mod gguf;
+mod python;
+mod strftime;
+mod tokenizer;
+
+pub use chat::{ChatTemplate, Message};
+pub use detokenizer::Detokenizer;
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,139 @@
+//! AdamW on f32 masters (<https://arxiv.org/abs/1711.05101>), as PyTorch computes it.
+
+use rayon::prelude::*;
+
+use crate::{Device, Tensor};
+
+/// Constants of AdamW.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay, times the learning rate.
+    pub weight_decay: f64,
+}
+
+/// What changes from step to step.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// Learning rate.
+    pub lr: f64,
+    /// Number of this step, from 1.
+    pub number: u64,
+    /// Factor on the gradient (clipping).
+    pub grad_scale: f64,
+}
+
+/// Running means of a weight's gradient and of its square, in the weight's layout.
+#[derive(Debug, Clone)]
+pub struct Moments {
+    /// First moment.
+    pub m: Tensor,
+    /// Second moment.
+    pub v: Tensor,
+}
+
+/// Scalars of one update, rounded once.
+struct Factors {
+    grad: f32,
+    decay: f32,
+    beta1: f32,
+    beta2: f32,
+    step: f32,
+    root: f32,
+    eps: f32,
+}
+
+impl AdamW {
+    fn factors(&self, step: Step) -> Factors {
+        let n = step.number as i32;
+        Factors {
+            grad: step.grad_scale as f32,
+            decay: (1.0 - step.lr * self.weight_decay) as f32,
+            beta1: self.beta1 as f32,
+            beta2: self.beta2 as f32,
+            step: (step.lr / (1.0 - self.beta1.powi(n))) as f32,
+            root: (1.0 / (1.0 - self.beta2.powi(n)).sqrt()) as f32,
+            eps: self.eps as f32,
+        }
+    }
+
+    /// Updates a weight and its moments in place; other holders of the weight keep the old values.
+    ///
+    /// # Panics
+    /// When gradient or moments differ from the weight in shape, layout or device.
+    pub fn update(&self, weight: &mut Tensor, grad: &Tensor, moments: &mut Moments, step: Step) {
+        assert_eq!((weight.shape(), weight.layout()), (grad.shape(), grad.layout()), "gradient of another weight");
+        let f = self.factors(step);
+        match weight.device() {
+            Device::Cpu => native(weight, grad, moments, &f),
+            Device::Portable => portable(weight, grad, moments, &f),
+        }
+    }
+}
+
+/// Takes a tensor's values for writing, applies `f`, puts them back.
+fn edit<R>(t: &mut Tensor, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    let (shape, layout) = (t.shape(), t.layout());
+    let taken = std::mem::replace(t, Tensor::cpu(vec![], [0, 0]));
+    let mut values = taken.into_raw();
+    let result = f(&mut values);
+    *t = Tensor::cpu_with_layout(values, shape, layout);
+    result
+}
+
+fn native(weight: &mut Tensor, grad: &Tensor, moments: &mut Moments, f: &Factors) {
+    const BLOCK: usize = 1 << 14;
+    let Moments { m, v } = moments;
+    edit(weight, |w| {
+        edit(m, |m| {
+            edit(v, |v| {
+                let blocks = w.par_chunks_mut(BLOCK).zip(m.par_chunks_mut(BLOCK)).zip(v.par_chunks_mut(BLOCK));
+                blocks.zip(grad.raw().par_chunks(BLOCK)).for_each(|(((w, m), v), g)| {
+                    for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(g) {
+                        let g = g * f.grad;
+                        *m += (1.0 - f.beta1) * (g - *m);
+                        *v = f.beta2 * *v + (1.0 - f.beta2) * g * g;
+                        *w = *w * f.decay - f.step * *m / (v.sqrt() * f.root + f.eps);
+                    }
+                });
+            });
+        });
+    });
+}
+
+fn portable(weight: &mut Tensor, grad: &Tensor, moments: &mut Moments, f: &Factors) {
+    let g = grad.burn().mul_scalar(f.grad);
+    let m = moments.m.burn() + (g.clone() - moments.m.burn()).mul_scalar(1.0 - f.beta1);
+    let v = moments.v.burn().mul_scalar(f.beta2) + g.powi_scalar(2).mul_scalar(1.0 - f.beta2);
+    let root = v.clone().sqrt().mul_scalar(f.root).add_scalar(f.eps);
+    let w = weight.burn().mul_scalar(f.decay) - m.clone().mul_scalar(f.step) / root;
+    *weight = Tensor::portable(w);
+    *moments = Moments { m: Tensor::portable(m), v: Tensor::portable(v) };
+}
+
+impl Moments {
+    /// Zero moments for `weight`.
+    #[must_use]
+    pub fn zeros(weight: &Tensor) -> Self {
+        Self { m: weight.zeros_like(), v: weight.zeros_like() }
+    }
+}
+
+/// Sum of squares, in f64 with a fixed order.
+#[must_use]
+pub fn square_sum(t: &Tensor) -> f64 {
+    let sum = |values: &[f32]| {
+        let blocks: Vec<f64> =
+            values.par_chunks(1 << 14).map(|b| b.iter().map(|&x| f64::from(x) * f64::from(x)).sum()).collect();
+        blocks.iter().sum()
+    };
+    match t.device() {
+        Device::Cpu => sum(t.raw()),
+        Device::Portable => sum(&t.to_vec()),
+    }
+}

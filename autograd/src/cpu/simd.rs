@@ -1,0 +1,397 @@
+//! Sixteen f32 lanes on whatever the machine has.
+//!
+//! Every instruction set computes the same operations in the same order with fused multiply-add, so a kernel written
+//! over [`Simd`] gives the same bits on all of them. Sixteen lanes is also the height of a weight panel and the number
+//! of tokens in a KV page.
+
+#![allow(clippy::missing_safety_doc)]
+
+/// Lanes of a vector, rows of a weight panel, tokens of a KV page.
+pub(crate) const LANES: usize = 16;
+
+/// Sixteen-lane arithmetic.
+///
+/// SAFETY (all methods): the caller has checked that the processor has the instruction set; pointers address
+/// [`LANES`] readable (or writable) values.
+pub(crate) trait Simd: Copy {
+    /// Sixteen values.
+    type V: Copy;
+    /// Whether 24 accumulators fit the register file.
+    const WIDE: bool;
+    unsafe fn splat(x: f32) -> Self::V;
+    unsafe fn load(p: *const f32) -> Self::V;
+    unsafe fn store(p: *mut f32, v: Self::V);
+    /// `a * b + c`, rounded once.
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// `p * 2^n` where `t = n + 1.5 * 2^23`, for results in the normal range.
+    unsafe fn scale_by_power(p: Self::V, t: Self::V) -> Self::V;
+    /// Zero where `x < bound`, `v` elsewhere (also where x is NaN).
+    unsafe fn zero_below(x: Self::V, bound: f32, v: Self::V) -> Self::V;
+
+    /// Mantissa in [1, 2) and exponent of positive normal values.
+    unsafe fn split(x: Self::V) -> (Self::V, Self::V);
+
+    /// Natural logarithm of positive normal values, relative error below 3e-7 (absolute near 1).
+    ///
+    /// With x = 2^e m and m in [1, 2): s = (m - c) / (m + c), ln m = ln c + 2 atanh(s), c = sqrt 2.
+    #[inline(always)]
+    unsafe fn ln(x: Self::V) -> Self::V {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            let (m, e) = Self::split(x);
+            let c = Self::splat(std::f32::consts::SQRT_2);
+            let s = Self::div(Self::sub(m, c), Self::add(m, c));
+            let s2 = Self::mul(s, s);
+            let mut p = Self::splat(2.0 / 11.0);
+            for k in [2.0 / 9.0, 2.0 / 7.0, 2.0 / 5.0, 2.0 / 3.0, 2.0] {
+                p = Self::fma(p, s2, Self::splat(k));
+            }
+            let half = Self::add(e, Self::splat(0.5));
+            Self::fma(half, Self::splat(std::f32::consts::LN_2), Self::mul(p, s))
+        }
+    }
+
+    /// Sum of the lanes, always in the same tree order.
+    #[inline(always)]
+    unsafe fn sum(v: Self::V) -> f32 {
+        let mut a = [0.0f32; LANES];
+        // SAFETY: `a` has LANES values.
+        unsafe { Self::store(a.as_mut_ptr(), v) };
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                a[i] += a[i + width];
+            }
+            width /= 2;
+        }
+        a[0]
+    }
+
+    /// Largest lane.
+    #[inline(always)]
+    unsafe fn max_lane(v: Self::V) -> f32 {
+        let mut a = [0.0f32; LANES];
+        // SAFETY: `a` has LANES values.
+        unsafe { Self::store(a.as_mut_ptr(), v) };
+        a.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    /// e^x, relative error below 2e-7 for x in [-87.3, 88.3]; 0 below, the value at 88.3 above.
+    ///
+    /// Cody-Waite reduction by ln 2 in two parts and a degree-6 polynomial (Cephes `expf` coefficients).
+    #[inline(always)]
+    unsafe fn exp(x: Self::V) -> Self::V {
+        const LOW: f32 = -87.3;
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            let magic = Self::splat(12_582_912.0);
+            // `max` returns its second operand when one is NaN, so a NaN comes out as a NaN.
+            let capped = Self::sub(Self::splat(0.0), Self::max(Self::splat(-88.3), Self::sub(Self::splat(0.0), x)));
+            let capped = Self::max(Self::splat(LOW), capped);
+            let t = Self::fma(capped, Self::splat(std::f32::consts::LOG2_E), magic);
+            let n = Self::sub(t, magic);
+            let r = Self::fma(n, Self::splat(-0.693_359_4), capped);
+            let r = Self::fma(n, Self::splat(2.121_944_4e-4), r);
+            let mut p = Self::splat(1.987_569_2e-4);
+            for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+                p = Self::fma(p, r, Self::splat(c));
+            }
+            let p = Self::add(Self::fma(p, Self::mul(r, r), r), Self::splat(1.0));
+            Self::zero_below(x, LOW, Self::scale_by_power(p, t))
+        }
+    }
+}
+
+/// Plain Rust, for processors without the vector units below.
+#[derive(Clone, Copy)]
+pub(crate) struct Scalar;
+
+#[inline(always)]
+fn lanes(f: impl Fn(usize) -> f32) -> [f32; LANES] {
+    std::array::from_fn(f)
+}
+
+impl Simd for Scalar {
+    type V = [f32; LANES];
+    const WIDE: bool = false;
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::V {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::V {
+        // SAFETY: the caller gives LANES readable values.
+        unsafe { p.cast::<[f32; LANES]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: Self::V) {
+        // SAFETY: the caller gives LANES writable values.
+        unsafe { p.cast::<[f32; LANES]>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        lanes(|i| a[i].mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        lanes(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+        lanes(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        lanes(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        lanes(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        lanes(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn scale_by_power(p: Self::V, t: Self::V) -> Self::V {
+        lanes(|i| f32::from_bits(p[i].to_bits().wrapping_add(t[i].to_bits() << 23)))
+    }
+    #[inline(always)]
+    unsafe fn split(x: Self::V) -> (Self::V, Self::V) {
+        let mantissa = lanes(|i| f32::from_bits((x[i].to_bits() & 0x007f_ffff) | 0x3f80_0000));
+        (mantissa, lanes(|i| ((x[i].to_bits() >> 23) as i32 - 127) as f32))
+    }
+    #[inline(always)]
+    unsafe fn zero_below(x: Self::V, bound: f32, v: Self::V) -> Self::V {
+        lanes(|i| if x[i] < bound { 0.0 } else { v[i] })
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Simd;
+    use std::arch::x86_64::*;
+
+    /// One 512-bit register.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx512;
+
+    // SAFETY (whole impl): the trait's contract gives the instruction set and valid pointers.
+    #[allow(clippy::undocumented_unsafe_blocks)]
+    impl Simd for Avx512 {
+        type V = __m512;
+        const WIDE: bool = true;
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> __m512 {
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> __m512 {
+            unsafe { _mm512_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, v: __m512) {
+            unsafe { _mm512_storeu_ps(p, v) }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+            unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn add(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn div(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_div_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn max(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_max_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn scale_by_power(p: __m512, t: __m512) -> __m512 {
+            unsafe {
+                let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(t));
+                _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), n))
+            }
+        }
+        #[inline(always)]
+        unsafe fn split(x: __m512) -> (__m512, __m512) {
+            unsafe {
+                let bits = _mm512_castps_si512(x);
+                let low = _mm512_and_si512(bits, _mm512_set1_epi32(0x007f_ffff));
+                let mantissa = _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_set1_epi32(0x3f80_0000)));
+                let exponent = _mm512_sub_epi32(_mm512_srli_epi32::<23>(bits), _mm512_set1_epi32(127));
+                (mantissa, _mm512_cvtepi32_ps(exponent))
+            }
+        }
+        #[inline(always)]
+        unsafe fn zero_below(x: __m512, bound: f32, v: __m512) -> __m512 {
+            unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(bound)), v) }
+        }
+    }
+
+    /// Two 256-bit registers.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx2;
+
+    // SAFETY (whole impl): the trait's contract gives the instruction set and valid pointers.
+    #[allow(clippy::undocumented_unsafe_blocks)]
+    impl Simd for Avx2 {
+        type V = (__m256, __m256);
+        const WIDE: bool = false;
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self::V {
+            unsafe { (_mm256_set1_ps(x), _mm256_set1_ps(x)) }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self::V {
+            unsafe { (_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, v: Self::V) {
+            unsafe {
+                _mm256_storeu_ps(p, v.0);
+                _mm256_storeu_ps(p.add(8), v.1);
+            }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+            unsafe { (_mm256_fmadd_ps(a.0, b.0, c.0), _mm256_fmadd_ps(a.1, b.1, c.1)) }
+        }
+        #[inline(always)]
+        unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+            unsafe { (_mm256_add_ps(a.0, b.0), _mm256_add_ps(a.1, b.1)) }
+        }
+        #[inline(always)]
+        unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+            unsafe { (_mm256_sub_ps(a.0, b.0), _mm256_sub_ps(a.1, b.1)) }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+            unsafe { (_mm256_mul_ps(a.0, b.0), _mm256_mul_ps(a.1, b.1)) }
+        }
+        #[inline(always)]
+        unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+            unsafe { (_mm256_div_ps(a.0, b.0), _mm256_div_ps(a.1, b.1)) }
+        }
+        #[inline(always)]
+        unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+            unsafe { (_mm256_max_ps(a.0, b.0), _mm256_max_ps(a.1, b.1)) }
+        }
+        #[inline(always)]
+        unsafe fn scale_by_power(p: Self::V, t: Self::V) -> Self::V {
+            unsafe {
+                let half = |p: __m256, t: __m256| {
+                    let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(t));
+                    _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), n))
+                };
+                (half(p.0, t.0), half(p.1, t.1))
+            }
+        }
+        #[inline(always)]
+        unsafe fn split(x: Self::V) -> (Self::V, Self::V) {
+            unsafe {
+                let half = |x: __m256| {
+                    let bits = _mm256_castps_si256(x);
+                    let low = _mm256_and_si256(bits, _mm256_set1_epi32(0x007f_ffff));
+                    let mantissa = _mm256_castsi256_ps(_mm256_or_si256(low, _mm256_set1_epi32(0x3f80_0000)));
+                    let exponent = _mm256_sub_epi32(_mm256_srli_epi32::<23>(bits), _mm256_set1_epi32(127));
+                    (mantissa, _mm256_cvtepi32_ps(exponent))
+                };
+                let (a, b) = (half(x.0), half(x.1));
+                ((a.0, b.0), (a.1, b.1))
+            }
+        }
+        #[inline(always)]
+        unsafe fn zero_below(x: Self::V, bound: f32, v: Self::V) -> Self::V {
+            unsafe {
+                let b = _mm256_set1_ps(bound);
+                let half = |x: __m256, v: __m256| _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(x, b), v);
+                (half(x.0, v.0), half(x.1, v.1))
+            }
+        }
+    }
+}
+
+/// The vector units that kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Isa {
+    /// x86-64 with AVX-512F.
+    Avx512,
+    /// x86-64 with AVX2 and FMA.
+    Avx2,
+    /// Anything else.
+    Scalar,
+}
+
+impl Isa {
+    /// The best one this processor has.
+    pub(crate) fn detect() -> Self {
+        static FOUND: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
+        *FOUND.get_or_init(|| {
+            #[cfg(target_arch = "x86_64")]
+            {
+                if is_x86_feature_detected!("avx512f") {
+                    return Self::Avx512;
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    return Self::Avx2;
+                }
+            }
+            Self::Scalar
+        })
+    }
+}
+
+/// Defines `fn $name(args)` that runs `$body::<S>` compiled for the processor's vector units.
+///
+/// The bodies are `#[inline(always)]` and generic over [`Simd`], so each is compiled once per instruction set.
+macro_rules! vectorized {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
+        $(#[$doc])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            use $crate::cpu::simd::{Isa, Scalar};
+            #[cfg(target_arch = "x86_64")]
+            {
+                use $crate::cpu::simd::{Avx2, Avx512};
+                #[target_feature(enable = "avx512f")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? {
+                    $body::<Avx512>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? {
+                    $body::<Avx2>($($arg),*)
+                }
+                match Isa::detect() {
+                    // SAFETY: detected on this processor.
+                    Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: detected on this processor.
+                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    Isa::Scalar => {}
+                }
+            }
+            let _ = Isa::detect;
+            $body::<Scalar>($($arg),*)
+        }
+    };
+}
+pub(crate) use vectorized;

@@ -1,0 +1,179 @@
+//! Device memory of the paged KV cache, and attention over it.
+
+use std::ops::Range;
+
+use crate::cpu::attention::{Heads, Span, attend, block_len, write_slot};
+use crate::cpu::simd::LANES;
+use crate::ops::{common_device, ensure, portable_sequence};
+use crate::{Device, Result, Tensor, portable};
+
+/// Tokens of a page.
+pub const PAGE_TOKENS: usize = LANES;
+
+/// Shape of one layer's attention.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct KvShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key / value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+impl KvShape {
+    /// Bytes that one page takes in one layer.
+    #[must_use]
+    pub fn page_bytes(self) -> usize {
+        self.kv_heads * block_len(self.head_dim) * size_of::<f32>()
+    }
+}
+
+/// Rows of a batch that belong to one sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PagedRows<'a> {
+    /// The rows.
+    pub rows: Range<usize>,
+    /// Position of the first of them.
+    pub position: usize,
+    /// Pages of the sequence, in order, up to the last row's.
+    pub pages: &'a [u32],
+}
+
+enum Layer {
+    /// `[page][kv head]` blocks of sixteen keys and values.
+    Cpu(Vec<f32>),
+    /// Keys and values `[pages * 16, kv_heads * head_dim]`.
+    Portable([burn::Tensor<2>; 2]),
+}
+
+/// Keys and values of every layer, in pages of [`PAGE_TOKENS`]. The cost of a write does not depend on the pool's size.
+pub struct KvPool {
+    shape: KvShape,
+    layers: Vec<Layer>,
+}
+
+impl KvPool {
+    /// A pool of `pages` pages in each of `layers` layers, zeroed.
+    #[must_use]
+    pub fn new(device: Device, shape: KvShape, layers: usize, pages: usize) -> Self {
+        let layer = |_| match device {
+            Device::Cpu => Layer::Cpu(vec![0.0; pages * shape.kv_heads * block_len(shape.head_dim)]),
+            Device::Portable => {
+                let size = [pages * PAGE_TOKENS, shape.kv_heads * shape.head_dim];
+                Layer::Portable([0, 1].map(|_| burn::Tensor::zeros(size, &portable::device())))
+            }
+        };
+        Self { shape, layers: (0..layers).map(layer).collect() }
+    }
+
+    /// Stores the keys and values `[T, kv_heads * head_dim]` of every sequence's rows.
+    ///
+    /// # Errors
+    /// Shapes or devices that do not fit.
+    pub fn write(&mut self, layer: usize, k: &Tensor, v: &Tensor, sequences: &[PagedRows<'_>]) -> Result<()> {
+        common_device("kv write", &[k, v])?;
+        let (d, width) = (self.shape.head_dim, self.shape.kv_heads * self.shape.head_dim);
+        ensure(k.cols() == width && k.shape() == v.shape(), "kv write", "k and v [T, kv_heads * D]", &[k, v])?;
+        let page_len = self.shape.kv_heads * block_len(d);
+        match &mut self.layers[layer] {
+            Layer::Cpu(pool) => {
+                let (k, v) = (k.raw(), v.raw());
+                for (row, slot) in sequences.iter().flat_map(slots) {
+                    let page = &mut pool[slot / PAGE_TOKENS * page_len..][..page_len];
+                    for (head, block) in page.chunks_exact_mut(block_len(d)).enumerate() {
+                        let at = row * width + head * d;
+                        write_slot(block, slot % PAGE_TOKENS, &k[at..at + d], &v[at..at + d]);
+                    }
+                }
+            }
+            Layer::Portable(pool) => {
+                for (store, new) in pool.iter_mut().zip([k.burn(), v.burn()]) {
+                    for (row, slot) in sequences.iter().flat_map(slots) {
+                        let values = new.clone().narrow(0, row, 1);
+                        // Moved out and back, so that the pool has one owner and is written in place.
+                        let taken = std::mem::replace(store, burn::Tensor::zeros([1, 1], &portable::device()));
+                        *store = taken.slice_assign([slot..slot + 1, 0..width], values);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Attention of queries `[T, heads * head_dim]` over the pages of their sequences, the rows' own keys included.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn attend(
+        &self,
+        layer: usize,
+        q: &Tensor,
+        sequences: &[PagedRows<'_>],
+        scale: f32,
+        window: Option<usize>,
+    ) -> Result<Tensor> {
+        let KvShape { heads, kv_heads, head_dim } = self.shape;
+        ensure(q.cols() == heads * head_dim, "paged attention", "q [T, heads * D]", &[q])?;
+        let heads = Heads { query: heads, kv: kv_heads, dim: head_dim, scale, window };
+        Ok(match &self.layers[layer] {
+            Layer::Cpu(pool) => attend_cpu(pool, q, sequences, heads),
+            Layer::Portable(pool) => {
+                let parts = sequences.iter().map(|s| {
+                    let end = s.position + s.rows.len();
+                    let index = portable::indices(
+                        slots(&PagedRows { rows: 0..end, position: 0, pages: s.pages }).map(|(_, slot)| slot),
+                    );
+                    let [k, v] = [0, 1].map(|i| pool[i].clone().select(0, index.clone()));
+                    let q = q.burn().narrow(0, s.rows.start, s.rows.len());
+                    portable_sequence(heads, [q, k, v])[0].clone()
+                });
+                Tensor::portable(burn::Tensor::cat(parts.collect(), 0))
+            }
+        })
+    }
+
+    /// Copies a page of every layer.
+    pub fn copy_page(&mut self, from: u32, to: u32) {
+        let page_len = self.shape.kv_heads * block_len(self.shape.head_dim);
+        for layer in &mut self.layers {
+            match layer {
+                Layer::Cpu(pool) => {
+                    let at = from as usize * page_len;
+                    pool.copy_within(at..at + page_len, to as usize * page_len);
+                }
+                Layer::Portable(pool) => {
+                    for store in pool {
+                        let width = store.dims()[1];
+                        let page = store.clone().narrow(0, from as usize * PAGE_TOKENS, PAGE_TOKENS);
+                        let at = to as usize * PAGE_TOKENS;
+                        let taken = std::mem::replace(store, burn::Tensor::zeros([1, 1], &portable::device()));
+                        *store = taken.slice_assign([at..at + PAGE_TOKENS, 0..width], page);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `(row, slot in the pool)` of a sequence's rows.
+fn slots<'a>(s: &'a PagedRows<'a>) -> impl Iterator<Item = (usize, usize)> + 'a {
+    s.rows
+        .clone()
+        .zip(s.position..)
+        .map(|(row, position)| (row, s.pages[position / PAGE_TOKENS] as usize * PAGE_TOKENS + position % PAGE_TOKENS))
+}
+
+fn attend_cpu(pool: &[f32], q: &Tensor, sequences: &[PagedRows<'_>], heads: Heads) -> Tensor {
+    let page_len = heads.kv * block_len(heads.dim);
+    let tables: Vec<Vec<usize>> =
+        sequences.iter().map(|s| s.pages.iter().map(|&p| p as usize * page_len).collect()).collect();
+    let spans: Vec<Span<'_>> = sequences
+        .iter()
+        .zip(&tables)
+        .map(|(s, table)| Span { row: s.rows.start, len: s.rows.len(), position: s.position, table })
+        .collect();
+    let mut out = vec![0.0; q.raw().len()];
+    attend(&mut out, None, q.raw(), pool, &spans, heads);
+    Tensor::cpu(out, q.shape())
+}

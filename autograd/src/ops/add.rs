@@ -1,0 +1,45 @@
+//! Residual addition.
+
+use super::{Op, Recorded, ensure};
+use crate::cpu::rows::for_row_blocks;
+use crate::{Result, Tape, Tensor};
+
+/// `a + b`.
+pub struct Add;
+
+/// `a + b`, both `[T, H]`.
+///
+/// # Errors
+/// Shapes that differ.
+pub fn add(tape: &mut Tape, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    tape.apply(Add, &[a, b])
+}
+
+impl Op for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn check(&self, inputs: &[&Tensor]) -> Result<()> {
+        ensure(inputs[0].shape() == inputs[1].shape(), self.name(), "equal shapes", inputs)
+    }
+
+    fn cpu_forward(&self, inputs: &[&Tensor], _: &[bool]) -> (Tensor, Vec<Tensor>) {
+        let mut y = inputs[0].raw().to_vec();
+        let b = inputs[1].raw();
+        for_row_blocks(&mut y, 1, |at, part| {
+            for (y, b) in part.iter_mut().zip(&b[at..]) {
+                *y += b;
+            }
+        });
+        (Tensor::cpu(y, inputs[0].shape()), vec![])
+    }
+
+    fn cpu_backward(&self, record: &Recorded, grad: &Tensor) -> Vec<Option<Tensor>> {
+        record.needs.iter().map(|&need| need.then(|| grad.clone())).collect()
+    }
+
+    fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
+        vec![inputs[0].clone() + inputs[1].clone()]
+    }
+}

@@ -1,0 +1,159 @@
+//! Causal attention over packed sequences.
+
+use std::sync::Arc;
+
+use super::{Op, Recorded, ensure};
+use crate::cpu::attention::{Heads, Span, attend, pack_blocks};
+use crate::cpu::attention_backward::{Saved, attend_backward};
+use crate::{Error, Result, Tape, Tensor, portable};
+
+/// Where the sequences of a packed batch begin and end: `[0, len_0, len_0 + len_1, .., T]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequences(Arc<[usize]>);
+
+impl Sequences {
+    /// Borders of sequences with these lengths.
+    #[must_use]
+    pub fn from_lengths(lengths: &[usize]) -> Self {
+        let mut end = 0;
+        let ends = lengths.iter().map(|len| {
+            end += len;
+            end
+        });
+        Self(std::iter::once(0).chain(ends).collect())
+    }
+
+    /// The borders, one more than there are sequences.
+    #[must_use]
+    pub fn borders(&self) -> &[usize] {
+        &self.0
+    }
+
+    /// Tokens of all sequences.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.0[self.0.len() - 1]
+    }
+
+    /// Position of every row in its sequence.
+    #[must_use]
+    pub fn positions(&self) -> Arc<[u32]> {
+        self.0.windows(2).flat_map(|w| 0..(w[1] - w[0]) as u32).collect()
+    }
+}
+
+/// `softmax(q k^T * scale) v`, causal within each sequence, with grouped key / value heads.
+pub struct Attention {
+    /// Borders of the packed sequences.
+    pub sequences: Sequences,
+    /// Query heads.
+    pub heads: usize,
+    /// Key / value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Factor on the scores, `1 / sqrt(head width)` in every supported model.
+    pub scale: f32,
+    /// Attend to this many last positions, the own one included; `None` attends to all.
+    pub window: Option<usize>,
+}
+
+/// [`Attention`] on q `[T, heads * D]`, k and v `[T, kv_heads * D]`.
+///
+/// # Errors
+/// Shapes that do not fit, a window of zero.
+pub fn attention(tape: &mut Tape, op: Attention, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    tape.apply(op, &[q, k, v])
+}
+
+impl Attention {
+    /// Heads of queries `[T, width]`.
+    fn heads(&self, width: usize) -> Heads {
+        let dim = width / self.heads;
+        Heads { query: self.heads, kv: self.kv_heads, dim, scale: self.scale, window: self.window }
+    }
+}
+
+/// One sequence's attention as a burn expression: the last rows of `k` and `v` `[S, kv * D]` belong to the rows of `q`
+/// `[T, heads * D]`. Returns the output and `ln sum exp(score)` per row and head.
+pub(crate) fn portable_sequence(heads: Heads, [q, k, v]: [burn::Tensor<2>; 3]) -> [burn::Tensor<2>; 2] {
+    let ([t, width], [s, _]) = (q.dims(), k.dims());
+    let (d, kv, group) = (heads.dim, heads.kv, heads.query / heads.kv);
+    let per_head = |x: burn::Tensor<2>| x.reshape([s, kv, d]).swap_dims(0, 1);
+    let q = q.reshape([t, kv, group, d]).permute([1, 2, 0, 3]).reshape([kv, group * t, d]);
+    let scores = q.matmul(per_head(k).swap_dims(1, 2)).mul_scalar(heads.scale);
+    let scores = scores.reshape([kv, group, t, s]) + portable_mask(heads, t, s).reshape([1, 1, t, s]);
+    let top = scores.clone().detach().max_dim(3);
+    let exp = (scores - top.clone()).exp();
+    let sum = exp.clone().sum_dim(3);
+    let weights = (exp / sum.clone()).reshape([kv, group * t, s]);
+    let out = weights.matmul(per_head(v)).reshape([kv, group, t, d]).permute([2, 0, 1, 3]);
+    let log_sums = (top + sum.log()).permute([2, 0, 1, 3]);
+    [out.reshape([t, width]), log_sums.reshape([t, heads.query])]
+}
+
+/// Zero where a row may look, very low elsewhere.
+fn portable_mask(heads: Heads, t: usize, s: usize) -> burn::Tensor<2> {
+    let hidden = |row: usize, j: usize| {
+        let position = s - t + row;
+        j > position || j < heads.first_visible(position)
+    };
+    let values = (0..t * s).map(|at| if hidden(at / s, at % s) { -1e30 } else { 0.0 }).collect();
+    portable::upload(values, [t, s])
+}
+
+impl Op for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn check(&self, inputs: &[&Tensor]) -> Result<()> {
+        let (q, k, v) = (inputs[0], inputs[1], inputs[2]);
+        let whole =
+            self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads) && q.cols().is_multiple_of(self.heads);
+        ensure(whole, self.name(), "whole heads, kv heads dividing heads", inputs)?;
+        let fits = k.shape() == v.shape() && k.cols() * (self.heads / self.kv_heads) == q.cols();
+        ensure(fits, self.name(), "q [T, heads * D], k and v [T, kv_heads * D]", inputs)?;
+        let rows = self.sequences.tokens();
+        ensure(q.rows() == rows && k.rows() == rows, self.name(), "as many rows as the sequences have tokens", inputs)?;
+        if self.window == Some(0) {
+            return Err(Error::Domain { op: self.name(), what: "window", value: 0.0, expected: "at least 1" });
+        }
+        Ok(())
+    }
+
+    fn cpu_forward(&self, inputs: &[&Tensor], needs: &[bool]) -> (Tensor, Vec<Tensor>) {
+        let (q, heads) = (inputs[0], self.heads(inputs[0].cols()));
+        let (blocks, tables) = pack_blocks(inputs[1].raw(), inputs[2].raw(), self.sequences.borders(), heads);
+        let borders = self.sequences.borders().windows(2);
+        let spans: Vec<Span<'_>> =
+            borders.zip(&tables).map(|(w, table)| Span { row: w[0], len: w[1] - w[0], position: 0, table }).collect();
+        let mut out = vec![0.0; q.raw().len()];
+        let mut log_sums = needs.contains(&true).then(|| vec![0.0; q.rows() * self.heads]);
+        attend(&mut out, log_sums.as_deref_mut(), q.raw(), &blocks, &spans, heads);
+        let kept = log_sums.map(|l| Tensor::cpu(l, [q.rows(), self.heads]));
+        (Tensor::cpu(out, q.shape()), kept.into_iter().collect())
+    }
+
+    fn cpu_backward(&self, record: &Recorded, grad: &Tensor) -> Vec<Option<Tensor>> {
+        let [q, k, v] = &record.inputs[..] else { unreachable!("attention has three inputs") };
+        let saved = Saved {
+            q: q.raw(),
+            k: k.raw(),
+            v: v.raw(),
+            out: record.output.raw(),
+            log_sums: record.kept[0].raw(),
+            dout: grad.raw(),
+        };
+        let grads = attend_backward(&saved, self.sequences.borders(), self.heads(q.cols()));
+        let shaped = grads.into_iter().zip(&record.inputs).zip(&record.needs);
+        shaped.map(|((g, x), &need)| need.then(|| Tensor::cpu(g, x.shape()))).collect()
+    }
+
+    fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
+        let per_sequence = self.sequences.borders().windows(2).map(|w| {
+            let rows = |i: usize| inputs[i].clone().narrow(0, w[0], w[1] - w[0]);
+            portable_sequence(self.heads(inputs[0].dims()[1]), [rows(0), rows(1), rows(2)])
+        });
+        let (out, log_sums): (Vec<_>, Vec<_>) = per_sequence.map(|[o, l]| (o, l)).unzip();
+        vec![burn::Tensor::cat(out, 0), burn::Tensor::cat(log_sums, 0)]
+    }
+}

@@ -1,0 +1,70 @@
+//! Token embedding.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::{Op, Recorded, ensure_layout};
+use crate::cpu::{gemm, simd::LANES};
+use crate::{Error, Result, Tape, Tensor, portable};
+
+/// Looks up rows of a weight by token id.
+pub struct Embedding {
+    ids: Arc<[u32]>,
+}
+
+/// Rows `ids` of the weight `table` `[V, H]`, as `[T, H]`.
+///
+/// # Errors
+/// An id outside the table.
+pub fn embedding(tape: &mut Tape, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+    tape.apply(Embedding { ids: ids.into() }, &[table])
+}
+
+impl Op for Embedding {
+    fn name(&self) -> &'static str {
+        "embedding"
+    }
+
+    fn check(&self, inputs: &[&Tensor]) -> Result<()> {
+        ensure_layout(self.name(), inputs, 0, true)?;
+        match self.ids.iter().find(|&&id| id as usize >= inputs[0].rows()) {
+            None => Ok(()),
+            Some(&id) => Err(Error::Index { op: self.name(), index: id as usize, limit: inputs[0].rows() }),
+        }
+    }
+
+    fn cpu_forward(&self, inputs: &[&Tensor], _: &[bool]) -> (Tensor, Vec<Tensor>) {
+        let (table, width) = (inputs[0].raw(), inputs[0].cols());
+        let mut y = vec![0.0; self.ids.len() * width];
+        for (row, &id) in y.chunks_exact_mut(width).zip(self.ids.iter()) {
+            gemm::unpack_row(table, id as usize, row);
+        }
+        (Tensor::cpu(y, [self.ids.len(), width]), vec![])
+    }
+
+    fn cpu_backward(&self, record: &Recorded, grad: &Tensor) -> Vec<Option<Tensor>> {
+        let table = &record.inputs[0];
+        let width = table.cols();
+        let mut by_panel: Vec<(usize, usize)> =
+            self.ids.iter().enumerate().map(|(row, &id)| (id as usize, row)).collect();
+        // Stable by id, so the rows of one token are added in their order of appearance.
+        by_panel.sort();
+        let mut d = vec![0.0; table.raw().len()];
+        let panel_len = width * LANES;
+        d.par_chunks_mut(panel_len).enumerate().for_each(|(p, panel)| {
+            let from = by_panel.partition_point(|&(id, _)| id < p * LANES);
+            for &(id, row) in by_panel[from..].iter().take_while(|&&(id, _)| id < (p + 1) * LANES) {
+                let g = &grad.raw()[row * width..(row + 1) * width];
+                for (lanes, g) in panel.chunks_exact_mut(LANES).zip(g) {
+                    lanes[id % LANES] += g;
+                }
+            }
+        });
+        vec![Some(Tensor::cpu_with_layout(d, table.shape(), table.layout()))]
+    }
+
+    fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
+        vec![inputs[0].clone().select(0, portable::indices(self.ids.iter().map(|&id| id as usize)))]
+    }
+}

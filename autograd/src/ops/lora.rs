@@ -1,0 +1,126 @@
+//! A linear map with a low-rank branch.
+
+use super::linear::{bias_gradient, check_linear, input_gradient, portable_linear, project, weight_gradient};
+use super::{Op, Recorded, ensure, ensure_layout};
+use crate::cpu::gemm;
+use crate::rng::uniform;
+use crate::{Error, Result, Tape, Tensor, portable};
+
+/// Inverted dropout whose mask is a function of (key, element).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dropout {
+    /// Probability that an element becomes zero, in `[0, 1)`.
+    pub probability: f64,
+    /// Names the mask: step, micro-batch and module.
+    pub key: u64,
+}
+
+impl Dropout {
+    /// Factors of `len` elements: zero or `1 / (1 - probability)`.
+    fn mask(self, len: usize) -> Vec<f32> {
+        let keep = (1.0 / (1.0 - self.probability)) as f32;
+        (0..len).map(|i| if uniform(self.key, 0, i as u64) < self.probability { 0.0 } else { keep }).collect()
+    }
+}
+
+/// `x W^T (+ b) + scale * (drop(x) A^T) B^T` (<https://arxiv.org/abs/2106.09685>).
+pub struct LoraLinear {
+    /// `alpha / r`, or `alpha / sqrt(r)` for rank-stabilised adapters.
+    pub scale: f32,
+    /// Dropout on the input of A.
+    pub dropout: Option<Dropout>,
+}
+
+/// [`LoraLinear`] on x `[T, K]`, w `[N, K]`, bias `[1, N]`, a `[r, K]` and b `[N, r]` (`low_rank = [a, b]`).
+///
+/// # Errors
+/// Shapes that do not fit, a dropout outside `[0, 1)`.
+pub fn lora_linear(
+    tape: &mut Tape,
+    op: LoraLinear,
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    [a, b]: [&Tensor; 2],
+) -> Result<Tensor> {
+    match bias {
+        None => tape.apply(op, &[x, w, a, b]),
+        Some(bias) => tape.apply(op, &[x, w, a, b, bias]),
+    }
+}
+
+impl LoraLinear {
+    /// The input of A.
+    fn dropped(&self, x: &Tensor) -> Tensor {
+        match self.dropout {
+            None => x.clone(),
+            Some(dropout) => {
+                let mask = dropout.mask(x.raw().len());
+                Tensor::cpu(x.raw().iter().zip(mask).map(|(x, m)| x * m).collect(), x.shape())
+            }
+        }
+    }
+}
+
+impl Op for LoraLinear {
+    fn name(&self) -> &'static str {
+        "lora_linear"
+    }
+
+    fn check(&self, inputs: &[&Tensor]) -> Result<()> {
+        check_linear(self.name(), inputs, inputs.get(4).copied())?;
+        let (x, w, a, b) = (inputs[0], inputs[1], inputs[2], inputs[3]);
+        let fits = a.cols() == x.cols() && b.shape() == [w.rows(), a.rows()];
+        ensure(fits, self.name(), "a [r, K] and b [N, r]", inputs)?;
+        ensure_layout(self.name(), inputs, 2, true)?;
+        ensure_layout(self.name(), inputs, 3, true)?;
+        match self.dropout {
+            Some(d) if !(0.0..1.0).contains(&d.probability) => {
+                Err(Error::Domain { op: self.name(), what: "dropout", value: d.probability, expected: "in [0, 1)" })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn cpu_forward(&self, inputs: &[&Tensor], _: &[bool]) -> (Tensor, Vec<Tensor>) {
+        let (x, w, a, b) = (inputs[0], inputs[1], inputs[2], inputs[3]);
+        let mut y = project(x, w, inputs.get(4).copied());
+        let down = Tensor::cpu(project(&self.dropped(x), a, None), [x.rows(), a.rows()]);
+        let dims = [x.rows(), b.rows(), b.cols()];
+        gemm::linear(&mut y, down.raw(), b.raw(), dims, gemm::Store::AddScaled(self.scale));
+        (Tensor::cpu(y, [x.rows(), w.rows()]), vec![down])
+    }
+
+    fn cpu_backward(&self, record: &Recorded, grad: &Tensor) -> Vec<Option<Tensor>> {
+        let [x, w, a, b] = &record.inputs[..4] else { unreachable!("check counts the inputs") };
+        let needs = &record.needs;
+        let d_down = (needs[0] || needs[2]).then(|| input_gradient(None, grad, b, self.scale));
+        let dx = needs[0].then(|| {
+            let branch = input_gradient(None, d_down.as_ref().expect("computed for x"), a, 1.0);
+            let branch = self.dropped(&branch);
+            input_gradient(Some(branch), grad, w, 1.0)
+        });
+        let mut grads = vec![
+            dx,
+            needs[1].then(|| weight_gradient(grad, x, w, 1.0)),
+            needs[2].then(|| weight_gradient(d_down.as_ref().expect("computed for a"), &self.dropped(x), a, 1.0)),
+            needs[3].then(|| weight_gradient(grad, &record.kept[0], b, self.scale)),
+        ];
+        if let Some(&need) = needs.get(4) {
+            grads.push(need.then(|| bias_gradient(grad)));
+        }
+        grads
+    }
+
+    fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
+        let x = &inputs[0];
+        let y = portable_linear(x, &inputs[1]);
+        let y = if let Some(bias) = inputs.get(4) { y + bias.clone() } else { y };
+        let dropped = match self.dropout {
+            None => x.clone(),
+            Some(d) => x.clone() * portable::upload(d.mask(x.dims()[0] * x.dims()[1]), x.dims()),
+        };
+        let down = portable_linear(&dropped, &inputs[2]);
+        vec![y + portable_linear(&down, &inputs[3]).mul_scalar(self.scale), down]
+    }
+}

@@ -1,0 +1,131 @@
+//! The ops, one file each.
+//!
+//! An op has its native forward, its native backward, and the same mathematics as one burn expression. The expression
+//! is what runs on [`Device::Portable`], where its gradient comes from burn's autodiff, and what the native code is
+//! checked against: a native backward is verified by code that nobody here wrote.
+
+mod add;
+mod attention;
+mod cross_entropy;
+mod distill;
+mod divergence;
+mod embedding;
+mod head;
+mod linear;
+mod log_prob;
+mod lora;
+mod policy_gradient;
+mod rms_norm;
+mod rope;
+mod rows;
+mod swiglu;
+
+pub use add::{Add, add};
+pub(crate) use attention::portable_sequence;
+pub use attention::{Attention, Sequences, attention};
+pub use cross_entropy::linear_cross_entropy;
+pub use distill::{Distill, linear_distill};
+pub use divergence::Divergence;
+pub use embedding::{Embedding, embedding};
+pub use head::{Rows, logits};
+pub use linear::{Linear, linear};
+pub use log_prob::{TokenLogProbs, linear_log_prob};
+pub use lora::{Dropout, LoraLinear, lora_linear};
+pub use policy_gradient::linear_policy_gradient;
+pub use rms_norm::{RmsNorm, rms_norm};
+pub use rope::{Rope, RopeTable, rope};
+pub use rows::{SelectRows, select_rows};
+pub use swiglu::{SwiGlu, swiglu};
+
+use crate::{Device, Error, Result, Tensor, portable};
+
+/// What an op leaves on the tape.
+pub struct Recorded {
+    /// Its inputs.
+    pub inputs: Vec<Tensor>,
+    /// Which of them want a gradient.
+    pub needs: Vec<bool>,
+    /// What forward kept for backward.
+    pub kept: Vec<Tensor>,
+    /// Its output.
+    pub output: Tensor,
+}
+
+/// A differentiable op. There is no default for any direction: an op without a gradient does not compile.
+pub trait Op: Send + 'static {
+    /// Its name in errors and in the op table.
+    fn name(&self) -> &'static str;
+
+    /// Shapes, layouts and ranges of the inputs.
+    ///
+    /// # Errors
+    /// Names what does not fit.
+    fn check(&self, inputs: &[&Tensor]) -> Result<()>;
+
+    /// Native forward: the output, and what backward will want (nothing when no entry of `needs` is set).
+    fn cpu_forward(&self, inputs: &[&Tensor], needs: &[bool]) -> (Tensor, Vec<Tensor>);
+
+    /// Native backward: one gradient for every input that needs one, in the layout of that input.
+    fn cpu_backward(&self, record: &Recorded, grad: &Tensor) -> Vec<Option<Tensor>>;
+
+    /// The op as a burn expression: the output and, past it, what [`Op::cpu_forward`] keeps.
+    fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>>;
+
+    /// Runs on the device of the inputs.
+    ///
+    /// # Errors
+    /// Operands that do not fit.
+    fn forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Vec<Tensor>)> {
+        let device = common_device(self.name(), inputs)?;
+        self.check(inputs)?;
+        Ok(match device {
+            Device::Cpu => self.cpu_forward(inputs, needs),
+            Device::Portable => {
+                let inputs: Vec<_> = inputs.iter().map(|t| t.burn()).collect();
+                let mut values = self.portable(&inputs).into_iter().map(Tensor::portable);
+                let output = values.next().expect("an op has an output");
+                (output, values.collect())
+            }
+        })
+    }
+
+    /// Gradients of the inputs, on the device they live on.
+    ///
+    /// # Errors
+    /// A gradient on another device.
+    fn backward(&self, record: &Recorded, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(match common_device(self.name(), &[&record.output, grad])? {
+            Device::Cpu => self.cpu_backward(record, grad),
+            Device::Portable => {
+                let inputs: Vec<_> = record.inputs.iter().map(Tensor::burn).collect();
+                let grads =
+                    portable::gradients(&inputs, &record.needs, grad.burn(), |x| self.portable(x).swap_remove(0));
+                grads.into_iter().map(|g| g.map(Tensor::portable)).collect()
+            }
+        })
+    }
+}
+
+/// The device that all operands share.
+pub(crate) fn common_device(op: &'static str, inputs: &[&Tensor]) -> Result<Device> {
+    let device = inputs[0].device();
+    match inputs.iter().find(|t| t.device() != device) {
+        None => Ok(device),
+        Some(other) => Err(Error::DeviceMismatch { op, left: device.to_string(), right: other.device().to_string() }),
+    }
+}
+
+/// Fails with the operands' shapes unless `fits`.
+pub(crate) fn ensure(fits: bool, op: &'static str, what: &'static str, inputs: &[&Tensor]) -> Result<()> {
+    if fits { Ok(()) } else { Err(Error::Shape { op, what, got: inputs.iter().map(|t| t.shape()).collect() }) }
+}
+
+/// Fails unless operand `index` has the layout that the device multiplies by (`weight`) or plain rows.
+pub(crate) fn ensure_layout(op: &'static str, inputs: &[&Tensor], index: usize, weight: bool) -> Result<()> {
+    use crate::Layout::{Panels, Rows};
+    let want = if weight && inputs[index].device() == Device::Cpu { Panels } else { Rows };
+    if inputs[index].layout() == want {
+        return Ok(());
+    }
+    Err(Error::Layout { op, index, expected: if want == Panels { "a weight (panels)" } else { "rows" } })
+}

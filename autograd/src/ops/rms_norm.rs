@@ -1,0 +1,55 @@
+//! Root-mean-square normalization (<https://arxiv.org/abs/1910.07467>).
+
+use super::{Op, Recorded, ensure};
+use crate::cpu::rows;
+use crate::{Result, Tape, Tensor};
+
+/// RMSNorm over consecutive groups as wide as the weight.
+pub struct RmsNorm {
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// `x / sqrt(mean(x^2) + eps) * w`: x `[T, H]`, w `[1, D]` where D divides H; D = head width normalizes each head.
+///
+/// # Errors
+/// A width that the weight does not divide.
+pub fn rms_norm(tape: &mut Tape, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
+    tape.apply(RmsNorm { eps }, &[x, w])
+}
+
+impl Op for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+
+    fn check(&self, inputs: &[&Tensor]) -> Result<()> {
+        let w = inputs[1];
+        let fits = w.rows() == 1 && w.cols() > 0 && inputs[0].cols().is_multiple_of(w.cols());
+        ensure(fits, self.name(), "w [1, D] with D dividing the width of x", inputs)
+    }
+
+    fn cpu_forward(&self, inputs: &[&Tensor], _: &[bool]) -> (Tensor, Vec<Tensor>) {
+        let mut y = vec![0.0; inputs[0].raw().len()];
+        rows::rms_norm(&mut y, inputs[0].raw(), inputs[1].raw(), self.eps);
+        (Tensor::cpu(y, inputs[0].shape()), vec![])
+    }
+
+    fn cpu_backward(&self, record: &Recorded, grad: &Tensor) -> Vec<Option<Tensor>> {
+        let (x, w) = (&record.inputs[0], &record.inputs[1]);
+        let mut dx = vec![0.0; x.raw().len()];
+        let mut dw = record.needs[1].then(|| vec![0.0; w.cols()]);
+        rows::rms_norm_backward(&mut dx, dw.as_deref_mut(), grad.raw(), x.raw(), w.raw(), self.eps);
+        let dx = record.needs[0].then(|| Tensor::cpu(dx, x.shape()));
+        vec![dx, dw.map(|d| Tensor::cpu(d, w.shape()))]
+    }
+
+    fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
+        let [t, h] = inputs[0].dims();
+        let d = inputs[1].dims()[1];
+        let x = inputs[0].clone().reshape([t * h / d, d]);
+        let mean = x.clone().powi_scalar(2).mean_dim(1);
+        let y = x * (mean + self.eps).sqrt().recip() * inputs[1].clone();
+        vec![y.reshape([t, h])]
+    }
+}

@@ -1,0 +1,306 @@
+//! What can be asked of the runtime, and what it answers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use autograd::Device;
+
+use crate::files::ModelFiles;
+use crate::sampler::SamplingParams;
+use crate::train::Loss;
+
+/// Which of the two resident models a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Slot {
+    /// The model that generates, serves and, in a training run, learns.
+    Student,
+    /// The model that grades.
+    Teacher,
+}
+
+/// Everything the runtime needs to start.
+pub struct RuntimeSpec {
+    /// Where to run.
+    pub device: Device,
+    /// The student, or the only model.
+    pub student: SlotSpec,
+    /// The teacher. When it names the same files and layers as the student, the base weights exist once.
+    pub teacher: Option<SlotSpec>,
+    /// How the student is trained; `None` serves only.
+    pub training: Option<Training>,
+    /// Scheduler and memory limits.
+    pub engine: EngineConfig,
+}
+
+/// One model to load.
+#[derive(Clone)]
+pub struct SlotSpec {
+    /// An opened model.
+    pub files: Arc<ModelFiles>,
+    /// Keep only these layers of it, in this order.
+    pub layers: Option<Vec<usize>>,
+    /// A PEFT adapter folder to apply on top, frozen unless `training` continues it.
+    pub adapter: Option<PathBuf>,
+}
+
+/// Limits of the engine.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Tokens computed in one step, at most (prefill chunks and decodes together).
+    pub token_budget: usize,
+    /// Sequences running at once.
+    pub max_running: usize,
+    /// Requests waiting at most; one more is refused.
+    pub max_waiting: usize,
+    /// Bytes of KV memory per model slot.
+    pub kv_bytes: usize,
+    /// Whether finished prefixes are kept for reuse.
+    pub prefix_cache: bool,
+}
+
+/// What is trained.
+#[derive(Debug, Clone)]
+pub enum Training {
+    /// Low-rank branches on frozen weights.
+    Lora(LoraConfig),
+    /// Every weight of the student.
+    Full {
+        /// Keep only each layer's input during the forward pass and run the layer again during backward.
+        gradient_checkpointing: bool,
+    },
+}
+
+/// Low-rank adaptation (<https://arxiv.org/abs/2106.09685>), with PEFT's names and rules.
+#[derive(Debug, Clone)]
+pub struct LoraConfig {
+    /// Rank of every branch without a pattern of its own.
+    pub r: usize,
+    /// Numerator of the scale: `alpha / r`, or `alpha / sqrt(r)` with `rslora`.
+    pub alpha: f64,
+    /// Probability of zeroing an input of A during training.
+    pub dropout: f64,
+    /// Rank-stabilised scale.
+    pub rslora: bool,
+    /// Module names (`q_proj`, ...), or the single entry `all-linear`.
+    pub target_modules: Vec<String>,
+    /// Ranks of modules whose name matches `(.*\.)?KEY$`.
+    pub rank_pattern: std::collections::BTreeMap<String, usize>,
+    /// Alphas of modules whose name matches `(.*\.)?KEY$`.
+    pub alpha_pattern: std::collections::BTreeMap<String, f64>,
+    /// Seed of A's initial values.
+    pub seed: u64,
+    /// Keep only each layer's input during the forward pass and run the layer again during backward.
+    pub gradient_checkpointing: bool,
+}
+
+/// Ask for a continuation.
+#[derive(Debug, Clone)]
+pub struct GenerateRequest {
+    /// Which model.
+    pub slot: Slot,
+    /// Token ids of the prompt.
+    pub prompt: Vec<u32>,
+    /// How to sample and when to stop. `seed` and `index` key the random numbers.
+    pub params: SamplingParams,
+    /// Distinguishes requests with one seed (the index in a batch or group).
+    pub index: u64,
+    /// Whether text is wanted: the tokenizer runs, and stop strings are looked for.
+    pub text: bool,
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// An end-of-sequence or stop token, or a stop string.
+    Stop,
+    /// `max_tokens`, or the model's context, was reached.
+    Length,
+    /// The request was cancelled.
+    Cancelled,
+}
+
+impl FinishReason {
+    /// The name on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// One sampled token.
+#[derive(Debug, Clone)]
+pub struct TokenEvent {
+    /// The token.
+    pub token: u32,
+    /// ln p(token) under the model, T = 1, before penalties and truncation.
+    pub logprob: f64,
+    /// ln p(token) of the logits divided by the sampling temperature, without truncation.
+    pub sampling_logprob: f64,
+    /// The most likely tokens with their log-probabilities, when asked for.
+    pub top: Vec<(u32, f64)>,
+    /// Log-probabilities of the tokens that the request named, in its order.
+    pub given: Vec<f64>,
+    /// Text that this token completed; empty while a character or a possible stop string is incomplete.
+    pub text: String,
+    /// Version of the weights that computed it.
+    pub version: u64,
+}
+
+/// What arrives on a generation's stream.
+#[derive(Debug)]
+pub enum GenerateEvent {
+    /// The next token.
+    Token(TokenEvent),
+    /// The end. `text` is what the detokenizer still held.
+    Done {
+        /// Why it ended.
+        reason: FinishReason,
+        /// Text held back until now.
+        text: String,
+        /// Prompt tokens that came from the prefix cache.
+        cached_tokens: usize,
+    },
+    /// The request failed; nothing follows.
+    Failed(crate::Error),
+}
+
+/// A finished generation.
+#[derive(Debug, Clone)]
+pub struct Generated {
+    /// Sampled tokens, the stop token included.
+    pub tokens: Vec<TokenEvent>,
+    /// Their text without the stop string or special tokens; empty when no text was asked for.
+    pub text: String,
+    /// Why it ended.
+    pub reason: FinishReason,
+    /// Prompt tokens that came from the prefix cache.
+    pub cached_tokens: usize,
+}
+
+/// Ask for the log-probabilities of given tokens.
+#[derive(Debug, Clone)]
+pub struct ScoreRequest {
+    /// Which model.
+    pub slot: Slot,
+    /// The tokens.
+    pub tokens: Vec<u32>,
+    /// How many of the most likely tokens to report at each position.
+    pub top: usize,
+}
+
+/// Log-probabilities of given tokens.
+#[derive(Debug, Clone)]
+pub struct Score {
+    /// ln p(token | prefix); `None` for the first.
+    pub logprobs: Vec<Option<f64>>,
+    /// Per token, the most likely ones at its position; empty for the first.
+    pub top: Vec<Vec<(u32, f64)>>,
+}
+
+/// One sequence of a training or evaluation batch.
+#[derive(Debug, Clone)]
+pub struct TrainSequence {
+    /// Prompt and completion as the student sees them.
+    pub tokens: Vec<u32>,
+    /// Tokens of the prompt; the rest is scored.
+    pub prompt_len: usize,
+    /// The teacher's prompt, when it differs (privileged context); the completion is the same.
+    pub teacher_prompt: Option<Vec<u32>>,
+    /// ln p of each completion token when it was sampled (at the sampling temperature); empty when it was not sampled.
+    pub sampled_logprobs: Vec<f32>,
+    /// ln p(T = 1) of each completion token from the sampler, for `mismatch_kl`; empty when not sampled.
+    pub raw_logprobs: Vec<f32>,
+    /// Weight of each completion token in the loss before normalization; 0 leaves it out.
+    pub weights: Vec<f32>,
+}
+
+/// One micro-batch through student and teacher.
+#[derive(Clone)]
+pub struct TrainRequest {
+    /// The sequences; the caller keeps their token total within its budget.
+    pub sequences: Vec<TrainSequence>,
+    /// The loss.
+    pub loss: Arc<dyn Loss>,
+    /// The loss is the weighted sum over tokens divided by this: the valid tokens of the *whole* step.
+    pub normalizer: f64,
+    /// Add gradients; `false` evaluates.
+    pub backward: bool,
+    /// Keys dropout: the step and micro-batch.
+    pub dropout_key: u64,
+}
+
+/// Sums over a micro-batch's weighted tokens, and times.
+#[derive(Debug, Clone, Default)]
+pub struct TrainReport {
+    /// The loss (already divided by the normalizer).
+    pub loss: f64,
+    /// Tokens with a weight.
+    pub tokens: f64,
+    /// Named sums over tokens (`entropy`, `teacher_kl`, ...); the caller divides.
+    pub sums: std::collections::BTreeMap<&'static str, f64>,
+    /// The largest of each of those values.
+    pub maxima: std::collections::BTreeMap<&'static str, f64>,
+    /// Seconds in the teacher's forward.
+    pub teacher_seconds: f64,
+    /// Seconds in the student's forward and the loss.
+    pub forward_seconds: f64,
+    /// Seconds in backward.
+    pub backward_seconds: f64,
+}
+
+/// One optimizer step on the accumulated gradients.
+#[derive(Debug, Clone, Copy)]
+pub struct OptimStep {
+    /// Learning rate.
+    pub lr: f64,
+    /// AdamW's constants.
+    pub adamw: autograd::adamw::AdamW,
+    /// Gradients are scaled down to this global norm; `None` leaves them.
+    pub max_grad_norm: Option<f64>,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy)]
+pub struct OptimReport {
+    /// Global norm before clipping.
+    pub grad_norm: f64,
+    /// False when loss or gradients were not finite: then nothing changed.
+    pub applied: bool,
+    /// Optimizer steps taken so far.
+    pub step: u64,
+}
+
+/// Counters and gauges of a slot.
+#[derive(Debug, Clone, Default)]
+pub struct RuntimeStats {
+    /// The student's scheduler.
+    pub student: crate::scheduler::SchedulerStats,
+    /// The teacher's scheduler, when there is a teacher.
+    pub teacher: Option<crate::scheduler::SchedulerStats>,
+}
+
+/// A named tensor of an export, row-major on the host.
+#[derive(Debug, Clone)]
+pub struct NamedTensor {
+    /// Name in the file.
+    pub name: String,
+    /// Shape in the file.
+    pub shape: Vec<usize>,
+    /// Values.
+    pub values: Vec<f32>,
+}
+
+/// Everything that training changes, to write or to restore.
+#[derive(Debug, Clone, Default)]
+pub struct TrainState {
+    /// Trained weights under their Hugging Face or PEFT names (f32 masters).
+    pub weights: Vec<NamedTensor>,
+    /// AdamW's moments: `{name}.m` and `{name}.v`.
+    pub moments: Vec<NamedTensor>,
+    /// Optimizer steps taken.
+    pub step: u64,
+}

@@ -1,0 +1,247 @@
+//! One tokenizer, whichever file it came from.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::{LazyLock, OnceLock};
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use tokenizers::{AddedToken, DecoderWrapper};
+
+use crate::{Error, Result};
+
+/// Turns text into token ids and back, exactly as Hugging Face's `tokenizer.json` defines it.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// `tokenizer_config.json`, without the chat template.
+    config: Map<String, Value>,
+    special: BTreeSet<u32>,
+    vocab_size: usize,
+    fingerprint: OnceLock<String>,
+}
+
+impl Tokenizer {
+    /// From a directory with `tokenizer.json` and, usually, `tokenizer_config.json`.
+    pub fn from_dir(dir: &Path) -> Result<Self> {
+        let path = dir.join("tokenizer.json");
+        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        let config_path = dir.join("tokenizer_config.json");
+        let config = if config_path.is_file() {
+            let bytes = std::fs::read(&config_path).map_err(Error::io(&config_path))?;
+            serde_json::from_slice(&bytes).map_err(|e| Error::bad_file(&config_path, e.to_string()))?
+        } else {
+            Map::new()
+        };
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| Error::bad_file(&path, e.to_string()))?;
+        add_configured_tokens(&mut inner, &config, &config_path)?;
+        Ok(Self::new(inner, config))
+    }
+
+    /// From the parsed contents of the two files.
+    pub(super) fn from_json(tokenizer: &Value, config: Map<String, Value>) -> Result<Self> {
+        let inner =
+            tokenizers::Tokenizer::from_bytes(tokenizer.to_string()).map_err(|e| Error::Tokenizer(e.to_string()))?;
+        Ok(Self::new(inner, config))
+    }
+
+    fn new(mut inner: tokenizers::Tokenizer, mut config: Map<String, Value>) -> Self {
+        config.remove("chat_template");
+        // A tokenizer file may carry the cut-off and padding of its training; a text is never cut here.
+        let _ = inner.with_truncation(None);
+        inner.with_padding(None);
+        let added = inner.get_added_tokens_decoder();
+        Self {
+            special: added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect(),
+            vocab_size: inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1),
+            inner,
+            config,
+            fingerprint: OnceLock::new(),
+        }
+    }
+
+    /// Token ids of a text. Special tokens written in the text become their ids; `add_special` adds those
+    /// that the tokenizer puts around every text (such as a first `<s>`).
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| Error::Tokenizer(e.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of token ids; bytes that are not UTF-8 become U+FFFD. Ids beyond the vocabulary, which models
+    /// with a padded embedding can produce, are no text.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner.decode(ids, skip_special).map_err(|e| Error::Tokenizer(e.to_string()))
+    }
+
+    /// One more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Id of a token as the vocabulary spells it.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Spelling of an id in the vocabulary.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Whether `decode` leaves the id out when it skips special tokens.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
+    /// The end-of-text token of the configuration.
+    pub fn eos(&self) -> Option<u32> {
+        self.named("eos_token").and_then(|token| self.id(token))
+    }
+
+    /// The beginning-of-text token of the configuration.
+    pub fn bos(&self) -> Option<u32> {
+        self.named("bos_token").and_then(|token| self.id(token))
+    }
+
+    fn named(&self, key: &str) -> Option<&str> {
+        spelling(self.config.get(key)?)
+    }
+
+    /// Every `*_token` of the configuration with its spelling, for chat templates.
+    pub(crate) fn named_tokens(&self) -> Map<String, Value> {
+        let named = |(key, value): (&String, &Value)| Some((key.clone(), json!(spelling(value)?)));
+        self.config
+            .iter()
+            .filter(|(key, _)| key.ends_with("_token") && !key.starts_with("add_"))
+            .filter_map(named)
+            .collect()
+    }
+
+    /// Sum (SHA-256, hexadecimal) over vocabulary, merges, added tokens and normaliser: equal for two
+    /// tokenizers that map ids to the same pieces in the same way.
+    pub fn fingerprint(&self) -> &str {
+        self.fingerprint.get_or_init(|| fingerprint(&self.inner))
+    }
+
+    /// Whether every token is a run of bytes, so that decoding is joining them.
+    pub(super) fn is_byte_level(&self) -> bool {
+        matches!(self.inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)))
+    }
+
+    /// Whether the token stands for one raw byte of a text (`<0x0A>`), so that its neighbours decide how it decodes.
+    pub(super) fn is_byte_piece(&self, id: u32) -> bool {
+        self.token(id).is_some_and(|token| token.len() == 6 && token.starts_with("<0x") && token.ends_with('>'))
+    }
+
+    /// Writes `tokenizer.json` and `tokenizer_config.json` (with the chat template, if given) so that
+    /// transformers loads the same tokenizer from `dir`.
+    pub fn save_files(&self, dir: &Path, chat_template: Option<&str>) -> Result<()> {
+        let path = dir.join("tokenizer.json");
+        let text = self.inner.to_string(true).map_err(|e| Error::Tokenizer(e.to_string()))?;
+        std::fs::write(&path, text).map_err(Error::io(&path))?;
+        let mut config = self.config.clone();
+        if let Some(template) = chat_template {
+            config.insert("chat_template".into(), json!(template));
+        }
+        let path = dir.join("tokenizer_config.json");
+        let text = format!("{:#}\n", Value::Object(config));
+        std::fs::write(&path, text).map_err(Error::io(&path))
+    }
+}
+
+/// A token's text: plain, or in the `content` of an object.
+fn spelling(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str())
+}
+
+/// Adds the tokens that only `added_tokens_decoder` of the configuration lists, as transformers does.
+fn add_configured_tokens(inner: &mut tokenizers::Tokenizer, config: &Map<String, Value>, path: &Path) -> Result<()> {
+    let Some(listed) = config.get("added_tokens_decoder").and_then(Value::as_object) else {
+        return Ok(());
+    };
+    let mut missing = Vec::new();
+    for (id, entry) in listed {
+        let bad = || Error::bad_key(path, "added_tokens_decoder", entry, "an id with its content is needed");
+        let id: u32 = id.parse().map_err(|_| bad())?;
+        let content = entry.get("content").and_then(Value::as_str).ok_or_else(bad)?;
+        match inner.token_to_id(content) {
+            Some(known) if known == id && inner.get_added_vocabulary().get_vocab().contains_key(content) => {}
+            Some(known) if known != id => {
+                return Err(Error::bad_key(
+                    path,
+                    "added_tokens_decoder",
+                    format!("{id} = {content:?}"),
+                    format!("tokenizer.json has it as {known}"),
+                ));
+            }
+            _ => missing.push((id, added_token(content, entry))),
+        }
+    }
+    missing.sort_by_key(|(id, _)| *id);
+    for (id, token) in missing {
+        let content = token.content.clone();
+        let special = token.special;
+        let tokens = [token];
+        let added = if special { inner.add_special_tokens(tokens) } else { inner.add_tokens(tokens) };
+        added.map_err(|e| Error::Tokenizer(e.to_string()))?;
+        if inner.token_to_id(&content) != Some(id) {
+            return Err(Error::bad_key(
+                path,
+                "added_tokens_decoder",
+                format!("{id} = {content:?}"),
+                "ids must continue those of tokenizer.json",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn added_token(content: &str, entry: &Value) -> AddedToken {
+    let flag = |key: &str| entry.get(key).and_then(Value::as_bool);
+    let special = flag("special").unwrap_or(false);
+    AddedToken::from(content, special)
+        .single_word(flag("single_word").unwrap_or(false))
+        .lstrip(flag("lstrip").unwrap_or(false))
+        .rstrip(flag("rstrip").unwrap_or(false))
+        .normalized(flag("normalized").unwrap_or(!special))
+}
+
+fn fingerprint(tokenizer: &tokenizers::Tokenizer) -> String {
+    let mut sum = Sha256::new();
+    let mut field = |bytes: &[u8]| {
+        sum.update((bytes.len() as u64).to_le_bytes());
+        sum.update(bytes);
+    };
+    let mut vocab: Vec<_> = tokenizer.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
+    vocab.sort_unstable();
+    for (id, token) in &vocab {
+        field(&id.to_le_bytes());
+        field(token.as_bytes());
+    }
+    let mut added: Vec<_> = tokenizer.get_added_tokens_decoder().into_iter().collect();
+    added.sort_unstable_by_key(|(id, _)| *id);
+    for (id, token) in &added {
+        field(&id.to_le_bytes());
+        field(&[u8::from(token.special)]);
+    }
+    let model = serde_json::to_value(tokenizer.get_model()).unwrap_or_default();
+    for key in ["type", "merges", "scores"] {
+        field(model.get(key).map(Value::to_string).unwrap_or_default().as_bytes());
+    }
+    let normalizer = tokenizer.get_normalizer().and_then(|n| serde_json::to_string(n).ok());
+    field(normalizer.unwrap_or_default().as_bytes());
+    sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Bytes of a byte-level piece, which spells every byte as a printable character: printable Latin-1 stands
+/// for itself, the other bytes for U+0100 and up in order. A piece with a character outside this alphabet
+/// (an added token) is its own text.
+pub(super) fn piece_bytes(piece: &str) -> Vec<u8> {
+    static BYTE_OF: LazyLock<HashMap<char, u8>> = LazyLock::new(|| {
+        let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+        let (itself, other): (Vec<u8>, Vec<u8>) = (0..=255).partition(printable);
+        let stand_ins = ('\u{100}'..).zip(other);
+        itself.into_iter().map(|byte| (char::from(byte), byte)).chain(stand_ins).collect()
+    });
+    let bytes: Option<Vec<u8>> = piece.chars().map(|c| BYTE_OF.get(&c).copied()).collect();
+    bytes.unwrap_or_else(|| piece.as_bytes().to_vec())
+}

@@ -1,0 +1,67 @@
+//! Training through the runtime: what a loss sees and returns.
+
+mod batch;
+mod session;
+
+use std::collections::BTreeMap;
+
+use autograd::{Tape, Tensor};
+
+pub(crate) use session::TrainSession;
+
+use crate::engine::SlotEngine;
+use crate::request::{TrainReport, TrainRequest};
+
+/// The rows of one micro-batch that predict completion tokens, N in all.
+pub struct LossBatch<'a> {
+    /// The student's final hidden states, `[N, H]`, on the tape.
+    pub student_hidden: &'a Tensor,
+    /// The student's output head `[V, H]`.
+    pub student_head: &'a Tensor,
+    /// The teacher's final hidden states `[N, H_t]` and output head `[V, H_t]`, constants.
+    pub teacher: Option<(&'a Tensor, &'a Tensor)>,
+    /// The completion tokens, N.
+    pub targets: &'a [u32],
+    /// Their log-probabilities at the sampling temperature when they were sampled; empty when the batch was not.
+    pub sampled_logprobs: &'a [f32],
+    /// The same at temperature 1.
+    pub raw_logprobs: &'a [f32],
+    /// Weight of each row divided by the step's normalizer, N.
+    pub weights: &'a [f32],
+}
+
+/// A loss and what was seen while computing it.
+pub struct LossValue {
+    /// `[1, 1]`: the sum over rows of weight times loss.
+    pub loss: Tensor,
+    /// Named values per row, N each, which the runtime sums over rows with a weight.
+    pub rows: BTreeMap<&'static str, Vec<f32>>,
+}
+
+/// A training objective over a micro-batch.
+///
+/// The runtime calls it with hidden states; how the two heads are multiplied out, a chunk of rows at a time, is in
+/// [`autograd::ops`].
+pub trait Loss: Send + Sync {
+    /// Whether the teacher has to be run.
+    fn needs_teacher(&self) -> bool;
+
+    /// The loss of one micro-batch.
+    ///
+    /// # Errors
+    /// What the ops refuse.
+    fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> crate::Result<LossValue>;
+}
+
+/// A micro-batch without gradients, with the weights that requests are answered with.
+pub(crate) fn evaluate(
+    request: &TrainRequest,
+    student: &SlotEngine,
+    teacher: Option<&SlotEngine>,
+) -> crate::Result<TrainReport> {
+    if request.backward {
+        return Err(crate::Error::Request("this runtime was started without training".to_owned()));
+    }
+    let (report, _) = batch::run(request, student, teacher, student.serving(), batch::Watch::Nothing)?;
+    Ok(report)
+}

@@ -29,7 +29,7 @@ const PROBES: [&str; 12] = [
 ///
 /// # Errors
 /// [`Error::Models`] with the probe and both answers.
-pub fn compare(student: &ModelFiles, teacher: &ModelFiles) -> Result<()> {
+pub(crate) fn compare(student: &ModelFiles, teacher: &ModelFiles) -> Result<()> {
     let (ours, theirs) = (student.tokenizer()?, teacher.tokenizer()?);
     if ours.fingerprint() != theirs.fingerprint() {
         compare_tokenizers(ours, theirs)?;

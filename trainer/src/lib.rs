@@ -2,6 +2,7 @@
 //! `arle` that is not the runtime.
 
 pub mod checkpoint;
+pub mod cli;
 pub mod data;
 mod error;
 mod guard;

@@ -6,7 +6,7 @@ use crate::prompt::Example;
 
 /// Where a completion came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
+pub(super) enum Source {
     /// The student sampled it.
     Student,
     /// The teacher sampled it, or the data gave it.
@@ -15,19 +15,19 @@ pub enum Source {
 
 /// A completion ready to be trained on.
 #[derive(Debug, Clone)]
-pub struct Completion {
+pub(super) struct Completion {
     /// Its tokens, with the prompts of both models.
-    pub sequence: TrainSequence,
+    pub(super) sequence: TrainSequence,
     /// Who wrote it.
-    pub source: Source,
+    pub(super) source: Source,
     /// Whether it was cut off by the limit of new tokens.
-    pub truncated: bool,
+    pub(super) truncated: bool,
 }
 
 impl Completion {
     /// A sampled completion. Its last token, an end of sequence or a cut, is trained like any other.
     #[must_use]
-    pub fn sampled(example: &Example, generated: &Generated, source: Source) -> Self {
+    pub(super) fn sampled(example: &Example, generated: &Generated, source: Source) -> Self {
         let tokens: Vec<u32> = generated.tokens.iter().map(|event| event.token).collect();
         let mut completion = Self::given(example, &tokens);
         if source == Source::Student {
@@ -40,7 +40,7 @@ impl Completion {
 
     /// A completion with these tokens.
     #[must_use]
-    pub fn given(example: &Example, tokens: &[u32]) -> Self {
+    pub(super) fn given(example: &Example, tokens: &[u32]) -> Self {
         let sequence = TrainSequence {
             tokens: [example.prompt.as_slice(), tokens].concat(),
             prompt_len: example.prompt.len(),
@@ -54,13 +54,13 @@ impl Completion {
 
     /// Tokens of the completion.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.sequence.weights.len()
     }
 
     /// Tokens that the larger of the two forward passes sees.
     #[must_use]
-    pub fn cost(&self) -> usize {
+    pub(super) fn cost(&self) -> usize {
         let teacher = self.sequence.teacher_prompt.as_ref().map_or(0, |prompt| prompt.len() + self.len());
         self.sequence.tokens.len().max(teacher)
     }
@@ -69,7 +69,7 @@ impl Completion {
 /// Cuts `completions` into runs of one source that cost at most `budget` tokens each, in order. A completion that
 /// costs more than the budget gets a run of its own; the recipe's limits exclude it.
 #[must_use]
-pub fn split(completions: Vec<Completion>, budget: usize) -> Vec<(Source, Vec<TrainSequence>)> {
+pub(super) fn split(completions: Vec<Completion>, budget: usize) -> Vec<(Source, Vec<TrainSequence>)> {
     let mut batches: Vec<(Source, Vec<TrainSequence>)> = Vec::new();
     for source in [Source::Student, Source::Other] {
         let mut used = usize::MAX;

@@ -30,7 +30,7 @@ use crate::{Error, Result};
 const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0 };
 
 /// Measures on held-out rows.
-pub struct Evaluator<'a> {
+pub(super) struct Evaluator<'a> {
     recipe: &'a Recipe,
     eval: &'a Eval,
     setup: &'a Setup,
@@ -45,7 +45,7 @@ impl<'a> Evaluator<'a> {
     ///
     /// # Errors
     /// What the runtime refuses; a damaged file.
-    pub fn new(recipe: &'a Recipe, eval: &'a Eval, setup: &'a Setup, folder: &RunFolder, progress: Progress) -> Result<Self> {
+    pub(super) fn new(recipe: &'a Recipe, eval: &'a Eval, setup: &'a Setup, folder: &RunFolder, progress: Progress) -> Result<Self> {
         let samples = eval.sample_prompts.iter().map(|text| Ok((text.clone(), setup.encoder.encode_prompt(text)?)));
         let samples = samples.collect::<Result<_>>()?;
         let mut evaluator = Self { recipe, eval, setup, progress, teacher_completions: Vec::new(), samples };
@@ -73,7 +73,7 @@ impl<'a> Evaluator<'a> {
     ///
     /// # Errors
     /// What the runtime refuses.
-    pub fn measure(&self, metrics: &mut Metrics) -> Result<()> {
+    pub(super) fn measure(&self, metrics: &mut Metrics) -> Result<()> {
         let own = self.complete(Slot::Student)?;
         let count = own.len() as f64;
         metrics.set("eval/mean_length", own.iter().map(Completion::len).sum::<usize>() as f64 / count);
@@ -98,7 +98,7 @@ impl<'a> Evaluator<'a> {
     ///
     /// # Errors
     /// What the runtime refuses; a file that cannot be written.
-    pub fn show_samples(&self, step: u64, file: &mut JsonLines) -> Result<()> {
+    pub(super) fn show_samples(&self, step: u64, file: &mut JsonLines) -> Result<()> {
         let mut slots = vec![(Slot::Student, "completion")];
         if step == 0 {
             slots.push((Slot::Teacher, "teacher"));

@@ -22,12 +22,12 @@ pub enum Resume {
 
 /// The folder of a run, ready to be written to.
 #[derive(Debug)]
-pub struct RunFolder {
+pub(super) struct RunFolder {
     root: PathBuf,
     /// Its checkpoints.
-    pub checkpoints: Checkpoints,
+    pub(super) checkpoints: Checkpoints,
     /// The checkpoint to continue from.
-    pub resume_from: Option<PathBuf>,
+    pub(super) resume_from: Option<PathBuf>,
 }
 
 impl RunFolder {
@@ -35,7 +35,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// A folder that holds a run already, or none; a recipe that differs; no such checkpoint.
-    pub fn open(root: &Path, recipe: &Recipe, resume: Option<&Resume>) -> Result<Self> {
+    pub(super) fn open(root: &Path, recipe: &Recipe, resume: Option<&Resume>) -> Result<Self> {
         let config = root.join("config.toml");
         match resume {
             None if config.exists() => {
@@ -61,13 +61,13 @@ impl RunFolder {
 
     /// A file of the run.
     #[must_use]
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
     /// The folder itself.
     #[must_use]
-    pub fn root(&self) -> &Path {
+    pub(super) fn root(&self) -> &Path {
         &self.root
     }
 }

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use sha2::{Digest, Sha256};
 
 pub use folder::Resume;
-pub use setup::{open, start};
+pub(crate) use setup::{open, start};
 
 use crate::checkpoint::{Checkpoints, TrainerState};
 use crate::data::Cursor;
@@ -79,11 +79,12 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
 fn restore(recipe: &Recipe, setup: &Setup, folder: &RunFolder, progress: Progress) -> Result<TrainerState> {
     let sum: String = Sha256::digest(recipe.to_toml()).iter().map(|byte| format!("{byte:02x}")).collect();
     let Some(path) = &folder.resume_from else { return Ok(TrainerState::start(recipe.runtime.seed, sum)) };
-    let (weights, state) = Checkpoints::load(path, &setup.export)?;
+    let (weights, mut state) = Checkpoints::load(path, &setup.export)?;
     setup.runtime.restore_state(weights)?;
     setup.runtime.publish()?;
     progress.line(&format!("resume     {} (step {})", path.display(), state.step));
-    Ok(TrainerState { recipe_sha256: sum, ..state })
+    state.recipe_sha256 = sum;
+    Ok(state)
 }
 
 struct Run<'a> {

@@ -5,17 +5,17 @@ use std::time::Instant;
 
 /// Seconds of named phases.
 #[derive(Debug, Clone, Default)]
-pub struct Phases(BTreeMap<String, f64>);
+pub(super) struct Phases(BTreeMap<String, f64>);
 
 impl Phases {
     /// Continues from earlier seconds.
     #[must_use]
-    pub fn from_seconds(seconds: BTreeMap<String, f64>) -> Self {
+    pub(super) fn from_seconds(seconds: BTreeMap<String, f64>) -> Self {
         Self(seconds)
     }
 
     /// Runs `work` and adds its time to `phase`.
-    pub fn time<T>(&mut self, phase: &str, work: impl FnOnce() -> T) -> T {
+    pub(super) fn time<T>(&mut self, phase: &str, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = work();
         self.add(phase, start.elapsed().as_secs_f64());
@@ -23,12 +23,12 @@ impl Phases {
     }
 
     /// Adds seconds to `phase`.
-    pub fn add(&mut self, phase: &str, seconds: f64) {
+    pub(super) fn add(&mut self, phase: &str, seconds: f64) {
         *self.0.entry(phase.to_owned()).or_default() += seconds;
     }
 
     /// Adds all of `other`.
-    pub fn merge(&mut self, other: &Self) {
+    pub(super) fn merge(&mut self, other: &Self) {
         for (phase, seconds) in &other.0 {
             self.add(phase, *seconds);
         }
@@ -36,19 +36,19 @@ impl Phases {
 
     /// Seconds of one phase.
     #[must_use]
-    pub fn get(&self, phase: &str) -> f64 {
+    pub(super) fn get(&self, phase: &str) -> f64 {
         self.0.get(phase).copied().unwrap_or(0.0)
     }
 
     /// Seconds of all phases.
     #[must_use]
-    pub fn total(&self) -> f64 {
+    pub(super) fn total(&self) -> f64 {
         self.0.values().sum()
     }
 
     /// By phase.
     #[must_use]
-    pub fn seconds(&self) -> &BTreeMap<String, f64> {
+    pub(super) fn seconds(&self) -> &BTreeMap<String, f64> {
         &self.0
     }
 }

@@ -11,7 +11,7 @@ use crate::recipe::Sampling;
 /// What the random numbers of a completion are for; part of their key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
-pub enum Purpose {
+pub(super) enum Purpose {
     /// Training, by the student.
     Train = 0,
     /// Training, by the teacher.
@@ -25,14 +25,14 @@ pub enum Purpose {
 impl Purpose {
     /// The request index that keys the random numbers of completion `n`.
     #[must_use]
-    pub fn index(self, n: u64) -> u64 {
+    pub(super) fn index(self, n: u64) -> u64 {
         (self as u64) << 60 | n
     }
 }
 
 /// A recipe's sampling for at most `max_tokens` tokens.
 #[must_use]
-pub fn params(sampling: &Sampling, max_tokens: usize, seed: u64) -> SamplingParams {
+pub(super) fn params(sampling: &Sampling, max_tokens: usize, seed: u64) -> SamplingParams {
     SamplingParams {
         temperature: sampling.temperature as f32,
         top_p: sampling.top_p as f32,
@@ -48,7 +48,7 @@ pub fn params(sampling: &Sampling, max_tokens: usize, seed: u64) -> SamplingPara
 ///
 /// # Errors
 /// The first request that fails.
-pub fn generate(
+pub(super) fn generate(
     runtime: &RuntimeHandle,
     requests: impl IntoIterator<Item = GenerateRequest>,
     bar: &ProgressBar,
@@ -66,6 +66,6 @@ pub fn generate(
 
 /// A request for token ids.
 #[must_use]
-pub fn request(slot: Slot, prompt: Vec<u32>, params: SamplingParams, index: u64) -> GenerateRequest {
+pub(super) fn request(slot: Slot, prompt: Vec<u32>, params: SamplingParams, index: u64) -> GenerateRequest {
     GenerateRequest { slot, prompt, params, index, text: false }
 }

@@ -21,24 +21,24 @@ use crate::{Error, Result, guard};
 const MAX_WAITING: usize = 1 << 20;
 
 /// A recipe, ready to run.
-pub struct Setup {
+pub(super) struct Setup {
     /// The one door to the device.
-    pub runtime: RuntimeHandle,
+    pub(super) runtime: RuntimeHandle,
     /// Rows into tokens.
-    pub encoder: Encoder,
+    pub(super) encoder: Encoder,
     /// Training rows.
-    pub train: Vec<Example>,
+    pub(super) train: Vec<Example>,
     /// Held-out rows.
-    pub held_out: Vec<Example>,
+    pub(super) held_out: Vec<Example>,
     /// How weights are written.
-    pub export: Export,
+    pub(super) export: Export,
 }
 
 /// Opens a model source, telling what takes time.
 ///
 /// # Errors
 /// A source that cannot be had, or files that are damaged.
-pub fn open(source: &str, progress: Progress) -> Result<Arc<ModelFiles>> {
+pub(crate) fn open(source: &str, progress: Progress) -> Result<Arc<ModelFiles>> {
     let path = ModelSource::parse(source)?.resolve(&|line| progress.line(line))?;
     Ok(Arc::new(ModelFiles::open(&path)?))
 }
@@ -48,7 +48,7 @@ impl Setup {
     ///
     /// # Errors
     /// Models that cannot be compared, rows that do not fit, more memory than there is.
-    pub fn new(recipe: &Recipe, progress: Progress) -> Result<Self> {
+    pub(super) fn new(recipe: &Recipe, progress: Progress) -> Result<Self> {
         let rows = Rows::load(&recipe.data)?;
         let student = open(&recipe.student.model, progress)?;
         let student_slot = SlotSpec {
@@ -111,7 +111,7 @@ impl Setup {
 ///
 /// # Errors
 /// What loading refuses.
-pub fn start(spec: &RuntimeSpec, progress: Progress) -> Result<RuntimeHandle> {
+pub(crate) fn start(spec: &RuntimeSpec, progress: Progress) -> Result<RuntimeHandle> {
     let bar = progress.bar("load", 1, "tensors");
     let runtime = RuntimeHandle::start(spec, &|done, total| {
         bar.set_length(total as u64);

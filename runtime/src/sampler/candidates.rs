@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn ranks_fall_with_the_logit_and_rise_with_the_id() {
-        let logits = [0.0, -1.5, f32::NEG_INFINITY, 3.0, -0.0, 1e-30, 3.0, -1e-30, f32::MAX];
+        let logits = [-0.0, -1.5, f32::NEG_INFINITY, 3.0, 0.0, 1e-30, 3.0, -1e-30, f32::MAX];
         let mut ranked = Vec::new();
         rank_all(&mut ranked, &logits);
         sort_head(&mut ranked, logits.len());

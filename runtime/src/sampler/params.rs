@@ -146,7 +146,8 @@ mod tests {
 
     #[test]
     fn every_field_is_checked_and_named() {
-        let cases: [(&str, fn(&mut SamplingParams)); 18] = [
+        type Spoil = fn(&mut SamplingParams);
+        let cases: [(&str, Spoil); 18] = [
             ("temperature", |p| p.temperature = -0.1),
             ("temperature", |p| p.temperature = f32::NAN),
             ("top_k", |p| p.top_k = Some(0)),

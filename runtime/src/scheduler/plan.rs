@@ -13,7 +13,7 @@ use super::{RequestId, Scheduler};
 pub struct Plan {
     /// What to compute: at most `max_running` sequences, at most `token_budget` tokens.
     pub seqs: Vec<PlanSeq>,
-    /// Pages to copy before anything is computed.
+    /// Pages to copy before anything is computed, in any order: no source is another one's target.
     pub copies: Vec<PageCopy>,
 }
 
@@ -234,15 +234,21 @@ impl Scheduler {
         }
     }
 
-    /// Whether this step computes pages that `sequence` could share instead of computing them as well.
-    /// Budget is left for it, so every prefill planned so far completes in this step: one step is enough.
+    /// Whether this step computes pages that `sequence` could share, and most of what it lacks: a step's
+    /// delay is not worth a chat template's first words. Budget is left for it, so every prefill planned
+    /// so far completes in this step: one step is enough.
     fn steps_aside(&self, sequence: &Sequence, prefills: &[Ticket]) -> bool {
         if sequence.stepped_aside || !self.shares(sequence) {
             return false;
         }
         let leaders = prefills.iter().map(|ticket| &self.running[ticket]);
         let shareable = leaders.map(|leader| sequence.shareable_with(leader)).max().unwrap_or(0);
-        shareable > 0 && shareable > self.cache.peek(sequence.key, &sequence.tokens)
+        if shareable == 0 {
+            return false;
+        }
+        let cached = self.cache.peek(sequence.key, &sequence.tokens);
+        let lacking = sequence.tokens.len() - cached;
+        2 * shareable.saturating_sub(cached) > lacking
     }
 
     /// Whether `sequence` takes part in prefix sharing.

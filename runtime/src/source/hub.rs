@@ -19,21 +19,31 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Downloads what is needed of a repository; returns the snapshot's directory.
-pub(super) fn fetch(source: &ModelSource, repo: &str, revision: Option<&str>, progress: &dyn Fn(&str)) -> Result<PathBuf> {
-    let repo = Repo::with_revision(repo.to_owned(), RepoType::Model, revision.unwrap_or("main").to_owned());
+pub(super) fn fetch(
+    source: &ModelSource,
+    repo: &str,
+    revision: Option<&str>,
+    progress: &dyn Fn(&str),
+) -> Result<PathBuf> {
+    let at = |revision: &str| Repo::with_revision(repo.to_owned(), RepoType::Model, revision.to_owned());
     let failed = |what: &str, e: ApiError| Error::Source { model: source.to_string(), detail: format!("{what}: {e}") };
     let api = ApiBuilder::from_env().with_progress(false).build().map_err(|e| failed("hub client", e))?;
-    let remote = api.repo(repo.clone());
-    let listing = match remote.info() {
-        Ok(info) => info.siblings.into_iter().map(|file| file.rfilename).collect::<BTreeSet<_>>(),
+    let (cache, asked) = (Cache::from_env(), at(revision.unwrap_or("main")));
+    let info = match api.repo(asked.clone()).info() {
+        Ok(info) => info,
         Err(error) => {
-            let Some(config) = Cache::from_env().repo(repo).get(CONFIG) else {
+            let Some(config) = cache.repo(asked).get(CONFIG) else {
                 return Err(failed("the hub did not answer and the model is not in the cache", error));
             };
             progress(&format!("{source}: the hub did not answer; using the copy in the cache"));
             return snapshot(&config);
         }
     };
+    // A branch may move while files are fetched, so all of them are taken from the commit it is at now.
+    let pinned = cache.repo(at(&info.sha));
+    pinned.create_ref(&info.sha).map_err(Error::io(pinned.pointer_path(&info.sha)))?;
+    let remote = api.repo(at(&info.sha));
+    let listing: BTreeSet<_> = info.siblings.into_iter().map(|file| file.rfilename).collect();
     if !listing.contains(CONFIG) {
         return source.error(format!("the repository has no {CONFIG}"));
     }
@@ -47,7 +57,9 @@ pub(super) fn fetch(source: &ModelSource, repo: &str, revision: Option<&str>, pr
     for name in OPTIONAL.into_iter().filter(|name| listing.contains(*name)) {
         get(name)?;
     }
-    snapshot(&get(CONFIG)?)
+    let dir = snapshot(&get(CONFIG)?)?;
+    cache.repo(asked).create_ref(&info.sha).map_err(Error::io(&dir))?;
+    Ok(dir)
 }
 
 /// One file, or the index and the shards it names.
@@ -56,7 +68,9 @@ fn weight_files(source: &ModelSource, listing: &BTreeSet<String>, remote: &ApiRe
         return Ok(BTreeSet::from([SINGLE.to_owned()]));
     }
     if !listing.contains(INDEX) {
-        return source.error(format!("the repository has neither {SINGLE} nor {INDEX}; download a file of another format and give its path"));
+        return source.error(format!(
+            "the repository has neither {SINGLE} nor {INDEX}; download a file of another format and give its path"
+        ));
     }
     let index = match remote.get(INDEX) {
         Ok(path) => path,

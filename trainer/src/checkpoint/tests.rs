@@ -32,7 +32,9 @@ fn weights(value: f32) -> TrainState {
 }
 
 fn state(step: u64) -> TrainerState {
-    TrainerState { step, optimizer_step: 7, ..TrainerState::start(3, "sum".to_owned()) }
+    let mut state = TrainerState::start(3, "sum".to_owned());
+    (state.step, state.optimizer_step) = (step, 7);
+    state
 }
 
 fn names(root: &Path) -> Vec<String> {

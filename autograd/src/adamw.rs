@@ -41,8 +41,10 @@ pub struct Moments {
 struct Factors {
     grad: f32,
     decay: f32,
-    beta1: f32,
+    /// `1 - beta1` and `1 - beta2` from the f64 constants: 1 - 0.999 in f32 is off by 5e-5.
+    rest1: f32,
     beta2: f32,
+    rest2: f32,
     step: f32,
     root: f32,
     eps: f32,
@@ -54,8 +56,9 @@ impl AdamW {
         Factors {
             grad: step.grad_scale as f32,
             decay: (1.0 - step.lr * self.weight_decay) as f32,
-            beta1: self.beta1 as f32,
+            rest1: (1.0 - self.beta1) as f32,
             beta2: self.beta2 as f32,
+            rest2: (1.0 - self.beta2) as f32,
             step: (step.lr / (1.0 - self.beta1.powi(n))) as f32,
             root: (1.0 / (1.0 - self.beta2.powi(n)).sqrt()) as f32,
             eps: self.eps as f32,
@@ -96,8 +99,8 @@ fn native(weight: &mut Tensor, grad: &Tensor, moments: &mut Moments, f: &Factors
                 blocks.zip(grad.raw().par_chunks(BLOCK)).for_each(|(((w, m), v), g)| {
                     for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(g) {
                         let g = g * f.grad;
-                        *m += (1.0 - f.beta1) * (g - *m);
-                        *v = f.beta2 * *v + (1.0 - f.beta2) * g * g;
+                        *m += f.rest1 * (g - *m);
+                        *v = f.beta2 * *v + f.rest2 * g * g;
                         *w = *w * f.decay - f.step * *m / (v.sqrt() * f.root + f.eps);
                     }
                 });
@@ -108,8 +111,8 @@ fn native(weight: &mut Tensor, grad: &Tensor, moments: &mut Moments, f: &Factors
 
 fn portable(weight: &mut Tensor, grad: &Tensor, moments: &mut Moments, f: &Factors) {
     let g = grad.burn().mul_scalar(f.grad);
-    let m = moments.m.burn() + (g.clone() - moments.m.burn()).mul_scalar(1.0 - f.beta1);
-    let v = moments.v.burn().mul_scalar(f.beta2) + g.powi_scalar(2).mul_scalar(1.0 - f.beta2);
+    let m = moments.m.burn() + (g.clone() - moments.m.burn()).mul_scalar(f.rest1);
+    let v = moments.v.burn().mul_scalar(f.beta2) + g.powi_scalar(2).mul_scalar(f.rest2);
     let root = v.clone().sqrt().mul_scalar(f.root).add_scalar(f.eps);
     let w = weight.burn().mul_scalar(f.decay) - m.clone().mul_scalar(f.step) / root;
     *weight = Tensor::portable(w);

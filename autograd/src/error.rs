@@ -45,10 +45,12 @@ pub enum Error {
         expected: &'static str,
     },
     /// An index points outside its table.
-    #[error("{op}: index {index} is outside 0..{limit}")]
+    #[error("{op}: {what} {index} is outside 0..{limit}")]
     Index {
         /// The op that refused.
         op: &'static str,
+        /// What the index names.
+        what: &'static str,
         /// The index.
         index: usize,
         /// First value that is too large.

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use crate::cpu::attention::{Heads, Span, attend, block_len, write_slot};
 use crate::cpu::simd::LANES;
-use crate::ops::{common_device, ensure, portable_sequence};
-use crate::{Device, Result, Tensor, portable};
+use crate::ops::{check_layouts, check_window, common_device, ensure, ensure_index, portable_sequence};
+use crate::{Device, Error, Result, Tensor, portable};
 
 /// Tokens of a page.
 pub const PAGE_TOKENS: usize = LANES;
@@ -49,7 +49,9 @@ enum Layer {
 
 /// Keys and values of every layer, in pages of [`PAGE_TOKENS`]. The cost of a write does not depend on the pool's size.
 pub struct KvPool {
+    device: Device,
     shape: KvShape,
+    pages: usize,
     layers: Vec<Layer>,
 }
 
@@ -64,15 +66,16 @@ impl KvPool {
                 Layer::Portable([0, 1].map(|_| burn::Tensor::zeros(size, &portable::device())))
             }
         };
-        Self { shape, layers: (0..layers).map(layer).collect() }
+        Self { device, shape, pages, layers: (0..layers).map(layer).collect() }
     }
 
     /// Stores the keys and values `[T, kv_heads * head_dim]` of every sequence's rows.
     ///
     /// # Errors
-    /// Shapes or devices that do not fit.
+    /// Shapes or devices that do not fit, a layer or a page that is not there.
     pub fn write(&mut self, layer: usize, k: &Tensor, v: &Tensor, sequences: &[PagedRows<'_>]) -> Result<()> {
         common_device("kv write", &[k, v])?;
+        self.check("kv write", layer, k, sequences)?;
         let (d, width) = (self.shape.head_dim, self.shape.kv_heads * self.shape.head_dim);
         ensure(k.cols() == width && k.shape() == v.shape(), "kv write", "k and v [T, kv_heads * D]", &[k, v])?;
         let page_len = self.shape.kv_heads * block_len(d);
@@ -104,7 +107,7 @@ impl KvPool {
     /// Attention of queries `[T, heads * head_dim]` over the pages of their sequences, the rows' own keys included.
     ///
     /// # Errors
-    /// Shapes that do not fit.
+    /// Shapes or devices that do not fit, a layer or a page that is not there, a window of zero.
     pub fn attend(
         &self,
         layer: usize,
@@ -115,6 +118,8 @@ impl KvPool {
     ) -> Result<Tensor> {
         let KvShape { heads, kv_heads, head_dim } = self.shape;
         ensure(q.cols() == heads * head_dim, "paged attention", "q [T, heads * D]", &[q])?;
+        self.check("paged attention", layer, q, sequences)?;
+        check_window("paged attention", window)?;
         let heads = Heads { query: heads, kv: kv_heads, dim: head_dim, scale, window };
         Ok(match &self.layers[layer] {
             Layer::Cpu(pool) => attend_cpu(pool, q, sequences, heads),
@@ -131,6 +136,25 @@ impl KvPool {
                 Tensor::portable(burn::Tensor::cat(parts.collect(), 0))
             }
         })
+    }
+
+    /// Whether `x` and its rows' sequences belong to this pool.
+    fn check(&self, op: &'static str, layer: usize, x: &Tensor, sequences: &[PagedRows<'_>]) -> Result<()> {
+        if x.device() != self.device {
+            let (left, right) = (x.device().to_string(), self.device.to_string());
+            return Err(Error::DeviceMismatch { op, left, right });
+        }
+        check_layouts(op, &[x], &[])?;
+        ensure_index(op, "layer", layer, self.layers.len())?;
+        let mut next = 0;
+        for s in sequences {
+            ensure(s.rows.start == next, op, "sequences that cover the rows one after another", &[x])?;
+            next = s.rows.end;
+            let used = (s.position + s.rows.len()).div_ceil(PAGE_TOKENS);
+            ensure_index(op, "position", used.saturating_sub(1) * PAGE_TOKENS, s.pages.len() * PAGE_TOKENS)?;
+            s.pages.iter().try_for_each(|&page| ensure_index(op, "page", page as usize, self.pages))?;
+        }
+        ensure(next == x.rows(), op, "sequences that cover the rows one after another", &[x])
     }
 
     /// Copies a page of every layer.

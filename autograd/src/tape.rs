@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::ops::{Op, Recorded};
+use crate::ops::{Op, Recorded, common_device, ensure};
 use crate::{Error, Result, Tensor, TensorId};
 
 /// A stretch of the forward pass that is run again during backward instead of being kept.
@@ -100,7 +100,7 @@ impl Tape {
         Ok((output, kept))
     }
 
-    /// Runs `segment` on `input` keeping only `input`; backward runs it a second time.
+    /// Runs `segment` on `input` keeping only `input` and what the segment captures; backward runs it a second time.
     ///
     /// # Errors
     /// What the segment's ops refuse.
@@ -109,8 +109,8 @@ impl Tape {
         input: &Tensor,
         segment: impl Fn(&mut Self, &Tensor) -> Result<Tensor> + Send + Sync + 'static,
     ) -> Result<Tensor> {
-        if !self.recording {
-            return segment(self, input);
+        if !self.recording || self.tracked.is_empty() {
+            return segment(&mut Self::off(), input);
         }
         let output = segment(&mut Self::off(), input)?;
         self.tracked.insert(output.id());
@@ -131,6 +131,8 @@ impl Tape {
             return Err(Error::NotRecorded);
         }
         let mut grads = Gradients::default();
+        common_device("backward", &[root, &seed])?;
+        ensure(root.shape() == seed.shape(), "backward", "root and seed of one shape", &[root, &seed])?;
         grads.add(root.id(), seed);
         let Self { nodes, tracked, leaves, .. } = self;
         for node in nodes.into_iter().rev() {
@@ -147,11 +149,9 @@ impl Tape {
                 }
                 Node::Checkpoint { segment, input, output } => {
                     let Some(grad) = take(&mut grads, output, &leaves) else { continue };
+                    // Whatever the segment uses of this tape gets its share: leaves, its input, values it captured.
                     let mut inner =
-                        Self { recording: true, tracked: leaves.clone(), leaves: leaves.clone(), nodes: vec![] };
-                    if tracked.contains(&input.id()) {
-                        inner.watch(&input);
-                    }
+                        Self { recording: true, tracked: tracked.clone(), leaves: tracked.clone(), nodes: vec![] };
                     let again = segment(&mut inner, &input)?;
                     if inner.tracks(&again) {
                         for (id, grad) in inner.backward(&again, grad)?.0 {

@@ -173,7 +173,7 @@ fn tile<S: Simd>(
     }
     for column in (0..d).step_by(LANES) {
         // SAFETY: the instruction set was detected; value rows hold D rounded up to LANES.
-        let acc = unsafe { weighted_values::<S>(scores, stride, pages.clone(), &block, d, column) };
+        let acc = unsafe { weighted_values::<S>(scores, stride, visible, &block, d, column) };
         for i in 0..count {
             let at = (span.row + index[i].0) * width + index[i].1 * d + column;
             // SAFETY: this task alone owns these rows of this head; the vector is stored up to the head's end.
@@ -203,14 +203,15 @@ unsafe fn scores_of_block<S: Simd>(query: &[&[f32]; TILE], block: &[f32], d: usi
     }
 }
 
-/// Sixteen columns of `sum_j p[j] v[j]` for every row of the tile.
+/// Sixteen columns of `sum_j p[j] v[j]` over the positions `first..end` for every row of the tile. Slots outside are not
+/// read: a page may hold what an earlier sequence left there, and zero times that need not be zero.
 ///
 /// SAFETY: the instruction set was detected.
 #[inline(always)]
 unsafe fn weighted_values<'b, S: Simd>(
     scores: &[f32],
     stride: usize,
-    pages: std::ops::Range<usize>,
+    [first, end]: [usize; 2],
     block: &impl Fn(usize) -> &'b [f32],
     d: usize,
     column: usize,
@@ -219,12 +220,13 @@ unsafe fn weighted_values<'b, S: Simd>(
     // SAFETY: by contract; blocks hold sixteen value rows after the keys, scores TILE rows of `stride`.
     unsafe {
         let mut acc = [S::splat(0.0); TILE];
-        for page in pages {
+        for page in first / LANES..end.div_ceil(LANES) {
             let values = block(page)[LANES * d..].as_ptr();
-            for j in 0..LANES {
+            let start = page * LANES;
+            for j in first.saturating_sub(start)..LANES.min(end - start) {
                 let v = S::load(values.add(j * padded + column));
                 for (i, acc) in acc.iter_mut().enumerate() {
-                    let p = *scores.get_unchecked(i * stride + page * LANES + j);
+                    let p = *scores.get_unchecked(i * stride + start + j);
                     *acc = S::fma(S::splat(p), v, *acc);
                 }
             }

@@ -186,7 +186,7 @@ unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
 
 /// Gradients of [`swiglu`]: with s = sigmoid(g), `dgate = dy up s (1 + g (1 - s))` and `dup = dy g s`.
 pub(crate) fn swiglu_backward(dgate: &mut [f32], dup: &mut [f32], dy: &[f32], gate: &[f32], up: &[f32]) {
-    let block = dy.len().div_ceil(4 * rayon::current_num_threads()).next_multiple_of(LANES);
+    let block = dy.len().div_ceil(4 * rayon::current_num_threads()).next_multiple_of(LANES).max(LANES);
     dgate
         .par_chunks_mut(block)
         .zip(dup.par_chunks_mut(block))
@@ -271,6 +271,26 @@ fn normalizer_body<S: Simd>(z: &[f32]) -> Normalizer {
         }
         Normalizer { log_sum: max + total.ln() as f32 }
     }
+}
+
+vectorized! {
+    /// Sum of a row, in f64 over groups of 256 values.
+    pub(crate) fn sum(x: &[f32]) -> f64 = sum_body
+}
+
+#[inline(always)]
+fn sum_body<S: Simd>(x: &[f32]) -> f64 {
+    let group = |x: &[f32]| {
+        // SAFETY: the instruction set was detected.
+        unsafe {
+            let mut acc = S::splat(0.0);
+            for x in x.chunks(LANES) {
+                acc = S::add(acc, load::<S>(x));
+            }
+            f64::from(S::sum(acc))
+        }
+    };
+    x.chunks(16 * LANES).map(group).sum()
 }
 
 vectorized! {

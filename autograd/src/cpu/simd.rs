@@ -36,7 +36,7 @@ pub(crate) trait Simd: Copy {
     /// Mantissa in [1, 2) and exponent of positive normal values.
     unsafe fn split(x: Self::V) -> (Self::V, Self::V);
 
-    /// Natural logarithm of positive normal values, relative error below 3e-7 (absolute near 1).
+    /// Natural logarithm of positive normal values (a NaN gives a NaN), relative error below 3e-7 (absolute near 1).
     ///
     /// With x = 2^e m and m in [1, 2): s = (m - c) / (m + c), ln m = ln c + 2 atanh(s), c = sqrt 2.
     #[inline(always)]
@@ -52,7 +52,9 @@ pub(crate) trait Simd: Copy {
                 p = Self::fma(p, s2, Self::splat(k));
             }
             let half = Self::add(e, Self::splat(0.5));
-            Self::fma(half, Self::splat(std::f32::consts::LN_2), Self::mul(p, s))
+            let ln = Self::fma(half, Self::splat(std::f32::consts::LN_2), Self::mul(p, s));
+            // The bits of a NaN split like a number's; x - x gives it back.
+            Self::add(ln, Self::sub(x, x))
         }
     }
 

@@ -20,6 +20,10 @@ impl Op for Add {
         "add"
     }
 
+    fn weights(&self) -> &'static [usize] {
+        &[]
+    }
+
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
         ensure(inputs[0].shape() == inputs[1].shape(), self.name(), "equal shapes", inputs)
     }

@@ -100,9 +100,21 @@ fn portable_mask(heads: Heads, t: usize, s: usize) -> burn::Tensor<2> {
     portable::upload(values, [t, s])
 }
 
+/// Refuses a window that hides a row's own position.
+pub(crate) fn check_window(op: &'static str, window: Option<usize>) -> Result<()> {
+    if window == Some(0) {
+        return Err(Error::Domain { op, what: "window", value: 0.0, expected: "at least 1" });
+    }
+    Ok(())
+}
+
 impl Op for Attention {
     fn name(&self) -> &'static str {
         "attention"
+    }
+
+    fn weights(&self) -> &'static [usize] {
+        &[]
     }
 
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
@@ -114,10 +126,7 @@ impl Op for Attention {
         ensure(fits, self.name(), "q [T, heads * D], k and v [T, kv_heads * D]", inputs)?;
         let rows = self.sequences.tokens();
         ensure(q.rows() == rows && k.rows() == rows, self.name(), "as many rows as the sequences have tokens", inputs)?;
-        if self.window == Some(0) {
-            return Err(Error::Domain { op: self.name(), what: "window", value: 0.0, expected: "at least 1" });
-        }
-        Ok(())
+        check_window(self.name(), self.window)
     }
 
     fn cpu_forward(&self, inputs: &[&Tensor], needs: &[bool]) -> (Tensor, Vec<Tensor>) {

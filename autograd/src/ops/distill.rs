@@ -52,7 +52,7 @@ impl RowLoss for Distill {
 
     fn portable(&self, student: burn::Tensor<2>, teacher: Option<burn::Tensor<2>>) -> burn::Tensor<2> {
         use burn::tensor::activation::log_softmax;
-        let teacher = teacher.expect("distillation has four inputs");
+        let teacher = teacher.expect("distillation has four inputs").detach();
         let equal = student.clone().argmax(1).equal(teacher.clone().argmax(1)).float();
         let lq = log_softmax(student.div_scalar(self.temperature), 1);
         let lp = log_softmax(teacher.div_scalar(self.temperature), 1);

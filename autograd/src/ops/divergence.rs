@@ -7,7 +7,7 @@
 
 use crate::cpu::rows::load;
 use crate::cpu::rows::store;
-use crate::cpu::rows::{normalizer, scale_in_place};
+use crate::cpu::rows::{normalizer, scale_in_place, sum};
 use crate::cpu::simd::{LANES, Simd, vectorized};
 use crate::{Error, Result};
 
@@ -94,21 +94,26 @@ impl Divergence {
     /// The divergence on the support and its tail bucket.
     fn reduced(self, z: &mut [f32], zt: &mut [f32], log_sums: [f32; 2], k: usize, gradient: bool) -> RowTerms {
         let support = self.support(z, zt, k);
-        let gather = |z: &[f32], log_sum: f32| -> Vec<f32> {
-            let mut logs: Vec<f32> = support.iter().map(|&i| z[i] - log_sum).collect();
-            if support.len() < z.len() {
-                let inside: f64 = logs.iter().map(|&l| f64::from(l).exp()).sum();
-                logs.push((1.0 - inside).max(1e-7).ln() as f32);
-            }
-            logs
-        };
+        let gather = |z: &[f32], log_sum: f32| -> Vec<f32> { support.iter().map(|&i| z[i] - log_sum).collect() };
         let (mut logs, mut logs_t) = (gather(z, log_sums[0]), gather(zt, log_sums[1]));
-        let tail = (support.len() < z.len()).then(|| logs[support.len()]);
+        // Leaves q in `z` and -p in `zt`.
         let (statistics, _) = full_row(Kind::Forward, z, zt, log_sums);
-        let (reduced, total) = full_row(self.kind(), &mut logs, &mut logs_t, [0.0, 0.0]);
+        let tail = (support.len() < z.len()).then(|| [outside(z, &support), -outside(zt, &support)]);
+        if let Some([q, p]) = tail {
+            logs.push(q.max(TAIL_LIMIT).ln() as f32);
+            logs_t.push(p.max(TAIL_LIMIT).ln() as f32);
+        }
+        let (reduced, mut total) = full_row(self.kind(), &mut logs, &mut logs_t, [0.0, 0.0]);
         if gradient {
-            // After the pass over full rows `z` holds q. A token of the tail shares the bucket's h in proportion to q.
-            let share = tail.map_or(0.0, |log_tail| logs_t[support.len()] / log_tail.exp());
+            // A token of the tail shares the bucket's h in proportion to q; a bucket at its limit is a constant.
+            let share = match tail {
+                Some([q, _]) if q > TAIL_LIMIT => logs_t[support.len()] / q as f32,
+                Some(_) => {
+                    total -= logs_t[support.len()];
+                    0.0
+                }
+                None => 0.0,
+            };
             for q in z.iter_mut() {
                 *q *= share - total;
             }
@@ -144,6 +149,16 @@ pub(super) struct RowTerms {
     pub(super) teacher_entropy: f32,
     /// 1 when both rows have their maximum at the same token.
     pub(super) agreement: f32,
+}
+
+/// Least mass of a tail bucket, as in TRL, so that its logarithm is finite.
+const TAIL_LIMIT: f64 = 1e-7;
+
+/// Sum of the values that are not in `support` (ascending): by addition, because one minus the rest would cancel.
+fn outside(values: &[f32], support: &[usize]) -> f64 {
+    let starts = std::iter::once(0).chain(support.iter().map(|i| i + 1));
+    let ends = support.iter().copied().chain([values.len()]);
+    starts.zip(ends).map(|(start, end)| sum(&values[start..end])).sum()
 }
 
 /// Index of the largest value, the lowest one of equals.
@@ -247,7 +262,8 @@ unsafe fn terms<S: Simd>(kind: Kind, [p, q]: [S::V; 2], [lp, lq]: [S::V; 2]) -> 
         let mix = |a: f32, x: S::V, y: S::V| {
             let m = S::fma(S::splat(a), x, S::mul(S::splat(1.0 - a), y));
             // Both may underflow to zero; then their terms are zero whatever the logarithm.
-            let m = S::max(m, S::splat(f32::MIN_POSITIVE));
+            // A NaN must stay one, so `m` is the operand that `max` returns then.
+            let m = S::max(S::splat(f32::MIN_POSITIVE), m);
             (m, S::ln(m))
         };
         match kind {

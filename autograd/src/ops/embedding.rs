@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{Op, Recorded, ensure_layout};
+use super::{Op, Recorded, ensure_index};
 use crate::cpu::{gemm, simd::LANES};
-use crate::{Error, Result, Tape, Tensor, portable};
+use crate::{Result, Tape, Tensor, portable};
 
 /// Looks up rows of a weight by token id.
 pub struct Embedding {
@@ -26,12 +26,12 @@ impl Op for Embedding {
         "embedding"
     }
 
+    fn weights(&self) -> &'static [usize] {
+        &[0]
+    }
+
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
-        ensure_layout(self.name(), inputs, 0, true)?;
-        match self.ids.iter().find(|&&id| id as usize >= inputs[0].rows()) {
-            None => Ok(()),
-            Some(&id) => Err(Error::Index { op: self.name(), index: id as usize, limit: inputs[0].rows() }),
-        }
+        self.ids.iter().try_for_each(|&id| ensure_index(self.name(), "token id", id as usize, inputs[0].rows()))
     }
 
     fn cpu_forward(&self, inputs: &[&Tensor], _: &[bool]) -> (Tensor, Vec<Tensor>) {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::linear::portable_linear;
-use super::{Op, Recorded, ensure, ensure_layout};
+use super::{Op, Recorded, ensure, ensure_index};
 use crate::cpu::{gemm, gemm_backward};
 use crate::{Error, Result, Tape, Tensor, portable};
 
@@ -65,10 +65,8 @@ pub(super) fn head_loss<R: RowLoss>(tape: &mut Tape, op: HeadLoss<R>, inputs: &[
 
 /// Checks `[hidden, head]` pairs.
 fn check_heads(op: &'static str, inputs: &[&Tensor]) -> Result<()> {
-    for (i, pair) in inputs.chunks(2).enumerate() {
-        ensure(pair[0].cols() == pair[1].cols(), op, "hidden [T, H] and head [V, H]", inputs)?;
-        ensure_layout(op, inputs, 2 * i, false)?;
-        ensure_layout(op, inputs, 2 * i + 1, true)?;
+    for pair in inputs.chunks(2) {
+        ensure(pair[0].cols() == pair[1].cols() && pair[1].rows() > 0, op, "hidden [T, H] and head [V, H]", inputs)?;
     }
     if let [hidden, head, teacher_hidden, teacher_head] = inputs {
         let equal = hidden.rows() == teacher_hidden.rows() && head.rows() == teacher_head.rows();
@@ -80,6 +78,10 @@ fn check_heads(op: &'static str, inputs: &[&Tensor]) -> Result<()> {
 impl<R: RowLoss> Op for HeadLoss<R> {
     fn name(&self) -> &'static str {
         R::NAME
+    }
+
+    fn weights(&self) -> &'static [usize] {
+        &[1, 3]
     }
 
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
@@ -201,8 +203,5 @@ pub(super) fn check_temperature(op: &'static str, value: f64) -> Result<()> {
 
 /// Refuses targets outside the vocabulary.
 pub(super) fn check_targets(op: &'static str, targets: &[u32], vocab: usize) -> Result<()> {
-    match targets.iter().find(|&&t| t as usize >= vocab) {
-        None => Ok(()),
-        Some(&t) => Err(Error::Index { op, index: t as usize, limit: vocab }),
-    }
+    targets.iter().try_for_each(|&t| ensure_index(op, "target", t as usize, vocab))
 }

@@ -1,7 +1,7 @@
 //! A linear map with a low-rank branch.
 
 use super::linear::{bias_gradient, check_linear, input_gradient, portable_linear, project, weight_gradient};
-use super::{Op, Recorded, ensure, ensure_layout};
+use super::{Op, Recorded, ensure};
 use crate::cpu::gemm;
 use crate::rng::uniform;
 use crate::{Error, Result, Tape, Tensor, portable};
@@ -67,13 +67,15 @@ impl Op for LoraLinear {
         "lora_linear"
     }
 
+    fn weights(&self) -> &'static [usize] {
+        &[1, 2, 3]
+    }
+
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
         check_linear(self.name(), inputs, inputs.get(4).copied())?;
         let (x, w, a, b) = (inputs[0], inputs[1], inputs[2], inputs[3]);
         let fits = a.cols() == x.cols() && b.shape() == [w.rows(), a.rows()];
         ensure(fits, self.name(), "a [r, K] and b [N, r]", inputs)?;
-        ensure_layout(self.name(), inputs, 2, true)?;
-        ensure_layout(self.name(), inputs, 3, true)?;
         match self.dropout {
             Some(d) if !(0.0..1.0).contains(&d.probability) => {
                 Err(Error::Domain { op: self.name(), what: "dropout", value: d.probability, expected: "in [0, 1)" })

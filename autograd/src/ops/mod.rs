@@ -21,15 +21,15 @@ mod rows;
 mod swiglu;
 
 pub use add::{Add, add};
-pub(crate) use attention::portable_sequence;
 pub use attention::{Attention, Sequences, attention};
+pub(crate) use attention::{check_window, portable_sequence};
 pub use cross_entropy::linear_cross_entropy;
 pub use distill::{Distill, linear_distill};
 pub use divergence::Divergence;
 pub use embedding::{Embedding, embedding};
 pub use head::{Rows, logits};
 pub use linear::{Linear, linear};
-pub use log_prob::{TokenLogProbs, linear_log_prob};
+pub use log_prob::linear_log_prob;
 pub use lora::{Dropout, LoraLinear, lora_linear};
 pub use policy_gradient::linear_policy_gradient;
 pub use rms_norm::{RmsNorm, rms_norm};
@@ -56,7 +56,10 @@ pub trait Op: Send + 'static {
     /// Its name in errors and in the op table.
     fn name(&self) -> &'static str;
 
-    /// Shapes, layouts and ranges of the inputs.
+    /// Positions of the inputs that are multiplied by, so that `Cpu` wants them in panels; all others are plain rows.
+    fn weights(&self) -> &'static [usize];
+
+    /// Shapes and ranges of the inputs.
     ///
     /// # Errors
     /// Names what does not fit.
@@ -77,6 +80,7 @@ pub trait Op: Send + 'static {
     /// Operands that do not fit.
     fn forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Vec<Tensor>)> {
         let device = common_device(self.name(), inputs)?;
+        check_layouts(self.name(), inputs, self.weights())?;
         self.check(inputs)?;
         Ok(match device {
             Device::Cpu => self.cpu_forward(inputs, needs),
@@ -120,12 +124,23 @@ pub(crate) fn ensure(fits: bool, op: &'static str, what: &'static str, inputs: &
     if fits { Ok(()) } else { Err(Error::Shape { op, what, got: inputs.iter().map(|t| t.shape()).collect() }) }
 }
 
-/// Fails unless operand `index` has the layout that the device multiplies by (`weight`) or plain rows.
-pub(crate) fn ensure_layout(op: &'static str, inputs: &[&Tensor], index: usize, weight: bool) -> Result<()> {
+/// Fails unless the operands at `weights` have the layout that their device multiplies by, and all others plain rows.
+pub(crate) fn check_layouts(op: &'static str, inputs: &[&Tensor], weights: &[usize]) -> Result<()> {
     use crate::Layout::{Panels, Rows};
-    let want = if weight && inputs[index].device() == Device::Cpu { Panels } else { Rows };
-    if inputs[index].layout() == want {
-        return Ok(());
+    for (index, input) in inputs.iter().enumerate() {
+        let want = if weights.contains(&index) && input.device() == Device::Cpu { Panels } else { Rows };
+        if input.layout() != want {
+            return Err(Error::Layout {
+                op,
+                index,
+                expected: if want == Panels { "a weight (panels)" } else { "rows" },
+            });
+        }
     }
-    Err(Error::Layout { op, index, expected: if want == Panels { "a weight (panels)" } else { "rows" } })
+    Ok(())
+}
+
+/// Fails unless `index` is below `limit`.
+pub(crate) fn ensure_index(op: &'static str, what: &'static str, index: usize, limit: usize) -> Result<()> {
+    if index < limit { Ok(()) } else { Err(Error::Index { op, what, index, limit }) }
 }

@@ -23,6 +23,10 @@ impl Op for RmsNorm {
         "rms_norm"
     }
 
+    fn weights(&self) -> &'static [usize] {
+        &[]
+    }
+
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
         let w = inputs[1];
         let fits = w.rows() == 1 && w.cols() > 0 && inputs[0].cols().is_multiple_of(w.cols());

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Op, Recorded, ensure};
+use super::{Op, Recorded, ensure, ensure_index};
 use crate::cpu::rows;
-use crate::{Error, Result, Tape, Tensor, portable};
+use crate::{Result, Tape, Tensor, portable};
 
 /// Cosines and sines of every position that a model can see.
 #[derive(Debug)]
@@ -67,15 +67,16 @@ impl Op for Rope {
         "rope"
     }
 
+    fn weights(&self) -> &'static [usize] {
+        &[]
+    }
+
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
         let x = inputs[0];
         let fits = x.rows() == self.positions.len() && x.cols().is_multiple_of(2 * self.table.half.max(1));
         ensure(fits, self.name(), "one position per row and whole heads", inputs)?;
         let limit = self.table.positions();
-        match self.positions.iter().find(|&&p| p as usize >= limit) {
-            None => Ok(()),
-            Some(&p) => Err(Error::Index { op: self.name(), index: p as usize, limit }),
-        }
+        self.positions.iter().try_for_each(|&p| ensure_index(self.name(), "position", p as usize, limit))
     }
 
     fn cpu_forward(&self, inputs: &[&Tensor], _: &[bool]) -> (Tensor, Vec<Tensor>) {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Op, Recorded};
-use crate::{Error, Result, Tape, Tensor, portable};
+use super::{Op, Recorded, ensure_index};
+use crate::{Result, Tape, Tensor, portable};
 
 /// Picks rows by index; an index may repeat.
 pub struct SelectRows {
@@ -23,11 +23,12 @@ impl Op for SelectRows {
         "select_rows"
     }
 
+    fn weights(&self) -> &'static [usize] {
+        &[]
+    }
+
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
-        match self.rows.iter().find(|&&r| r >= inputs[0].rows()) {
-            None => Ok(()),
-            Some(&index) => Err(Error::Index { op: self.name(), index, limit: inputs[0].rows() }),
-        }
+        self.rows.iter().try_for_each(|&row| ensure_index(self.name(), "row", row, inputs[0].rows()))
     }
 
     fn cpu_forward(&self, inputs: &[&Tensor], _: &[bool]) -> (Tensor, Vec<Tensor>) {

@@ -1,0 +1,324 @@
+//! Published values of the losses, and what holds for every one of them.
+//!
+//! The golden values come from evaluating the definitions in double precision (generalized JSD as TRL defines it); an
+//! identity head makes hidden states and logits one thing.
+
+use autograd::ops::{self, Distill, Divergence, Rows};
+use autograd::{Device, Gradients, Tape, Tensor};
+
+use super::support::{Operand, assert_close, bits, random};
+use super::table::divergences;
+
+const STUDENT: [f32; 4] = [1.0, -0.5, 0.25, 2.0];
+const TEACHER: [f32; 4] = [0.5, 1.5, -1.0, 0.0];
+const DEVICES: [Device; 2] = [Device::Cpu, Device::Portable];
+
+fn identity(device: Device, vocab: usize) -> Tensor {
+    let values = (0..vocab * vocab).map(|i| if i / vocab == i % vocab { 1.0 } else { 0.0 }).collect();
+    Tensor::weight(device, values, [vocab, vocab]).expect("square")
+}
+
+/// Loss, rows and gradient of the student's logits.
+struct Graded {
+    loss: f32,
+    rows: Rows,
+    dz: Vec<f32>,
+}
+
+/// Runs a loss on logits `[T, vocab]` through an identity head.
+fn grade(
+    device: Device,
+    student: &[f32],
+    vocab: usize,
+    loss: impl FnOnce(&mut Tape, [&Tensor; 2]) -> autograd::Result<(Tensor, Rows)>,
+) -> Graded {
+    let (head, mut tape) = (identity(device, vocab), Tape::recording());
+    let z = Tensor::new(device, student.to_vec(), [student.len() / vocab, vocab]).expect("whole rows");
+    tape.watch(&z);
+    let (loss, rows) = loss(&mut tape, [&z, &head]).expect("a valid loss");
+    let one = Tensor::new(device, vec![1.0], [1, 1]).expect("one value");
+    let dz = tape.backward(&loss, one).expect("z is watched").remove(&z).expect("the loss depends on z");
+    Graded { loss: loss.to_vec()[0], rows, dz: dz.to_vec() }
+}
+
+fn distill(device: Device, [student, teacher]: [&[f32]; 2], vocab: usize, weights: &[f32], d: Distill) -> Graded {
+    let teacher = Tensor::new(device, teacher.to_vec(), [weights.len(), vocab]).expect("whole rows");
+    grade(device, student, vocab, |tape, pair| {
+        ops::linear_distill(tape, pair, [&teacher, &identity(device, vocab)], weights, &d)
+    })
+}
+
+fn at_one(divergence: Divergence) -> Distill {
+    Distill { divergence, temperature: 1.0 }
+}
+
+fn jsd(beta: f64) -> Divergence {
+    Divergence::Jsd { beta }
+}
+
+/// The first position alone, weight 1, on both devices.
+fn first_position(d: Distill) -> [Graded; 2] {
+    DEVICES.map(|device| distill(device, [&STUDENT, &TEACHER], 4, &[1.0], d))
+}
+
+fn assert_near(what: &str, got: f32, want: f64) {
+    assert!((f64::from(got) - want).abs() <= 1e-6, "{what}: {got}, not {want}");
+}
+
+#[test]
+fn jsd_values() {
+    let table = [
+        (0.0, [1.227451304, 0.309511732, 1.496404141]),
+        (0.1, [0.098145733, 0.026873010, 0.116615278]),
+        (0.25, [0.184550234, 0.053653663, 0.216515825]),
+        (0.5, [0.225663131, 0.068087487, 0.263434719]),
+        (0.75, [0.164941677, 0.049579092, 0.193317132]),
+        (0.9, [0.080014395, 0.023570066, 0.094456500]),
+        (1.0, [0.907620910, 0.261068050, 1.080732314]),
+    ];
+    for (beta, values) in table {
+        for (temperature, want) in [1.0, 2.0, 0.9].into_iter().zip(values) {
+            for graded in first_position(Distill { divergence: jsd(beta), temperature }) {
+                assert_near(&format!("beta {beta} temperature {temperature}"), graded.loss, want);
+            }
+        }
+    }
+}
+
+#[test]
+fn jsd_gradients() {
+    let table = [
+        (1.0, 0.0, [0.0066836, -0.5471417, 0.0579591, 0.4824990]),
+        (1.0, 0.1, [-0.0034336, -0.0342722, 0.0034564, 0.0342494]),
+        (1.0, 0.5, [-0.0265683, -0.0532702, 0.0035527, 0.0762859]),
+        (1.0, 0.9, [-0.0154686, -0.0155891, -0.0004428, 0.0315005]),
+        (1.0, 1.0, [-0.1988494, -0.1707520, -0.0136641, 0.3832655]),
+        (2.0, 0.0, [0.0030807, -0.1493638, 0.0296723, 0.1166107]),
+        (2.0, 0.5, [-0.0040401, -0.0267826, 0.0047951, 0.0260277]),
+        (2.0, 1.0, [-0.0311580, -0.0922390, 0.0124231, 0.1109739]),
+    ];
+    for (temperature, beta, gradient) in table {
+        for graded in first_position(Distill { divergence: jsd(beta), temperature }) {
+            for (i, want) in gradient.into_iter().enumerate() {
+                assert_near(&format!("temperature {temperature} beta {beta} [{i}]"), graded.dz[i], want);
+            }
+        }
+    }
+}
+
+#[test]
+fn values_of_two_tokens_and_of_the_limits() {
+    let logs = |p: [f32; 2]| p.map(f32::ln);
+    for device in DEVICES {
+        for (beta, want) in [(0.0, 1.757779662), (1.0, 1.757779662), (0.5, 0.368064207)] {
+            let rows = [&logs([0.1, 0.9])[..], &logs([0.9, 0.1])[..]];
+            assert_near("two tokens", distill(device, rows, 2, &[1.0], at_one(jsd(beta))).loss, want);
+        }
+    }
+    // JSD / beta and JSD / (1 - beta) approach the two KL divergences.
+    for (beta, want) in [(1e-4, 1.227134842), (1.0 - 1e-4, 0.907505161)] {
+        let [native, _] = first_position(at_one(jsd(beta)));
+        let ratio = f64::from(native.loss) / beta.min(1.0 - beta);
+        assert!((ratio - want).abs() < 5e-3, "beta {beta}: {ratio}, not {want}");
+    }
+}
+
+#[test]
+fn top_k_and_skewed_values() {
+    let top_k = |k, beta| Divergence::TopK { k, beta };
+    let table = [
+        (top_k(1, 0.0), 1.130892963),
+        (top_k(2, 0.0), 1.218572923),
+        (top_k(1, 0.5), 0.221863672),
+        (top_k(2, 0.5), 0.225663131),
+        (top_k(1, 1.0), 0.629693894),
+        (top_k(2, 1.0), 0.726513318),
+        (Divergence::SkewedForward { alpha: 0.1 }, 0.803316776),
+        (Divergence::SkewedReverse { alpha: 0.1 }, 0.709657316),
+    ];
+    for (divergence, want) in table {
+        for graded in first_position(at_one(divergence)) {
+            assert_near(&format!("{divergence:?}"), graded.loss, want);
+        }
+    }
+}
+
+#[test]
+fn two_positions_are_summed_with_their_weights() {
+    let student = [STUDENT, [0.0; 4]].concat();
+    let teacher = [TEACHER, [3.0, 0.0, -1.0, 0.5]].concat();
+    for (beta, first, second, mean) in [
+        (0.0, 1.227451304, 0.874398396, 1.050924850),
+        (0.5, 0.225663131, 0.219299670, 0.222481401),
+        (1.0, 0.907620910, 1.128630790, 1.018125850),
+    ] {
+        for device in DEVICES {
+            let run = |weights: [f32; 2]| distill(device, [&student, &teacher], 4, &weights, at_one(jsd(beta)));
+            let both = run([0.5, 0.5]);
+            assert_near("mean of both", both.loss, mean);
+            assert_near("first row", both.rows["loss"][0], first);
+            assert_near("second row", both.rows["loss"][1], second);
+            let masked = run([1.0, 0.0]);
+            assert_near("second masked", masked.loss, first);
+            assert_eq!(masked.dz[4..], [0.0; 4]);
+        }
+    }
+}
+
+#[test]
+fn equal_distributions_have_no_loss_and_no_gradient() {
+    let z: Vec<f32> = random(5 * 40, 1).iter().map(|v| 6.0 * v).collect();
+    for divergence in divergences(40) {
+        for temperature in [1.0, 2.0] {
+            let g = distill(Device::Cpu, [&z, &z], 40, &[1.0; 5], Distill { divergence, temperature });
+            assert!(g.loss.abs() < 1e-6, "{divergence:?}: loss {}", g.loss);
+            assert!(g.dz.iter().all(|d| d.abs() < 1e-7), "{divergence:?}: {:?}", g.dz);
+            assert_eq!(g.rows["agreement"], [1.0; 5]);
+        }
+    }
+}
+
+/// Two rows, the first so extreme that its divergence is far out of any use, and masked.
+#[test]
+fn a_masked_row_adds_nothing_whatever_it_holds() {
+    let student = [[1e30, -1e30, 3e38, f32::NEG_INFINITY], STUDENT].concat();
+    let teacher = [[f32::NEG_INFINITY, 1e30, -3e38, 1e30], TEACHER].concat();
+    for divergence in divergences(4) {
+        let d = at_one(divergence);
+        let masked = distill(Device::Cpu, [&student, &teacher], 4, &[0.0, 1.0], d);
+        let alone = distill(Device::Cpu, [&STUDENT, &TEACHER], 4, &[1.0], d);
+        assert_eq!(masked.loss.to_bits(), alone.loss.to_bits(), "{divergence:?}");
+        assert_eq!(masked.dz, [vec![0.0; 4], alone.dz].concat(), "{divergence:?}");
+    }
+    let all_masked = distill(Device::Cpu, [&STUDENT, &TEACHER], 4, &[0.0], at_one(jsd(0.5)));
+    assert_eq!((all_masked.loss, all_masked.dz), (0.0, vec![0.0; 4]));
+}
+
+#[test]
+fn not_a_number_is_not_hidden() {
+    let student = [1.0, f32::NAN, 0.0, 1.0];
+    for divergence in divergences(4) {
+        let g = distill(Device::Cpu, [&student, &TEACHER], 4, &[1.0], at_one(divergence));
+        assert!(g.loss.is_nan(), "{divergence:?}: {}", g.loss);
+        let g = distill(Device::Cpu, [&TEACHER, &student], 4, &[1.0], at_one(divergence));
+        assert!(g.loss.is_nan(), "{divergence:?}, teacher: {}", g.loss);
+    }
+}
+
+#[test]
+fn the_whole_vocabulary_as_support_is_the_full_divergence() {
+    let z = [7, 8].map(|key| random(6 * 50, key).iter().map(|v| 5.0 * v).collect::<Vec<_>>());
+    for beta in [0.0, 0.3, 1.0] {
+        let run = |divergence| distill(Device::Cpu, [&z[0], &z[1]], 50, &[1.0; 6], at_one(divergence));
+        let (top, full) = (run(Divergence::TopK { k: 50, beta }), run(jsd(beta)));
+        assert_close("rows", &top.rows["loss"], &full.rows["loss"], 1e-6);
+        assert_close("gradient", &top.dz, &full.dz, 1e-6);
+    }
+}
+
+/// A run over real hidden states and heads: the loss, the rows and the gradients of hidden states and head.
+fn from_hidden(rows: std::ops::Range<usize>, scale: f32) -> (f32, Rows, Gradients, [Tensor; 2]) {
+    const ALL: usize = 600;
+    let cut = |operand: Operand| {
+        let width = operand.shape[1];
+        let values = operand.values[rows.start * width..rows.end * width].to_vec();
+        Operand { values, shape: [rows.len(), width], weight: false }.on(Device::Cpu)
+    };
+    let student = [cut(Operand::rows([ALL, 24], 50).times(2.0)), Operand::weight([70, 24], 51).on(Device::Cpu)];
+    let teacher = [cut(Operand::rows([ALL, 20], 52).times(2.0)), Operand::weight([70, 20], 53).on(Device::Cpu)];
+    let weights: Vec<f32> = random(ALL, 54)[rows].iter().map(|w| (w + 1.0) * scale).collect();
+    let mut tape = Tape::recording();
+    student.iter().for_each(|t| tape.watch(t));
+    let [hidden, head] = &student;
+    let d = at_one(jsd(0.5));
+    let (loss, rows) =
+        ops::linear_distill(&mut tape, [hidden, head], [&teacher[0], &teacher[1]], &weights, &d).expect("shapes fit");
+    let one = Tensor::new(Device::Cpu, vec![1.0], [1, 1]).expect("one value");
+    let grads = tape.backward(&loss, one).expect("watched");
+    (loss.to_vec()[0], rows, grads, student)
+}
+
+/// Sums over micro-batches of any size are the whole batch's; values and gradients of a row are bit for bit its own.
+#[test]
+fn splits_of_a_batch_give_the_same_gradient() {
+    let (whole_loss, whole_rows, whole, [hidden, head]) = from_hidden(0..600, 1e-2);
+    let dhidden = bits(whole.get(&hidden).expect("watched"));
+    for cuts in [vec![0, 600], vec![0, 150, 300, 450, 600], vec![0, 1, 8, 260, 517, 600]] {
+        let (mut loss, mut row, mut dhead) = (0.0, 0, vec![0.0f32; 70 * 24]);
+        for cut in cuts.windows(2) {
+            let (part, rows, grads, [hidden, head]) = from_hidden(cut[0]..cut[1], 1e-2);
+            loss += part;
+            for (key, values) in &rows {
+                assert_eq!(values[..], whole_rows[key][cut[0]..cut[1]], "{key}");
+            }
+            let part = bits(grads.get(&hidden).expect("watched"));
+            assert_eq!(part, dhidden[row..row + part.len()]);
+            row += part.len();
+            let part = grads.get(&head).expect("watched").to_vec();
+            dhead.iter_mut().zip(part).for_each(|(sum, g)| *sum += g);
+        }
+        assert!((loss - whole_loss).abs() < 1e-5 * whole_loss, "{loss} against {whole_loss}");
+        assert_close("head gradient", &dhead, &whole.get(&head).expect("watched").to_vec(), 1e-6);
+    }
+}
+
+#[test]
+fn another_token_is_another_loss() {
+    let z = random(3 * 9, 60);
+    let run = |targets: &[u32]| {
+        grade(Device::Cpu, &z, 9, |tape, pair| ops::linear_cross_entropy(tape, pair, targets, &[1.0; 3])).loss
+    };
+    assert!((run(&[1, 2, 3]) - run(&[2, 3, 4])).abs() > 1e-3);
+}
+
+/// ln q of the sampled tokens -1.2, -0.3, -2; sampled at -1.1, -0.35, -2; the teacher gives them -0.7, -0.5, -3.
+#[test]
+fn policy_gradient_of_the_worked_example() {
+    let logprobs = [-1.2f32, -0.3, -2.0];
+    let z: Vec<f32> = logprobs.iter().flat_map(|l| [*l, (-l.exp_m1() / 2.0).ln(), (-l.exp_m1() / 2.0).ln()]).collect();
+    for device in DEVICES {
+        let graded = grade(device, &z, 3, |tape, pair| {
+            let sampled = [[-1.1, -0.35, -2.0], [0.4, -0.15, -1.0]];
+            ops::linear_policy_gradient(tape, pair, &[0; 3], [&sampled[0], &sampled[1]], &[1.0; 3], 1.0)
+        });
+        assert_near("loss", graded.loss, 0.795755697);
+        assert_close("logprob", &graded.rows["logprob"], &logprobs, 1e-6);
+    }
+}
+
+/// The expectation over tokens drawn from q, taken exactly: every token once, weighted with q.
+#[test]
+fn the_policy_gradient_is_the_reverse_kl_gradient_in_expectation() {
+    const V: usize = 30;
+    for temperature in [1.0, 0.8] {
+        let [z, zt] = [70, 71].map(|key| random(V, key).iter().map(|v| 3.0 * v).collect::<Vec<_>>());
+        let logs = |z: &[f32]| {
+            let scaled: Vec<f64> = z.iter().map(|&v| f64::from(v) / temperature).collect();
+            let sum = scaled.iter().map(|v| v.exp()).sum::<f64>().ln();
+            scaled.iter().map(|v| (v - sum) as f32).collect::<Vec<_>>()
+        };
+        let (lq, lp) = (logs(&z), logs(&zt));
+        let q: Vec<f32> = lq.iter().map(|l| l.exp()).collect();
+        let advantages: Vec<f32> = lq.iter().zip(&lp).map(|(q, p)| p - q).collect();
+        let tokens: Vec<u32> = (0..V as u32).collect();
+        let sampled = grade(Device::Cpu, &z.repeat(V), V, |tape, pair| {
+            ops::linear_policy_gradient(tape, pair, &tokens, [&lq, &advantages], &q, temperature)
+        });
+        let expected: Vec<f32> = (0..V).map(|v| (0..V).map(|row| sampled.dz[row * V + v]).sum()).collect();
+        let d = Distill { divergence: jsd(1.0), temperature };
+        let exact = distill(Device::Cpu, [&z, &zt], V, &[1.0], d);
+        assert_close("gradient", &expected, &exact.dz, 2e-6);
+    }
+}
+
+#[test]
+fn log_probabilities_sum_to_one() {
+    let z: Vec<f32> = random(40, 80).iter().map(|v| 8.0 * v).collect();
+    for temperature in [1.0, 0.5] {
+        let z = Tensor::new(Device::Cpu, z.repeat(40), [40, 40]).expect("whole rows");
+        let tokens: Vec<u32> = (0..40).collect();
+        let logs = ops::linear_log_prob([&z, &identity(Device::Cpu, 40)], &tokens, temperature).expect("valid");
+        let total: f64 = logs.iter().map(|&l| f64::from(l).exp()).sum();
+        assert!((total - 1.0).abs() < 1e-5, "{total}");
+    }
+}

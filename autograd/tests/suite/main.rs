@@ -1,0 +1,11 @@
+//! What the ops promise, through the public API: equality with burn, finite differences, published losses, PyTorch.
+
+mod adamw;
+mod errors;
+mod fixtures;
+mod gradients;
+mod losses;
+mod paged;
+mod support;
+mod table;
+mod tape;

@@ -1,0 +1,172 @@
+//! Attention over KV pages is packed attention, bit for bit, however the sequence was cut.
+
+use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedRows};
+use autograd::ops::{self, Attention, Sequences};
+use autograd::rng::uniform;
+use autograd::{Device, Tape, Tensor};
+
+use super::support::{assert_close, random};
+
+const LENGTHS: [usize; 4] = [50, 1, 16, 37];
+const SHAPES: [KvShape; 4] = [
+    KvShape { heads: 2, kv_heads: 1, head_dim: 8 },
+    KvShape { heads: 6, kv_heads: 2, head_dim: 64 },
+    KvShape { heads: 4, kv_heads: 4, head_dim: 80 },
+    KvShape { heads: 9, kv_heads: 3, head_dim: 20 },
+];
+const POOL: usize = 40;
+
+/// Queries, keys and values of all sequences, packed.
+struct Batch {
+    shape: KvShape,
+    window: Option<usize>,
+    qkv: [Vec<f32>; 3],
+}
+
+impl Batch {
+    fn new(shape: KvShape, window: Option<usize>) -> Self {
+        let tokens: usize = LENGTHS.iter().sum();
+        let values = |heads, key| random(tokens * heads * shape.head_dim, key).iter().map(|v| 2.0 * v).collect();
+        Self { shape, window, qkv: [values(shape.heads, 1), values(shape.kv_heads, 2), values(shape.kv_heads, 3)] }
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.shape.head_dim as f32).sqrt()
+    }
+
+    fn packed(&self) -> Vec<f32> {
+        let KvShape { heads, kv_heads, .. } = self.shape;
+        let sequences = Sequences::from_lengths(&LENGTHS);
+        let op = Attention { sequences, heads, kv_heads, scale: self.scale(), window: self.window };
+        let [q, k, v] = [0, 1, 2].map(|i| self.rows(Device::Cpu, i, &[0..LENGTHS.iter().sum()]));
+        ops::attention(&mut Tape::off(), op, &q, &k, &v).expect("shapes fit").to_vec()
+    }
+
+    /// Rows of q (0), k (1) or v (2), several ranges after each other.
+    fn rows(&self, device: Device, which: usize, ranges: &[std::ops::Range<usize>]) -> Tensor {
+        let heads = if which == 0 { self.shape.heads } else { self.shape.kv_heads };
+        let width = heads * self.shape.head_dim;
+        let cut = ranges.iter().flat_map(|r| &self.qkv[which][r.start * width..r.end * width]).copied();
+        let count = ranges.iter().map(ExactSizeIterator::len).sum();
+        Tensor::new(device, cut.collect(), [count, width]).expect("whole rows")
+    }
+
+    /// Feeds every sequence `chunk` tokens at a time, all sequences in one batch.
+    fn paged(&self, device: Device, chunk: usize) -> Vec<f32> {
+        let width = self.shape.heads * self.shape.head_dim;
+        let pages = page_tables();
+        let mut pool = dirty_pool(device, self.shape);
+        let borders: Vec<usize> = Sequences::from_lengths(&LENGTHS).borders().to_vec();
+        let mut out = vec![f32::NAN; borders[LENGTHS.len()] * width];
+        for start in (0..LENGTHS[0]).step_by(chunk) {
+            let live: Vec<usize> = (0..LENGTHS.len()).filter(|&s| LENGTHS[s] > start).collect();
+            let ranges: Vec<_> =
+                live.iter().map(|&s| borders[s] + start..borders[s] + (start + chunk).min(LENGTHS[s])).collect();
+            let mut next = 0;
+            let sequences: Vec<PagedRows<'_>> = live
+                .iter()
+                .zip(&ranges)
+                .map(|(&s, range)| {
+                    next += range.len();
+                    let used = (range.end - borders[s]).div_ceil(PAGE_TOKENS);
+                    PagedRows { rows: next - range.len()..next, position: start, pages: &pages[s][..used] }
+                })
+                .collect();
+            let [q, k, v] = [0, 1, 2].map(|i| self.rows(device, i, &ranges));
+            pool.write(1, &k, &v, &sequences).expect("pages are there");
+            let y = pool.attend(1, &q, &sequences, self.scale(), self.window).expect("pages are there").to_vec();
+            let targets = ranges.iter().flat_map(|r| r.clone());
+            for (row, values) in targets.zip(y.chunks_exact(width)) {
+                out[row * width..][..width].copy_from_slice(values);
+            }
+        }
+        out
+    }
+}
+
+/// Pages of each sequence, dealt from a shuffled pool.
+fn page_tables() -> Vec<Vec<u32>> {
+    let mut free: Vec<u32> = (0..POOL as u32).collect();
+    free.sort_by(|&a, &b| uniform(5, 0, u64::from(a)).total_cmp(&uniform(5, 0, u64::from(b))));
+    LENGTHS.iter().map(|len| free.split_off(free.len() - len.div_ceil(PAGE_TOKENS))).collect()
+}
+
+/// A pool whose pages an earlier sequence has filled, of all things with what a broken model writes.
+fn dirty_pool(device: Device, shape: KvShape) -> KvPool {
+    let mut pool = KvPool::new(device, shape, 2, POOL);
+    let rows = POOL * PAGE_TOKENS;
+    let width = shape.kv_heads * shape.head_dim;
+    let old = Tensor::new(device, vec![f32::NAN; rows * width], [rows, width]).expect("whole rows");
+    let pages: Vec<u32> = (0..POOL as u32).collect();
+    pool.write(1, &old, &old, &[PagedRows { rows: 0..rows, position: 0, pages: &pages }]).expect("the pool is whole");
+    pool
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    assert!(values.iter().all(|v| v.is_finite()));
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn any_chunking_over_pages_equals_the_packed_batch_bit_for_bit() {
+    for shape in SHAPES {
+        for window in [None, Some(1), Some(5), Some(16), Some(20)] {
+            let batch = Batch::new(shape, window);
+            let packed = bits(&batch.packed());
+            for chunk in [1, 5, 16, 33, 50] {
+                assert!(packed == bits(&batch.paged(Device::Cpu, chunk)), "{shape:?} window {window:?} chunk {chunk}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_portable_pool_agrees() {
+    for (shape, window, chunk) in [(SHAPES[0], None, 16), (SHAPES[1], Some(20), 33), (SHAPES[3], Some(5), 7)] {
+        let batch = Batch::new(shape, window);
+        assert_close("paged", &batch.paged(Device::Portable, chunk), &batch.packed(), 1e-5);
+    }
+}
+
+#[test]
+fn a_copied_page_is_its_own() {
+    let shape = SHAPES[0];
+    let KvShape { heads, kv_heads, head_dim } = shape;
+    for device in [Device::Cpu, Device::Portable] {
+        let tensor = |heads: usize, rows, key| {
+            Tensor::new(device, random(rows * heads * head_dim, key), [rows, heads * head_dim])
+        };
+        let mut pool = KvPool::new(device, shape, 2, 4);
+        let [k, v] = [1, 2].map(|key| tensor(kv_heads, 10, key).expect("whole rows"));
+        for layer in 0..2 {
+            pool.write(layer, &k, &v, &[PagedRows { rows: 0..10, position: 0, pages: &[2] }]).expect("page 2 is there");
+        }
+        pool.copy_page(2, 0);
+        let q = tensor(heads, 1, 3).expect("whole rows");
+        let look = |pool: &KvPool, layer, page: u32| {
+            let rows = [PagedRows { rows: 0..1, position: 9, pages: &[page] }];
+            pool.attend(layer, &q, &rows, 0.3, None).expect("pages are there").to_vec()
+        };
+        let before = look(&pool, 1, 2);
+        assert_eq!(before, look(&pool, 1, 0));
+        assert_eq!(before, look(&pool, 0, 0));
+        let [k, v] = [4, 5].map(|key| tensor(kv_heads, 1, key).expect("whole rows"));
+        pool.write(1, &k, &v, &[PagedRows { rows: 0..1, position: 4, pages: &[0] }]).expect("page 0 is there");
+        assert_eq!(before, look(&pool, 1, 2), "the original saw the write");
+        assert_ne!(before, look(&pool, 1, 0), "the copy did not");
+    }
+}
+
+#[test]
+fn a_window_hides_what_is_before_it() {
+    let batch = Batch::new(SHAPES[1], Some(5));
+    let mut other = Batch::new(SHAPES[1], Some(5));
+    let width = other.shape.kv_heads * other.shape.head_dim;
+    // The first sequence's tokens 0..45 are out of sight of its last token, 49.
+    other.qkv[1][..45 * width].fill(9.0);
+    other.qkv[2][..45 * width].fill(9.0);
+    let (a, b) = (batch.packed(), other.packed());
+    let width = batch.shape.heads * batch.shape.head_dim;
+    assert_eq!(a[49 * width..50 * width], b[49 * width..50 * width]);
+    assert_ne!(a[48 * width..49 * width], b[48 * width..49 * width]);
+}

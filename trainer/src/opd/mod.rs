@@ -79,7 +79,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
 fn restore(recipe: &Recipe, setup: &Setup, folder: &RunFolder, progress: Progress) -> Result<TrainerState> {
     let sum: String = Sha256::digest(recipe.to_toml()).iter().map(|byte| format!("{byte:02x}")).collect();
     let Some(path) = &folder.resume_from else { return Ok(TrainerState::start(recipe.runtime.seed, sum)) };
-    let (weights, mut state) = Checkpoints::load(path, &setup.export)?;
+    let (weights, mut state) = Checkpoints::load(path, &setup.export, &setup.runtime.export_state()?)?;
     setup.runtime.restore_state(weights)?;
     setup.runtime.publish()?;
     progress.line(&format!("resume     {} (step {})", path.display(), state.step));

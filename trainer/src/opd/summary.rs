@@ -37,7 +37,8 @@ pub(super) fn step_line(metrics: &Metrics, total: u64) -> String {
 pub(super) fn held_out_line(metrics: &Metrics, before: &BTreeMap<String, f64>) -> String {
     let show = |name: &str| {
         let now = metrics.get(name).unwrap_or(f64::NAN);
-        before.get(name).map_or_else(|| format!("{now:.4}"), |then| format!("{now:.4} ({:+.0} %)", percent(*then, now)))
+        let change = before.get(name).map_or_else(String::new, |then| format!(" ({})", percent(*then, now)));
+        format!("{now:.4}{change}")
     };
     format!(
         "held-out   kl {}  kl on teacher samples {}  agreement {}  perplexity {}",
@@ -48,8 +49,9 @@ pub(super) fn held_out_line(metrics: &Metrics, before: &BTreeMap<String, f64>) -
     )
 }
 
-fn percent(before: f64, after: f64) -> f64 {
-    (after / before - 1.0) * 100.0
+/// The change in per cent, where there is something to compare with.
+fn percent(before: f64, after: f64) -> String {
+    if before == 0.0 { "-".to_owned() } else { format!("{:+.0} %", (after / before - 1.0) * 100.0) }
 }
 
 /// One JSON line on stdout.
@@ -91,7 +93,7 @@ impl Summary<'_> {
 
     fn row(&self, name: &str, after: f64) -> String {
         match self.before.get(name) {
-            Some(before) => format!("  {name:<28} {before:>10.4} {after:>10.4} {:>+6.0} %\n", percent(*before, after)),
+            Some(before) => format!("  {name:<28} {before:>10.4} {after:>10.4} {:>8}\n", percent(*before, after)),
             None => format!("  {name:<28} {:>10} {after:>10.4}\n", ""),
         }
     }

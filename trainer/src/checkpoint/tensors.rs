@@ -39,7 +39,13 @@ pub(super) fn read(path: &Path, like: &[NamedTensor]) -> Result<Vec<NamedTensor>
         .map(|want| {
             let view = file.tensor(&want.name).map_err(|e| malformed(path, format!("tensor `{}`: {e}", want.name)))?;
             if view.dtype() != Dtype::F32 || view.shape() != want.shape {
-                let what = format!("tensor `{}` is {:?} {:?}, not F32 {:?}", want.name, view.dtype(), view.shape(), want.shape);
+                let what = format!(
+                    "tensor `{}` is {:?} {:?}, not F32 {:?}",
+                    want.name,
+                    view.dtype(),
+                    view.shape(),
+                    want.shape
+                );
                 return Err(malformed(path, what));
             }
             let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();

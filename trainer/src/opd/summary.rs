@@ -57,7 +57,9 @@ fn percent(before: f64, after: f64) -> String {
 /// One JSON line on stdout.
 pub(super) fn print_line(object: &Map<String, Value>) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{}", Value::Object(object.clone())).and_then(|()| stdout.flush()).map_err(Error::io(Path::new("stdout")))
+    writeln!(stdout, "{}", Value::Object(object.clone()))
+        .and_then(|()| stdout.flush())
+        .map_err(Error::io(Path::new("stdout")))
 }
 
 /// The end of a run.
@@ -85,7 +87,11 @@ impl Summary<'_> {
             text += &format!("  {phase:<28} {seconds:>10.1} {:>8.0} %\n", 100.0 * seconds / self.phases.total());
         }
         let what = if self.recipe.lora.is_some() { "adapter" } else { "model" };
-        text += &format!("\n  {what:<10} {}\n  metrics    {}\n", self.checkpoint.display(), self.folder.join("metrics.jsonl").display());
+        text += &format!(
+            "\n  {what:<10} {}\n  metrics    {}\n",
+            self.checkpoint.display(),
+            self.folder.join("metrics.jsonl").display()
+        );
         text += &format!("  try it     {}", self.next_command());
         eprintln!("{text}");
         Ok(())

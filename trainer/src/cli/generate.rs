@@ -56,7 +56,7 @@ pub(super) struct GenerateArgs {
 #[derive(Debug, Args)]
 struct SamplingArgs {
     /// New tokens, at most.
-    #[arg(long, default_value_t = 256, value_name = "N")]
+    #[arg(long, visible_alias = "max-new-tokens", default_value_t = 256, value_name = "N")]
     max_tokens: usize,
     /// New tokens, at least: until then nothing ends the generation.
     #[arg(long, default_value_t = 0, value_name = "N")]

@@ -364,6 +364,11 @@ fn data(raw: &mut RawRecipe) -> Result<Data> {
 fn eval(raw: &mut RawRecipe, held_out: bool) -> Result<Option<Eval>> {
     let has_teacher = raw.teacher.is_some();
     let eval = &mut raw.eval;
+    if !has_teacher {
+        // Held-out rows are measured against a teacher.
+        idle("data.held_out", raw.data.held_out.as_ref(), "without [teacher]")?;
+        idle("data.eval_rows", raw.data.eval_rows, "without [teacher]")?;
+    }
     if !held_out || !has_teacher {
         let because =
             if held_out { "without [teacher]" } else { "without held-out rows (`data.held_out` or `data.eval_rows`)" };

@@ -38,7 +38,7 @@ impl ModelArgs {
     pub(super) fn start(&self, files: &Arc<ModelFiles>, sequences: usize, tokens: usize, progress: Progress) -> Result<RuntimeHandle> {
         let context = files.config.max_position_embeddings;
         if tokens > context {
-            return Err(Error::Models { what: format!("{tokens} tokens (prompt and new ones together) exceed the model's context of {context}") });
+            return Err(Error::Models { what: format!("{tokens} tokens (prompt and new ones together) exceed the model's context of {context}; shorten the prompt or lower the number of new ones") });
         }
         let kv_bytes = memory::kv_bytes(&files.config, sequences, tokens);
         let spec = RuntimeSpec {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use autograd::kv::{KvShape, PAGE_TOKENS};
 use runtime::config::ModelConfig;
 
 use crate::recipe::{Lora, Recipe};
@@ -164,10 +165,10 @@ fn activations_per_token(config: &ModelConfig, checkpointed: bool) -> u64 {
 /// Bytes of keys and values for `sequences` of `tokens` tokens each, in whole pages.
 #[must_use]
 pub fn kv_bytes(config: &ModelConfig, sequences: usize, tokens: usize) -> u64 {
-    const PAGE: usize = 16;
+    let shape = KvShape { heads: config.num_heads, kv_heads: config.num_kv_heads, head_dim: config.head_dim };
     // One more page a sequence: a shared last page is copied before it is written.
-    let rows = (sequences * (tokens.div_ceil(PAGE) + 1) * PAGE) as u64;
-    rows * 2 * (config.num_kv_heads * config.head_dim * config.num_layers) as u64 * F32
+    let pages = sequences * (tokens.div_ceil(PAGE_TOKENS) + 1);
+    (pages * shape.page_bytes() * config.num_layers) as u64
 }
 
 /// Memory that can be had now without swapping; `None` where the system does not tell.

@@ -37,7 +37,7 @@ pub(super) struct GenerateArgs {
     #[arg(long, group = "input", value_name = "TEXT")]
     chat: Option<String>,
     /// System message before --chat.
-    #[arg(long, requires = "chat", value_name = "TEXT")]
+    #[arg(long, conflicts_with_all = ["prompt", "tokens"], value_name = "TEXT")]
     system: Option<String>,
     /// Token ids to continue: 1,2,3 or [1, 2, 3].
     #[arg(long, group = "input", value_name = "IDS")]

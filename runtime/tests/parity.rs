@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use autograd::Device;
 use runtime::RuntimeHandle;
+use runtime::config::Family;
 use runtime::files::ModelFiles;
 use runtime::request::{
     EngineConfig, GenerateRequest, Generated, LoraConfig, RuntimeSpec, ScoreRequest, Slot, SlotSpec, Training,
@@ -67,6 +68,15 @@ fn check_logprobs(handle: &RuntimeHandle, expected: &Value, what: &str) {
     let sequences = expected["tokens"].as_array().expect("sequences");
     for (tokens, want) in sequences.iter().zip(expected["logprobs"].as_array().expect("one list per sequence")) {
         assert_close(&logprobs(handle, &ids(tokens)), &wanted_logprobs(want), 1e-4, what);
+    }
+}
+
+#[test]
+fn every_family_has_a_fixture() {
+    let families: Vec<Family> =
+        models().iter().map(|dir| ModelFiles::open(dir).expect("the fixture opens").config.family).collect();
+    for family in Family::ALL {
+        assert!(families.contains(&family), "no checkpoint of {family:?} under tests/fixtures/models");
     }
 }
 

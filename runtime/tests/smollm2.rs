@@ -49,12 +49,8 @@ fn texts_tokens_and_probabilities_equal_llama_cpp() {
         let prompt = ids(prompt);
         assert_eq!(tokenizer.encode(text.as_str().expect("text"), true).expect("encodes"), prompt);
         let want = ids(greedy);
-        let params = SamplingParams {
-            temperature: 0.0,
-            max_tokens: want.len(),
-            ignore_eos: true,
-            ..SamplingParams::default()
-        };
+        let params =
+            SamplingParams { temperature: 0.0, max_tokens: want.len(), ignore_eos: true, ..SamplingParams::default() };
         let request = GenerateRequest { slot: Slot::Student, prompt, params, index: 0, text: false };
         let generated = handle.generate(request).and_then(|g| g.collect()).expect("generates");
         let tokens: Vec<u32> = generated.tokens.iter().map(|t| t.token).collect();

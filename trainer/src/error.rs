@@ -85,7 +85,9 @@ pub enum Error {
         what: String,
     },
     /// Three steps in a row were not finite.
-    #[error("step {step}: loss or gradient was not finite {times} times in a row; lower `optim.lr` or check the weights")]
+    #[error(
+        "step {step}: loss or gradient was not finite {times} times in a row; lower `optim.lr` or check the weights"
+    )]
     NonFinite {
         /// The last such step.
         step: u64,
@@ -116,7 +118,11 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Syntax { .. } | Self::UnknownKey { .. } | Self::Value { .. } | Self::NoEffect { .. } | Self::Missing { .. } => 2,
+            Self::Syntax { .. }
+            | Self::UnknownKey { .. }
+            | Self::Value { .. }
+            | Self::NoEffect { .. }
+            | Self::Missing { .. } => 2,
             Self::Interrupted { .. } => 130,
             _ => 1,
         }

@@ -59,7 +59,11 @@ fn compare_tokenizers(ours: &Tokenizer, theirs: &Tokenizer) -> Result<()> {
     let size = u32::try_from(ours.vocab_size()).unwrap_or(u32::MAX);
     match (0..size).find(|&id| ours.token(id) != theirs.token(id)) {
         None => Ok(()),
-        Some(id) => Err(differ(&format!("spellings of token {id}"), format!("{:?}", ours.token(id)), format!("{:?}", theirs.token(id)))),
+        Some(id) => Err(differ(
+            &format!("spellings of token {id}"),
+            format!("{:?}", ours.token(id)),
+            format!("{:?}", theirs.token(id)),
+        )),
     }
 }
 

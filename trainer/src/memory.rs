@@ -82,7 +82,11 @@ impl Forecast {
         } else {
             "choose a smaller `student.model` or `teacher.model`"
         };
-        Err(Error::Memory { need: Bytes(self.total()).to_string(), have: Bytes(available).to_string(), remedy: remedy.to_owned() })
+        Err(Error::Memory {
+            need: Bytes(self.total()).to_string(),
+            have: Bytes(available).to_string(),
+            remedy: remedy.to_owned(),
+        })
     }
 }
 
@@ -198,7 +202,9 @@ mod tests {
         let forecast = Forecast { weights: 10, optimizer: 20, kv: 5, activations: 40 };
         forecast.check(Some(75), false).expect("fits exactly");
         forecast.check(None, false).expect("nothing known, nothing refused");
-        let remedy = |forecast: Forecast, checkpointed| forecast.check(Some(74), checkpointed).expect_err("too large").to_string();
+        let remedy = |forecast: Forecast, checkpointed| {
+            forecast.check(Some(74), checkpointed).expect_err("too large").to_string()
+        };
         assert!(remedy(forecast, false).contains("runtime.gradient_checkpointing"));
         assert!(!remedy(forecast, true).contains("gradient_checkpointing"));
         assert!(remedy(Forecast { kv: 80, ..forecast }, false).contains("runtime.max_running"));

@@ -83,7 +83,8 @@ impl Encoder {
                 Some(self.tokenizer.encode(&self.render(&messages, true, row)?, false)?)
             }
         };
-        let completion = row.completion.as_ref().map(|text| self.chat_completion(student, &prompt, text, row)).transpose()?;
+        let completion =
+            row.completion.as_ref().map(|text| self.chat_completion(student, &prompt, text, row)).transpose()?;
         Ok(Example { prompt: self.tokenizer.encode(&prompt, false)?, teacher_prompt, completion, shown })
     }
 
@@ -113,7 +114,9 @@ impl Encoder {
         let teacher_prompt = match context {
             None => None,
             Some(TeacherContext { system_prompt: Some(_), .. }) => return Err(needs_chat("teacher.system_prompt")),
-            Some(TeacherContext { few_shot, .. }) if !few_shot.is_empty() => return Err(needs_chat("teacher.few_shot")),
+            Some(TeacherContext { few_shot, .. }) if !few_shot.is_empty() => {
+                return Err(needs_chat("teacher.few_shot"));
+            }
             Some(context) => {
                 let privileged = column_text(context, row)?.unwrap_or_default();
                 Some(self.tokenizer.encode(&format!("{privileged}{text}"), true)?)
@@ -122,7 +125,9 @@ impl Encoder {
         let completion = row.completion.as_ref().map(|text| {
             let mut ids = self.tokenizer.encode(text, false)?;
             let eos = self.tokenizer.eos().or_else(|| self.files.config.eos_token_ids.first().copied());
-            ids.push(eos.ok_or_else(|| row.origin.error("the model names no end-of-sequence token to end the completion"))?);
+            ids.push(
+                eos.ok_or_else(|| row.origin.error("the model names no end-of-sequence token to end the completion"))?,
+            );
             Ok::<_, Error>(ids)
         });
         Ok(Example {
@@ -153,7 +158,8 @@ impl Encoder {
         };
         let mut ids = self.tokenizer.encode(rest, false)?;
         let end = ids.iter().position(|id| self.files.config.eos_token_ids.contains(id));
-        let end = end.ok_or_else(|| row.origin.error("the chat template ends the answer without an end-of-sequence token"))?;
+        let end =
+            end.ok_or_else(|| row.origin.error("the chat template ends the answer without an end-of-sequence token"))?;
         ids.truncate(end + 1);
         Ok(ids)
     }
@@ -227,7 +233,8 @@ mod tests {
 
     #[test]
     fn a_row_without_the_privileged_column_is_named() {
-        let context = TeacherContext { column: Some(("answer".to_owned(), "{context}".to_owned())), ..Default::default() };
+        let context =
+            TeacherContext { column: Some(("answer".to_owned(), "{context}".to_owned())), ..Default::default() };
         let error = teacher_messages(&context, &[], &row(&[("other", "x")])).expect_err("no column").to_string();
         assert!(error.contains("rows.jsonl:4") && error.contains("`answer`") && error.contains("other"), "{error}");
     }

@@ -106,6 +106,7 @@ fn head_gradient_body<S: Simd>(
     let (mut keys, mut values) = (Block::new(d), Block::new(d));
     let mut weights = vec![0.0f32; tokens * group * LANES];
     let mut dscores = vec![0.0f32; tokens * group * LANES];
+    let mut columns = vec![0.0f32; d * LANES];
     for start in (0..tokens).step_by(LANES) {
         let count = LANES.min(tokens - start);
         let from = (first + start) * kv_width;
@@ -113,27 +114,21 @@ fn head_gradient_body<S: Simd>(
         values.fill(&saved.v[from..], kv_width, head * d, d, count);
         // Rows that see this block: from its first position to where the window has passed it.
         let end = heads.window.map_or(tokens, |w| (start + count - 1 + w).min(tokens));
-        let range = start * group..end * group;
-        for row in range.clone() {
-            let at = row * LANES..(row + 1) * LANES;
-            score_gradient::<S>(
-                &queries,
-                row,
-                start,
-                heads,
-                [&keys, &values],
-                &mut weights[at.clone()],
-                &mut dscores[at.clone()],
-            );
-            add_rows::<S>(&mut dq_rows[row * d..(row + 1) * d], &dscores[at], &keys.rows, d);
+        let (from, end) = (start * group, end * group);
+        for row in (from..end).step_by(TILE) {
+            let tile = [row, (row + TILE).min(end)];
+            score_gradients::<S>(&queries, tile, start, heads, [&keys, &values], &mut weights, &mut dscores);
+            add_keys::<S>(&mut dq_rows, tile, &dscores, &keys.rows, d);
         }
-        for j in 0..count {
-            let at = (first + start + j) * kv_width + head * d;
-            // SAFETY: this task alone owns this head of this sequence.
-            let (dk, dv) = unsafe { (dk.part(at, d), dv.part(at, d)) };
-            add_column::<S>(dk, &dscores, &queries.q, range.clone(), j, d);
-            add_column::<S>(dv, &weights, &queries.dout, range.clone(), j, d);
-        }
+        let seen = [from, end];
+        columns.fill(0.0);
+        add_outer::<S>(&mut columns, &dscores, &queries.q, seen, d);
+        // SAFETY: this task alone owns this head of this sequence.
+        scatter(&columns, d, count, |j| unsafe { dk.part((first + start + j) * kv_width + head * d, d) });
+        columns.fill(0.0);
+        add_outer::<S>(&mut columns, &weights, &queries.dout, seen, d);
+        // SAFETY: as above.
+        scatter(&columns, d, count, |j| unsafe { dv.part((first + start + j) * kv_width + head * d, d) });
     }
     for (row, values) in dq_rows.chunks_exact(d).enumerate() {
         let at = ((first + row / group) * heads.query + head * group + row % group) * d;
@@ -142,11 +137,14 @@ fn head_gradient_body<S: Simd>(
     }
 }
 
-/// Probabilities of one query row on one block, and the gradient of its scaled scores times the scale.
+/// Query rows that share a pass over a block.
+const TILE: usize = 6;
+
+/// Probabilities of the query rows `first..last` on one block, and the gradients of their scaled scores times the scale.
 #[inline(always)]
-fn score_gradient<S: Simd>(
+fn score_gradients<S: Simd>(
     queries: &Queries,
-    row: usize,
+    [first, last]: [usize; 2],
     start: usize,
     heads: Heads,
     [keys, values]: [&Block; 2],
@@ -154,52 +152,104 @@ fn score_gradient<S: Simd>(
     dscores: &mut [f32],
 ) {
     let d = heads.dim;
-    let position = row / (heads.query / heads.kv);
-    // SAFETY: the instruction set was detected; the slices hold LANES values, the columns D vectors.
+    // A short tile repeats its last row; the copy is not stored.
+    let q: [&[f32]; TILE] = std::array::from_fn(|i| &queries.q[(first + i).min(last - 1) * d..][..d]);
+    let dout: [&[f32]; TILE] = std::array::from_fn(|i| &queries.dout[(first + i).min(last - 1) * d..][..d]);
+    // SAFETY: the instruction set was detected; the rows hold D values, the columns D vectors.
     unsafe {
-        let (mut s, mut dp) = (S::splat(0.0), S::splat(0.0));
+        let (mut s, mut dp) = ([S::splat(0.0); TILE], [S::splat(0.0); TILE]);
         for i in 0..d {
-            s = S::fma(S::splat(queries.q[row * d + i]), S::load(keys.columns.as_ptr().add(i * LANES)), s);
-            dp = S::fma(S::splat(queries.dout[row * d + i]), S::load(values.columns.as_ptr().add(i * LANES)), dp);
-        }
-        S::store(weights.as_mut_ptr(), S::mul(s, S::splat(heads.scale)));
-        mask(weights, start, heads.first_visible(position), position);
-        let p = S::exp(S::sub(S::load(weights.as_ptr()), S::splat(queries.log_sums[row])));
-        S::store(weights.as_mut_ptr(), p);
-        let ds = S::mul(p, S::sub(dp, S::splat(queries.delta[row])));
-        S::store(dscores.as_mut_ptr(), S::mul(ds, S::splat(heads.scale)));
-    }
-}
-
-/// `out += sum_j weights[j] rows[j]`.
-#[inline(always)]
-fn add_rows<S: Simd>(out: &mut [f32], weights: &[f32], rows: &[f32], d: usize) {
-    for (c, out) in out.chunks_mut(LANES).enumerate() {
-        // SAFETY: the instruction set was detected; `rows` has sixteen rows of D rounded up.
-        unsafe {
-            let mut acc = load::<S>(out);
-            for (j, &w) in weights.iter().enumerate() {
-                let v = S::load(rows.as_ptr().add(j * d.next_multiple_of(LANES) + c * LANES));
-                acc = S::fma(S::splat(w), v, acc);
+            let (key, value) =
+                (S::load(keys.columns.as_ptr().add(i * LANES)), S::load(values.columns.as_ptr().add(i * LANES)));
+            for r in 0..TILE {
+                s[r] = S::fma(S::splat(*q[r].get_unchecked(i)), key, s[r]);
+                dp[r] = S::fma(S::splat(*dout[r].get_unchecked(i)), value, dp[r]);
             }
-            store::<S>(out, acc);
+        }
+        for (r, row) in (first..last).enumerate() {
+            let position = row / (heads.query / heads.kv);
+            let weights = &mut weights[row * LANES..(row + 1) * LANES];
+            S::store(weights.as_mut_ptr(), S::mul(s[r], S::splat(heads.scale)));
+            mask(weights, start, heads.first_visible(position), position);
+            let p = S::exp(S::sub(S::load(weights.as_ptr()), S::splat(queries.log_sums[row])));
+            S::store(weights.as_mut_ptr(), p);
+            let ds = S::mul(p, S::sub(dp[r], S::splat(queries.delta[row])));
+            S::store(dscores[row * LANES..(row + 1) * LANES].as_mut_ptr(), S::mul(ds, S::splat(heads.scale)));
         }
     }
 }
 
-/// `out += sum over rows of weights[row][j] x[row]`.
+/// `dq[row] += sum_j dscores[row][j] keys[j]` for the rows `first..last`.
 #[inline(always)]
-fn add_column<S: Simd>(out: &mut [f32], weights: &[f32], x: &[f32], rows: std::ops::Range<usize>, j: usize, d: usize) {
-    for (c, out) in out.chunks_mut(LANES).enumerate() {
-        // SAFETY: the instruction set was detected.
+fn add_keys<S: Simd>(dq: &mut [f32], [first, last]: [usize; 2], dscores: &[f32], keys: &[f32], d: usize) {
+    let scores: [&[f32]; TILE] = std::array::from_fn(|i| &dscores[(first + i).min(last - 1) * LANES..][..LANES]);
+    for column in (0..d).step_by(LANES) {
+        // SAFETY: the instruction set was detected; `keys` has sixteen rows of D rounded up, scores have LANES values.
         unsafe {
-            let mut acc = load::<S>(out);
-            for row in rows.clone() {
-                let at = row * d + c * LANES;
-                let v = load::<S>(&x[at..at + LANES.min(d - c * LANES)]);
-                acc = S::fma(S::splat(weights[row * LANES + j]), v, acc);
+            let mut acc = [S::splat(0.0); TILE];
+            for j in 0..LANES {
+                let key = S::load(keys.as_ptr().add(j * d.next_multiple_of(LANES) + column));
+                for r in 0..TILE {
+                    acc[r] = S::fma(S::splat(*scores[r].get_unchecked(j)), key, acc[r]);
+                }
             }
-            store::<S>(out, acc);
+            for (r, row) in (first..last).enumerate() {
+                let out = &mut dq[row * d + column..row * d + d.min(column + LANES)];
+                let sum = S::add(load::<S>(out), acc[r]);
+                store::<S>(out, sum);
+            }
         }
+    }
+}
+
+/// `out[i][j] += sum over rows of x[row][i] weights[row][j]`, for all i below `d`.
+#[inline(always)]
+fn add_outer<S: Simd>(out: &mut [f32], weights: &[f32], x: &[f32], rows: [usize; 2], d: usize) {
+    let mut i = 0;
+    while S::WIDE && i + 16 <= d {
+        outer_tile::<S, 16>(out, weights, x, rows, d, i);
+        i += 16;
+    }
+    while i + 4 <= d {
+        outer_tile::<S, 4>(out, weights, x, rows, d, i);
+        i += 4;
+    }
+    while i < d {
+        outer_tile::<S, 1>(out, weights, x, rows, d, i);
+        i += 1;
+    }
+}
+
+#[inline(always)]
+fn outer_tile<S: Simd, const C: usize>(
+    out: &mut [f32],
+    weights: &[f32],
+    x: &[f32],
+    [first, last]: [usize; 2],
+    d: usize,
+    i: usize,
+) {
+    let weights = &weights[first * LANES..last * LANES];
+    let out = &mut out[i * LANES..(i + C) * LANES];
+    // SAFETY: the instruction set was detected; `out` has C vectors.
+    unsafe {
+        let mut acc = [S::splat(0.0); C];
+        for (weights, x) in weights.chunks_exact(LANES).zip(x[first * d..last * d].chunks_exact(d)) {
+            let (w, x) = (S::load(weights.as_ptr()), &x[i..i + C]);
+            for c in 0..C {
+                acc[c] = S::fma(S::splat(x[c]), w, acc[c]);
+            }
+        }
+        for (c, &acc) in acc.iter().enumerate() {
+            let at = out.as_mut_ptr().add(c * LANES);
+            S::store(at, S::add(S::load(at), acc));
+        }
+    }
+}
+
+/// Adds the columns `[d][16]` of `count` keys to their rows.
+fn scatter<'a>(columns: &[f32], d: usize, count: usize, row: impl Fn(usize) -> &'a mut [f32]) {
+    for j in 0..count {
+        row(j).iter_mut().zip(columns[j..].iter().step_by(LANES).take(d)).for_each(|(out, v)| *out += v);
     }
 }

@@ -3,7 +3,8 @@
 //! A weight `[N, K]` is kept as `ceil(N / 16)` panels; panel p holds rows `16 p .. 16 p + 16` transposed, as `[K][16]`,
 //! zero where N is not a multiple of 16. One output value is one chain of fused multiply-adds over k = 0..K in order,
 //! so it does not depend on how many rows X has. Register tiles of R rows by P panels reuse each loaded panel vector R
-//! times; a group of P panels stays in the L2 cache while all rows pass by.
+//! times; a group of panels stays in the L2 cache while all rows pass by, and up to sixteen rows pass in one go, so
+//! that a small batch reads each weight from memory once.
 
 use rayon::prelude::*;
 
@@ -19,10 +20,14 @@ pub(crate) enum Store {
     AddScaled(f32),
 }
 
-/// Panels a task works on at a time; their vectors fill the register tile.
-const GROUP: usize = 4;
-/// Multiply-adds below which threads cost more than they bring.
-const SERIAL_LIMIT: usize = 1 << 17;
+/// Panels a task works on at a time.
+pub(super) const GROUP: usize = 3;
+/// Vectors of a panel that are fetched ahead of their use: the processor's own prefetching stops at each 4 KiB page.
+const AHEAD: usize = 128;
+/// Multiply-adds below which threads cost more than they bring, when the weight is small too.
+pub(super) const SERIAL_LIMIT: usize = 1 << 19;
+/// Values of a weight that two threads read faster than one.
+const SERIAL_WEIGHT: usize = 1 << 16;
 
 /// Number of panels of a weight with `n` rows.
 pub(crate) fn panels(n: usize) -> usize {
@@ -61,99 +66,122 @@ pub(crate) fn unpack_row(w: &[f32], row: usize, out: &mut [f32]) {
 /// `y[t, n] (=|+=) x[t, k] w^T` with `w` in panels.
 pub(crate) fn linear(y: &mut [f32], x: &[f32], w: &[f32], [t, n, k]: [usize; 3], store: Store) {
     assert_eq!((y.len(), x.len(), w.len()), (t * n, t * k, panels(n) * k * LANES), "linear [{t}, {n}, {k}]");
-    let groups = panels(n).div_ceil(GROUP);
-    let out = SharedMut::new(y);
-    if t * n * k < SERIAL_LIMIT {
-        (0..groups).for_each(|g| group(out, x, w, [t, n, k], [0, t], g, store));
+    multiply(&Product { y: SharedMut::new(y), x, w, first: 0, width: n, stride: k, depth: k, store }, t);
+}
+
+/// All of a product with `t` rows, on several threads when there is enough to do.
+fn multiply(product: &Product<'_>, t: usize) {
+    let &Product { width, depth, .. } = product;
+    let groups = panels(width).div_ceil(GROUP);
+    if t * width * depth < SERIAL_LIMIT && width * depth < SERIAL_WEIGHT {
+        (0..groups).for_each(|g| group(product, g, [0, t]));
         return;
     }
-    let row_blocks = row_blocks(t, groups);
-    let rows_per_block = t.div_ceil(row_blocks);
-    (0..groups * row_blocks).into_par_iter().for_each(|task| {
-        let (g, block) = (task / row_blocks, task % row_blocks);
-        let first = block * rows_per_block;
-        let last = (first + rows_per_block).min(t);
-        if first < last {
-            group(out, x, w, [t, n, k], [first, last], g, store);
-        }
+    let rows = row_block(t, groups, CACHED / depth.max(1));
+    (0..groups * t.div_ceil(rows)).into_par_iter().for_each(|task| {
+        let (block, g) = (task / groups, task % groups);
+        group(product, g, [block * rows, ((block + 1) * rows).min(t)]);
     });
 }
 
-/// Cuts of the row dimension, so that every thread finds work when there are few panel groups.
-fn row_blocks(t: usize, groups: usize) -> usize {
-    let wanted = 4 * rayon::current_num_threads();
-    wanted.div_ceil(groups).min(t.div_ceil(48)).max(1)
+/// Rows that one task works on: at most about `most`, and few enough that every thread finds work.
+pub(super) fn row_block(t: usize, groups: usize, most: usize) -> usize {
+    let blocks = (4 * rayon::current_num_threads()).div_ceil(groups);
+    t.div_ceil(blocks).clamp(3 * BULK, most.max(3 * BULK)).next_multiple_of(BULK)
+}
+
+/// Values of X that stay in the L2 cache.
+const CACHED: usize = 1 << 17;
+/// Most rows of a register tile.
+const BULK: usize = 16;
+
+/// `y (=|+=) x w^T`.
+pub(super) struct Product<'a> {
+    /// Rows of `width`.
+    pub(super) y: SharedMut,
+    /// Rows of `stride` values, of which the first `depth` count.
+    pub(super) x: &'a [f32],
+    /// Panels of `depth` vectors, the first of which is number `first`.
+    pub(super) w: &'a [f32],
+    pub(super) first: usize,
+    pub(super) width: usize,
+    pub(super) stride: usize,
+    pub(super) depth: usize,
+    pub(super) store: Store,
 }
 
 vectorized! {
-    /// Rows `rows[0]..rows[1]` of the output columns of panel group `g`.
-    fn group(y: SharedMut, x: &[f32], w: &[f32], dims: [usize; 3], rows: [usize; 2], g: usize, store: Store) = group_body
+    /// Rows `rows[0]..rows[1]` of the columns of panel group `g`; no other task has them.
+    pub(super) fn group(product: &Product<'_>, g: usize, rows: [usize; 2]) = group_body
 }
 
 #[inline(always)]
-fn group_body<S: Simd>(y: SharedMut, x: &[f32], w: &[f32], dims: [usize; 3], rows: [usize; 2], g: usize, store: Store) {
-    let first = g * GROUP;
-    match (panels(dims[1]) - first).min(GROUP) {
-        4 => group_rows::<S, 4>(y, x, w, dims, rows, first, store),
-        3 => group_rows::<S, 3>(y, x, w, dims, rows, first, store),
-        2 => group_rows::<S, 2>(y, x, w, dims, rows, first, store),
-        _ => group_rows::<S, 1>(y, x, w, dims, rows, first, store),
-    }
-}
-
-#[inline(always)]
-fn group_rows<S: Simd, const P: usize>(
-    y: SharedMut,
-    x: &[f32],
-    w: &[f32],
-    dims: [usize; 3],
-    [mut row, last]: [usize; 2],
-    first_panel: usize,
-    store: Store,
-) {
-    if S::WIDE {
-        while row + 6 <= last {
-            tile::<S, 6, P>(y, x, w, dims, row, first_panel, store);
-            row += 6;
-        }
-        while row + 3 <= last {
-            tile::<S, 3, P>(y, x, w, dims, row, first_panel, store);
-            row += 3;
-        }
-    } else {
-        while row + 2 <= last {
-            tile::<S, 2, P>(y, x, w, dims, row, first_panel, store);
-            row += 2;
-        }
-    }
+fn group_body<S: Simd>(product: &Product<'_>, g: usize, [mut row, last]: [usize; 2]) {
+    let group = [g * GROUP, ((g + 1) * GROUP).min(panels(product.width))];
+    // Rows at a time while many are left: 24 accumulators (16 where a group has one panel) hide the latency.
+    let bulk = match group[1] - group[0] {
+        _ if !S::WIDE => 2,
+        1 => 16,
+        2 => 12,
+        _ => 8,
+    };
     while row < last {
-        tile::<S, 1, P>(y, x, w, dims, row, first_panel, store);
-        row += 1;
+        let left = last - row;
+        let rows = if left > 16 || !S::WIDE { left.min(bulk) } else { left };
+        rows_of::<S>(product, group, row, rows);
+        row += rows;
+    }
+}
+
+/// The group's panels for `rows` rows, at most 16.
+#[inline(always)]
+fn rows_of<S: Simd>(product: &Product<'_>, group: [usize; 2], row: usize, rows: usize) {
+    macro_rules! tiles {
+        ($($r:literal: $p:literal)*) => {
+            match rows {
+                $($r => strip::<S, $r, $p>(product, group, row),)*
+                _ => unreachable!("at most sixteen rows"),
+            }
+        };
+    }
+    if S::WIDE {
+        tiles!(1: 3 2: 3 3: 3 4: 3 5: 3 6: 3 7: 3 8: 3 9: 2 10: 2 11: 2 12: 2 13: 1 14: 1 15: 1 16: 1);
+    } else {
+        tiles!(1: 3 2: 3);
+    }
+}
+
+/// R rows, P panels at a time and the rest one by one.
+#[inline(always)]
+fn strip<S: Simd, const R: usize, const P: usize>(product: &Product<'_>, [mut panel, end]: [usize; 2], row: usize) {
+    while panel + P <= end {
+        tile::<S, R, P>(product, row, panel);
+        panel += P;
+    }
+    while panel < end {
+        tile::<S, R, 1>(product, row, panel);
+        panel += 1;
     }
 }
 
 #[inline(always)]
-fn tile<S: Simd, const R: usize, const P: usize>(
-    y: SharedMut,
-    x: &[f32],
-    w: &[f32],
-    [_, n, k]: [usize; 3],
-    row: usize,
-    first_panel: usize,
-    store: Store,
-) {
-    let x = &x[row * k..(row + R) * k];
-    let w = &w[first_panel * k * LANES..(first_panel + P) * k * LANES];
-    // SAFETY: the instruction set was detected by the dispatcher; `x` holds R rows of k and `w` P panels of k vectors.
+fn tile<S: Simd, const R: usize, const P: usize>(product: &Product<'_>, row: usize, panel: usize) {
+    let &Product { y, x, w, first, width, stride, depth, store } = product;
+    let x = &x[row * stride..(row + R - 1) * stride + depth];
+    let w = &w[(panel - first) * depth * LANES..][..P * depth * LANES];
+    // SAFETY: the instruction set was detected by the dispatcher; `x` holds R rows of `depth` values, `w` P panels of
+    // as many vectors.
     let acc = unsafe {
         let mut acc = [[S::splat(0.0); P]; R];
-        for j in 0..k {
+        for j in 0..depth {
             let mut wv = [S::splat(0.0); P];
             for p in 0..P {
-                wv[p] = S::load(w.as_ptr().add((p * k + j) * LANES));
+                let at = w.as_ptr().wrapping_add((p * depth + j) * LANES);
+                wv[p] = S::load(at);
+                S::prefetch(at.wrapping_add(AHEAD * LANES));
             }
             for r in 0..R {
-                let xv = S::splat(*x.get_unchecked(r * k + j));
+                let xv = S::splat(*x.get_unchecked(r * stride + j));
                 for p in 0..P {
                     acc[r][p] = S::fma(xv, wv[p], acc[r][p]);
                 }
@@ -163,9 +191,9 @@ fn tile<S: Simd, const R: usize, const P: usize>(
     };
     for (r, values) in acc.iter().enumerate() {
         for (p, &v) in values.iter().enumerate() {
-            let column = (first_panel + p) * LANES;
+            let column = (panel + p) * LANES;
             // SAFETY: this task alone owns these columns of these rows.
-            let out = unsafe { y.part((row + r) * n + column, LANES.min(n - column)) };
+            let out = unsafe { y.part((row + r) * width + column, LANES.min(width - column)) };
             write::<S>(out, v, store);
         }
     }
@@ -213,7 +241,9 @@ mod tests {
 
     #[test]
     fn agrees_with_a_double_precision_sum() {
-        for dims @ [t, n, k] in [[1, 1, 1], [5, 17, 33], [7, 64, 40], [50, 100, 24], [130, 33, 70]] {
+        let few = (1..=17).map(|t| [t, 70, 21]);
+        let dims = [[1, 1, 1], [5, 17, 33], [7, 64, 40], [50, 100, 24], [130, 33, 70], [40, 16, 9]];
+        for dims @ [t, n, k] in dims.into_iter().chain(few) {
             let (x, w) = (random(t * k, 1), random(n * k, 2));
             for (i, &y) in product(&x, &w, dims).iter().enumerate() {
                 let (row, col) = (i / n, i % n);
@@ -238,16 +268,15 @@ mod tests {
     fn every_instruction_set_gives_the_same_bits() {
         let [t, n, k] = [9, 40, 61];
         let (x, w) = (random(t * k, 5), pack(&random(n * k, 6), n, k));
-        let run = |f: &dyn Fn(SharedMut, usize)| {
+        let run = |group: &dyn Fn(&Product<'_>, usize)| {
             let mut y = vec![0.0; t * n];
-            let out = SharedMut::new(&mut y);
-            (0..panels(n).div_ceil(GROUP)).for_each(|g| f(out, g));
+            let (out, store) = (SharedMut::new(&mut y), Store::Set);
+            let product = Product { y: out, x: &x, w: &w, first: 0, width: n, stride: k, depth: k, store };
+            (0..panels(n).div_ceil(GROUP)).for_each(|g| group(&product, g));
             y
         };
-        let native = run(&|y, g| group(y, &x, &w, [t, n, k], [0, t], g, Store::Set));
-        let scalar = run(&|y, g| {
-            group_body::<super::super::simd::Scalar>(y, &x, &w, [t, n, k], [0, t], g, Store::Set);
-        });
+        let native = run(&|product, g| group(product, g, [0, t]));
+        let scalar = run(&|product, g| group_body::<super::super::simd::Scalar>(product, g, [0, t]));
         assert_eq!(native, scalar);
     }
 

@@ -2,24 +2,72 @@
 
 use rayon::prelude::*;
 
-use super::gemm::panels;
+use super::gemm::{GROUP, Product, SERIAL_LIMIT, Store, group, panels, row_block};
 use super::shared::SharedMut;
 use super::simd::{LANES, Simd, vectorized};
 
-/// Columns of dX that one task computes; their weights are gathered into one contiguous strip.
-const STRIP: usize = 8;
+/// Rows of the weight that are transposed at a time; a group of their columns stays in the L2 cache.
+const DEPTH: usize = 1024;
+/// Rows of dX that share a transposition.
+const ROWS: usize = 512;
 
 /// `dx[t, k] += factor * dy[t, n] w` with `w` in panels.
+///
+/// The forward kernel on the transposed weight: a task owns a group of dX's columns and transposes them, `DEPTH` rows of
+/// the weight at a time, into panels of its own.
 pub(crate) fn input_gradient(dx: &mut [f32], dy: &[f32], w: &[f32], [t, n, k]: [usize; 3], factor: f32) {
     assert_eq!((dx.len(), dy.len(), w.len()), (t * k, t * n, panels(n) * k * LANES), "input gradient [{t}, {n}, {k}]");
-    let padded = pad_columns(dy, t, n);
-    let dy = padded.as_deref().unwrap_or(dy);
-    let out = SharedMut::new(dx);
-    (0..k.div_ceil(STRIP)).into_par_iter().for_each(|strip| {
-        let columns = [strip * STRIP, ((strip + 1) * STRIP).min(k)];
-        let gathered = gather_strip(w, k, columns);
-        input_strip(out, dy, &gathered, [t, panels(n), k], columns, factor);
+    let (y, store) = (SharedMut::new(dx), Store::AddScaled(factor));
+    let buffer = || vec![0.0; GROUP * LANES * DEPTH.min(n)];
+    let part = |transposed: &mut Vec<f32>, g: usize, rows: [usize; 2]| {
+        let columns = [g * GROUP * LANES, ((g + 1) * GROUP * LANES).min(k)];
+        for start in (0..n).step_by(DEPTH) {
+            let depth = DEPTH.min(n - start);
+            let w = transpose(transposed, &w[start * k..], k, columns, depth);
+            let x = &dy[start..];
+            group(&Product { y, x, w, width: k, first: columns[0] / LANES, stride: n, depth, store }, g, rows);
+        }
+    };
+    let groups = panels(k).div_ceil(GROUP);
+    if t * n * k < SERIAL_LIMIT {
+        let mut transposed = buffer();
+        return (0..groups).for_each(|g| part(&mut transposed, g, [0, t]));
+    }
+    let rows = row_block(t, groups, ROWS);
+    (0..groups * t.div_ceil(rows)).into_par_iter().for_each_init(buffer, |transposed, task| {
+        let (block, g) = (task / groups, task % groups);
+        part(transposed, g, [block * rows, ((block + 1) * rows).min(t)]);
     });
+}
+
+/// Columns `columns` of the first `depth` rows of a weight, as panels over the columns: `[depth][16]`. Lanes past the
+/// last column hold anything: nothing is stored from them.
+fn transpose<'a>(out: &'a mut [f32], w: &[f32], k: usize, [first, last]: [usize; 2], depth: usize) -> &'a [f32] {
+    let out = &mut out[..panels(last - first) * depth * LANES];
+    for (panel, out) in out.chunks_exact_mut(depth * LANES).enumerate() {
+        let from = first + panel * LANES;
+        let width = LANES.min(last - from);
+        for (p, rows) in out.chunks_mut(LANES * LANES).enumerate() {
+            let block = &w[(p * k + from) * LANES..][..width * LANES];
+            if let (Some(block), Some(rows)) = (block.as_array(), rows.as_mut_array()) {
+                transpose_block(rows, block);
+                continue;
+            }
+            for (i, row) in rows.chunks_exact_mut(LANES).enumerate() {
+                row.iter_mut().zip(block[i..].iter().step_by(LANES)).for_each(|(to, from)| *to = *from);
+            }
+        }
+    }
+    out
+}
+
+/// Sixteen by sixteen.
+fn transpose_block(out: &mut [f32; LANES * LANES], from: &[f32; LANES * LANES]) {
+    for i in 0..LANES {
+        for j in 0..LANES {
+            out[i * LANES + j] = from[j * LANES + i];
+        }
+    }
 }
 
 /// `dy` with zero columns up to a multiple of sixteen; `None` when it has that already.
@@ -35,99 +83,25 @@ fn pad_columns(dy: &[f32], t: usize, n: usize) -> Option<Vec<f32>> {
     Some(out)
 }
 
-/// Columns `columns` of every panel, as `[panels][STRIP][16]`; rows past the last column are zero.
-fn gather_strip(w: &[f32], k: usize, [first, last]: [usize; 2]) -> Vec<f32> {
-    let width = (last - first) * LANES;
-    let mut out = vec![0.0; w.len() / k * STRIP];
-    for (to, panel) in out.chunks_exact_mut(STRIP * LANES).zip(w.chunks_exact(k * LANES)) {
-        to[..width].copy_from_slice(&panel[first * LANES..last * LANES]);
-    }
-    out
-}
-
-vectorized! {
-    /// `dx` in the columns of one strip, for all rows.
-    fn input_strip(
-        dx: SharedMut, dy: &[f32], strip: &[f32], dims: [usize; 3], columns: [usize; 2], factor: f32,
-    ) = input_strip_body
-}
-
-#[inline(always)]
-fn input_strip_body<S: Simd>(
-    dx: SharedMut,
-    dy: &[f32],
-    strip: &[f32],
-    dims @ [t, ..]: [usize; 3],
-    columns: [usize; 2],
-    factor: f32,
-) {
-    let mut row = 0;
-    if S::WIDE {
-        while row + 3 <= t {
-            input_tile::<S, 3>(dx, dy, strip, dims, row, columns, factor);
-            row += 3;
-        }
-    }
-    while row < t {
-        input_tile::<S, 1>(dx, dy, strip, dims, row, columns, factor);
-        row += 1;
-    }
-}
-
-#[inline(always)]
-fn input_tile<S: Simd, const R: usize>(
-    dx: SharedMut,
-    dy: &[f32],
-    strip: &[f32],
-    [_, panels, k]: [usize; 3],
-    row: usize,
-    [first, last]: [usize; 2],
-    factor: f32,
-) {
-    let width = panels * LANES;
-    let dy = &dy[row * width..(row + R) * width];
-    assert_eq!(strip.len(), width * STRIP);
-    // SAFETY: the instruction set was detected; `dy` holds R rows of `width`, `strip` one block per panel.
-    let sums = unsafe {
-        let mut acc = [[S::splat(0.0); STRIP]; R];
-        for p in 0..panels {
-            let mut dv = [S::splat(0.0); R];
-            for r in 0..R {
-                dv[r] = S::load(dy.as_ptr().add(r * width + p * LANES));
-            }
-            for c in 0..STRIP {
-                let wv = S::load(strip.as_ptr().add((p * STRIP + c) * LANES));
-                for r in 0..R {
-                    acc[r][c] = S::fma(dv[r], wv, acc[r][c]);
-                }
-            }
-        }
-        acc.map(|row| row.map(|v| S::sum(v)))
-    };
-    for (r, values) in sums.iter().enumerate() {
-        // SAFETY: this task alone owns these columns of dX.
-        let out = unsafe { dx.part((row + r) * k + first, last - first) };
-        for (o, v) in out.iter_mut().zip(values) {
-            *o = factor.mul_add(*v, *o);
-        }
-    }
-}
-
 /// `dw += factor * dy^T x`, in the panel layout of the weight `[n, k]`.
 pub(crate) fn weight_gradient(dw: &mut [f32], dy: &[f32], x: &[f32], [t, n, k]: [usize; 3], factor: f32) {
     assert_eq!((dw.len(), dy.len(), x.len()), (panels(n) * k * LANES, t * n, t * k), "weight gradient [{t}, {n}, {k}]");
     let padded = pad_columns(dy, t, n);
     let dy = padded.as_deref().unwrap_or(dy);
-    let blocks = k.div_ceil(WEIGHT_BLOCK);
-    let out = SharedMut::new(dw);
-    (0..panels(n).div_ceil(2) * blocks).into_par_iter().for_each(|task| {
-        let (pair, block) = (task / blocks, task % blocks);
-        let columns = [block * WEIGHT_BLOCK, ((block + 1) * WEIGHT_BLOCK).min(k)];
-        weight_block(out, dy, x, [t, panels(n), k], pair * 2, columns, factor);
-    });
+    let (out, width, blocks) = (SharedMut::new(dw), panels(n) * LANES, k.div_ceil(WEIGHT_BLOCK));
+    for first in (0..t).step_by(WEIGHT_ROWS) {
+        let rows = WEIGHT_ROWS.min(t - first);
+        let (dy, x) = (&dy[first * width..][..rows * width], &x[first * k..][..rows * k]);
+        (0..panels(n).div_ceil(2) * blocks).into_par_iter().for_each(|task| {
+            let (pair, block) = (task / blocks, task % blocks);
+            let columns = [block * WEIGHT_BLOCK, ((block + 1) * WEIGHT_BLOCK).min(k)];
+            weight_block(out, dy, x, [rows, panels(n), k], pair * 2, columns, factor);
+        });
+    }
 }
 
-/// Columns of the weight that one task walks, so that its strip of X stays in cache.
+/// Rows and columns of X that one task walks; they stay in the L2 cache.
+const WEIGHT_ROWS: usize = 512;
 const WEIGHT_BLOCK: usize = 96;
 
 vectorized! {
@@ -164,6 +138,12 @@ fn weight_columns<S: Simd, const P: usize>(
     [mut column, last]: [usize; 2],
     factor: f32,
 ) {
+    if S::WIDE && P == 1 {
+        while column + 16 <= last {
+            weight_tile::<S, 16, P>(dw, dy, x, dims, panel, column, factor);
+            column += 16;
+        }
+    }
     if S::WIDE {
         while column + 12 <= last {
             weight_tile::<S, 12, P>(dw, dy, x, dims, panel, column, factor);

@@ -280,17 +280,50 @@ vectorized! {
 
 #[inline(always)]
 fn sum_body<S: Simd>(x: &[f32]) -> f64 {
-    let group = |x: &[f32]| {
+    let mut total = 0.0;
+    for group in x.chunks(16 * LANES) {
         // SAFETY: the instruction set was detected.
         unsafe {
             let mut acc = S::splat(0.0);
-            for x in x.chunks(LANES) {
+            for x in group.chunks(LANES) {
                 acc = S::add(acc, load::<S>(x));
             }
-            f64::from(S::sum(acc))
+            total += f64::from(S::sum(acc));
         }
-    };
-    x.chunks(16 * LANES).map(group).sum()
+    }
+    total
+}
+
+vectorized! {
+    /// Index of the largest value, the lowest one of equals; NaNs are passed over.
+    pub(crate) fn first_max(z: &[f32]) -> usize = first_max_body
+}
+
+#[inline(always)]
+fn first_max_body<S: Simd>(z: &[f32]) -> usize {
+    let mut max = f32::NEG_INFINITY;
+    // SAFETY: the instruction set was detected.
+    unsafe {
+        let mut top = S::splat(max);
+        for z in z.chunks_exact(LANES) {
+            top = S::max(load::<S>(z), top);
+        }
+        max = S::max_lane(top);
+    }
+    for &v in z.chunks_exact(LANES).remainder() {
+        max = max.max(v);
+    }
+    const STRETCH: usize = 8 * LANES;
+    for (i, stretch) in z.chunks(STRETCH).enumerate() {
+        let mut found = false;
+        for &v in stretch {
+            found |= v == max;
+        }
+        if found {
+            return i * STRETCH + stretch.iter().position(|&v| v == max).unwrap_or_default();
+        }
+    }
+    0
 }
 
 vectorized! {

@@ -5,9 +5,10 @@
 //! GKD (<https://arxiv.org/abs/2306.13649>) and TRL, where beta = 0 and 1 are the two KL divergences themselves; skewed
 //! KL as in DistiLLM (<https://arxiv.org/abs/2402.03898>).
 
-use crate::cpu::rows::load;
-use crate::cpu::rows::store;
-use crate::cpu::rows::{normalizer, scale_in_place, sum};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use crate::cpu::rows::{first_max, load, normalizer, scale_in_place, store, sum};
 use crate::cpu::simd::{LANES, Simd, vectorized};
 use crate::{Error, Result};
 
@@ -161,26 +162,29 @@ fn outside(values: &[f32], support: &[usize]) -> f64 {
     starts.zip(ends).map(|(start, end)| sum(&values[start..end])).sum()
 }
 
-/// Index of the largest value, the lowest one of equals.
-fn first_max(z: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, &v) in z.iter().enumerate() {
-        if v > z[best] {
-            best = i;
-        }
-    }
-    best
-}
-
 /// Indices of the k largest values, ties to the lower index.
 fn top_k(z: &[f32], k: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..z.len()).collect();
-    let before = |a: &usize, b: &usize| z[*b].total_cmp(&z[*a]).then(a.cmp(b));
-    if k < z.len() {
-        order.select_nth_unstable_by(k, before);
+    // In the order of `f32::total_cmp`, then the lower index first.
+    let rank = |i: usize| {
+        let bits = z[i].to_bits() as i32;
+        (bits ^ ((bits >> 31) as u32 >> 1) as i32, Reverse(i))
+    };
+    let mut best: BinaryHeap<_> = (0..k.min(z.len())).map(|i| Reverse(rank(i))).collect();
+    for start in (k..z.len()).step_by(4 * LANES) {
+        let end = (start + 4 * LANES).min(z.len());
+        let worst = best.peek().map_or(f32::NEG_INFINITY, |Reverse((_, Reverse(i)))| z[*i]);
+        // Most stretches hold nothing better than what there is.
+        if z[start..end].iter().fold(true, |none, &v| none & (v <= worst)) {
+            continue;
+        }
+        for i in start..end {
+            if best.peek().is_some_and(|Reverse(worst)| rank(i) > *worst) {
+                best.pop();
+                best.push(Reverse(rank(i)));
+            }
+        }
     }
-    order.truncate(k);
-    order
+    best.into_iter().map(|Reverse((_, Reverse(i)))| i).collect()
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -232,7 +236,11 @@ fn group<S: Simd>(kind: Kind, z: &mut [f32], zt: &mut [f32], [log_sum, log_sum_t
             store::<S>(z, q);
             store::<S>(zt, h);
         }
-        sums.map(|v| S::sum(v))
+        let mut totals = [0.0; 6];
+        for (total, v) in totals.iter_mut().zip(sums) {
+            *total = S::sum(v);
+        }
+        totals
     }
 }
 
@@ -259,13 +267,6 @@ unsafe fn load_logs<S: Simd>(z: &[f32], log_sum: f32) -> S::V {
 unsafe fn terms<S: Simd>(kind: Kind, [p, q]: [S::V; 2], [lp, lq]: [S::V; 2]) -> (S::V, S::V) {
     // SAFETY: forwarded.
     unsafe {
-        let mix = |a: f32, x: S::V, y: S::V| {
-            let m = S::fma(S::splat(a), x, S::mul(S::splat(1.0 - a), y));
-            // Both may underflow to zero; then their terms are zero whatever the logarithm.
-            // A NaN must stay one, so `m` is the operand that `max` returns then.
-            let m = S::max(S::splat(f32::MIN_POSITIVE), m);
-            (m, S::ln(m))
-        };
         match kind {
             Kind::Forward => (S::mul(p, S::sub(lp, lq)), S::sub(S::splat(0.0), p)),
             Kind::Reverse => {
@@ -273,21 +274,37 @@ unsafe fn terms<S: Simd>(kind: Kind, [p, q]: [S::V; 2], [lp, lq]: [S::V; 2]) -> 
                 (term, term)
             }
             Kind::Mixed(beta) => {
-                let (_, lm) = mix(beta, p, q);
+                let (_, lm) = mix::<S>(beta, p, q);
                 let h = S::mul(S::splat(1.0 - beta), S::mul(q, S::sub(lq, lm)));
                 (S::fma(S::splat(beta), S::mul(p, S::sub(lp, lm)), h), h)
             }
             Kind::SkewedForward(alpha) => {
-                let (m, lm) = mix(alpha, p, q);
+                let (m, lm) = mix::<S>(alpha, p, q);
                 let h = S::mul(S::splat(alpha - 1.0), S::div(S::mul(p, q), m));
                 (S::mul(p, S::sub(lp, lm)), h)
             }
             Kind::SkewedReverse(alpha) => {
-                let (m, lm) = mix(alpha, q, p);
+                let (m, lm) = mix::<S>(alpha, q, p);
                 let term = S::mul(q, S::sub(lq, lm));
                 (term, S::sub(term, S::mul(S::splat(alpha), S::div(S::mul(q, q), m))))
             }
         }
+    }
+}
+
+/// `a x + (1 - a) y` and its logarithm. (A function, because vector code in a closure is not compiled for the vector
+/// units.)
+///
+/// SAFETY: the instruction set was detected.
+#[inline(always)]
+unsafe fn mix<S: Simd>(a: f32, x: S::V, y: S::V) -> (S::V, S::V) {
+    // SAFETY: forwarded.
+    unsafe {
+        let m = S::fma(S::splat(a), x, S::mul(S::splat(1.0 - a), y));
+        // Both may underflow to zero; then their terms are zero whatever the logarithm. A NaN must stay one, so `m` is
+        // the operand that `max` returns then.
+        let m = S::max(S::splat(f32::MIN_POSITIVE), m);
+        (m, S::ln(m))
     }
 }
 

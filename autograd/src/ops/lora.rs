@@ -3,7 +3,9 @@
 use super::linear::{bias_gradient, check_linear, input_gradient, portable_linear, project, weight_gradient};
 use super::{Op, Recorded, ensure};
 use crate::cpu::gemm;
-use crate::rng::uniform;
+use crate::cpu::rows::for_row_blocks;
+use crate::cpu::simd::{Simd, vectorized};
+use crate::rng::{PHILOX_BLOCK, philox_block};
 use crate::{Error, Result, Tape, Tensor, portable};
 
 /// Inverted dropout whose mask is a function of (key, element).
@@ -16,10 +18,28 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// Factors of `len` elements: zero or `1 / (1 - probability)`.
-    fn mask(self, len: usize) -> Vec<f32> {
+    /// Zeros elements in place and multiplies the others by `1 / (1 - probability)`.
+    fn apply(self, x: &mut [f32]) {
         let keep = (1.0 / (1.0 - self.probability)) as f32;
-        (0..len).map(|i| if uniform(self.key, 0, i as u64) < self.probability { 0.0 } else { keep }).collect()
+        // An element is dropped when its 32 random bits are below this.
+        let bound = (self.probability * 2f64.powi(32)) as u32;
+        for_row_blocks(x, PHILOX_BLOCK, |first, part| drop_blocks(part, self.key, first as u64, bound, keep));
+    }
+}
+
+vectorized! {
+    /// Blocks `first..` of the elements.
+    fn drop_blocks(x: &mut [f32], key: u64, first: u64, bound: u32, keep: f32) = drop_blocks_body
+}
+
+/// Plain loops over lanes, which the compiler turns into vectors of the instruction set at hand.
+#[inline(always)]
+fn drop_blocks_body<S: Simd>(x: &mut [f32], key: u64, first: u64, bound: u32, keep: f32) {
+    for (part, block) in x.chunks_mut(PHILOX_BLOCK).zip(first..) {
+        let bits = philox_block(key, block);
+        for (x, bits) in part.iter_mut().zip(bits.as_flattened()) {
+            *x = if *bits < bound { 0.0 } else { *x * keep };
+        }
     }
 }
 
@@ -55,8 +75,9 @@ impl LoraLinear {
         match self.dropout {
             None => x.clone(),
             Some(dropout) => {
-                let mask = dropout.mask(x.raw().len());
-                Tensor::cpu(x.raw().iter().zip(mask).map(|(x, m)| x * m).collect(), x.shape())
+                let mut dropped = x.raw().to_vec();
+                dropout.apply(&mut dropped);
+                Tensor::cpu(dropped, x.shape())
             }
         }
     }
@@ -120,7 +141,11 @@ impl Op for LoraLinear {
         let y = if let Some(bias) = inputs.get(4) { y + bias.clone() } else { y };
         let dropped = match self.dropout {
             None => x.clone(),
-            Some(d) => x.clone() * portable::upload(d.mask(x.dims()[0] * x.dims()[1]), x.dims()),
+            Some(d) => {
+                let mut mask = vec![1.0; x.dims()[0] * x.dims()[1]];
+                d.apply(&mut mask);
+                x.clone() * portable::upload(mask, x.dims())
+            }
         };
         let down = portable_linear(&dropped, &inputs[2]);
         vec![y + portable_linear(&down, &inputs[3]).mul_scalar(self.scale), down]

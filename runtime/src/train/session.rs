@@ -21,7 +21,8 @@ enum Trained {
 pub(crate) struct TrainSession {
     trained: Trained,
     checkpointing: bool,
-    names: Vec<String>,
+    /// Name and shape in a file of every trained tensor, in order.
+    names: Vec<(String, Vec<usize>)>,
     moments: Vec<Moments>,
     grads: Vec<Option<Tensor>>,
     step: u64,
@@ -49,8 +50,8 @@ impl TrainSession {
             }
         };
         let names = match &trained {
-            Trained::Lora { adapter, .. } => adapter.named().map(|(name, _)| name).collect(),
-            Trained::Full(_) => tensors(student.config()).into_iter().map(|spec| spec.name).collect(),
+            Trained::Lora { adapter, .. } => adapter.named().map(|(name, t)| (name, t.shape().to_vec())).collect(),
+            Trained::Full(_) => tensors(student.config()).into_iter().map(|spec| (spec.name, spec.shape)).collect(),
         };
         let mut session = Self { trained, checkpointing, names, moments: vec![], grads: vec![], step: 0, finite: true };
         session.moments = session.weights().map(Moments::zeros).collect();
@@ -143,14 +144,14 @@ impl TrainSession {
     /// Everything that a resumed run needs.
     pub(crate) fn export(&self) -> TrainState {
         let named =
-            |name: String, t: &Tensor, shape: [usize; 2]| NamedTensor { name, shape: shape.into(), values: t.to_vec() };
+            |name: String, t: &Tensor, shape: &[usize]| NamedTensor { name, shape: shape.to_vec(), values: t.to_vec() };
         let weights = self.names.iter().zip(self.weights());
         let moments = self.names.iter().zip(&self.moments);
         TrainState {
-            weights: weights.map(|(name, t)| named(name.clone(), t, t.shape())).collect(),
+            weights: weights.map(|((name, shape), t)| named(name.clone(), t, shape)).collect(),
             moments: moments
-                .flat_map(|(name, m)| {
-                    [named(format!("{name}.m"), &m.m, m.m.shape()), named(format!("{name}.v"), &m.v, m.v.shape())]
+                .flat_map(|((name, shape), moments)| {
+                    [("m", &moments.m), ("v", &moments.v)].map(|(side, t)| named(format!("{name}.{side}"), t, shape))
                 })
                 .collect(),
             step: self.step,
@@ -179,7 +180,7 @@ impl TrainSession {
         let old: Vec<Tensor> = self.weights().cloned().collect();
         let mut weights = Vec::with_capacity(old.len());
         let mut moments = Vec::with_capacity(old.len());
-        for (i, (name, like)) in self.names.iter().zip(&old).enumerate() {
+        for (i, ((name, _), like)) in self.names.iter().zip(&old).enumerate() {
             weights.push(restored(like, name, &state.weights[i])?);
             moments.push(Moments {
                 m: restored(like, &format!("{name}.m"), &state.moments[2 * i])?,

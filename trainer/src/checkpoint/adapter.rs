@@ -34,7 +34,8 @@ impl AdapterConfig {
     fn targets(&self, state: &TrainState) -> BTreeSet<String> {
         let named = self.lora.target_modules.as_slice();
         if named.iter().any(|name| name == "all-linear") {
-            let modules = state.weights.iter().filter_map(|tensor| tensor.name.split_once(".lora_A").map(|(module, _)| module));
+            let modules =
+                state.weights.iter().filter_map(|tensor| tensor.name.split_once(".lora_A").map(|(module, _)| module));
             return modules.filter_map(|module| module.rsplit('.').next()).map(str::to_owned).collect();
         }
         named.iter().cloned().collect()

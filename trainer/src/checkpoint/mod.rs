@@ -68,14 +68,14 @@ impl Checkpoints {
         })
     }
 
-    /// Reads a checkpoint folder back.
+    /// Reads a checkpoint folder back, with its tensors in the order of `current`'s.
     ///
     /// # Errors
-    /// A file that is missing or malformed.
-    pub fn load(folder: &Path, export: &Export) -> Result<(TrainState, TrainerState)> {
+    /// A file that is missing or malformed, or that holds other tensors than `current`.
+    pub fn load(folder: &Path, export: &Export, current: &TrainState) -> Result<(TrainState, TrainerState)> {
         let trainer = TrainerState::read(folder)?;
-        let weights = tensors::read(&folder.join(export.weights_file()))?;
-        let moments = tensors::read(&folder.join(OPTIMIZER))?;
+        let weights = tensors::read(&folder.join(export.weights_file()), &current.weights)?;
+        let moments = tensors::read(&folder.join(OPTIMIZER), &current.moments)?;
         Ok((TrainState { weights, moments, step: trainer.optimizer_step }, trainer))
     }
 }

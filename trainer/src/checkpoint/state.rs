@@ -70,7 +70,10 @@ impl TrainerState {
         let malformed = |what: String| Error::RunFolder { path: path.clone(), what };
         let state: Self = serde_json::from_slice(&bytes).map_err(|e| malformed(e.to_string()))?;
         if state.format != FORMAT {
-            return Err(malformed(format!("format {} was written by another version; this one reads {FORMAT}", state.format)));
+            return Err(malformed(format!(
+                "format {} was written by another version; this one reads {FORMAT}",
+                state.format
+            )));
         }
         Ok(state)
     }

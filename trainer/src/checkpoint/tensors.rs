@@ -28,17 +28,28 @@ pub(super) fn write(path: &Path, tensors: &[NamedTensor]) -> Result<()> {
     })
 }
 
-pub(super) fn read(path: &Path) -> Result<Vec<NamedTensor>> {
+/// Reads the tensors that `like` names, in its order; the file has to hold these and no others.
+pub(super) fn read(path: &Path, like: &[NamedTensor]) -> Result<Vec<NamedTensor>> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| malformed(path, e))?;
-    file.tensors()
-        .into_iter()
-        .map(|(name, view)| {
-            if view.dtype() != Dtype::F32 {
-                return Err(malformed(path, format!("tensor `{name}` is {:?}, not F32", view.dtype())));
+    if file.len() != like.len() {
+        return Err(malformed(path, format!("holds {} tensors, the run trains {}", file.len(), like.len())));
+    }
+    like.iter()
+        .map(|want| {
+            let view = file.tensor(&want.name).map_err(|e| malformed(path, format!("tensor `{}`: {e}", want.name)))?;
+            if view.dtype() != Dtype::F32 || view.shape() != want.shape {
+                let what = format!(
+                    "tensor `{}` is {:?} {:?}, not F32 {:?}",
+                    want.name,
+                    view.dtype(),
+                    view.shape(),
+                    want.shape
+                );
+                return Err(malformed(path, what));
             }
             let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-            Ok(NamedTensor { name, shape: view.shape().to_vec(), values })
+            Ok(NamedTensor { values, ..want.clone() })
         })
         .collect()
 }

@@ -23,8 +23,9 @@ fn weights(value: f32) -> TrainState {
     let module = "base_model.model.model.layers.0.self_attn";
     TrainState {
         weights: vec![
-            tensor(&format!("{module}.q_proj.lora_A.weight"), &[value, -0.0]),
-            tensor(&format!("{module}.v_proj.lora_A.weight"), &[1.5]),
+            // Not in the order of their names: a file may store them in another one.
+            tensor(&format!("{module}.v_proj.lora_A.weight"), &[value, -0.0]),
+            tensor(&format!("{module}.q_proj.lora_A.weight"), &[1.5]),
         ],
         moments: vec![tensor("q.m", &[f32::MIN_POSITIVE]), tensor("q.v", &[value])],
         step: 7,
@@ -38,8 +39,10 @@ fn state(step: u64) -> TrainerState {
 }
 
 fn names(root: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(root).expect("a folder").map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<String> = fs::read_dir(root)
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
     names.sort();
     names
 }
@@ -52,14 +55,18 @@ fn open(root: &Path) -> Checkpoints {
 fn what_is_saved_comes_back_bit_for_bit() {
     let run = tempfile::tempdir().expect("a folder");
     let path = open(run.path()).save(&export(), &weights(0.1), &state(7)).expect("saves");
-    assert_eq!(names(&path), ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"]);
-    let (back, trainer) = Checkpoints::load(&path, &export()).expect("loads");
+    assert_eq!(
+        names(&path),
+        ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"]
+    );
+    let (back, trainer) = Checkpoints::load(&path, &export(), &weights(0.5)).expect("loads");
     assert_eq!(trainer, state(7));
     assert_eq!(back.step, 7);
     let bits = |tensors: &[NamedTensor]| -> Vec<(String, Vec<usize>, Vec<u32>)> {
-        let mut all: Vec<_> = tensors.iter().map(|t| (t.name.clone(), t.shape.clone(), t.values.iter().map(|v| v.to_bits()).collect())).collect();
-        all.sort();
-        all
+        tensors
+            .iter()
+            .map(|t| (t.name.clone(), t.shape.clone(), t.values.iter().map(|v| v.to_bits()).collect()))
+            .collect()
     };
     assert_eq!(bits(&back.weights), bits(&weights(0.1).weights));
     assert_eq!(bits(&back.moments), bits(&weights(0.1).moments));
@@ -69,7 +76,8 @@ fn what_is_saved_comes_back_bit_for_bit() {
 fn the_adapter_is_described_as_peft_does() {
     let run = tempfile::tempdir().expect("a folder");
     let path = open(run.path()).save(&export(), &weights(0.1), &state(7)).expect("saves");
-    let config: Value = serde_json::from_slice(&fs::read(path.join("adapter_config.json")).expect("a file")).expect("JSON");
+    let config: Value =
+        serde_json::from_slice(&fs::read(path.join("adapter_config.json")).expect("a file")).expect("JSON");
     assert_eq!(config["target_modules"], serde_json::json!(["q_proj", "v_proj"]));
     assert_eq!((&config["r"], &config["lora_alpha"]), (&4.into(), &8.into()));
     assert_eq!((&config["peft_type"], &config["bias"]), (&"LORA".into(), &"none".into()));
@@ -93,7 +101,7 @@ fn latest_follows_and_old_ones_go() {
     checkpoints.save(&export(), &weights(0.2), &state(2)).expect("saves");
     assert_eq!(names(&root), ["latest", "step_000002"]);
     let latest = checkpoints.latest().expect("readable").expect("there is one");
-    assert_eq!(Checkpoints::load(&latest, &export()).expect("loads").0.weights[0].values[0], 0.2);
+    assert_eq!(Checkpoints::load(&latest, &export(), &weights(0.5)).expect("loads").0.weights[0].values[0], 0.2);
 }
 
 #[test]
@@ -124,7 +132,22 @@ fn a_failed_write_leaves_everything_as_it_was() {
     });
     assert!(full.expect_err("fails").to_string().contains("half"));
     assert_eq!(names(&run.path().join("checkpoints")), ["latest", "step_000001"]);
-    Checkpoints::load(&checkpoints.latest().expect("readable").expect("there is one"), &export()).expect("still loads");
+    Checkpoints::load(&checkpoints.latest().expect("readable").expect("there is one"), &export(), &weights(0.5))
+        .expect("still loads");
+}
+
+#[test]
+fn a_checkpoint_of_other_tensors_is_refused() {
+    let run = tempfile::tempdir().expect("a folder");
+    let path = open(run.path()).save(&export(), &weights(0.1), &state(1)).expect("saves");
+    let refusal = |change: fn(&mut TrainState)| {
+        let mut current = weights(0.5);
+        change(&mut current);
+        Checkpoints::load(&path, &export(), &current).expect_err("other tensors").to_string()
+    };
+    assert!(refusal(|state| state.weights[1].shape = vec![2, 1]).contains("q_proj"));
+    assert!(refusal(|state| state.weights[0].name = "other".to_owned()).contains("`other`"));
+    assert!(refusal(|state| state.moments.truncate(1)).contains("holds 2 tensors, the run trains 1"));
 }
 
 #[test]
@@ -132,7 +155,14 @@ fn a_damaged_checkpoint_names_the_file() {
     let run = tempfile::tempdir().expect("a folder");
     let path = open(run.path()).save(&export(), &weights(0.1), &state(1)).expect("saves");
     fs::write(path.join(ADAPTER_WEIGHTS), b"short").expect("written");
-    assert!(Checkpoints::load(&path, &export()).expect_err("damaged").to_string().contains(ADAPTER_WEIGHTS));
+    assert!(
+        Checkpoints::load(&path, &export(), &weights(0.5)).expect_err("damaged").to_string().contains(ADAPTER_WEIGHTS)
+    );
     fs::write(path.join("trainer_state.json"), b"{}").expect("written");
-    assert!(Checkpoints::load(&path, &export()).expect_err("damaged").to_string().contains("trainer_state.json"));
+    assert!(
+        Checkpoints::load(&path, &export(), &weights(0.5))
+            .expect_err("damaged")
+            .to_string()
+            .contains("trainer_state.json")
+    );
 }

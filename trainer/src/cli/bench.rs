@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use clap::Args;
 use runtime::request::{GenerateEvent, GenerateRequest, Slot};
-use runtime::{Generation, RuntimeHandle};
 use runtime::sampler::SamplingParams;
+use runtime::{Generation, RuntimeHandle};
 use serde_json::{Map, json};
 
 use super::model::ModelArgs;
@@ -71,7 +71,10 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
             report.insert("prefill".to_owned(), json!(speed.prefill));
         }
         report.insert(format!("decode_{sequences}"), json!(speed.decode));
-        text += &format!("{sequences:>4} sequences   prefill {:>8.1} tok/s   decode {:>8.1} tok/s\n", speed.prefill, speed.decode);
+        text += &format!(
+            "{sequences:>4} sequences   prefill {:>8.1} tok/s   decode {:>8.1} tok/s\n",
+            speed.prefill, speed.decode
+        );
     }
     report.insert("peak_memory_bytes".to_owned(), json!(memory::peak()));
     if args.json {
@@ -82,7 +85,8 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
 
 /// Runs `count` sequences at once, numbered from `first` on.
 fn measure(runtime: &RuntimeHandle, args: &BenchArgs, (first, count): (usize, usize), vocab: u32) -> Result<Speed> {
-    let params = SamplingParams { temperature: 0.0, max_tokens: args.new, ignore_eos: true, ..SamplingParams::default() };
+    let params =
+        SamplingParams { temperature: 0.0, max_tokens: args.new, ignore_eos: true, ..SamplingParams::default() };
     let start = Instant::now();
     let running: Vec<Generation> = (first..first + count)
         .map(|number| {
@@ -92,7 +96,8 @@ fn measure(runtime: &RuntimeHandle, args: &BenchArgs, (first, count): (usize, us
         })
         .collect::<Result<_, _>>()?;
     let arrivals = std::thread::scope(|scope| {
-        let watchers: Vec<_> = running.into_iter().map(|generation| scope.spawn(move || arrivals(generation, start))).collect();
+        let watchers: Vec<_> =
+            running.into_iter().map(|generation| scope.spawn(move || arrivals(generation, start))).collect();
         let seconds = watchers.into_iter().map(|watcher| watcher.join().expect("a watcher does not panic"));
         seconds.collect::<Result<Vec<Vec<f64>>>>()
     })?;

@@ -56,7 +56,7 @@ pub(super) struct GenerateArgs {
 #[derive(Debug, Args)]
 struct SamplingArgs {
     /// New tokens, at most.
-    #[arg(long, default_value_t = 256, value_name = "N")]
+    #[arg(long, visible_alias = "max-new-tokens", default_value_t = 256, value_name = "N")]
     max_tokens: usize,
     /// New tokens, at least: until then nothing ends the generation.
     #[arg(long, default_value_t = 0, value_name = "N")]
@@ -113,7 +113,8 @@ impl SamplingArgs {
         let own = if defaults.do_sample == Some(false) { Some(0.0) } else { defaults.temperature };
         let temperature = self.temperature.or(own.map(|t| t as f32)).unwrap_or(1.0);
         let greedy = temperature == 0.0;
-        let given = [("--top-p", self.top_p.is_some()), ("--top-k", self.top_k.is_some()), ("--min-p", self.min_p.is_some())];
+        let given =
+            [("--top-p", self.top_p.is_some()), ("--top-k", self.top_k.is_some()), ("--min-p", self.min_p.is_some())];
         if let Some((flag, _)) = given.iter().find(|(_, given)| greedy && *given) {
             let because = "with temperature 0 (greedy)".to_owned();
             return Err(Error::NoEffect { key: (*flag).to_owned(), because });
@@ -125,7 +126,10 @@ impl SamplingArgs {
             // Configurations write 0 for "all tokens"; on the command line leaving the option out says so.
             top_k: self.top_k.or(defaults.top_k.filter(|&k| k > 0 && !greedy)),
             min_p: self.min_p.or(unless_greedy(defaults.min_p)).unwrap_or(0.0),
-            repetition_penalty: self.repetition_penalty.or(defaults.repetition_penalty.map(|p| p as f32)).unwrap_or(1.0),
+            repetition_penalty: self
+                .repetition_penalty
+                .or(defaults.repetition_penalty.map(|p| p as f32))
+                .unwrap_or(1.0),
             frequency_penalty: self.frequency_penalty,
             presence_penalty: self.presence_penalty,
             logit_bias: self.logit_bias.iter().copied().collect(),
@@ -208,7 +212,13 @@ fn show(args: &GenerateArgs, text: &mut String, piece: &str) -> Result<()> {
     if args.json { Ok(()) } else { print(piece) }
 }
 
-fn finish(args: &GenerateArgs, events: &[TokenEvent], text: &str, reason: FinishReason, [prompt, cached]: [usize; 2]) -> Result<()> {
+fn finish(
+    args: &GenerateArgs,
+    events: &[TokenEvent],
+    text: &str,
+    reason: FinishReason,
+    [prompt, cached]: [usize; 2],
+) -> Result<()> {
     let ids: Vec<u32> = events.iter().map(|event| event.token).collect();
     if !args.json {
         // Without a tokenizer there is no text to show.

@@ -35,10 +35,18 @@ impl ModelArgs {
     }
 
     /// Starts the runtime with room for `sequences` of `tokens` tokens each.
-    pub(super) fn start(&self, files: &Arc<ModelFiles>, sequences: usize, tokens: usize, progress: Progress) -> Result<RuntimeHandle> {
+    pub(super) fn start(
+        &self,
+        files: &Arc<ModelFiles>,
+        sequences: usize,
+        tokens: usize,
+        progress: Progress,
+    ) -> Result<RuntimeHandle> {
         let context = files.config.max_position_embeddings;
         if tokens > context {
-            return Err(Error::Models { what: format!("{tokens} tokens (prompt and new ones together) exceed the model's context of {context}; shorten the prompt or lower the number of new ones") });
+            return Err(Error::Models {
+                what: format!("{tokens} tokens (prompt and new ones together) exceed the model's context of {context}"),
+            });
         }
         let kv_bytes = memory::kv_bytes(&files.config, sequences, tokens);
         let spec = RuntimeSpec {

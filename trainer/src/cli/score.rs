@@ -53,7 +53,8 @@ pub(super) fn run(args: &ScoreArgs) -> Result<()> {
     // Scoring needs no KV memory beyond the one page that an engine has to have.
     let runtime = args.model.start(&files, 1, 1, progress)?;
     for ids in sequences {
-        let score = runtime.score(ScoreRequest { slot: Slot::Student, tokens: ids.clone(), top: args.top.unwrap_or(0) })?;
+        let score =
+            runtime.score(ScoreRequest { slot: Slot::Student, tokens: ids.clone(), top: args.top.unwrap_or(0) })?;
         if args.json { report_json(args, &ids, &score)? } else { report(args, &files, &ids, &score)? }
     }
     Ok(())

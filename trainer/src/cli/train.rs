@@ -56,7 +56,8 @@ impl TrainArgs {
             Rows::load(&recipe.data)?;
             return print(&recipe.to_toml());
         }
-        let interrupt = Interrupt::listen().map_err(|e| Error::Models { what: format!("Ctrl-C cannot be handled: {e}") })?;
+        let interrupt =
+            Interrupt::listen().map_err(|e| Error::Models { what: format!("Ctrl-C cannot be handled: {e}") })?;
         let (folder, resume) = place(self.resume, self.out, &recipe.name);
         opd::run(&Options { recipe, folder, resume, json: self.json }, &interrupt)
     }

@@ -67,7 +67,9 @@ impl Rows {
             Some(HeldOut::File(path)) => read(path, data.format)?,
             Some(HeldOut::LastRows(rows)) => {
                 let left = train.len().checked_sub(*rows).filter(|&left| left > 0);
-                let left = left.ok_or_else(|| Error::value("data.eval_rows", rows, format!("less than the {} rows of `data.path`", train.len())))?;
+                let left = left.ok_or_else(|| {
+                    Error::value("data.eval_rows", rows, format!("less than the {} rows of `data.path`", train.len()))
+                })?;
                 train.split_off(left)
             }
         };

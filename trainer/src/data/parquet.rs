@@ -13,7 +13,8 @@ use crate::{Error, Result};
 
 pub(super) fn read(path: &Path) -> Result<Vec<Row>> {
     let shared = Arc::new(path.to_owned());
-    let refuse = |e: parquet::errors::ParquetError| Error::Data { path: path.to_owned(), line: None, what: e.to_string() };
+    let refuse =
+        |e: parquet::errors::ParquetError| Error::Data { path: path.to_owned(), line: None, what: e.to_string() };
     let file = File::open(path).map_err(Error::io(path))?;
     let reader = SerializedFileReader::new(file).map_err(refuse)?;
     let mut rows = Vec::new();
@@ -26,7 +27,9 @@ pub(super) fn read(path: &Path) -> Result<Vec<Row>> {
 }
 
 fn object(row: &ParquetRow) -> Result<Map<String, Value>, String> {
-    row.get_column_iter().map(|(name, field)| Ok((name.clone(), value(field).map_err(|what| format!("column `{name}`: {what}"))?))).collect()
+    row.get_column_iter()
+        .map(|(name, field)| Ok((name.clone(), value(field).map_err(|what| format!("column `{name}`: {what}"))?)))
+        .collect()
 }
 
 fn value(field: &Field) -> Result<Value, String> {

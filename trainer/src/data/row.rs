@@ -68,17 +68,29 @@ pub struct Row {
 impl Row {
     /// Reads `prompt` (+ `completion`) or `messages`; the other keys become columns.
     pub(super) fn from_json(mut object: Map<String, Value>, origin: Origin) -> Result<Self> {
-        let (prompt, messages, completion) = (present(&mut object, "prompt"), present(&mut object, "messages"), present(&mut object, "completion"));
+        let (prompt, messages, completion) =
+            (present(&mut object, "prompt"), present(&mut object, "messages"), present(&mut object, "completion"));
         let (prompt, completion) = match (prompt, messages) {
             (Some(_), Some(_)) => return Err(origin.error("both `prompt` and `messages`; a row has one of them")),
-            (None, None) => return Err(origin.error(format!("neither `prompt` nor `messages`, only {:?}", object.keys().collect::<Vec<_>>()))),
-            (Some(prompt), None) => (parse_prompt(prompt, &origin)?, completion.map(|value| parse_completion(value, &origin)).transpose()?),
-            (None, Some(_)) if completion.is_some() => return Err(origin.error("both `messages` and `completion`; the last assistant message is the completion")),
+            (None, None) => {
+                return Err(origin
+                    .error(format!("neither `prompt` nor `messages`, only {:?}", object.keys().collect::<Vec<_>>())));
+            }
+            (Some(prompt), None) => {
+                (parse_prompt(prompt, &origin)?, completion.map(|value| parse_completion(value, &origin)).transpose()?)
+            }
+            (None, Some(_)) if completion.is_some() => {
+                return Err(
+                    origin.error("both `messages` and `completion`; the last assistant message is the completion")
+                );
+            }
             (None, Some(messages)) => split_messages(parse_messages(messages, "messages", &origin)?),
         };
         match &prompt {
             Prompt::Text(text) if text.is_empty() => return Err(origin.error("`prompt` is empty")),
-            Prompt::Chat(messages) if messages.is_empty() => return Err(origin.error("no message before the completion")),
+            Prompt::Chat(messages) if messages.is_empty() => {
+                return Err(origin.error("no message before the completion"));
+            }
             _ => {}
         }
         let columns = object.into_iter().filter_map(|(key, value)| Some((key, as_text(value)?))).collect();

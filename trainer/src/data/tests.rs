@@ -48,7 +48,10 @@ fn a_bad_line_is_named() {
     assert!(refusal("{\"prompt\": 3}").contains(":1: `prompt` must be a string"));
     assert!(refusal("{\"prompt\": \"\"}").contains("`prompt` is empty"));
     assert!(refusal("{\"messages\": [{\"role\": \"user\"}]}").contains("missing field `content`"));
-    assert!(refusal("{\"messages\": [{\"role\": \"user\", \"content\": \"x\", \"name\": \"y\"}]}").contains("unknown field `name`"));
+    assert!(
+        refusal("{\"messages\": [{\"role\": \"user\", \"content\": \"x\", \"name\": \"y\"}]}")
+            .contains("unknown field `name`")
+    );
     assert!(refusal("{\"messages\": [{\"role\": \"assistant\", \"content\": \"x\"}]}").contains("no message before"));
 }
 
@@ -65,10 +68,14 @@ fn parquet_rows_are_read() {
     let schema = "message rows { OPTIONAL BYTE_ARRAY prompt (UTF8); OPTIONAL DOUBLE score; }";
     let schema = Arc::new(parse_message_type(schema).expect("a schema"));
     let file = tempfile::Builder::new().suffix(".parquet").tempfile().expect("a temporary file");
-    let mut writer = SerializedFileWriter::new(file.reopen().expect("open"), schema, Arc::new(WriterProperties::new())).expect("a writer");
+    let mut writer = SerializedFileWriter::new(file.reopen().expect("open"), schema, Arc::new(WriterProperties::new()))
+        .expect("a writer");
     let mut group = writer.next_row_group().expect("a row group");
     let mut column = group.next_column().expect("no error").expect("first column");
-    column.typed::<ByteArrayType>().write_batch(&[ByteArray::from("one"), ByteArray::from("two")], Some(&[1, 1]), None).expect("written");
+    column
+        .typed::<ByteArrayType>()
+        .write_batch(&[ByteArray::from("one"), ByteArray::from("two")], Some(&[1, 1]), None)
+        .expect("written");
     column.close().expect("closed");
     let mut column = group.next_column().expect("no error").expect("second column");
     column.typed::<DoubleType>().write_batch(&[0.5], Some(&[1, 0]), None).expect("written");

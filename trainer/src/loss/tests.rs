@@ -23,7 +23,9 @@ fn identity(width: usize) -> Tensor {
 }
 
 fn run(loss: &dyn Loss, weights: &[f32], targets: &[u32], sampled: &[f32]) -> Outcome {
-    let rows = |values: &[f32]| Tensor::new(Device::Cpu, values[..4 * weights.len()].to_vec(), [weights.len(), 4]).expect("fits");
+    let rows = |values: &[f32]| {
+        Tensor::new(Device::Cpu, values[..4 * weights.len()].to_vec(), [weights.len(), 4]).expect("fits")
+    };
     let (student, teacher, head) = (rows(&STUDENT), rows(&TEACHER), identity(4));
     let mut tape = Tape::recording();
     tape.watch(&student);

@@ -45,7 +45,13 @@ impl<'a> Evaluator<'a> {
     ///
     /// # Errors
     /// What the runtime refuses; a damaged file.
-    pub(super) fn new(recipe: &'a Recipe, eval: &'a Eval, setup: &'a Setup, folder: &RunFolder, progress: Progress) -> Result<Self> {
+    pub(super) fn new(
+        recipe: &'a Recipe,
+        eval: &'a Eval,
+        setup: &'a Setup,
+        folder: &RunFolder,
+        progress: Progress,
+    ) -> Result<Self> {
         let samples = eval.sample_prompts.iter().map(|text| Ok((text.clone(), setup.encoder.encode_prompt(text)?)));
         let samples = samples.collect::<Result<_>>()?;
         let mut evaluator = Self { recipe, eval, setup, progress, teacher_completions: Vec::new(), samples };
@@ -54,7 +60,10 @@ impl<'a> Evaluator<'a> {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .ok()
                 .filter(|completions: &Vec<Vec<u32>>| completions.len() == setup.held_out.len())
-                .ok_or_else(|| Error::RunFolder { path, what: "is not one list of token ids for every held-out row; delete it".to_owned() })?,
+                .ok_or_else(|| Error::RunFolder {
+                    path,
+                    what: "is not one list of token ids for every held-out row; delete it".to_owned(),
+                })?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let completions = evaluator.complete(Slot::Teacher)?;
                 let completions: Vec<Vec<u32>> =
@@ -128,12 +137,17 @@ impl<'a> Evaluator<'a> {
         let purpose = if slot == Slot::Student { Purpose::HeldOut } else { Purpose::HeldOutTeacher };
         let sampling = params(&self.recipe.rollout.sampling, self.eval.max_new_tokens, self.recipe.runtime.seed);
         let rows = &self.setup.held_out;
-        let requests = rows.iter().enumerate().map(|(row, example)| {
-            request(slot, prompt_of(example, slot), sampling.clone(), purpose.index(row as u64))
-        });
+        let requests = rows
+            .iter()
+            .enumerate()
+            .map(|(row, example)| request(slot, prompt_of(example, slot), sampling.clone(), purpose.index(row as u64)));
         let bar = self.progress.bar("eval", (rows.len() * self.eval.max_new_tokens) as u64, "tokens");
         let generated = generate(&self.setup.runtime, requests, &bar)?;
-        Ok(rows.iter().zip(&generated).map(|(row, generated)| Completion::sampled(row, generated, Source::Other)).collect())
+        Ok(rows
+            .iter()
+            .zip(&generated)
+            .map(|(row, generated)| Completion::sampled(row, generated, Source::Other))
+            .collect())
     }
 
     fn forward(&self, completions: Vec<Completion>) -> Result<Sums> {

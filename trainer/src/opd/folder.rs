@@ -31,31 +31,38 @@ pub(super) struct RunFolder {
 }
 
 impl RunFolder {
-    /// Makes the folder of a new run, or checks that the run in it can be continued by `recipe`.
+    /// Whether a run can start or continue here; nothing is written.
     ///
     /// # Errors
-    /// A folder that holds a run already, or none; a recipe that differs; no such checkpoint.
-    pub(super) fn open(root: &Path, recipe: &Recipe, resume: Option<&Resume>) -> Result<Self> {
+    /// A folder that holds a run already, or none; a recipe that differs.
+    pub(super) fn check(root: &Path, recipe: &Recipe, resume: Option<&Resume>) -> Result<()> {
         let config = root.join("config.toml");
+        let refuse = |what: &str| Err(Error::RunFolder { path: root.to_owned(), what: what.to_owned() });
         match resume {
             None if config.exists() => {
-                let what = "holds a run already; continue it with --resume, or choose another folder with --out";
-                return Err(Error::RunFolder { path: root.to_owned(), what: what.to_owned() });
+                refuse("holds a run already; continue it with --resume, or choose another folder with --out")
             }
-            None => fs::create_dir_all(root).map_err(Error::io(root))?,
+            None => Ok(()),
             Some(_) if !config.exists() => {
-                let what = "holds no run to continue (there is no config.toml); start one without --resume";
-                return Err(Error::RunFolder { path: root.to_owned(), what: what.to_owned() });
+                refuse("holds no run to continue (there is no config.toml); start one without --resume")
             }
-            Some(_) => check_same(&config, recipe)?,
+            Some(_) => check_same(&config, recipe),
         }
+    }
+
+    /// Makes the folder of a new run, or opens that of the run to continue.
+    ///
+    /// # Errors
+    /// As [`RunFolder::check`]; no such checkpoint; a folder that cannot be written.
+    pub(super) fn open(root: &Path, recipe: &Recipe, resume: Option<&Resume>) -> Result<Self> {
+        Self::check(root, recipe, resume)?;
         let checkpoints = Checkpoints::open(root.join("checkpoints"), recipe.checkpoint.keep_last)?;
         let resume_from = match resume {
             None => None,
             Some(Resume::Latest) => checkpoints.latest()?,
             Some(Resume::From(path)) => Some(fs::canonicalize(path).map_err(Error::io(path))?),
         };
-        write_config(&config, recipe)?;
+        write_config(&root.join("config.toml"), recipe)?;
         Ok(Self { root: root.to_owned(), checkpoints, resume_from })
     }
 
@@ -90,7 +97,10 @@ fn check_same(config: &Path, recipe: &Recipe) -> Result<()> {
     if changed.is_empty() {
         return Ok(());
     }
-    let what = format!("the run was made with another recipe; these keys differ:\n{}\nrestore them, or start a new run with --out", changed.join("\n"));
+    let what = format!(
+        "the run was made with another recipe; these keys differ:\n{}\nrestore them, or start a new run with --out",
+        changed.join("\n")
+    );
     Err(Error::RunFolder { path: config.to_owned(), what })
 }
 

@@ -52,12 +52,18 @@ pub struct Options {
 pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     let recipe = &options.recipe;
     let progress = Progress::new(options.json);
-    let folder = RunFolder::open(&options.folder, recipe, options.resume.as_ref())?;
+    RunFolder::check(&options.folder, recipe, options.resume.as_ref())?;
     let setup = Setup::new(recipe, progress)?;
+    // Only now: a run that cannot start leaves nothing behind.
+    let folder = RunFolder::open(&options.folder, recipe, options.resume.as_ref())?;
     let state = restore(recipe, &setup, &folder, progress)?;
     let run = Run {
         stepper: Stepper::new(recipe, &setup, progress),
-        evaluator: recipe.eval.as_ref().map(|eval| Evaluator::new(recipe, eval, &setup, &folder, progress)).transpose()?,
+        evaluator: recipe
+            .eval
+            .as_ref()
+            .map(|eval| Evaluator::new(recipe, eval, &setup, &folder, progress))
+            .transpose()?,
         metrics: JsonLines::open(&folder.file("metrics.jsonl"), state.metrics_bytes)?,
         samples: JsonLines::open(&folder.file("samples.jsonl"), state.samples_bytes)?,
         cursor: Cursor::new(setup.train.len(), recipe.data.shuffle.then_some(recipe.data.seed), state.rows_seen),
@@ -72,14 +78,14 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         json: options.json,
         state,
     };
-    run.to_the_end(interrupt)
+    run.finish(interrupt)
 }
 
 /// Puts weights, moments and position back from the checkpoint to continue from.
 fn restore(recipe: &Recipe, setup: &Setup, folder: &RunFolder, progress: Progress) -> Result<TrainerState> {
     let sum: String = Sha256::digest(recipe.to_toml()).iter().map(|byte| format!("{byte:02x}")).collect();
     let Some(path) = &folder.resume_from else { return Ok(TrainerState::start(recipe.runtime.seed, sum)) };
-    let (weights, mut state) = Checkpoints::load(path, &setup.export)?;
+    let (weights, mut state) = Checkpoints::load(path, &setup.export, &setup.runtime.export_state()?)?;
     setup.runtime.restore_state(weights)?;
     setup.runtime.publish()?;
     progress.line(&format!("resume     {} (step {})", path.display(), state.step));
@@ -108,7 +114,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn to_the_end(mut self, interrupt: &Interrupt) -> Result<()> {
+    fn finish(mut self, interrupt: &Interrupt) -> Result<()> {
         if self.state.step == 0 {
             self.measure_before()?;
         }

@@ -56,7 +56,8 @@ impl Setup {
             layers: recipe.student.layers.clone(),
             adapter: recipe.student.adapter.clone(),
         };
-        let teacher_slot = recipe.teacher.as_ref().map(|teacher| open_teacher(teacher, &student_slot, progress)).transpose()?;
+        let teacher_slot =
+            recipe.teacher.as_ref().map(|teacher| open_teacher(teacher, &student_slot, progress)).transpose()?;
         if let Some(teacher) = &teacher_slot {
             guard::compare(&student, &teacher.files)?;
         }
@@ -78,7 +79,10 @@ impl Setup {
         let config = kept_layers(&student.config, recipe.student.layers.as_deref());
         let configs = std::iter::once(&config).chain(teacher_slot.as_ref().map(|teacher| &teacher.files.config));
         let kv_bytes = configs.map(|config| kv_bytes(recipe, config, train.iter().chain(&held_out))).max().unwrap_or(0);
-        let teacher_config = teacher_slot.as_ref().filter(|teacher| owns_weights(recipe, &student_slot, teacher)).map(|teacher| &teacher.files.config);
+        let teacher_config = teacher_slot
+            .as_ref()
+            .filter(|teacher| owns_weights(recipe, &student_slot, teacher))
+            .map(|teacher| &teacher.files.config);
         let slots = 1 + u64::from(teacher_slot.is_some());
         let forecast = Forecast::of(&Plan { recipe, student: &config, teacher: teacher_config, kv: (kv_bytes, slots) });
         let available = memory::available();
@@ -140,7 +144,9 @@ fn open_teacher(teacher: &Teacher, student: &SlotSpec, progress: Progress) -> Re
 
 fn open_checkpoint(path: &Path) -> Result<Arc<ModelFiles>> {
     if !path.join("config.json").is_file() {
-        let what = format!("holds neither {ADAPTER_WEIGHTS} nor a model with config.json; name a folder like checkpoints/step_000100");
+        let what = format!(
+            "holds neither {ADAPTER_WEIGHTS} nor a model with config.json; name a folder like checkpoints/step_000100"
+        );
         return Err(Error::RunFolder { path: PathBuf::from(path), what });
     }
     Ok(Arc::new(ModelFiles::open(path)?))
@@ -156,7 +162,9 @@ fn warn_if_nothing_to_learn(recipe: &Recipe, progress: Progress) {
     let Some(teacher) = &recipe.teacher else { return };
     let same_model = match &teacher.weights {
         TeacherWeights::Student => true,
-        TeacherWeights::Model(source) => *source == recipe.student.model && recipe.student.layers.is_none() && recipe.student.adapter.is_none(),
+        TeacherWeights::Model(source) => {
+            *source == recipe.student.model && recipe.student.layers.is_none() && recipe.student.adapter.is_none()
+        }
         TeacherWeights::Checkpoint(_) => false,
     };
     if same_model && teacher.context.is_none() {
@@ -205,17 +213,21 @@ impl Fits<'_> {
         let new = example.completion.as_ref().map_or(0, Vec::len).max(max_new_tokens);
         let longest = example.prompt.len().max(example.teacher_prompt.as_ref().map_or(0, Vec::len));
         if longest + new > self.context {
-            let what = format!("{longest} prompt tokens + {new} new tokens exceed the model's context of {}", self.context);
+            let what =
+                format!("{longest} prompt tokens + {new} new tokens exceed the model's context of {}", self.context);
             return Err(row.origin.error(what));
         }
         let budget = self.recipe.runtime.tokens_per_microbatch;
         if longest + new > budget {
-            let what = format!("{longest} prompt tokens + {new} new tokens exceed `runtime.tokens_per_microbatch` ({budget})");
+            let what =
+                format!("{longest} prompt tokens + {new} new tokens exceed `runtime.tokens_per_microbatch` ({budget})");
             return Err(row.origin.error(what));
         }
         let objective = &self.recipe.objective;
         if objective.lmbda < 1.0 && !objective.off_policy.from_teacher && example.completion.is_none() {
-            return Err(row.origin.error("no completion; `loss.lmbda` below 1 needs one in every row (or `loss.seq_kd = true`)"));
+            return Err(row
+                .origin
+                .error("no completion; `loss.lmbda` below 1 needs one in every row (or `loss.seq_kd = true`)"));
         }
         Ok(())
     }

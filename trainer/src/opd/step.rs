@@ -50,8 +50,11 @@ impl<'a> Stepper<'a> {
         // Greedy tokens have the log-probabilities of temperature 1.
         let temperature = if sampling == 0.0 { 1.0 } else { sampling };
         let on_policy = loss::build(recipe.objective.loss, temperature);
-        let off_policy: Arc<dyn Loss> =
-            if recipe.objective.off_policy.cross_entropy { Arc::new(loss::CrossEntropy) } else { Arc::clone(&on_policy) };
+        let off_policy: Arc<dyn Loss> = if recipe.objective.off_policy.cross_entropy {
+            Arc::new(loss::CrossEntropy)
+        } else {
+            Arc::clone(&on_policy)
+        };
         let on_policy: Arc<dyn Loss> =
             if recipe.mismatch { Arc::new(loss::Mismatch::new(on_policy, temperature)) } else { on_policy };
         Self { recipe, setup, progress, on_policy, off_policy }
@@ -117,7 +120,8 @@ impl<'a> Stepper<'a> {
         let bar = self.progress.bar("rollout", (requests.len() * recipe.rollout.max_new_tokens) as u64, "tokens");
         let generated = generate(&self.setup.runtime, requests, &bar)?;
         let sampled = asked.into_iter().zip(&generated);
-        completions.extend(sampled.map(|((example, source), generated)| Completion::sampled(example, generated, source)));
+        completions
+            .extend(sampled.map(|((example, source), generated)| Completion::sampled(example, generated, source)));
         Ok(completions)
     }
 

@@ -37,7 +37,8 @@ pub(super) fn step_line(metrics: &Metrics, total: u64) -> String {
 pub(super) fn held_out_line(metrics: &Metrics, before: &BTreeMap<String, f64>) -> String {
     let show = |name: &str| {
         let now = metrics.get(name).unwrap_or(f64::NAN);
-        before.get(name).map_or_else(|| format!("{now:.4}"), |then| format!("{now:.4} ({:+.0} %)", percent(*then, now)))
+        let change = before.get(name).map_or_else(String::new, |then| format!(" ({})", percent(*then, now)));
+        format!("{now:.4}{change}")
     };
     format!(
         "held-out   kl {}  kl on teacher samples {}  agreement {}  perplexity {}",
@@ -48,14 +49,17 @@ pub(super) fn held_out_line(metrics: &Metrics, before: &BTreeMap<String, f64>) -
     )
 }
 
-fn percent(before: f64, after: f64) -> f64 {
-    (after / before - 1.0) * 100.0
+/// The change in per cent, where there is something to compare with.
+fn percent(before: f64, after: f64) -> String {
+    if before == 0.0 { "-".to_owned() } else { format!("{:+.0} %", (after / before - 1.0) * 100.0) }
 }
 
 /// One JSON line on stdout.
 pub(super) fn print_line(object: &Map<String, Value>) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{}", Value::Object(object.clone())).and_then(|()| stdout.flush()).map_err(Error::io(Path::new("stdout")))
+    writeln!(stdout, "{}", Value::Object(object.clone()))
+        .and_then(|()| stdout.flush())
+        .map_err(Error::io(Path::new("stdout")))
 }
 
 /// The end of a run.
@@ -83,7 +87,11 @@ impl Summary<'_> {
             text += &format!("  {phase:<28} {seconds:>10.1} {:>8.0} %\n", 100.0 * seconds / self.phases.total());
         }
         let what = if self.recipe.lora.is_some() { "adapter" } else { "model" };
-        text += &format!("\n  {what:<10} {}\n  metrics    {}\n", self.checkpoint.display(), self.folder.join("metrics.jsonl").display());
+        text += &format!(
+            "\n  {what:<10} {}\n  metrics    {}\n",
+            self.checkpoint.display(),
+            self.folder.join("metrics.jsonl").display()
+        );
         text += &format!("  try it     {}", self.next_command());
         eprintln!("{text}");
         Ok(())
@@ -91,7 +99,7 @@ impl Summary<'_> {
 
     fn row(&self, name: &str, after: f64) -> String {
         match self.before.get(name) {
-            Some(before) => format!("  {name:<28} {before:>10.4} {after:>10.4} {:>+6.0} %\n", percent(*before, after)),
+            Some(before) => format!("  {name:<28} {before:>10.4} {after:>10.4} {:>8}\n", percent(*before, after)),
             None => format!("  {name:<28} {:>10} {after:>10.4}\n", ""),
         }
     }

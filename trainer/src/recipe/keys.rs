@@ -44,7 +44,12 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         Err(Stop)
     }
 
-    fn deserialize_struct<V: Visitor<'de>>(self, _: &'static str, fields: &'static [&'static str], _: V) -> Result<V::Value, Stop> {
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        _: V,
+    ) -> Result<V::Value, Stop> {
         *self.fields = fields;
         Err(Stop)
     }

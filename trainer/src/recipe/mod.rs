@@ -255,14 +255,16 @@ impl Recipe {
     /// Whatever is wrong with it, by key.
     pub fn parse(text: &str, origin: &str, name: &str, folder: &Path, overrides: &[Override]) -> Result<Self> {
         let syntax = |what: String| Error::Syntax { origin: origin.to_owned(), what };
-        let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| syntax(e.to_string().trim().to_owned()))?;
+        let mut table: toml::Table =
+            text.parse().map_err(|e: toml::de::Error| syntax(e.to_string().trim().to_owned()))?;
         paths::make_absolute(&mut table, folder)?;
         for change in overrides {
             change.apply(&mut table)?;
         }
         paths::make_absolute(&mut table, Path::new("."))?;
         keys::check(&table)?;
-        let raw: raw::RawRecipe = table.try_into().map_err(|e: toml::de::Error| syntax(e.to_string().trim().to_owned()))?;
+        let raw: raw::RawRecipe =
+            table.try_into().map_err(|e: toml::de::Error| syntax(e.to_string().trim().to_owned()))?;
         resolve::resolve(raw, name)
     }
 

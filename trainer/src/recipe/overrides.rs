@@ -17,7 +17,8 @@ impl Override {
     /// Without a `=`, or with an empty part in the key.
     pub fn parse(text: &str) -> Result<Self> {
         let refuse = |what: &str| Error::Syntax { origin: format!("--set {text}"), what: what.to_owned() };
-        let (key, value) = text.split_once('=').ok_or_else(|| refuse("expected KEY=VALUE, as in --set optim.lr=1e-4"))?;
+        let (key, value) =
+            text.split_once('=').ok_or_else(|| refuse("expected KEY=VALUE, as in --set optim.lr=1e-4"))?;
         let path: Vec<String> = key.trim().split('.').map(str::to_owned).collect();
         if path.iter().any(String::is_empty) {
             return Err(refuse("the key has an empty part"));

@@ -11,12 +11,15 @@ const SOURCES: [&str; 2] = ["student.model", "teacher.model"];
 
 /// Joins every relative path in `table` to `folder`.
 pub(super) fn make_absolute(table: &mut toml::Table, folder: &Path) -> Result<()> {
-    let folder = std::path::absolute(if folder.as_os_str().is_empty() { Path::new(".") } else { folder }).map_err(Error::io(folder))?;
+    let folder = std::path::absolute(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
+        .map_err(Error::io(folder))?;
     for key in FILES {
         change(table, key, &|text| join(&folder, text));
     }
     for key in SOURCES {
-        change(table, key, &|text| if text.is_empty() || has_scheme(text) { text.to_owned() } else { join(&folder, text) });
+        change(table, key, &|text| {
+            if text.is_empty() || has_scheme(text) { text.to_owned() } else { join(&folder, text) }
+        });
     }
     Ok(())
 }
@@ -27,7 +30,9 @@ fn join(folder: &Path, text: &str) -> String {
 }
 
 fn has_scheme(source: &str) -> bool {
-    source.split_once(':').is_some_and(|(scheme, _)| scheme.len() > 1 && scheme.chars().all(|c| c.is_ascii_alphanumeric()))
+    source
+        .split_once(':')
+        .is_some_and(|(scheme, _)| scheme.len() > 1 && scheme.chars().all(|c| c.is_ascii_alphanumeric()))
 }
 
 fn change(table: &mut toml::Table, key: &str, f: &dyn Fn(&str) -> String) {

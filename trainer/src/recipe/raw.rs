@@ -216,7 +216,13 @@ pub struct Rollout {
 
 impl Default for Rollout {
     fn default() -> Self {
-        Self { prompts_per_step: 8, group_size: 1, max_new_tokens: 128, max_prompt_tokens: 1024, sampling: Sampling::default() }
+        Self {
+            prompts_per_step: 8,
+            group_size: 1,
+            max_new_tokens: 128,
+            max_prompt_tokens: 1024,
+            sampling: Sampling::default(),
+        }
     }
 }
 

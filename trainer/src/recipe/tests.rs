@@ -46,10 +46,19 @@ fn full_fine_tuning_has_its_own_rate() {
 fn an_unknown_key_names_the_nearest_one() {
     assert_eq!(refusal(&["optim.zzz=1"]), "unknown key `optim.zzz`");
     assert_eq!(refusal(&["optim.learning_rate=1"]), "unknown key `optim.learning_rate`; did you mean `optim.lr`?");
-    assert_eq!(refusal(&["optim.max_grad_nrm=1"]), "unknown key `optim.max_grad_nrm`; did you mean `optim.max_grad_norm`?");
-    assert_eq!(refusal(&["rollout.sampling.temprature=1"]), "unknown key `rollout.sampling.temprature`; did you mean `rollout.sampling.temperature`?");
+    assert_eq!(
+        refusal(&["optim.max_grad_nrm=1"]),
+        "unknown key `optim.max_grad_nrm`; did you mean `optim.max_grad_norm`?"
+    );
+    assert_eq!(
+        refusal(&["rollout.sampling.temprature=1"]),
+        "unknown key `rollout.sampling.temprature`; did you mean `rollout.sampling.temperature`?"
+    );
     assert_eq!(refusal(&["rollouts.group_size=1"]), "unknown key `rollouts`; did you mean `rollout`?");
-    assert_eq!(refusal(&["rollout.temperature=1"]), "unknown key `rollout.temperature`; did you mean `loss.temperature`?");
+    assert_eq!(
+        refusal(&["rollout.temperature=1"]),
+        "unknown key `rollout.temperature`; did you mean `loss.temperature`?"
+    );
 }
 
 #[test]
@@ -79,7 +88,10 @@ fn a_value_outside_its_domain_names_key_value_and_limit() {
         ("checkpoint.keep_last=0", "`checkpoint.keep_last` is 0, must be at least 1"),
         ("student.layers=[1, 1]", "`student.layers` is [1, 1], must be ascending without repeats; 1 stands before 1"),
         ("optim.betas=[0.9, 1.0]", "`optim.betas` is [0.9, 1.0], must be two numbers, each at least 0 and below 1"),
-        ("log.name=../up", "`log.name` is \"../up\", must be letters, digits, `-`, `_` and `.` (it names the run's folder)"),
+        (
+            "log.name=../up",
+            "`log.name` is \"../up\", must be letters, digits, `-`, `_` and `.` (it names the run's folder)",
+        ),
     ];
     for (set, message) in cases {
         assert_eq!(refusal(&[set]), message);
@@ -142,11 +154,23 @@ fn what_the_other_settings_need_must_be_there() {
 fn losses_map_to_their_definitions() {
     use autograd::ops::Divergence::{Jsd, SkewedReverse, TopK};
     let loss = |set: &[&str]| load(MINIMAL, set).expect("valid").objective.loss;
-    assert_eq!(loss(&["loss.kind=forward_kl"]), LossKind::Divergence { divergence: Jsd { beta: 0.0 }, temperature: 1.0 });
+    assert_eq!(
+        loss(&["loss.kind=forward_kl"]),
+        LossKind::Divergence { divergence: Jsd { beta: 0.0 }, temperature: 1.0 }
+    );
     assert_eq!(loss(&[]), LossKind::Divergence { divergence: Jsd { beta: 1.0 }, temperature: 1.0 });
-    assert_eq!(loss(&["loss.kind=jsd", "loss.temperature=2.0"]), LossKind::Divergence { divergence: Jsd { beta: 0.5 }, temperature: 2.0 });
-    assert_eq!(loss(&["loss.kind=skewed_reverse_kl"]), LossKind::Divergence { divergence: SkewedReverse { alpha: 0.1 }, temperature: 1.0 });
-    assert_eq!(loss(&["loss.kind=top_k", "loss.top_k=8", "loss.beta=0.0"]), LossKind::Divergence { divergence: TopK { k: 8, beta: 0.0 }, temperature: 1.0 });
+    assert_eq!(
+        loss(&["loss.kind=jsd", "loss.temperature=2.0"]),
+        LossKind::Divergence { divergence: Jsd { beta: 0.5 }, temperature: 2.0 }
+    );
+    assert_eq!(
+        loss(&["loss.kind=skewed_reverse_kl"]),
+        LossKind::Divergence { divergence: SkewedReverse { alpha: 0.1 }, temperature: 1.0 }
+    );
+    assert_eq!(
+        loss(&["loss.kind=top_k", "loss.top_k=8", "loss.beta=0.0"]),
+        LossKind::Divergence { divergence: TopK { k: 8, beta: 0.0 }, temperature: 1.0 }
+    );
     assert_eq!(loss(&["loss.kind=policy_gradient"]), LossKind::PolicyGradient { coef: 1.0 });
 }
 

@@ -48,7 +48,7 @@ fn fields_without_effect_are_refused() {
 
 #[test]
 fn a_recipe_that_is_no_recipe_is_refused() {
-    arle_train(&["no-such-recipe.toml"]).refused(1, &["no-such-recipe.toml", "No such file"]);
+    arle_train(&["no-such-recipe.toml"]).refused(2, &["no-such-recipe.toml", "No such file"]);
     let workshop = Workshop::new();
     workshop.write("recipe.toml", "[student\n");
     workshop.train("run", &[]).refused(2, &["recipe.toml"]);

@@ -93,11 +93,6 @@ pub(crate) fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Token ids as a JSON list or separated by commas.
-pub(crate) fn ids(value: &Value) -> String {
-    value.to_string()
-}
-
 /// A copy of a fixture's folder, to damage.
 pub(crate) struct Model {
     folder: TempDir,

@@ -42,7 +42,10 @@ impl SlotEngine {
         let (config, kept) = keep_layers(&model.files.config, model.layers.as_deref())?;
         let weights = match shared {
             Some(weights) => weights,
-            None => Arc::new(ModelWeights::load(&config, &*model.files.weights, &kept, spec.device, progress)?),
+            None => {
+                let kept = (&kept[..], model.files.config.num_layers);
+                Arc::new(ModelWeights::load(&config, &*model.files.weights, kept, spec.device, progress)?)
+            }
         };
         let adapter = model.adapter.as_ref().map(|dir| Adapter::load(dir, &config, spec.device)).transpose()?;
         let shape = KvShape { heads: config.num_heads, kv_heads: config.num_kv_heads, head_dim: config.head_dim };

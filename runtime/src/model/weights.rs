@@ -38,7 +38,7 @@ pub struct ModelWeights {
 }
 
 impl ModelWeights {
-    /// Reads every tensor of `config` from `source`; layer `i` comes from the file's layer `kept[i]`.
+    /// Reads every tensor of `config` from `source`; layer `i` comes from layer `kept[i]` of the file's `count`.
     /// `progress(done, total)` counts tensors.
     ///
     /// # Errors
@@ -46,7 +46,7 @@ impl ModelWeights {
     pub fn load(
         config: &ModelConfig,
         source: &dyn WeightSource,
-        kept: &[usize],
+        (kept, count): (&[usize], usize),
         device: Device,
         progress: &dyn Fn(usize, usize),
     ) -> Result<Self> {
@@ -61,7 +61,7 @@ impl ModelWeights {
             used.insert(name);
         }
         progress(total, total);
-        refuse_strangers(source, &used, config)?;
+        refuse_strangers(source, &used, config, count)?;
         Ok(Self::assemble(config.num_layers, specs.iter().zip(loaded)))
     }
 
@@ -190,12 +190,18 @@ fn read(source: &dyn WeightSource, name: &str, spec: &TensorSpec, device: Device
 
 /// A tensor that the family does not have means another architecture; frequencies of old files and layers that were
 /// left out on purpose are nothing.
-fn refuse_strangers(source: &dyn WeightSource, used: &BTreeSet<String>, config: &ModelConfig) -> Result<()> {
+/// Refuses tensors that no part of the model is; layers below `count` may be left out on purpose.
+fn refuse_strangers(
+    source: &dyn WeightSource,
+    used: &BTreeSet<String>,
+    config: &ModelConfig,
+    count: usize,
+) -> Result<()> {
     let tied_head = |name: &str| config.tie_word_embeddings && name == "lm_head.weight";
     let left_out = |name: &str| {
         let layer = name.strip_prefix("model.layers.").and_then(|n| n.split_once('.'));
         let known = |suffix: &str| super::table(config.family).iter().any(|e| e.name == suffix);
-        layer.is_some_and(|(_, suffix)| known(suffix))
+        layer.is_some_and(|(layer, suffix)| layer.parse::<usize>().is_ok_and(|l| l < count) && known(suffix))
     };
     let stranger = source.tensors().keys().find(|name| {
         !(used.contains(*name) || name.ends_with("rotary_emb.inv_freq") || tied_head(name) || left_out(name))

@@ -44,17 +44,9 @@ impl ModelArgs {
     ) -> Result<RuntimeHandle> {
         let context = files.config.max_position_embeddings;
         if tokens > context {
-<<<<<<< HEAD
-            let what = format!(
-                "{tokens} tokens (prompt and new ones together) exceed the model's context of {context}; \
-                 shorten the prompt or lower the number of new ones"
-            );
-            return Err(Error::Models { what });
-=======
             return Err(Error::Models {
                 what: format!("{tokens} tokens (prompt and new ones together) exceed the model's context of {context}"),
             });
->>>>>>> program
         }
         let kv_bytes = memory::kv_bytes(&files.config, sequences, tokens);
         let spec = RuntimeSpec {

@@ -5,6 +5,7 @@ Both factors are random, so that the adapter changes every answer (PEFT's own st
 
 usage: make_peft_fixtures.py        needs: torch, transformers, peft; the model fixtures
 """
+import json
 import shutil
 
 import torch
@@ -46,6 +47,10 @@ def make(name, seed):
     moved = max(abs(a - b) for x, y in zip(expected["logprobs"], before["logprobs"]) for a, b in zip(x[1:], y[1:]))
     assert moved > 0.5, (name, moved)
     model.save_pretrained(folder, save_embedding_layers=False)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["target_modules"].sort()  # PEFT writes a set, in an order that changes from run to run
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / "README.md").unlink(missing_ok=True)  # a template for model cards
     (folder / "adapter_model.safetensors").chmod(0o644)
     write_json(folder / "expected.json", {"base": base, **expected})

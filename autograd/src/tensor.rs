@@ -186,9 +186,24 @@ impl Tensor {
         }
     }
 
+    /// Other values, given row by row, in the same shape, layout and device.
+    ///
+    /// # Errors
+    /// [`Error::Length`] when `values` does not fill the shape.
+    pub fn with_values(&self, values: Vec<f32>) -> Result<Self> {
+        match self.layout() {
+            Layout::Rows => Self::new(self.device(), values, self.shape),
+            Layout::Panels => Self::weight(self.device(), values, self.shape),
+        }
+    }
+
     /// `self + other`, the sum of two gradients of one value.
-    pub(crate) fn accumulate(self, other: &Self) -> Self {
-        debug_assert_eq!((self.shape, self.layout()), (other.shape, other.layout()));
+    ///
+    /// # Panics
+    /// When they differ in shape, layout or device.
+    #[must_use]
+    pub fn accumulate(self, other: &Self) -> Self {
+        assert_eq!((self.shape, self.layout()), (other.shape, other.layout()), "gradients of different values");
         match &self.data {
             Data::Cpu(_, layout) => {
                 let (shape, layout) = (self.shape, *layout);

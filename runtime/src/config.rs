@@ -22,6 +22,11 @@ pub enum Family {
     Qwen3,
 }
 
+impl Family {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
+}
+
 /// How rotary frequencies are changed for contexts beyond the pre-training length.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {

@@ -82,6 +82,76 @@ pub enum Error {
         /// The tensor.
         name: String,
     },
+    /// A tensor's shape contradicts the configuration.
+    #[error("{path}: tensor \"{name}\" is {got}, the configuration says {want}")]
+    TensorShape {
+        /// The file or directory.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Shape in the file.
+        got: String,
+        /// Shape by the configuration.
+        want: String,
+    },
+    /// The weights hold a tensor that the family does not have.
+    #[error("{path}: tensor \"{name}\" is not part of a {family:?} model, so this is another architecture")]
+    UnknownTensor {
+        /// The file or directory.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Family of the configuration.
+        family: crate::config::Family,
+    },
+    /// `layers` names a layer that the model does not have.
+    #[error("layers: {layer} is not one of the model's {count} layers (0 to {last}), or the list is empty or repeats", last = count.saturating_sub(1))]
+    Layers {
+        /// The layer.
+        layer: usize,
+        /// Layers of the model.
+        count: usize,
+    },
+    /// An adapter does not fit its base, or asks for what is not implemented.
+    #[error("adapter {path}: {detail}")]
+    Adapter {
+        /// The adapter's folder.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// A LoRA configuration cannot be honoured.
+    #[error("lora: {0}")]
+    Lora(String),
+    /// An op refused its operands.
+    #[error(transparent)]
+    Op(#[from] autograd::Error),
+    /// The scheduler refused a request.
+    #[error(transparent)]
+    Submit(#[from] crate::scheduler::SubmitError),
+    /// A limit of the engine is zero.
+    #[error(transparent)]
+    Limit(#[from] crate::scheduler::ZeroLimit),
+    /// Sampling parameters or logits were refused.
+    #[error(transparent)]
+    Sampling(#[from] crate::sampler::SamplingError),
+    /// A request that cannot be answered.
+    #[error("{0}")]
+    Request(String),
+    /// Student and teacher cannot be compared token by token.
+    #[error("vocabularies differ: student {student}, teacher {teacher}")]
+    Vocabulary {
+        /// Rows of the student's head.
+        student: usize,
+        /// Rows of the teacher's head.
+        teacher: usize,
+    },
+    /// A state to restore does not fit what is trained.
+    #[error("restore: {0}")]
+    Restore(String),
+    /// The thread that owns the device is gone.
+    #[error("the device thread has ended: {0}")]
+    Stopped(String),
     /// A range of rows reaches outside a tensor.
     #[error("tensor \"{name}\": rows {start}..{end} of {rows} were asked for")]
     RowsOutOfRange {
@@ -131,7 +201,12 @@ impl Error {
         Self::BadKey { path: path.to_owned(), key: key.into(), got: got.to_string(), want: want.into() }
     }
 
-    pub(crate) fn unsupported(path: &Path, what: &'static str, got: impl ToString, supported: impl Into<String>) -> Self {
+    pub(crate) fn unsupported(
+        path: &Path,
+        what: &'static str,
+        got: impl ToString,
+        supported: impl Into<String>,
+    ) -> Self {
         Self::Unsupported { path: path.to_owned(), what, got: got.to_string(), supported: supported.into() }
     }
 }

@@ -66,7 +66,12 @@ impl ModelFiles {
 
     /// The chat template, or an error that says why there is none.
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
-        let missing = || Error::bad_file(&self.path, "there is no chat template (chat_template.jinja or tokenizer_config.json), so only plain prompts can be used");
+        let missing = || {
+            Error::bad_file(
+                &self.path,
+                "there is no chat template (chat_template.jinja or tokenizer_config.json), so only plain prompts can be used",
+            )
+        };
         self.chat_template.as_ref().ok_or_else(missing)
     }
 
@@ -74,7 +79,8 @@ impl ModelFiles {
         let hf_config = read_json(&dir.join("config.json"))?;
         let generation_path = dir.join("generation_config.json");
         let generation = generation_path.is_file().then(|| read_json(&generation_path)).transpose()?;
-        let tokenizer = dir.join("tokenizer.json").is_file().then(|| Tokenizer::from_dir(dir)).transpose()?.map(Arc::new);
+        let tokenizer =
+            dir.join("tokenizer.json").is_file().then(|| Tokenizer::from_dir(dir)).transpose()?.map(Arc::new);
         Ok(Self {
             config: ModelConfig::from_hf(&dir.join("config.json"), &hf_config, generation.as_ref())?,
             weights: Arc::new(SafetensorsWeights::open(dir)?),
@@ -89,7 +95,8 @@ impl ModelFiles {
     fn open_gguf(path: &Path) -> Result<Self> {
         let file = Arc::new(GgufFile::open(path)?);
         let config = ModelConfig::from_gguf(&file)?;
-        let tokenizer = file.get("tokenizer.ggml.model").map(|_| Tokenizer::from_gguf(&file)).transpose()?.map(Arc::new);
+        let tokenizer =
+            file.get("tokenizer.ggml.model").map(|_| Tokenizer::from_gguf(&file)).transpose()?.map(Arc::new);
         Ok(Self {
             chat_template: ChatTemplate::from_gguf(&file, tokenizer.as_deref())?,
             tokenizer,
@@ -113,7 +120,8 @@ impl GenerationDefaults {
         let value = |key: &str| generation.get(key).filter(|v| !v.is_null());
         let bad = |key: &str, v: &Value| Error::bad_key(path, key, v, "a number is needed");
         let number = |key: &str| value(key).map(|v| v.as_f64().ok_or_else(|| bad(key, v))).transpose();
-        let flag = |v: &Value| v.as_bool().ok_or_else(|| Error::bad_key(path, "do_sample", v, "true or false is needed"));
+        let flag =
+            |v: &Value| v.as_bool().ok_or_else(|| Error::bad_key(path, "do_sample", v, "true or false is needed"));
         let count = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).ok_or_else(|| bad("top_k", v));
         Ok(Self {
             do_sample: value("do_sample").map(flag).transpose()?,

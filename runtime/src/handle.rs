@@ -1,39 +1,185 @@
 //! The one door to the device.
 
-use crate::request::{GenerateEvent, GenerateRequest, Generated, OptimReport, OptimStep, RuntimeSpec, RuntimeStats, Score, ScoreRequest, TrainReport, TrainRequest, TrainState};
-use crate::Result;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
-/// Submits work to the thread that owns the device. Cheap to clone; the thread ends when the last clone is dropped.
+use crate::engine::Engine;
+use crate::request::{
+    FinishReason, GenerateEvent, GenerateRequest, Generated, OptimReport, OptimStep, RuntimeSpec, RuntimeStats, Score,
+    ScoreRequest, Slot, TrainReport, TrainRequest, TrainState,
+};
+use crate::scheduler::RequestId;
+use crate::{Error, Result};
+
+/// Where an answer goes.
+pub(crate) type Reply<T> = Sender<Result<T>>;
+
+/// What the device thread is asked to do.
+pub(crate) enum Work {
+    Generate(RequestId, GenerateRequest, Sender<GenerateEvent>),
+    Cancel(Slot, RequestId),
+    Score(ScoreRequest, Reply<Score>),
+    ForwardBackward(TrainRequest, Reply<TrainReport>),
+    OptimStep(OptimStep, Reply<OptimReport>),
+    Publish(Reply<u64>),
+    Export(Reply<TrainState>),
+    Restore(TrainState, Reply<()>),
+    Stats(Reply<RuntimeStats>),
+}
+
+/// Submits work to the thread that owns the device. Cheap to clone; the thread ends when the last clone, and the last
+/// running [`Generation`], is dropped.
 #[derive(Clone)]
-pub struct RuntimeHandle {}
+pub struct RuntimeHandle {
+    work: Sender<Work>,
+    next_id: Arc<AtomicU64>,
+}
 
 /// A running generation. Dropping it cancels the request and frees its pages.
-pub struct Generation {}
+pub struct Generation {
+    id: RequestId,
+    slot: Slot,
+    events: Receiver<GenerateEvent>,
+    work: Sender<Work>,
+    ended: bool,
+}
 
 impl Generation {
-    /// The next event; `None` after the last.
-    pub fn next_event(&mut self) -> Option<GenerateEvent> { None }
+    /// The next event, waiting for it; `None` after [`GenerateEvent::Done`] or [`GenerateEvent::Failed`].
+    pub fn next_event(&mut self) -> Option<GenerateEvent> {
+        if self.ended {
+            return None;
+        }
+        let event = self.events.recv().unwrap_or_else(|_| GenerateEvent::Failed(stopped()));
+        self.ended = !matches!(event, GenerateEvent::Token(_));
+        Some(event)
+    }
+
     /// Waits for the end.
-    pub fn collect(self) -> Result<Generated> { unreachable!() }
+    ///
+    /// # Errors
+    /// Why the request failed.
+    pub fn collect(mut self) -> Result<Generated> {
+        let mut generated =
+            Generated { tokens: vec![], text: String::new(), reason: FinishReason::Cancelled, cached_tokens: 0 };
+        while let Some(event) = self.next_event() {
+            match event {
+                GenerateEvent::Token(token) => {
+                    generated.text.push_str(&token.text);
+                    generated.tokens.push(token);
+                }
+                GenerateEvent::Done { reason, text, cached_tokens } => {
+                    generated.text.push_str(&text);
+                    generated.reason = reason;
+                    generated.cached_tokens = cached_tokens;
+                }
+                GenerateEvent::Failed(e) => return Err(e),
+            }
+        }
+        Ok(generated)
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if !self.ended {
+            // The device thread may be gone already; then there is nothing to cancel.
+            drop(self.work.send(Work::Cancel(self.slot, self.id)));
+        }
+    }
 }
 
 impl RuntimeHandle {
-    /// Loads the models (calling `progress(done_tensors, total_tensors)`) and starts the device thread.
-    pub fn start(spec: RuntimeSpec, progress: &dyn Fn(usize, usize)) -> Result<Self> { unreachable!() }
-    /// Starts a generation.
-    pub fn generate(&self, request: GenerateRequest) -> Result<Generation> { unreachable!() }
+    /// Loads the models (calling `progress(done, total)` for tensors) and starts the device thread.
+    ///
+    /// # Errors
+    /// What loading refuses; a KV memory that holds no page.
+    pub fn start(spec: &RuntimeSpec, progress: &dyn Fn(usize, usize)) -> Result<Self> {
+        let engine = Engine::new(spec, progress)?;
+        let (work, queue) = channel();
+        let thread = std::thread::Builder::new().name("device".to_owned());
+        thread.spawn(move || engine.run(&queue)).map_err(|e| Error::Stopped(e.to_string()))?;
+        Ok(Self { work, next_id: Arc::default() })
+    }
+
+    fn ask<T>(&self, work: impl FnOnce(Reply<T>) -> Work) -> Result<T> {
+        let (reply, answer) = channel();
+        self.work.send(work(reply)).map_err(|_| stopped())?;
+        answer.recv().map_err(|_| stopped())?
+    }
+
+    /// Starts a generation; a request that cannot run reports so as its only event.
+    ///
+    /// # Errors
+    /// The device thread has ended.
+    pub fn generate(&self, request: GenerateRequest) -> Result<Generation> {
+        let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let (sender, events) = channel();
+        let slot = request.slot;
+        self.work.send(Work::Generate(id, request, sender)).map_err(|_| stopped())?;
+        Ok(Generation { id, slot, events, work: self.work.clone(), ended: false })
+    }
+
     /// Log-probabilities of given tokens.
-    pub fn score(&self, request: ScoreRequest) -> Result<Score> { unreachable!() }
-    /// One micro-batch: forward, loss and, when asked, backward; gradients accumulate.
-    pub fn forward_backward(&self, request: TrainRequest) -> Result<TrainReport> { unreachable!() }
-    /// Clip, AdamW, zero the gradients. On a non-finite norm nothing changes except that the gradients are dropped.
-    pub fn optim_step(&self, step: OptimStep) -> Result<OptimReport> { unreachable!() }
-    /// Makes the trained weights the ones that requests are answered with; returns their version.
-    pub fn publish(&self) -> Result<u64> { unreachable!() }
+    ///
+    /// # Errors
+    /// Tokens that the model cannot see at once, or ids that it does not have.
+    pub fn score(&self, request: ScoreRequest) -> Result<Score> {
+        self.ask(|reply| Work::Score(request, reply))
+    }
+
+    /// One micro-batch: forward, loss and, when asked, backward. Gradients add up until the next
+    /// [`RuntimeHandle::optim_step`].
+    ///
+    /// # Errors
+    /// Sequences that do not fit, or what the loss refuses.
+    pub fn forward_backward(&self, request: TrainRequest) -> Result<TrainReport> {
+        self.ask(|reply| Work::ForwardBackward(request, reply))
+    }
+
+    /// Clips, applies AdamW and clears the gradients. A step whose loss or gradient is not finite changes no weight, no
+    /// moment and no step count.
+    ///
+    /// # Errors
+    /// The runtime was started without training.
+    pub fn optim_step(&self, step: OptimStep) -> Result<OptimReport> {
+        self.ask(|reply| Work::OptimStep(step, reply))
+    }
+
+    /// Answers requests with the trained weights from now on; returns their version.
+    ///
+    /// # Errors
+    /// The runtime was started without training.
+    pub fn publish(&self) -> Result<u64> {
+        self.ask(Work::Publish)
+    }
+
     /// Trained weights and moments, copied to the host.
-    pub fn export_state(&self) -> Result<TrainState> { unreachable!() }
-    /// Puts back what [`RuntimeHandle::export_state`] gave (names and shapes must be the same set).
-    pub fn restore_state(&self, state: TrainState) -> Result<()> { unreachable!() }
+    ///
+    /// # Errors
+    /// The runtime was started without training.
+    pub fn export_state(&self) -> Result<TrainState> {
+        self.ask(Work::Export)
+    }
+
+    /// Puts back what [`RuntimeHandle::export_state`] gave.
+    ///
+    /// # Errors
+    /// A set of names or shapes that differs from what is trained.
+    pub fn restore_state(&self, state: TrainState) -> Result<()> {
+        self.ask(|reply| Work::Restore(state, reply))
+    }
+
     /// Counters.
-    pub fn stats(&self) -> Result<RuntimeStats> { unreachable!() }
+    ///
+    /// # Errors
+    /// The device thread has ended.
+    pub fn stats(&self) -> Result<RuntimeStats> {
+        self.ask(Work::Stats)
+    }
+}
+
+fn stopped() -> Error {
+    Error::Stopped("an earlier message says why; restart the program".to_owned())
 }

@@ -4,13 +4,19 @@
 //! HTTP requests all submit work through it; nothing else touches a device.
 
 pub mod config;
+mod engine;
 pub mod error;
 pub mod files;
+mod handle;
 pub mod kv;
+pub mod model;
+pub mod request;
 pub mod sampler;
 pub mod scheduler;
 pub mod source;
 pub mod text;
+pub mod train;
 pub mod weights;
 
 pub use error::{Error, Result};
+pub use handle::{Generation, RuntimeHandle};

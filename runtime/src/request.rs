@@ -242,6 +242,8 @@ pub struct TrainReport {
     pub tokens: f64,
     /// Named sums over tokens (`entropy`, `teacher_kl`, ...); the caller divides.
     pub sums: std::collections::BTreeMap<&'static str, f64>,
+    /// The largest of each of those values.
+    pub maxima: std::collections::BTreeMap<&'static str, f64>,
     /// Seconds in the teacher's forward.
     pub teacher_seconds: f64,
     /// Seconds in the student's forward and the loss.
@@ -268,8 +270,8 @@ pub struct OptimReport {
     pub grad_norm: f64,
     /// False when loss or gradients were not finite: then nothing changed.
     pub applied: bool,
-    /// Version of the weights from now on.
-    pub version: u64,
+    /// Optimizer steps taken so far.
+    pub step: u64,
 }
 
 /// Counters and gauges of a slot.

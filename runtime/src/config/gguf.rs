@@ -24,7 +24,12 @@ impl ModelConfig {
         refuse_variants(file, arch, head_dim, max_position_embeddings)?;
         let has_bias = file.dims("blk.0.attn_q.bias").is_some();
         if has_bias != (family == Family::Qwen2) {
-            return Err(Error::unsupported(file.path(), "bias on q, k, v of architecture", arch, "qwen2 with, llama and qwen3 without"));
+            return Err(Error::unsupported(
+                file.path(),
+                "bias on q, k, v of architecture",
+                arch,
+                "qwen2 with, llama and qwen3 without",
+            ));
         }
         Self {
             family,
@@ -74,7 +79,12 @@ fn refuse_variants(file: &GgufFile, arch: &str, head_dim: usize, max_position: u
     for name in ["rope.dimension_count", "attention.value_length"] {
         let width = file.usize_or(&key(name), head_dim)?;
         if width != head_dim {
-            return Err(Error::unsupported(file.path(), "partial head width", format!("{} = {width}", key(name)), format!("the head width, {head_dim}")));
+            return Err(Error::unsupported(
+                file.path(),
+                "partial head width",
+                format!("{} = {width}", key(name)),
+                format!("the head width, {head_dim}"),
+            ));
         }
     }
     let window = file.usize_or(&key("attention.sliding_window"), 0)?;
@@ -91,7 +101,10 @@ fn vocab_size(file: &GgufFile) -> Result<usize> {
     if let Some(tokens) = file.get("tokenizer.ggml.tokens").and_then(|v| v.as_array())
         && tokens.len() > rows
     {
-        return Err(Error::bad_file(file.path(), format!("{} tokens, but token_embd.weight has {rows} rows", tokens.len())));
+        return Err(Error::bad_file(
+            file.path(),
+            format!("{} tokens, but token_embd.weight has {rows} rows", tokens.len()),
+        ));
     }
     Ok(rows)
 }

@@ -27,7 +27,12 @@ impl<'a> Object<'a> {
     }
 
     /// An optional value of one kind.
-    pub(super) fn read<T>(&self, key: &str, kind: &str, read: impl FnOnce(&'a Value) -> Option<T>) -> Result<Option<T>> {
+    pub(super) fn read<T>(
+        &self,
+        key: &str,
+        kind: &str,
+        read: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match read(value) {
             Some(value) => Ok(Some(value)),
@@ -155,7 +160,8 @@ impl ModelConfig {
 
 /// Fields that change the computation in ways the decoder does not have.
 fn refuse_variants(object: &Object, family: Family) -> Result<()> {
-    let refuse = |what, got: &dyn std::fmt::Display, supported| Err(Error::unsupported(object.path, what, got, supported));
+    let refuse =
+        |what, got: &dyn std::fmt::Display, supported| Err(Error::unsupported(object.path, what, got, supported));
     if let Some(act) = object.str("hidden_act")?
         && act != "silu"
     {
@@ -212,7 +218,12 @@ fn sliding_window(object: &Object, family: Family, num_layers: usize) -> Result<
     }
     let windows: Vec<_> = match object.read("layer_types", "a list", Value::as_array)? {
         Some(types) if types.len() != num_layers => {
-            return Err(Error::bad_key(object.path, "layer_types", format!("{} entries", types.len()), format!("one for each of {num_layers} layers is needed")));
+            return Err(Error::bad_key(
+                object.path,
+                "layer_types",
+                format!("{} entries", types.len()),
+                format!("one for each of {num_layers} layers is needed"),
+            ));
         }
         Some(types) => types.iter().map(|kind| layer_window(object, kind, window)).collect::<Result<_>>()?,
         None => {

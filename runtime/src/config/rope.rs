@@ -87,7 +87,8 @@ fn yarn(parameters: &Object, factor: f64, original_max_position: usize) -> Resul
         _ => None,
     };
     // transformers reads 0 as absent here.
-    let beta = |key, default| Ok(parameters.f64(key)?.filter(|&beta| beta != 0.0).unwrap_or(default));
+    let beta =
+        |key, default| -> Result<f64> { Ok(parameters.f64(key)?.filter(|&beta| beta != 0.0).unwrap_or(default)) };
     Ok(RopeScaling::Yarn {
         factor,
         beta_fast: beta("beta_fast", 32.0)?,
@@ -98,7 +99,8 @@ fn yarn(parameters: &Object, factor: f64, original_max_position: usize) -> Resul
 }
 
 fn check(parameters: &Object, scaling: &RopeScaling) -> Result<()> {
-    let (RopeScaling::Linear { factor } | RopeScaling::Llama3 { factor, .. } | RopeScaling::Yarn { factor, .. }) = scaling
+    let (RopeScaling::Linear { factor } | RopeScaling::Llama3 { factor, .. } | RopeScaling::Yarn { factor, .. }) =
+        scaling
     else {
         return Ok(());
     };
@@ -108,7 +110,12 @@ fn check(parameters: &Object, scaling: &RopeScaling) -> Result<()> {
     if let RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. } = scaling
         && !(0.0 < *low_freq_factor && low_freq_factor < high_freq_factor)
     {
-        return Err(Error::bad_key(parameters.path, "low_freq_factor", low_freq_factor, format!("it must be between 0 and high_freq_factor {high_freq_factor}")));
+        return Err(Error::bad_key(
+            parameters.path,
+            "low_freq_factor",
+            low_freq_factor,
+            format!("it must be between 0 and high_freq_factor {high_freq_factor}"),
+        ));
     }
     Ok(())
 }
@@ -162,7 +169,12 @@ pub(super) fn from_gguf(file: &GgufFile, arch: &str, head_dim: usize) -> Result<
         return Ok(RopeConfig { theta, scaling });
     };
     if scaling != RopeScaling::None {
-        return Err(Error::unsupported(file.path(), "rotary scaling", format!("{kind} with {ROPE_FACTORS}"), "one of the two"));
+        return Err(Error::unsupported(
+            file.path(),
+            "rotary scaling",
+            format!("{kind} with {ROPE_FACTORS}"),
+            "one of the two",
+        ));
     }
     match llama3_from_divisors(&divisors, theta, head_dim) {
         Some(scaling) => Ok(RopeConfig { theta, scaling }),
@@ -183,7 +195,12 @@ fn gguf_yarn(file: &GgufFile, key: impl Fn(&str) -> String) -> Result<RopeScalin
 }
 
 /// The divisor of every rotary frequency under Llama 3's scaling.
-fn llama3_divisors(theta: f64, head_dim: usize, factor: f64, (low, high, original): (f64, f64, f64)) -> impl Iterator<Item = f64> {
+fn llama3_divisors(
+    theta: f64,
+    head_dim: usize,
+    factor: f64,
+    (low, high, original): (f64, f64, f64),
+) -> impl Iterator<Item = f64> {
     (0..head_dim / 2).map(move |i| {
         let wavelength = std::f64::consts::TAU * theta.powf(2.0 * i as f64 / head_dim as f64);
         let smooth = ((original / wavelength - low) / (high - low)).clamp(0.0, 1.0);
@@ -200,9 +217,12 @@ fn llama3_from_divisors(divisors: &[f32], theta: f64, head_dim: usize) -> Option
         return None;
     }
     let factor = f64::from(divisors.iter().copied().fold(1.0, f32::max));
-    let same = llama3_divisors(theta, head_dim, factor, LLAMA3).zip(divisors).all(|(want, &got)| (want - f64::from(got)).abs() <= 1e-3 * want);
+    let same = llama3_divisors(theta, head_dim, factor, LLAMA3)
+        .zip(divisors)
+        .all(|(want, &got)| (want - f64::from(got)).abs() <= 1e-3 * want);
     let (low_freq_factor, high_freq_factor, original) = LLAMA3;
-    let scaling = RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position: original as usize };
+    let scaling =
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position: original as usize };
     match same {
         true if factor == 1.0 => Some(RopeScaling::None),
         true => Some(scaling),
@@ -219,7 +239,9 @@ mod tests {
         let divisors: Vec<f32> = llama3_divisors(500_000.0, 128, 32.0, LLAMA3).map(|d| d as f32).collect();
         // Llama 3.2's first and last, as its converter writes them.
         assert_eq!((divisors[0], divisors[63]), (1.0, 32.0));
-        let RopeScaling::Llama3 { factor, .. } = llama3_from_divisors(&divisors, 500_000.0, 128).unwrap() else { panic!() };
+        let RopeScaling::Llama3 { factor, .. } = llama3_from_divisors(&divisors, 500_000.0, 128).unwrap() else {
+            panic!()
+        };
         assert_eq!(factor, 32.0);
         assert_eq!(llama3_from_divisors(&[1.0; 64], 500_000.0, 128), Some(RopeScaling::None));
         let mut other = divisors.clone();

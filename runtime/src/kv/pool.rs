@@ -34,11 +34,7 @@ impl PagePool {
     /// If `total` does not fit a [`PageId`].
     pub fn new(total: usize) -> Self {
         let total = u32::try_from(total).expect("page ids are 32 bits wide");
-        Self {
-            entries: vec![Entry::default(); total as usize],
-            free: (0..total).rev().map(PageId).collect(),
-            idle: 0,
-        }
+        Self { entries: vec![Entry::default(); total as usize], free: (0..total).rev().map(PageId).collect(), idle: 0 }
     }
 
     /// Takes a free page, with one reference for the caller.
@@ -65,10 +61,7 @@ impl PagePool {
     /// If the page is free, or idle (that last reference is the cache's, see [`Self::disown`]).
     pub fn release(&mut self, page: PageId) {
         let entry = &mut self.entries[page.index()];
-        assert!(
-            entry.refs > 0 && !entry.is_idle(),
-            "{page:?} has no reference left to release"
-        );
+        assert!(entry.refs > 0 && !entry.is_idle(), "{page:?} has no reference left to release");
         entry.refs -= 1;
         self.idle += usize::from(entry.is_idle());
         if entry.refs == 0 {
@@ -130,15 +123,8 @@ impl PagePool {
     pub fn check_integrity(&self) {
         let referenced = self.entries.iter().filter(|entry| entry.refs > 0).count();
         let idle = self.entries.iter().filter(|entry| entry.is_idle()).count();
-        assert_eq!(
-            self.free.len() + referenced,
-            self.total_pages(),
-            "free + referenced pages must be the whole pool"
-        );
+        assert_eq!(self.free.len() + referenced, self.total_pages(), "free + referenced pages must be the whole pool");
         assert_eq!(self.idle, idle, "pages held by the prefix cache alone");
-        assert!(
-            self.free.iter().all(|&page| self.refs(page) == 0),
-            "a free page is referenced"
-        );
+        assert!(self.free.iter().all(|&page| self.refs(page) == 0), "a free page is referenced");
     }
 }

@@ -80,17 +80,13 @@ impl RadixCache {
 
     /// Whether pages under `key` are kept: its weights are not older than the slot's floor.
     pub fn accepts(&self, key: CacheKey) -> bool {
-        self.floors
-            .get(&key.slot)
-            .is_none_or(|&floor| key.weights_version >= floor)
+        self.floors.get(&key.slot).is_none_or(|&floor| key.weights_version >= floor)
     }
 
     /// Pages in the cache, idle or in use.
     pub fn pages(&self) -> impl Iterator<Item = PageId> + '_ {
         let cached = |(index, node): (usize, &Option<Node>)| node.is_some().then_some(index);
-        (self.nodes.iter().enumerate())
-            .filter_map(cached)
-            .map(|index| PageId(index as u32))
+        (self.nodes.iter().enumerate()).filter_map(cached).map(|index| PageId(index as u32))
     }
 
     /// How many tokens [`Self::match_prefix`] would find; retains and touches nothing.
@@ -100,12 +96,7 @@ impl RadixCache {
 
     /// Finds and retains the longest cached prefix of `tokens`, but never the last token: it has to be
     /// computed for its logits to exist.
-    pub fn match_prefix(
-        &mut self,
-        pool: &mut PagePool,
-        key: CacheKey,
-        tokens: &[u32],
-    ) -> PrefixMatch {
+    pub fn match_prefix(&mut self, pool: &mut PagePool, key: CacheKey, tokens: &[u32]) -> PrefixMatch {
         let found = self.lookup(key, tokens);
         let tail = found.tail.map(|tail| tail.page);
         let deepest = tail.or(found.pages.last().copied());
@@ -125,25 +116,13 @@ impl RadixCache {
     ///
     /// # Panics
     /// If `pages` are not exactly those of `tokens`.
-    pub fn insert(
-        &mut self,
-        pool: &mut PagePool,
-        key: CacheKey,
-        tokens: &[u32],
-        pages: &mut [PageId],
-    ) {
-        assert_eq!(
-            tokens.len(),
-            pages.len() * PAGE_SIZE,
-            "only full pages are cached"
-        );
+    pub fn insert(&mut self, pool: &mut PagePool, key: CacheKey, tokens: &[u32], pages: &mut [PageId]) {
+        assert_eq!(tokens.len(), pages.len() * PAGE_SIZE, "only full pages are cached");
         if !self.accepts(key) {
             return;
         }
         self.clock += 1;
-        let known = (pages.iter())
-            .rposition(|page| self.nodes[page.index()].is_some())
-            .map_or(0, |last| last + 1);
+        let known = (pages.iter()).rposition(|page| self.nodes[page.index()].is_some()).map_or(0, |last| last + 1);
         let mut parent = match known {
             0 => Parent::Root(key),
             _ => Parent::Page(pages[known - 1]),
@@ -184,13 +163,10 @@ impl RadixCache {
     pub fn drop_version(&mut self, pool: &mut PagePool, slot: u8, version: u64) {
         let floor = self.floors.entry(slot).or_default();
         *floor = version.max(*floor);
-        let stale: Vec<CacheKey> = (self.roots.keys().copied())
-            .filter(|&key| !self.accepts(key))
-            .collect();
+        let stale: Vec<CacheKey> = (self.roots.keys().copied()).filter(|&key| !self.accepts(key)).collect();
         for key in stale {
-            let mut pending: Vec<PageId> = (self.roots.remove(&key).into_iter())
-                .flat_map(Children::into_values)
-                .collect();
+            let mut pending: Vec<PageId> =
+                (self.roots.remove(&key).into_iter()).flat_map(Children::into_values).collect();
             while let Some(page) = pending.pop() {
                 let node = self.nodes[page.index()].take().expect("a child is a node");
                 self.leaves.remove(&(node.used, page));
@@ -224,12 +200,7 @@ impl RadixCache {
             let used = self.node(above).used;
             self.leaves.remove(&(used, above));
         }
-        self.nodes[page.index()] = Some(Node {
-            parent,
-            chunk,
-            children: Children::new(),
-            used: self.clock,
-        });
+        self.nodes[page.index()] = Some(Node { parent, chunk, children: Children::new(), used: self.clock });
         self.leaves.insert((self.clock, page));
     }
 
@@ -244,9 +215,7 @@ impl RadixCache {
                 }
             }
             Parent::Page(above) => {
-                let parent = self.nodes[above.index()]
-                    .as_mut()
-                    .expect("a parent is a node");
+                let parent = self.nodes[above.index()].as_mut().expect("a parent is a node");
                 parent.used = parent.used.max(node.used);
                 if parent.children.is_empty() {
                     self.leaves.insert((parent.used, above));
@@ -259,9 +228,7 @@ impl RadixCache {
     /// Makes `page` the most recently used.
     fn touch(&mut self, page: PageId) {
         self.clock += 1;
-        let node = self.nodes[page.index()]
-            .as_mut()
-            .expect("only cached pages are touched");
+        let node = self.nodes[page.index()].as_mut().expect("only cached pages are touched");
         if self.leaves.remove(&(node.used, page)) {
             self.leaves.insert((self.clock, page));
         }
@@ -269,9 +236,7 @@ impl RadixCache {
     }
 
     fn node(&self, page: PageId) -> &Node {
-        self.nodes[page.index()]
-            .as_ref()
-            .expect("a page in the tree is a node")
+        self.nodes[page.index()].as_ref().expect("a page in the tree is a node")
     }
 
     fn children_mut(&mut self, parent: Parent) -> &mut Children {
@@ -295,10 +260,7 @@ fn best_tail(children: &Children, rest: &[u32]) -> Option<Tail> {
     let after = children.range(place..).next();
     let shared = |chunk: &Chunk| chunk.iter().zip(rest).take_while(|(a, b)| a == b).count();
     (before.into_iter().chain(after))
-        .map(|(chunk, &page)| Tail {
-            page,
-            tokens: shared(chunk),
-        })
+        .map(|(chunk, &page)| Tail { page, tokens: shared(chunk) })
         .filter(|tail| tail.tokens > 0)
         .max_by_key(|tail| tail.tokens)
 }

@@ -9,11 +9,7 @@ impl Ranked {
         // IEEE 754 bits grow with the magnitude: flip negative numbers to make them grow with the value,
         // and everything once more to make them fall. -0.0 + 0.0 is +0.0, so that zeros tie.
         let bits = (logit + 0.0).to_bits();
-        let rising = if bits >> 31 == 0 {
-            bits | 1 << 31
-        } else {
-            !bits
-        };
+        let rising = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
         Self(u64::from(!rising) << 32 | u64::from(id))
     }
 
@@ -63,17 +59,7 @@ mod tests {
 
     #[test]
     fn ranks_fall_with_the_logit_and_rise_with_the_id() {
-        let logits = [
-            0.0,
-            -1.5,
-            f32::NEG_INFINITY,
-            3.0,
-            -0.0,
-            1e-30,
-            3.0,
-            -1e-30,
-            f32::MAX,
-        ];
+        let logits = [-0.0, -1.5, f32::NEG_INFINITY, 3.0, 0.0, 1e-30, 3.0, -1e-30, f32::MAX];
         let mut ranked = Vec::new();
         rank_all(&mut ranked, &logits);
         sort_head(&mut ranked, logits.len());
@@ -88,9 +74,7 @@ mod tests {
             let mut ranked = Vec::new();
             rank_all(&mut ranked, &logits);
             assert_eq!(nucleus(&mut ranked, wanted as f64, |_| 1.0), wanted);
-            let head = ranked[..wanted]
-                .iter()
-                .map(|token| logits[token.id() as usize]);
+            let head = ranked[..wanted].iter().map(|token| logits[token.id() as usize]);
             assert!(head.eq((0..wanted).map(|i| 999.0 - i as f32)));
         }
     }

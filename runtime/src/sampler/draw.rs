@@ -43,15 +43,8 @@ pub fn sample(
     key: RngKey,
     scratch: &mut Scratch,
 ) -> Result<Sampled, SamplingError> {
-    let Scratch {
-        adjusted,
-        weights,
-        ranked,
-    } = scratch;
-    let no_candidate = |masked| SamplingError::NoCandidate {
-        vocab_size: logits.len(),
-        masked,
-    };
+    let Scratch { adjusted, weights, ranked } = scratch;
+    let no_candidate = |masked| SamplingError::NoCandidate { vocab_size: logits.len(), masked };
     let max = checked_max(logits)?;
     if max == f32::NEG_INFINITY {
         return Err(no_candidate(0));
@@ -71,10 +64,7 @@ pub fn sample(
     let temperature = params.temperature;
     let mut drawn_from = None;
     let token = if temperature == 0.0 {
-        choice
-            .iter()
-            .position(|&logit| logit == choice_max)
-            .expect("the maximum is there") as u32
+        choice.iter().position(|&logit| logit == choice_max).expect("the maximum is there") as u32
     } else {
         let softmax = Softmax::fill(weights, choice, choice_max, temperature);
         drawn_from = Some(softmax).filter(|_| !changed);
@@ -86,19 +76,13 @@ pub fn sample(
         _ => Softmax::fill(weights, logits, max, t),
     };
     let model = model_at(1.0);
-    let sampling = if temperature == 0.0 || temperature == 1.0 {
-        model
-    } else {
-        model_at(temperature)
-    };
+    let sampling = if temperature == 0.0 || temperature == 1.0 { model } else { model_at(temperature) };
     Ok(Sampled {
         token,
         logprob: model.log_prob(logits[token as usize]),
         sampling_logprob: sampling.log_prob(logits[token as usize]),
         top: top(logits, params.logprobs.unwrap_or(0), model, ranked),
-        given: (params.logprob_token_ids.iter())
-            .map(|&id| model.log_prob(logits[id as usize]))
-            .collect(),
+        given: (params.logprob_token_ids.iter()).map(|&id| model.log_prob(logits[id as usize])).collect(),
     })
 }
 
@@ -109,8 +93,7 @@ fn top(logits: &[f32], count: usize, model: Softmax, ranked: &mut Vec<Ranked>) -
     rank_all(ranked, logits);
     sort_head(ranked, count);
     let head = ranked.iter().take(count).map(|token| token.id());
-    head.map(|id| (id, model.log_prob(logits[id as usize])))
-        .collect()
+    head.map(|id| (id, model.log_prob(logits[id as usize]))).collect()
 }
 
 /// Truncates, then inverts the cumulative distribution in id order at `uniform`. `weights` are the
@@ -145,19 +128,11 @@ fn draw(
         ranked.truncate(kept);
     }
     ranked.sort_unstable_by_key(|token| token.id());
-    draw_among(
-        ranked.iter().map(|token| token.id()).filter(likely),
-        weight_of,
-        uniform,
-    )
+    draw_among(ranked.iter().map(|token| token.id()).filter(likely), weight_of, uniform)
 }
 
 /// Inverts the distribution that is left when only `ids` are possible.
-fn draw_among(
-    ids: impl Iterator<Item = u32> + Clone,
-    weight_of: impl Fn(u32) -> f64,
-    uniform: f64,
-) -> u32 {
+fn draw_among(ids: impl Iterator<Item = u32> + Clone, weight_of: impl Fn(u32) -> f64, uniform: f64) -> u32 {
     let total: f64 = ids.clone().map(&weight_of).sum();
     invert(ids, weight_of, uniform * total)
 }

@@ -15,10 +15,7 @@ pub struct TokenHistory {
 impl TokenHistory {
     /// The history of a sequence that has nothing generated yet.
     pub fn new(prompt: &[u32]) -> Self {
-        Self {
-            counts: prompt.iter().map(|&id| (id, 0)).collect(),
-            generated: 0,
-        }
+        Self { counts: prompt.iter().map(|&id| (id, 0)).collect(), generated: 0 }
     }
 
     /// Appends a generated token.
@@ -35,12 +32,7 @@ impl TokenHistory {
 
 /// Bias, `min_tokens` mask, then repetition (Hugging Face's definition, prompt and generation), frequency and
 /// presence penalties (OpenAI's definition, generation only). Returns how many ids were masked.
-pub(super) fn adjust(
-    logits: &mut [f32],
-    params: &SamplingParams,
-    eos: &[u32],
-    history: &TokenHistory,
-) -> usize {
+pub(super) fn adjust(logits: &mut [f32], params: &SamplingParams, eos: &[u32], history: &TokenHistory) -> usize {
     for (&id, bias) in &params.logit_bias {
         logits[id as usize] += bias;
     }

@@ -14,7 +14,7 @@ mod stop;
 pub use draw::{Sampled, Scratch, sample};
 pub use history::TokenHistory;
 pub use params::SamplingParams;
-pub use rng::{RngKey, philox4x32_10};
+pub use rng::RngKey;
 pub use stop::{StopMatcher, StopOutcome};
 
 /// Why parameters or logits were refused.
@@ -31,9 +31,7 @@ pub enum SamplingError {
         allowed: String,
     },
     /// A logit is NaN or +infinity: the model's forward is broken, and no token of it can be trusted.
-    #[error(
-        "logit {value} at token {token}: the forward pass gave a value that is not a number or infinite"
-    )]
+    #[error("logit {value} at token {token}: the forward pass gave a value that is not a number or infinite")]
     NonFiniteLogit {
         /// Token id.
         token: u32,
@@ -41,9 +39,7 @@ pub enum SamplingError {
         value: f32,
     },
     /// Every logit is -infinity, as the model gave them or after masking.
-    #[error(
-        "no token is possible: all {vocab_size} logits are -inf after min_tokens masked {masked} ids"
-    )]
+    #[error("no token is possible: all {vocab_size} logits are -inf after min_tokens masked {masked} ids")]
     NoCandidate {
         /// Number of logits.
         vocab_size: usize,

@@ -70,22 +70,11 @@ impl SamplingParams {
     pub fn validate(&self, vocab_size: usize) -> Result<(), SamplingError> {
         self.check_numbers()?;
         self.check_counts(vocab_size)?;
-        let in_vocab = |field, id: u32| {
-            check(
-                field,
-                id,
-                (id as usize) < vocab_size,
-                format!("a token id below {vocab_size}"),
-            )
-        };
+        let in_vocab =
+            |field, id: u32| check(field, id, (id as usize) < vocab_size, format!("a token id below {vocab_size}"));
         for (&id, &bias) in &self.logit_bias {
             in_vocab("logit_bias", id)?;
-            check(
-                "logit_bias",
-                bias,
-                (-100.0..=100.0).contains(&bias),
-                "from -100 to 100",
-            )?;
+            check("logit_bias", bias, (-100.0..=100.0).contains(&bias), "from -100 to 100")?;
         }
         for &id in &self.stop_token_ids {
             in_vocab("stop_token_ids", id)?;
@@ -99,70 +88,29 @@ impl SamplingParams {
 
     fn check_numbers(&self) -> Result<(), SamplingError> {
         let t = self.temperature;
-        check(
-            "temperature",
-            t,
-            t.is_finite() && t >= 0.0,
-            "0 (greedy) or a positive number",
-        )?;
+        check("temperature", t, t.is_finite() && t >= 0.0, "0 (greedy) or a positive number")?;
         let p = self.top_p;
         check("top_p", p, p > 0.0 && p <= 1.0, "above 0 and at most 1")?;
-        check(
-            "min_p",
-            self.min_p,
-            (0.0..=1.0).contains(&self.min_p),
-            "from 0 to 1",
-        )?;
+        check("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "from 0 to 1")?;
         let r = self.repetition_penalty;
-        check(
-            "repetition_penalty",
-            r,
-            r.is_finite() && r > 0.0,
-            "a positive number",
-        )?;
-        for (field, penalty) in [
-            ("frequency_penalty", self.frequency_penalty),
-            ("presence_penalty", self.presence_penalty),
-        ] {
-            check(
-                field,
-                penalty,
-                (-2.0..=2.0).contains(&penalty),
-                "from -2 to 2",
-            )?;
+        check("repetition_penalty", r, r.is_finite() && r > 0.0, "a positive number")?;
+        for (field, penalty) in
+            [("frequency_penalty", self.frequency_penalty), ("presence_penalty", self.presence_penalty)]
+        {
+            check(field, penalty, (-2.0..=2.0).contains(&penalty), "from -2 to 2")?;
         }
         Ok(())
     }
 
     fn check_counts(&self, vocab_size: usize) -> Result<(), SamplingError> {
         if let Some(k) = self.top_k {
-            check(
-                "top_k",
-                k,
-                k > 0,
-                "at least 1, or absent to keep all tokens",
-            )?;
+            check("top_k", k, k > 0, "at least 1, or absent to keep all tokens")?;
         }
-        check(
-            "max_tokens",
-            self.max_tokens,
-            self.max_tokens > 0,
-            "at least 1",
-        )?;
+        check("max_tokens", self.max_tokens, self.max_tokens > 0, "at least 1")?;
         let allowed = format!("at most max_tokens = {}", self.max_tokens);
-        check(
-            "min_tokens",
-            self.min_tokens,
-            self.min_tokens <= self.max_tokens,
-            allowed,
-        )?;
+        check("min_tokens", self.min_tokens, self.min_tokens <= self.max_tokens, allowed)?;
         let n = self.logprobs.unwrap_or(0);
-        check(
-            "logprobs",
-            n,
-            n <= vocab_size,
-            format!("at most the {vocab_size} tokens there are"),
-        )
+        check("logprobs", n, n <= vocab_size, format!("at most the {vocab_size} tokens there are"))
     }
 
     /// Whether the logits are changed before the temperature, for a generation of `generated` tokens.
@@ -184,11 +132,7 @@ fn check(
     if holds {
         return Ok(());
     }
-    Err(SamplingError::OutOfRange {
-        field,
-        value: value.to_string(),
-        allowed: allowed.into(),
-    })
+    Err(SamplingError::OutOfRange { field, value: value.to_string(), allowed: allowed.into() })
 }
 
 #[cfg(test)]
@@ -202,7 +146,8 @@ mod tests {
 
     #[test]
     fn every_field_is_checked_and_named() {
-        let cases: [(&str, fn(&mut SamplingParams)); 18] = [
+        type Spoil = fn(&mut SamplingParams);
+        let cases: [(&str, Spoil); 18] = [
             ("temperature", |p| p.temperature = -0.1),
             ("temperature", |p| p.temperature = f32::NAN),
             ("top_k", |p| p.top_k = Some(0)),
@@ -230,10 +175,7 @@ mod tests {
                 other => panic!("{name}: {other:?}"),
             }
         }
-        let params = SamplingParams {
-            top_p: 1.5,
-            ..SamplingParams::default()
-        };
+        let params = SamplingParams { top_p: 1.5, ..SamplingParams::default() };
         let message = params.validate(50).unwrap_err().to_string();
         assert_eq!(message, "top_p = 1.5: must be above 0 and at most 1");
     }

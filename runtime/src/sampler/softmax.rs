@@ -19,16 +19,8 @@ impl Softmax {
     /// logit, and finite; subtracting it first keeps every temperature from overflowing.
     pub(super) fn fill(weights: &mut Vec<f32>, logits: &[f32], max: f32, temperature: f32) -> Self {
         weights.clear();
-        weights.extend(
-            logits
-                .iter()
-                .map(|&logit| exp_of_nonpositive((logit - max) / temperature)),
-        );
-        Self {
-            max,
-            temperature,
-            sum: sum(weights),
-        }
+        weights.extend(logits.iter().map(|&logit| exp_of_nonpositive((logit - max) / temperature)));
+        Self { max, temperature, sum: sum(weights) }
     }
 
     /// Natural log of the probability of a token with this logit.
@@ -63,21 +55,10 @@ fn exp_of_nonpositive(x: f32) -> f32 {
     let r = clamped - power * LN_2_HIGH - power * LN_2_LOW;
     // Taylor series to r^7; |r| <= ln(2) / 2, so what is left out is below 6e-9.
     let mut series = 1.0 / 5040.0;
-    for factor in [
-        1.0 / 720.0,
-        1.0 / 120.0,
-        1.0 / 24.0,
-        1.0 / 6.0,
-        0.5,
-        1.0,
-        1.0,
-    ] {
+    for factor in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         series = series * r + factor;
     }
-    let exponent = shifted
-        .to_bits()
-        .wrapping_sub(ROUND.to_bits())
-        .wrapping_add(127);
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
     let value = series * f32::from_bits(exponent << 23);
     if x < SMALLEST { 0.0 } else { value }
 }
@@ -85,18 +66,10 @@ fn exp_of_nonpositive(x: f32) -> f32 {
 /// The largest logit; NaN and +infinity are errors. -infinity if there is no other.
 pub(super) fn checked_max(logits: &[f32]) -> Result<f32, SamplingError> {
     // NaN fails the comparison as well.
-    if !logits
-        .iter()
-        .fold(true, |sound, &logit| sound & (logit < f32::INFINITY))
-    {
-        let bad = logits
-            .iter()
-            .position(|&logit| logit.is_nan() || logit == f32::INFINITY);
+    if !logits.iter().fold(true, |sound, &logit| sound & (logit < f32::INFINITY)) {
+        let bad = logits.iter().position(|&logit| logit.is_nan() || logit == f32::INFINITY);
         let token = bad.expect("one of them failed the comparison");
-        return Err(SamplingError::NonFiniteLogit {
-            token: token as u32,
-            value: logits[token],
-        });
+        return Err(SamplingError::NonFiniteLogit { token: token as u32, value: logits[token] });
     }
     let larger = |a: f32, b: f32| if a > b { a } else { b };
     let (chunks, rest) = logits.as_chunks::<LANES>();
@@ -106,11 +79,7 @@ pub(super) fn checked_max(logits: &[f32]) -> Result<f32, SamplingError> {
             *lane = larger(*lane, logit);
         }
     }
-    Ok(lanes
-        .iter()
-        .chain(rest)
-        .copied()
-        .fold(f32::NEG_INFINITY, larger))
+    Ok(lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger))
 }
 
 #[cfg(test)]
@@ -123,10 +92,7 @@ mod tests {
             let x = step as f32 * -1e-4;
             let expected = f64::from(x).exp();
             let error = (f64::from(exp_of_nonpositive(x)) - expected).abs() / expected;
-            assert!(
-                error < 2.0 * f64::from(f32::EPSILON),
-                "e^{x}: relative error {error}"
-            );
+            assert!(error < 2.0 * f64::from(f32::EPSILON), "e^{x}: relative error {error}");
         }
         assert_eq!(exp_of_nonpositive(0.0), 1.0);
         assert_eq!(exp_of_nonpositive(-1e4), 0.0);

@@ -22,43 +22,25 @@ impl StopMatcher {
     /// Watches for any of `stops`; none of them empty.
     pub fn new(stops: &[String]) -> Self {
         debug_assert!(stops.iter().all(|stop| !stop.is_empty()));
-        Self {
-            stops: stops.to_vec(),
-            held: String::new(),
-            stopped: false,
-        }
+        Self { stops: stops.to_vec(), held: String::new(), stopped: false }
     }
 
     /// Appends `text`. Of stop strings that end at the same place the longest counts. After a stop nothing
     /// is emitted any more.
     pub fn push(&mut self, text: &str) -> StopOutcome {
         if self.stopped {
-            return StopOutcome {
-                emit: String::new(),
-                stopped: true,
-            };
+            return StopOutcome { emit: String::new(), stopped: true };
         }
         self.held.push_str(text);
-        let found = (self.stops.iter())
-            .filter_map(|stop| {
-                self.held
-                    .find(stop)
-                    .map(|start| (start + stop.len(), start))
-            })
-            .min();
+        let found =
+            (self.stops.iter()).filter_map(|stop| self.held.find(stop).map(|start| (start + stop.len(), start))).min();
         if let Some((_, start)) = found {
             self.held.truncate(start);
             self.stopped = true;
-            return StopOutcome {
-                emit: std::mem::take(&mut self.held),
-                stopped: true,
-            };
+            return StopOutcome { emit: std::mem::take(&mut self.held), stopped: true };
         }
         let held = self.held.split_off(self.first_possible_start());
-        StopOutcome {
-            emit: std::mem::replace(&mut self.held, held),
-            stopped: false,
-        }
+        StopOutcome { emit: std::mem::replace(&mut self.held, held), stopped: false }
     }
 
     /// The generation ended otherwise: what was held back is text after all.
@@ -86,10 +68,7 @@ mod tests {
     }
 
     fn emit(text: &str) -> StopOutcome {
-        StopOutcome {
-            emit: text.into(),
-            stopped: false,
-        }
+        StopOutcome { emit: text.into(), stopped: false }
     }
 
     #[test]
@@ -99,20 +78,8 @@ mod tests {
         assert_eq!(stop.push("|en"), emit(""));
         assert_eq!(stop.push("t\n"), emit("<|ent"));
         assert_eq!(stop.push("x<|e"), emit("\nx"));
-        assert_eq!(
-            stop.push("nd|> two"),
-            StopOutcome {
-                emit: String::new(),
-                stopped: true
-            }
-        );
-        assert_eq!(
-            stop.push("three"),
-            StopOutcome {
-                emit: String::new(),
-                stopped: true
-            }
-        );
+        assert_eq!(stop.push("nd|> two"), StopOutcome { emit: String::new(), stopped: true });
+        assert_eq!(stop.push("three"), StopOutcome { emit: String::new(), stopped: true });
         assert_eq!(stop.finish(), "");
     }
 
@@ -121,13 +88,7 @@ mod tests {
         let mut stop = matcher(&["é!", "é!!"]);
         assert_eq!(stop.push("caf"), emit("caf"));
         assert_eq!(stop.push("é"), emit(""));
-        assert_eq!(
-            stop.push("s é!!"),
-            StopOutcome {
-                emit: "és ".into(),
-                stopped: true
-            }
-        );
+        assert_eq!(stop.push("s é!!"), StopOutcome { emit: "és ".into(), stopped: true });
     }
 
     #[test]
@@ -145,9 +106,7 @@ mod tests {
     /// The definition: read letter by letter, end at the first letter that completes a stop string.
     fn cut(text: &str, stops: &[String]) -> (String, bool) {
         for end in 0..=text.len() {
-            let ending = stops
-                .iter()
-                .filter(|stop| text[..end].ends_with(stop.as_str()));
+            let ending = stops.iter().filter(|stop| text[..end].ends_with(stop.as_str()));
             if let Some(longest) = ending.map(String::len).max() {
                 return (text[..end - longest].into(), true);
             }

@@ -221,18 +221,8 @@ impl Scheduler {
     }
 
     fn check(&self, request: &SeqRequest) -> Result<(), SubmitError> {
-        let &SeqRequest {
-            id,
-            ref prompt,
-            max_new_tokens,
-            ..
-        } = request;
-        let SchedulerConfig {
-            max_context,
-            max_waiting,
-            num_pages,
-            ..
-        } = self.config;
+        let &SeqRequest { id, ref prompt, max_new_tokens, .. } = request;
+        let SchedulerConfig { max_context, max_waiting, num_pages, .. } = self.config;
         let prompt_tokens = prompt.len();
         if prompt_tokens == 0 {
             return Err(SubmitError::EmptyPrompt);
@@ -245,11 +235,7 @@ impl Scheduler {
         }
         let total = prompt_tokens.saturating_add(max_new_tokens);
         if total > max_context {
-            return Err(SubmitError::ContextTooShort {
-                prompt_tokens,
-                max_new_tokens,
-                max_context,
-            });
+            return Err(SubmitError::ContextTooShort { prompt_tokens, max_new_tokens, max_context });
         }
         // The last sampled token is never computed, so it needs no room.
         let needed_pages = pages_for(total - 1);
@@ -288,10 +274,7 @@ impl Scheduler {
             return false;
         };
         self.in_flight.forget(id);
-        let sequence = self
-            .running
-            .remove(&ticket)
-            .or_else(|| self.waiting.remove(&ticket));
+        let sequence = self.running.remove(&ticket).or_else(|| self.waiting.remove(&ticket));
         let mut sequence = sequence.expect("a ticket is running or waiting");
         sequence.release_pages(&mut self.pool);
         true
@@ -300,17 +283,13 @@ impl Scheduler {
     /// New weights were published for `slot`: prefixes older than `weights_version` are dropped now, and
     /// sequences that still run under such a key neither read nor feed the cache.
     pub fn publish(&mut self, slot: u8, weights_version: u64) {
-        self.cache
-            .drop_version(&mut self.pool, slot, weights_version);
+        self.cache.drop_version(&mut self.pool, slot, weights_version);
     }
 
     /// Prompt and generated tokens of a request.
     pub fn tokens(&self, id: RequestId) -> Option<&[u32]> {
         let ticket = self.tickets.get(&id)?;
-        let sequence = self
-            .running
-            .get(ticket)
-            .or_else(|| self.waiting.get(ticket))?;
+        let sequence = self.running.get(ticket).or_else(|| self.waiting.get(ticket))?;
         Some(&sequence.tokens)
     }
 
@@ -349,15 +328,10 @@ impl Scheduler {
             .chain(self.cache.pages());
         for page in pages {
             refs[page.index()] += 1;
-            assert!(
-                refs[page.index()] <= self.pool.refs(page),
-                "{page:?} has an uncounted holder"
-            );
+            assert!(refs[page.index()] <= self.pool.refs(page), "{page:?} has an uncounted holder");
         }
         let counted: u32 = refs.iter().sum();
-        let claimed: u32 = (0..refs.len() as u32)
-            .map(|page| self.pool.refs(crate::kv::PageId(page)))
-            .sum();
+        let claimed: u32 = (0..refs.len() as u32).map(|page| self.pool.refs(crate::kv::PageId(page))).sum();
         assert_eq!(counted, claimed, "a reference has no holder");
     }
 }

@@ -13,7 +13,7 @@ use super::{RequestId, Scheduler};
 pub struct Plan {
     /// What to compute: at most `max_running` sequences, at most `token_budget` tokens.
     pub seqs: Vec<PlanSeq>,
-    /// Pages to copy before anything is computed.
+    /// Pages to copy before anything is computed, in any order: no source is another one's target.
     pub copies: Vec<PageCopy>,
 }
 
@@ -98,10 +98,7 @@ impl Scheduler {
             self.in_flight.seqs.is_empty() && self.in_flight.copy_sources.is_empty(),
             "commit the previous plan first"
         );
-        let mut draft = Draft {
-            budget: self.config.token_budget,
-            ..Draft::default()
-        };
+        let mut draft = Draft { budget: self.config.token_budget, ..Draft::default() };
         self.plan_running(&mut draft, |remaining| remaining == 1);
         self.plan_running(&mut draft, |remaining| remaining > 1);
         self.admit(&mut draft);
@@ -127,18 +124,9 @@ impl Scheduler {
             let Some(promise) = promised.remove(&id) else {
                 continue;
             };
-            assert!(
-                promise.sample,
-                "{id:?} is not at its last token: nothing to sample"
-            );
-            let sequence = self
-                .running
-                .get_mut(&promise.ticket)
-                .expect("planned sequences run");
-            assert!(
-                sequence.tokens.len() < sequence.limit,
-                "{id:?} has all its tokens: finish it"
-            );
+            assert!(promise.sample, "{id:?} is not at its last token: nothing to sample");
+            let sequence = self.running.get_mut(&promise.ticket).expect("planned sequences run");
+            assert!(sequence.tokens.len() < sequence.limit, "{id:?} has all its tokens: finish it");
             sequence.tokens.push(token);
         }
         for (id, promise) in promised {
@@ -148,17 +136,12 @@ impl Scheduler {
 
     /// Marks tokens as computed and shares the pages that became full.
     fn settle(&mut self, ticket: Ticket, computed: usize) {
-        let sequence = self
-            .running
-            .get_mut(&ticket)
-            .expect("planned sequences run");
+        let sequence = self.running.get_mut(&ticket).expect("planned sequences run");
         let before = sequence.full_pages();
         sequence.computed = computed;
         let full = sequence.full_pages();
         if self.config.prefix_cache && full > before {
-            let Sequence {
-                key, tokens, pages, ..
-            } = sequence;
+            let Sequence { key, tokens, pages, .. } = sequence;
             let (tokens, pages) = (&tokens[..full * PAGE_SIZE], &mut pages[..full]);
             self.cache.insert(&mut self.pool, *key, tokens, pages);
         }
@@ -192,11 +175,7 @@ impl Scheduler {
             pages: sequence.pages[..pages_for(end)].to_vec(),
             sample,
         });
-        let promise = Promise {
-            ticket,
-            computed: end,
-            sample,
-        };
+        let promise = Promise { ticket, computed: end, sample };
         self.in_flight.seqs.insert(sequence.id, promise);
     }
 
@@ -213,10 +192,7 @@ impl Scheduler {
                 continue;
             }
             let (youngest, mut victim) = self.running.pop_last().expect("one runs");
-            assert!(
-                !self.running.is_empty(),
-                "submit refuses what does not fit the pool alone"
-            );
+            assert!(!self.running.is_empty(), "submit refuses what does not fit the pool alone");
             victim.release_pages(&mut self.pool);
             victim.preempted = true;
             victim.stepped_aside = false;
@@ -258,18 +234,21 @@ impl Scheduler {
         }
     }
 
-    /// Whether this step computes pages that `sequence` could share instead of computing them as well.
-    /// Budget is left for it, so every prefill planned so far completes in this step: one step is enough.
+    /// Whether this step computes pages that `sequence` could share, and most of what it lacks: a step's
+    /// delay is not worth a chat template's first words. Budget is left for it, so every prefill planned
+    /// so far completes in this step: one step is enough.
     fn steps_aside(&self, sequence: &Sequence, prefills: &[Ticket]) -> bool {
         if sequence.stepped_aside || !self.shares(sequence) {
             return false;
         }
         let leaders = prefills.iter().map(|ticket| &self.running[ticket]);
-        let shareable = leaders
-            .map(|leader| sequence.shareable_with(leader))
-            .max()
-            .unwrap_or(0);
-        shareable > 0 && shareable > self.cache.peek(sequence.key, &sequence.tokens)
+        let shareable = leaders.map(|leader| sequence.shareable_with(leader)).max().unwrap_or(0);
+        if shareable == 0 {
+            return false;
+        }
+        let cached = self.cache.peek(sequence.key, &sequence.tokens);
+        let lacking = sequence.tokens.len() - cached;
+        2 * shareable.saturating_sub(cached) > lacking
     }
 
     /// Whether `sequence` takes part in prefix sharing.
@@ -282,9 +261,7 @@ impl Scheduler {
     fn reserve(&mut self, sequence: &mut Sequence, copies: &mut Vec<PageCopy>) -> bool {
         let mut found = PrefixMatch::default();
         if self.shares(sequence) {
-            found = self
-                .cache
-                .match_prefix(&mut self.pool, sequence.key, &sequence.tokens);
+            found = self.cache.match_prefix(&mut self.pool, sequence.key, &sequence.tokens);
         }
         let fresh = pages_for(sequence.tokens.len()) - found.pages.len();
         let wanted = fresh + self.headroom(sequence);
@@ -306,17 +283,10 @@ impl Scheduler {
         sequence.computed = found.tokens();
         sequence.pages = found.pages;
         for index in 0..fresh {
-            let page = self
-                .pool
-                .allocate()
-                .expect("available pages are free after eviction");
+            let page = self.pool.allocate().expect("available pages are free after eviction");
             sequence.pages.push(page);
             if let Some(Tail { page: src, tokens }) = found.tail.filter(|_| index == 0) {
-                copies.push(PageCopy {
-                    src,
-                    dst: page,
-                    tokens,
-                });
+                copies.push(PageCopy { src, dst: page, tokens });
                 self.in_flight.copy_sources.push(src);
                 self.counters.copied_pages += 1;
             }

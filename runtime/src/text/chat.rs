@@ -4,12 +4,13 @@ use std::path::Path;
 
 use minijinja::value::{Kwargs, Serde, Value as JinjaValue, ValueKind};
 use minijinja::{Environment, ErrorKind, Output, State, syntax::SyntaxConfig};
+use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::python::{self, JsonStyle};
-use super::tokenizer::Tokenizer;
 use super::strftime;
+use super::tokenizer::Tokenizer;
 use crate::weights::gguf::GgufFile;
 use crate::{Error, Result};
 
@@ -113,7 +114,8 @@ impl ChatTemplate {
             name: String,
             template: String,
         }
-        let named = Vec::<Named>::deserialize(named).map_err(|e| Error::bad_key(path, "chat_template", "malformed", e.to_string()))?;
+        let named = Vec::<Named>::deserialize(named)
+            .map_err(|e| Error::bad_key(path, "chat_template", "malformed", e.to_string()))?;
         let find = |name: &str| named.iter().find(|n| n.name == name).map(|n| n.template.as_str());
         let Some(default) = find("default") else {
             return Err(Error::missing_key(path, "chat_template: name = \"default\""));
@@ -165,7 +167,7 @@ fn add_template(environment: &mut Environment<'static>, name: &'static str, sour
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().unwrap_or_default());
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(python_method);
     environment.set_formatter(format_value);
     environment.add_filter("tojson", to_json);
     environment.add_function("raise_exception", |message: String| -> Result<JinjaValue, minijinja::Error> {
@@ -173,6 +175,19 @@ fn environment() -> Environment<'static> {
     });
     environment.add_function("strftime_now", |format: String| strftime::now(&format).map_err(invalid));
     environment
+}
+
+/// Methods of Python's strings, lists and dictionaries.
+fn python_method(
+    state: &mut State,
+    value: &JinjaValue,
+    method: &str,
+    args: &[JinjaValue],
+) -> Result<JinjaValue, minijinja::Error> {
+    match (value.as_str(), method) {
+        (Some(text), "title") if args.is_empty() => Ok(python::title(text).into()),
+        _ => unknown_method_callback(state, value, method, args),
+    }
 }
 
 fn invalid(message: impl Into<String>) -> minijinja::Error {
@@ -247,25 +262,34 @@ mod tests {
 
     fn render(source: &str) -> Result<String> {
         let messages = [Message::new("user", "<é> \"q\"")];
-        let extra = Map::from_iter([("flag".into(), json!(true)), ("number".into(), json!(1e-5)), ("list".into(), json!(["a", null, 1.0]))]);
+        let extra = Map::from_iter([
+            ("flag".into(), json!(true)),
+            ("number".into(), json!(1e-5)),
+            ("list".into(), json!(["a", null, 1.0])),
+        ]);
         ChatTemplate::new(source, None)?.render(&messages, true, None, &extra)
     }
 
     #[test]
     fn prints_as_python_does() {
-        let got = render("{{ flag }} {{ number }} {{ list }} {{ none }} {{ nothing }}|{{ messages[0] | tojson }}").unwrap();
+        let got =
+            render("{{ flag }} {{ number }} {{ list }} {{ none }} {{ nothing }}|{{ messages[0] | tojson }}").unwrap();
         assert_eq!(got, r#"True 1e-05 ['a', None, 1.0] None |{"role": "user", "content": "<é> \"q\""}"#);
     }
 
     #[test]
     fn generation_blocks_keep_their_whitespace_control() {
-        let got = render("a\n{%- generation -%}\n b \n{%- endgeneration %}\nc {% generation %}d{% endgeneration %}").unwrap();
+        let got =
+            render("a\n{%- generation -%}\n b \n{%- endgeneration %}\nc {% generation %}d{% endgeneration %}").unwrap();
         assert_eq!(got, "ab c d".replacen("b ", "b", 1));
     }
 
     #[test]
     fn loop_controls_and_raise_exception() {
-        assert_eq!(render("{% for x in [1, 2, 3] %}{% if x == 2 %}{% break %}{% endif %}{{ x }}{% endfor %}").unwrap(), "1");
+        assert_eq!(
+            render("{% for x in [1, 2, 3] %}{% if x == 2 %}{% break %}{% endif %}{{ x }}{% endfor %}").unwrap(),
+            "1"
+        );
         let message = render("{{ raise_exception('roles must alternate') }}").unwrap_err().to_string();
         assert!(message.contains("roles must alternate"), "{message}");
         assert!(render("{% if %}").is_err());

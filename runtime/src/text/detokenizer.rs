@@ -67,7 +67,9 @@ impl Detokenizer {
         let State::Window { window, emitted, context } = &mut self.state else { return Ok(None) };
         let text = self.tokenizer.decode(window, self.skip_special)?;
         let Some(new) = text.strip_prefix(context.as_str()) else {
-            return Err(Error::Tokenizer(format!("its decoder turns {context:?} into {text:?} when tokens follow, so text cannot be streamed")));
+            return Err(Error::Tokenizer(format!(
+                "its decoder turns {context:?} into {text:?} when tokens follow, so text cannot be streamed"
+            )));
         };
         if new.is_empty() {
             return Ok(None);

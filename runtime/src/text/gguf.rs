@@ -39,7 +39,10 @@ impl<'a> Vocab<'a> {
         let tokens = file.array("tokenizer.ggml.tokens")?;
         let types = file.array("tokenizer.ggml.token_type")?;
         if types.len() != tokens.len() {
-            return Err(Error::bad_file(file.path(), format!("{} tokens, but {} token types", tokens.len(), types.len())));
+            return Err(Error::bad_file(
+                file.path(),
+                format!("{} tokens, but {} token types", tokens.len(), types.len()),
+            ));
         }
         let mut seen = HashMap::with_capacity(tokens.len());
         let mut vocab = Vec::with_capacity(tokens.len());
@@ -97,8 +100,12 @@ fn config(file: &GgufFile, vocab: &Vocab) -> Result<Map<String, Value>> {
     let mut config = Map::new();
     config.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
     config.insert("clean_up_tokenization_spaces".into(), json!(false));
-    config.insert("model_max_length".into(), json!(file.usize(&format!("{}.context_length", file.str("general.architecture")?))?));
-    for (key, name) in [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")] {
+    config.insert(
+        "model_max_length".into(),
+        json!(file.usize(&format!("{}.context_length", file.str("general.architecture")?))?),
+    );
+    for (key, name) in [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")]
+    {
         if let Some((_, token)) = vocab.named(file, &format!("tokenizer.ggml.{name}_token_id"))? {
             config.insert(key.into(), json!(token));
         }
@@ -116,12 +123,8 @@ struct PreTokenizer {
 }
 
 fn pre_tokenizer(file: &GgufFile) -> Result<PreTokenizer> {
-    let byte_level = |use_regex: bool| {
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
-    };
-    let split = |pattern: &str| {
-        json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})
-    };
+    let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+    let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
     let plain = |steps| PreTokenizer { normalizer: Value::Null, steps, ignore_merges: false, add_bos: false };
     Ok(match file.str("tokenizer.ggml.pre")? {
         "gpt-2" => plain(vec![byte_level(true)]),
@@ -144,26 +147,33 @@ fn pre_tokenizer(file: &GgufFile) -> Result<PreTokenizer> {
             ..plain(vec![split(&cl100k(r"\p{N}{1,3}")), byte_level(false)])
         },
         other => {
-            return Err(Error::unsupported(file.path(), "tokenizer.ggml.pre", other, "default, gpt-2, smollm, qwen2, llama-bpe"));
+            return Err(Error::unsupported(
+                file.path(),
+                "tokenizer.ggml.pre",
+                other,
+                "default, gpt-2, smollm, qwen2, llama-bpe",
+            ));
         }
     })
 }
 
 /// tiktoken's cl100k pattern with the family's rule for digits.
 fn cl100k(digits: &str) -> String {
-    format!(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    format!(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
 }
 
 fn byte_level(file: &GgufFile, vocab: &Vocab) -> Result<Value> {
     let pre = pre_tokenizer(file)?;
     let mut merges = Vec::new();
     for (rank, merge) in file.array("tokenizer.ggml.merges")?.iter().enumerate() {
-        // Pieces never contain a space of their own, except as the first character of the right one.
-        let pair = merge.as_str().and_then(|m| m.get(1..)?.find(' ').map(|at| m.split_at(at + 1)));
-        let Some((left, right)) = pair else {
+        // Byte-level pieces spell a space as U+0120, so the one real space separates them.
+        let pair = merge.as_str().and_then(|m| m.split_once(' '));
+        let Some((left, right)) = pair.filter(|(l, r)| !l.is_empty() && !r.is_empty() && !r.contains(' ')) else {
             return Err(Error::bad_file(file.path(), format!("merge {rank} is {merge:?}, not two pieces")));
         };
-        merges.push(json!([left, &right[1..]]));
+        merges.push(json!([left, right]));
     }
     Ok(json!({
         "version": "1.0",
@@ -184,9 +194,10 @@ fn byte_level(file: &GgufFile, vocab: &Vocab) -> Result<Value> {
 
 /// SentencePiece's BPE as transformers converts it: spaces become U+2581, unknown characters bytes.
 fn sentencepiece(file: &GgufFile, vocab: &Vocab) -> Result<Value> {
-    let Some((_, unknown)) = vocab.named(file, "tokenizer.ggml.unknown_token_id")?.or_else(|| {
-        vocab.tokens.iter().find(|t| t.2 == UNKNOWN).map(|&(id, token, _)| (id, token))
-    }) else {
+    let Some((_, unknown)) = vocab
+        .named(file, "tokenizer.ggml.unknown_token_id")?
+        .or_else(|| vocab.tokens.iter().find(|t| t.2 == UNKNOWN).map(|&(id, token, _)| (id, token)))
+    else {
         return Err(Error::missing_key(file.path(), "tokenizer.ggml.unknown_token_id"));
     };
     let byte_fallback = vocab.tokens.iter().filter(|t| t.2 == BYTE).count() == 256;
@@ -252,7 +263,10 @@ fn post_processor(file: &GgufFile, vocab: &Vocab, add_bos: bool) -> Result<Value
     let mut single = vec![json!({"Sequence": {"id": "A", "type_id": 0}})];
     let mut pair = vec![json!({"Sequence": {"id": "A", "type_id": 0}}), json!({"Sequence": {"id": "B", "type_id": 1}})];
     let mut special = Map::new();
-    let wanted = [("bos", file.bool_or("tokenizer.ggml.add_bos_token", add_bos)?), ("eos", file.bool_or("tokenizer.ggml.add_eos_token", false)?)];
+    let wanted = [
+        ("bos", file.bool_or("tokenizer.ggml.add_bos_token", add_bos)?),
+        ("eos", file.bool_or("tokenizer.ggml.add_eos_token", false)?),
+    ];
     for (name, _) in wanted.iter().filter(|(_, add)| *add) {
         let key = format!("tokenizer.ggml.{name}_token_id");
         let Some((id, token)) = vocab.named(file, &key)? else {

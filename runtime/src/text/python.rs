@@ -153,6 +153,21 @@ fn string_repr(text: &str) -> String {
     out
 }
 
+/// `str.title()`: a letter that follows no letter is a capital, also behind an apostrophe.
+pub(super) fn title(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut in_word = false;
+    for c in text.chars() {
+        if in_word {
+            out.extend(c.to_lowercase());
+        } else {
+            out.extend(c.to_uppercase());
+        }
+        in_word = c.is_alphabetic();
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -180,6 +195,9 @@ mod tests {
             repr(&value),
             r#"{'b': [1, 1.0, 1e-05, 1e+16, 0.1, -2.5e+22, []], 'a': {'é\x01': None, 'q': "it's", 't': True, 'e': {}}}"#
         );
-        assert_eq!((float_repr(0.0), float_repr(-0.0), float_repr(1e-4)), ("0.0".into(), "-0.0".into(), "0.0001".into()));
+        assert_eq!(
+            (float_repr(0.0), float_repr(-0.0), float_repr(1e-4)),
+            ("0.0".into(), "-0.0".into(), "0.0001".into())
+        );
     }
 }

@@ -3,7 +3,18 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
 const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
@@ -38,7 +49,9 @@ fn at(seconds: u64, format: &str) -> Result<String, String> {
             Some('M') => format!("{:02}", second / 60 % 60),
             Some('S') => format!("{:02}", second % 60),
             Some('%') => "%".to_owned(),
-            other => return Err(format!("strftime_now: \"%{}\" is not known", other.map(String::from).unwrap_or_default())),
+            other => {
+                return Err(format!("strftime_now: \"%{}\" is not known", other.map(String::from).unwrap_or_default()));
+            }
         };
         out.push_str(&text);
     }

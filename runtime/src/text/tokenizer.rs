@@ -39,7 +39,8 @@ impl Tokenizer {
 
     /// From the parsed contents of the two files.
     pub(super) fn from_json(tokenizer: &Value, config: Map<String, Value>) -> Result<Self> {
-        let inner = tokenizers::Tokenizer::from_bytes(tokenizer.to_string()).map_err(|e| Error::Tokenizer(e.to_string()))?;
+        let inner =
+            tokenizers::Tokenizer::from_bytes(tokenizer.to_string()).map_err(|e| Error::Tokenizer(e.to_string()))?;
         Ok(Self::new(inner, config))
     }
 
@@ -108,7 +109,11 @@ impl Tokenizer {
     /// Every `*_token` of the configuration with its spelling, for chat templates.
     pub(crate) fn named_tokens(&self) -> Map<String, Value> {
         let named = |(key, value): (&String, &Value)| Some((key.clone(), json!(spelling(value)?)));
-        self.config.iter().filter(|(key, _)| key.ends_with("_token") && !key.starts_with("add_")).filter_map(named).collect()
+        self.config
+            .iter()
+            .filter(|(key, _)| key.ends_with("_token") && !key.starts_with("add_"))
+            .filter_map(named)
+            .collect()
     }
 
     /// Sum (SHA-256, hexadecimal) over vocabulary, merges, added tokens and normaliser: equal for two
@@ -161,7 +166,12 @@ fn add_configured_tokens(inner: &mut tokenizers::Tokenizer, config: &Map<String,
         match inner.token_to_id(content) {
             Some(known) if known == id && inner.get_added_vocabulary().get_vocab().contains_key(content) => {}
             Some(known) if known != id => {
-                return Err(Error::bad_key(path, "added_tokens_decoder", format!("{id} = {content:?}"), format!("tokenizer.json has it as {known}")));
+                return Err(Error::bad_key(
+                    path,
+                    "added_tokens_decoder",
+                    format!("{id} = {content:?}"),
+                    format!("tokenizer.json has it as {known}"),
+                ));
             }
             _ => missing.push((id, added_token(content, entry))),
         }
@@ -174,7 +184,12 @@ fn add_configured_tokens(inner: &mut tokenizers::Tokenizer, config: &Map<String,
         let added = if special { inner.add_special_tokens(tokens) } else { inner.add_tokens(tokens) };
         added.map_err(|e| Error::Tokenizer(e.to_string()))?;
         if inner.token_to_id(&content) != Some(id) {
-            return Err(Error::bad_key(path, "added_tokens_decoder", format!("{id} = {content:?}"), "ids must continue those of tokenizer.json"));
+            return Err(Error::bad_key(
+                path,
+                "added_tokens_decoder",
+                format!("{id} = {content:?}"),
+                "ids must continue those of tokenizer.json",
+            ));
         }
     }
     Ok(())

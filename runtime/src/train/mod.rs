@@ -1,8 +1,16 @@
 //! Training through the runtime: what a loss sees and returns.
 
+mod batch;
+mod session;
+
 use std::collections::BTreeMap;
 
 use autograd::{Tape, Tensor};
+
+pub(crate) use session::TrainSession;
+
+use crate::engine::SlotEngine;
+use crate::request::{TrainReport, TrainRequest};
 
 /// The rows of one micro-batch that predict completion tokens, N in all.
 pub struct LossBatch<'a> {
@@ -14,8 +22,10 @@ pub struct LossBatch<'a> {
     pub teacher: Option<(&'a Tensor, &'a Tensor)>,
     /// The completion tokens, N.
     pub targets: &'a [u32],
-    /// Their log-probabilities when they were sampled; empty when the batch was not sampled.
+    /// Their log-probabilities at the sampling temperature when they were sampled; empty when the batch was not.
     pub sampled_logprobs: &'a [f32],
+    /// The same at temperature 1.
+    pub raw_logprobs: &'a [f32],
     /// Weight of each row divided by the step's normalizer, N.
     pub weights: &'a [f32],
 }
@@ -41,4 +51,17 @@ pub trait Loss: Send + Sync {
     /// # Errors
     /// What the ops refuse.
     fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> crate::Result<LossValue>;
+}
+
+/// A micro-batch without gradients, with the weights that requests are answered with.
+pub(crate) fn evaluate(
+    request: &TrainRequest,
+    student: &SlotEngine,
+    teacher: Option<&SlotEngine>,
+) -> crate::Result<TrainReport> {
+    if request.backward {
+        return Err(crate::Error::Request("this runtime was started without training".to_owned()));
+    }
+    let (report, _) = batch::run(request, student, teacher, student.serving(), batch::Watch::Nothing)?;
+    Ok(report)
 }

@@ -65,7 +65,10 @@ impl SafetensorsWeights {
         if path.join(SINGLE).is_file() {
             return Self::open_single(path, &path.join(SINGLE));
         }
-        Err(Error::bad_file(path, format!("neither {SINGLE} nor {INDEX} is here; weights in other formats must be converted to safetensors")))
+        Err(Error::bad_file(
+            path,
+            format!("neither {SINGLE} nor {INDEX} is here; weights in other formats must be converted to safetensors"),
+        ))
     }
 
     fn new(path: &Path) -> Self {
@@ -85,8 +88,7 @@ impl SafetensorsWeights {
     fn open_sharded(dir: &Path) -> Result<Self> {
         let index_path = dir.join(INDEX);
         let text = std::fs::read(&index_path).map_err(Error::io(&index_path))?;
-        let index: Index =
-            serde_json::from_slice(&text).map_err(|e| Error::bad_file(&index_path, e.to_string()))?;
+        let index: Index = serde_json::from_slice(&text).map_err(|e| Error::bad_file(&index_path, e.to_string()))?;
         let mut weights = Self::new(dir);
         for shard in index.weight_map.values().collect::<BTreeSet<_>>() {
             if Path::new(shard).components().count() != 1 || shard.contains("..") {
@@ -94,13 +96,19 @@ impl SafetensorsWeights {
             }
             let shard_path = dir.join(shard);
             if !shard_path.is_file() {
-                return Err(Error::bad_file(&index_path, format!("shard \"{shard}\" is missing from {}", dir.display())));
+                return Err(Error::bad_file(
+                    &index_path,
+                    format!("shard \"{shard}\" is missing from {}", dir.display()),
+                ));
             }
             let (data, mut header) = open_file(&shard_path)?;
             let file = weights.files.len();
             for (name, _) in index.weight_map.iter().filter(|(_, s)| *s == shard) {
                 let Some((dtype, shape, bytes)) = header.remove(name) else {
-                    return Err(Error::bad_file(&shard_path, format!("tensor \"{name}\" is not here, though {INDEX} says so")));
+                    return Err(Error::bad_file(
+                        &shard_path,
+                        format!("tensor \"{name}\" is not here, though {INDEX} says so"),
+                    ));
                 };
                 weights.insert(name.clone(), shape, Place { file, dtype, bytes });
             }
@@ -130,7 +138,10 @@ fn parse_header(path: &Path, file: &[u8]) -> Result<Header> {
     };
     let length = u64::from_le_bytes(*length);
     let Some(json) = usize::try_from(length).ok().and_then(|n| rest.get(..n)) else {
-        return Err(bad(format!("a header of {length} bytes does not fit a file of {}: truncated, or not safetensors", file.len())));
+        return Err(bad(format!(
+            "a header of {length} bytes does not fit a file of {}: truncated, or not safetensors",
+            file.len()
+        )));
     };
     let mut entries: BTreeMap<String, serde_json::Value> =
         serde_json::from_slice(json).map_err(|e| bad(format!("header: {e}")))?;
@@ -144,12 +155,19 @@ fn parse_header(path: &Path, file: &[u8]) -> Result<Header> {
             serde_json::from_value(entry).map_err(|e| bad(format!("header of tensor \"{name}\": {e}")))?;
         let [start, end] = entry.data_offsets;
         if start > end || end > data_len {
-            return Err(bad(format!("tensor \"{name}\" lies at {start}..{end} of {data_len} data bytes: truncated or corrupt")));
+            return Err(bad(format!(
+                "tensor \"{name}\" lies at {start}..{end} of {data_len} data bytes: truncated or corrupt"
+            )));
         }
         if let Some(format) = format_of(&entry.dtype) {
             let want = entry.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).and_then(|n| format.bytes_for(n));
             if want != Some(end - start) {
-                return Err(bad(format!("tensor \"{name}\" of shape {:?} {} has {} bytes", entry.shape, entry.dtype, end - start)));
+                return Err(bad(format!(
+                    "tensor \"{name}\" of shape {:?} {} has {} bytes",
+                    entry.shape,
+                    entry.dtype,
+                    end - start
+                )));
             }
         }
         header.insert(name, (entry.dtype, entry.shape, data_start + start..data_start + end));
@@ -165,7 +183,10 @@ fn check_covered(path: &Path, header: &Header, data: Range<usize>) -> Result<()>
     let mut at = data.start;
     for (start, end, name) in ranges {
         if start != at {
-            return Err(Error::bad_file(path, format!("tensor \"{name}\" starts at byte {start}, but the one before it ends at {at}")));
+            return Err(Error::bad_file(
+                path,
+                format!("tensor \"{name}\" starts at byte {start}, but the one before it ends at {at}"),
+            ));
         }
         at = end;
     }
@@ -194,7 +215,12 @@ impl WeightSource for SafetensorsWeights {
         let place = &self.places[name];
         let file = &self.files[place.file];
         let Some(format) = format_of(&place.dtype) else {
-            return Err(Error::unsupported(&file.path, "dtype", format!("{} of tensor {name}", place.dtype), "F32, F16, BF16"));
+            return Err(Error::unsupported(
+                &file.path,
+                "dtype",
+                format!("{} of tensor {name}", place.dtype),
+                "F32, F16, BF16",
+            ));
         };
         let row_bytes = row_len(shape) * format.block_bytes;
         let start = place.bytes.start + rows.start * row_bytes;

@@ -40,7 +40,12 @@ impl GgufFile {
         if let Some(parts) = metadata.get("split.count").and_then(Value::as_u64)
             && parts > 1
         {
-            return Err(Error::unsupported(path, "split file of", format!("{parts} parts"), "one file; join them with llama-gguf-split --merge"));
+            return Err(Error::unsupported(
+                path,
+                "split file of",
+                format!("{parts} parts"),
+                "one file; join them with llama-gguf-split --merge",
+            ));
         }
         let tensors = tensors(&mut cursor, tensor_count, &metadata)?;
         Ok(Self { path: path.to_owned(), metadata, tensors, map })
@@ -158,7 +163,14 @@ fn tensors(cursor: &mut Cursor, count: usize, metadata: &BTreeMap<String, Value>
         None => 32,
         Some(value) => match value.as_u64().and_then(|v| usize::try_from(v).ok()) {
             Some(v) if v.is_power_of_two() => v,
-            _ => return Err(Error::bad_key(cursor.path, "general.alignment", format_args!("{value:?}"), "a power of two is needed")),
+            _ => {
+                return Err(Error::bad_key(
+                    cursor.path,
+                    "general.alignment",
+                    format_args!("{value:?}"),
+                    "a power of two is needed",
+                ));
+            }
         },
     };
     let mut tensors = (0..count).map(|_| tensor(cursor, alignment)).collect::<Result<Vec<_>>>()?;
@@ -169,7 +181,12 @@ fn tensors(cursor: &mut Cursor, count: usize, metadata: &BTreeMap<String, Value>
         let (Some(start), Some(end)) = (place(t.start), place(t.end)) else {
             return Err(Error::bad_file(
                 cursor.path,
-                format!("tensor \"{}\" needs {} bytes at {} of {len} in the file: truncated or corrupt", t.name, t.end - t.start, data_start.saturating_add(t.start)),
+                format!(
+                    "tensor \"{}\" needs {} bytes at {} of {len} in the file: truncated or corrupt",
+                    t.name,
+                    t.end - t.start,
+                    data_start.saturating_add(t.start)
+                ),
             ));
         };
         (t.start, t.end) = (start, end);
@@ -199,7 +216,8 @@ fn tensor(cursor: &mut Cursor, alignment: usize) -> Result<TensorInfo> {
         Some((dims, start, start.checked_add(bytes)?))
     };
     let Some((dims, start, end)) = sized() else {
-        return Err(cursor.error(format!("tensor \"{name}\" of shape {dims:?} {} at offset {offset} is malformed", format.name)));
+        return Err(cursor
+            .error(format!("tensor \"{name}\" of shape {dims:?} {} at offset {offset} is malformed", format.name)));
     };
     Ok(TensorInfo { name, dims, format, start, end })
 }

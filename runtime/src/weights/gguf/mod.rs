@@ -42,13 +42,15 @@ impl GgufWeights {
                 continue;
             }
             let Some(name) = names::hugging_face_name(&info.name) else {
-                return Err(Error::unsupported(file.path(), "tensor", &info.name, "the tensors of llama, qwen2 and qwen3 decoders"));
+                return Err(Error::unsupported(
+                    file.path(),
+                    "tensor",
+                    &info.name,
+                    "the tensors of llama, qwen2 and qwen3 decoders",
+                ));
             };
             let shape: Vec<usize> = info.dims.iter().rev().copied().collect();
-            let interleaved = (family == Family::Llama)
-                .then(|| heads_of(&file, &name, &shape))
-                .transpose()?
-                .flatten();
+            let interleaved = (family == Family::Llama).then(|| heads_of(&file, &name, &shape)).transpose()?.flatten();
             if weights.shapes.insert(name.clone(), shape).is_some() {
                 return Err(Error::bad_file(file.path(), format!("two tensors are both \"{name}\"")));
             }
@@ -85,7 +87,10 @@ fn heads_of(file: &GgufFile, name: &str, shape: &[usize]) -> Result<Option<usize
     let heads = file.usize(key)?;
     let head_dim = shape[0].checked_div(heads).unwrap_or(0);
     if head_dim * heads != shape[0] || head_dim % 2 != 0 || head_dim == 0 {
-        return Err(Error::bad_file(file.path(), format!("tensor \"{name}\" has {} rows, not {heads} heads of an even width ({key})", shape[0])));
+        return Err(Error::bad_file(
+            file.path(),
+            format!("tensor \"{name}\" has {} rows, not {heads} heads of an even width ({key})", shape[0]),
+        ));
     }
     Ok(Some(head_dim))
 }
@@ -114,7 +119,12 @@ impl WeightSource for GgufWeights {
         let Place { info, interleaved } = &self.places[name];
         let (bytes, row_len) = (self.file.bytes(info), row_len(shape));
         let Some(row_bytes) = info.format.bytes_for(row_len) else {
-            return Err(Error::unsupported(self.path(), "vector format", format!("{} of {name}", info.format.name), "F32, F16, BF16"));
+            return Err(Error::unsupported(
+                self.path(),
+                "vector format",
+                format!("{} of {name}", info.format.name),
+                "F32, F16, BF16",
+            ));
         };
         let mut out = vec![0.0; rows.len() * row_len];
         if row_len > 0 {

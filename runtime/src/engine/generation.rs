@@ -1,0 +1,130 @@
+//! One request's way from logits to text.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use crate::request::{FinishReason, GenerateEvent, GenerateRequest, TokenEvent};
+use crate::sampler::{RngKey, Sampled, SamplingError, SamplingParams, Scratch, StopMatcher, TokenHistory, sample};
+use crate::text::{Detokenizer, Tokenizer};
+use crate::{Error, Result};
+
+/// State of a running generation.
+pub(super) struct Generation {
+    params: SamplingParams,
+    index: u64,
+    prompt_len: usize,
+    history: TokenHistory,
+    text: Option<(Detokenizer, StopMatcher)>,
+    events: Sender<GenerateEvent>,
+    /// Prompt tokens that the first step did not compute; `None` before it.
+    cached_tokens: Option<usize>,
+}
+
+/// Whether a generation goes on.
+pub(super) enum Progress {
+    Continues,
+    Ended(FinishReason),
+}
+
+impl Generation {
+    pub(super) fn new(
+        request: GenerateRequest,
+        tokenizer: Option<&Arc<Tokenizer>>,
+        events: Sender<GenerateEvent>,
+    ) -> Result<Self> {
+        let missing =
+            || Error::Request("text or stop strings were asked for, but the model has no tokenizer".to_owned());
+        let wants_text = request.text || !request.params.stop.is_empty();
+        let text = wants_text.then(|| -> Result<_> {
+            let tokenizer = tokenizer.ok_or_else(missing)?;
+            Ok((Detokenizer::new(tokenizer.clone(), true), StopMatcher::new(&request.params.stop)))
+        });
+        Ok(Self {
+            history: TokenHistory::new(&request.prompt),
+            prompt_len: request.prompt.len(),
+            index: request.index,
+            params: request.params,
+            text: text.transpose()?,
+            events,
+            cached_tokens: None,
+        })
+    }
+
+    /// The first planned step begins at position `start`.
+    pub(super) fn started(&mut self, start: usize) {
+        self.cached_tokens.get_or_insert(start);
+    }
+
+    /// Draws the next token.
+    pub(super) fn draw(&self, logits: &[f32], eos: &[u32]) -> Result<Sampled, SamplingError> {
+        let position = (self.prompt_len + self.history.generated()) as u64;
+        let key = RngKey { seed: self.params.seed, request: self.index, position };
+        sample(logits, &self.params, eos, &self.history, key, &mut Scratch::default())
+    }
+
+    /// Takes the drawn token: text, stop conditions, event.
+    pub(super) fn push(&mut self, sampled: Sampled, eos: &[u32], version: u64) -> Progress {
+        let token = sampled.token;
+        self.history.push(token);
+        let stop_id = (!self.params.ignore_eos && eos.contains(&token)) || self.params.stop_token_ids.contains(&token);
+        let (text, stop_text) = match self.advance_text((!stop_id).then_some(token)) {
+            Ok(advanced) => advanced,
+            Err(e) => return self.fail(e),
+        };
+        let event = TokenEvent {
+            token,
+            logprob: sampled.logprob.into(),
+            sampling_logprob: sampled.sampling_logprob.into(),
+            top: sampled.top.iter().map(|&(id, l)| (id, l.into())).collect(),
+            given: sampled.given.iter().map(|&l| l.into()).collect(),
+            text,
+            version,
+        };
+        if self.events.send(GenerateEvent::Token(event)).is_err() {
+            return Progress::Ended(FinishReason::Cancelled);
+        }
+        if stop_id || stop_text {
+            self.end(FinishReason::Stop)
+        } else if self.history.generated() >= self.params.max_tokens {
+            self.end(FinishReason::Length)
+        } else {
+            Progress::Continues
+        }
+    }
+
+    /// Text that is certain now, and whether a stop string is complete. A stop token is not part of the text.
+    fn advance_text(&mut self, token: Option<u32>) -> Result<(String, bool)> {
+        let (Some((detokenizer, stops)), Some(token)) = (&mut self.text, token) else {
+            return Ok((String::new(), false));
+        };
+        let Some(text) = detokenizer.push(token)? else { return Ok((String::new(), false)) };
+        let outcome = stops.push(&text);
+        Ok((outcome.emit, outcome.stopped))
+    }
+
+    fn end(&mut self, reason: FinishReason) -> Progress {
+        let text = match self.rest_of_text() {
+            Ok(text) => text,
+            Err(e) => return self.fail(e),
+        };
+        let done = GenerateEvent::Done { reason, text, cached_tokens: self.cached_tokens.unwrap_or(0) };
+        // Nobody listens any more: the request is over in any case.
+        drop(self.events.send(done));
+        Progress::Ended(reason)
+    }
+
+    fn rest_of_text(&mut self) -> Result<String> {
+        let Some((detokenizer, stops)) = &mut self.text else { return Ok(String::new()) };
+        let mut text = match detokenizer.flush()? {
+            Some(rest) => stops.push(&rest).emit,
+            None => String::new(),
+        };
+        text.push_str(&stops.finish());
+        Ok(text)
+    }
+
+    pub(super) fn fail(&mut self, error: Error) -> Progress {
+        drop(self.events.send(GenerateEvent::Failed(error)));
+        Progress::Ended(FinishReason::Cancelled)
+    }
+}

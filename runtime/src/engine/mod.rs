@@ -1,0 +1,138 @@
+//! The engine: the one thread that owns the device and answers all work in order of arrival.
+//!
+//! Generations of a slot share its continuous batch; scoring and training steps run between two steps of it.
+
+mod generation;
+mod score;
+mod slot;
+
+use std::sync::mpsc::{Receiver, TryRecvError};
+
+use crate::handle::{Reply, Work};
+use crate::request::{RuntimeSpec, RuntimeStats, Slot};
+use crate::train::TrainSession;
+use crate::{Error, Result};
+
+pub(crate) use slot::SlotEngine;
+
+/// Everything on the device.
+pub(crate) struct Engine {
+    student: SlotEngine,
+    teacher: Option<SlotEngine>,
+    training: Option<TrainSession>,
+}
+
+impl Engine {
+    /// Loads the models. When student and teacher are the same layers of the same files, the weights are loaded once.
+    pub(crate) fn new(spec: &RuntimeSpec, progress: &dyn Fn(usize, usize)) -> Result<Self> {
+        let student = SlotEngine::load(Slot::Student, &spec.student, spec, None, progress)?;
+        let teacher = match &spec.teacher {
+            None => None,
+            Some(teacher) => {
+                let same = teacher.files.path == spec.student.files.path && teacher.layers == spec.student.layers;
+                let shared = same.then(|| student.weights());
+                Some(SlotEngine::load(Slot::Teacher, teacher, spec, shared, progress)?)
+            }
+        };
+        if let Some(teacher) = &teacher {
+            let vocabularies = [student.config().vocab_size, teacher.config().vocab_size];
+            if vocabularies[0] != vocabularies[1] {
+                return Err(Error::Vocabulary { student: vocabularies[0], teacher: vocabularies[1] });
+            }
+        }
+        let training = spec.training.as_ref().map(|t| TrainSession::new(t, &student)).transpose()?;
+        let mut engine = Self { student, teacher, training };
+        if engine.training.is_some() {
+            engine.publish()?;
+        }
+        Ok(engine)
+    }
+
+    /// Answers work until every handle is gone.
+    pub(crate) fn run(mut self, work: &Receiver<Work>) {
+        loop {
+            loop {
+                let next =
+                    if self.is_idle() { work.recv().map_err(|_| TryRecvError::Disconnected) } else { work.try_recv() };
+                match next {
+                    Ok(item) => self.answer(item),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
+            for slot in [Some(&mut self.student), self.teacher.as_mut()].into_iter().flatten() {
+                slot.step();
+            }
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.student.is_idle() && self.teacher.as_ref().is_none_or(SlotEngine::is_idle)
+    }
+
+    fn slot(&mut self, slot: Slot) -> Result<&mut SlotEngine> {
+        match slot {
+            Slot::Student => Ok(&mut self.student),
+            Slot::Teacher => {
+                self.teacher.as_mut().ok_or_else(|| Error::Request("this runtime holds no teacher".to_owned()))
+            }
+        }
+    }
+
+    fn answer(&mut self, work: Work) {
+        match work {
+            Work::Generate(id, request, events) => match self.slot(request.slot) {
+                Ok(slot) => slot.submit(id, request, events),
+                // A receiver that is gone asked for nothing any more; the same below.
+                Err(e) => drop(events.send(crate::request::GenerateEvent::Failed(e))),
+            },
+            Work::Cancel(slot, id) => {
+                if let Ok(slot) = self.slot(slot) {
+                    slot.cancel(id);
+                }
+            }
+            Work::Score(request, reply) => {
+                let score = self.slot(request.slot).and_then(|slot| slot.score(&request));
+                send(&reply, score);
+            }
+            Work::ForwardBackward(request, reply) => {
+                let (teacher, training) = (self.teacher.as_ref(), self.training.as_mut());
+                let report = match training {
+                    Some(session) => session.forward_backward(&request, &self.student, teacher),
+                    None => crate::train::evaluate(&request, &self.student, teacher),
+                };
+                send(&reply, report);
+            }
+            Work::OptimStep(step, reply) => send(&reply, self.session().map(|s| s.optim_step(&step))),
+            Work::Publish(reply) => {
+                let version = self.publish();
+                send(&reply, version);
+            }
+            Work::Export(reply) => send(&reply, self.session().map(|s| s.export())),
+            Work::Restore(state, reply) => {
+                let restored = self.session().and_then(|s| s.restore(state));
+                send(&reply, restored);
+            }
+            Work::Stats(reply) => {
+                let teacher = self.teacher.as_ref().map(SlotEngine::stats);
+                send(&reply, Ok(RuntimeStats { student: self.student.stats(), teacher }));
+            }
+        }
+    }
+
+    fn session(&mut self) -> Result<&mut TrainSession> {
+        self.training.as_mut().ok_or_else(|| Error::Request("this runtime was started without training".to_owned()))
+    }
+
+    /// Hands the trained weights to the student's slot.
+    fn publish(&mut self) -> Result<u64> {
+        let session = self.training.as_ref();
+        let session = session.ok_or_else(|| Error::Request("this runtime was started without training".to_owned()))?;
+        Ok(self.student.publish(session.serving_pass(&self.student)))
+    }
+}
+
+fn send<T>(reply: &Reply<T>, value: Result<T>) {
+    // A caller that stopped waiting has dropped its end; there is nobody to tell.
+    drop(reply.send(value));
+}

@@ -1,0 +1,78 @@
+//! Log-probabilities of given tokens, by one packed forward.
+
+use autograd::ops::{self, Sequences};
+use autograd::{Tape, Tensor};
+use rayon::prelude::*;
+
+use super::slot::{SlotEngine, check_ids};
+use crate::request::{Score, ScoreRequest};
+use crate::{Error, Result};
+
+/// Rows whose logits are held at a time.
+const CHUNK: usize = 64;
+
+impl SlotEngine {
+    /// ln p of every token given those before it.
+    pub(super) fn score(&self, request: &ScoreRequest) -> Result<Score> {
+        let (tokens, config) = (&request.tokens, self.config());
+        check_ids(tokens, config)?;
+        if tokens.is_empty() {
+            return Err(Error::Request("there are no tokens to score".to_owned()));
+        }
+        if tokens.len() > config.max_position_embeddings {
+            let (got, max) = (tokens.len(), config.max_position_embeddings);
+            return Err(Error::Request(format!(
+                "{got} tokens exceed the model's context of {max}; score shorter pieces"
+            )));
+        }
+        if request.top > config.vocab_size {
+            return Err(Error::Request(format!("top {} exceeds the vocabulary of {}", request.top, config.vocab_size)));
+        }
+        let mut score = Score { logprobs: vec![None], top: vec![vec![]] };
+        let inputs = &tokens[..tokens.len() - 1];
+        if inputs.is_empty() {
+            return Ok(score);
+        }
+        let sequences = Sequences::from_lengths(&[inputs.len()]);
+        let hidden = self.decoder.forward_packed(&mut Tape::off(), &self.serving, inputs, &sequences)?;
+        for first in (0..inputs.len()).step_by(CHUNK) {
+            let rows: Vec<usize> = (first..(first + CHUNK).min(inputs.len())).collect();
+            self.score_rows(&hidden, &rows, tokens, request.top, &mut score)?;
+        }
+        Ok(score)
+    }
+
+    fn score_rows(&self, hidden: &Tensor, rows: &[usize], tokens: &[u32], top: usize, score: &mut Score) -> Result<()> {
+        let hidden = ops::select_rows(&mut Tape::off(), hidden, rows)?;
+        let logits = ops::logits(&hidden, self.serving.weights.output_head())?;
+        let scored: Vec<(f64, Vec<(u32, f64)>)> = rows
+            .par_iter()
+            .zip(logits.par_chunks(self.config().vocab_size))
+            .map(|(row, z)| row_score(z, tokens[row + 1], top))
+            .collect();
+        if let Some((i, _)) = scored.iter().enumerate().find(|(_, (l, _))| l.is_nan()) {
+            return Err(Error::Request(format!("the logits at position {} are not numbers", rows[i])));
+        }
+        for (logprob, top) in scored {
+            score.logprobs.push(Some(logprob));
+            score.top.push(top);
+        }
+        Ok(())
+    }
+}
+
+/// ln p of `target`, and the `top` most likely tokens (ties to the lower id).
+fn row_score(z: &[f32], target: u32, top: usize) -> (f64, Vec<(u32, f64)>) {
+    let max = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = z.iter().map(|&v| f64::from(v - max).exp()).sum();
+    let log_sum = f64::from(max) + sum.ln();
+    let mut order: Vec<u32> = if top > 0 { (0..z.len() as u32).collect() } else { vec![] };
+    let before = |a: &u32, b: &u32| z[*b as usize].total_cmp(&z[*a as usize]).then(a.cmp(b));
+    if top > 0 && top < order.len() {
+        order.select_nth_unstable_by(top - 1, before);
+    }
+    order.truncate(top);
+    order.sort_unstable_by(before);
+    let logprob = |id: u32| f64::from(z[id as usize]) - log_sum;
+    (logprob(target), order.into_iter().map(|id| (id, logprob(id))).collect())
+}

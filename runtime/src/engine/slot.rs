@@ -1,0 +1,254 @@
+//! One resident model: its weights, its pages, its scheduler and the generations that run on it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedRows};
+use autograd::{Device, Tape, ops};
+use rayon::prelude::*;
+
+use super::generation::{Generation, Progress};
+use crate::config::ModelConfig;
+use crate::kv::CacheKey;
+use crate::model::{Adapter, Decoder, ModelWeights, Paged, Pass};
+use crate::request::{FinishReason, GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSpec};
+use crate::sampler::{Sampled, SamplingError};
+use crate::scheduler::{Plan, RequestId, Scheduler, SchedulerConfig, SchedulerStats, SeqRequest};
+use crate::text::Tokenizer;
+use crate::{Error, Result};
+
+/// A model on the device with its continuous batch.
+pub(crate) struct SlotEngine {
+    slot: Slot,
+    pub(super) decoder: Decoder,
+    pub(super) serving: Pass,
+    version: u64,
+    tokenizer: Option<Arc<Tokenizer>>,
+    scheduler: Scheduler,
+    pool: KvPool,
+    running: BTreeMap<RequestId, Generation>,
+}
+
+impl SlotEngine {
+    /// Loads a model, or takes `shared` weights for its base.
+    pub(super) fn load(
+        slot: Slot,
+        model: &SlotSpec,
+        spec: &RuntimeSpec,
+        shared: Option<Arc<ModelWeights>>,
+        progress: &dyn Fn(usize, usize),
+    ) -> Result<Self> {
+        let (config, kept) = keep_layers(&model.files.config, model.layers.as_deref())?;
+        let weights = match shared {
+            Some(weights) => weights,
+            None => Arc::new(ModelWeights::load(&config, &*model.files.weights, &kept, spec.device, progress)?),
+        };
+        let adapter = model.adapter.as_ref().map(|dir| Adapter::load(dir, &config, spec.device)).transpose()?;
+        let shape = KvShape { heads: config.num_heads, kv_heads: config.num_kv_heads, head_dim: config.head_dim };
+        let num_pages = spec.engine.kv_bytes / (shape.page_bytes() * config.num_layers);
+        let scheduler = Scheduler::new(SchedulerConfig {
+            token_budget: spec.engine.token_budget,
+            max_running: spec.engine.max_running,
+            max_waiting: spec.engine.max_waiting,
+            num_pages,
+            max_context: config.max_position_embeddings,
+            prefix_cache: spec.engine.prefix_cache,
+        })?;
+        let positions = config.max_position_embeddings;
+        Ok(Self {
+            slot,
+            pool: KvPool::new(spec.device, shape, config.num_layers, num_pages),
+            decoder: Decoder::new(config, positions),
+            serving: Pass::inference(weights, adapter.map(Arc::new)),
+            version: 0,
+            tokenizer: model.files.tokenizer.clone(),
+            scheduler,
+            running: BTreeMap::new(),
+        })
+    }
+
+    pub(crate) fn config(&self) -> &ModelConfig {
+        &self.decoder.config
+    }
+
+    pub(crate) fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The weights that requests are answered with.
+    pub(crate) fn serving(&self) -> &Pass {
+        &self.serving
+    }
+
+    pub(crate) fn weights(&self) -> Arc<ModelWeights> {
+        self.serving.weights.clone()
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        Decoder::device(&self.serving.weights)
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.scheduler.is_idle()
+    }
+
+    pub(super) fn stats(&self) -> SchedulerStats {
+        self.scheduler.stats()
+    }
+
+    /// Answers requests with `pass` from now on; cached prefixes of older weights are dropped.
+    pub(super) fn publish(&mut self, pass: Pass) -> u64 {
+        self.serving = pass;
+        self.version += 1;
+        self.scheduler.publish(self.slot as u8, self.version);
+        self.version
+    }
+
+    fn cache_key(&self) -> CacheKey {
+        // Pages never leave the process, so one tokenizer, adapter and page format per slot and version is all there is.
+        CacheKey { slot: self.slot as u8, weights_version: self.version, adapter: 0, tokenizer: 0, kv_format: 0 }
+    }
+
+    /// Queues a generation, or reports on its stream why not.
+    pub(super) fn submit(&mut self, id: RequestId, request: GenerateRequest, events: Sender<GenerateEvent>) {
+        if let Err(e) = self.try_submit(id, request, &events) {
+            drop(events.send(GenerateEvent::Failed(e)));
+        }
+    }
+
+    fn try_submit(&mut self, id: RequestId, request: GenerateRequest, events: &Sender<GenerateEvent>) -> Result<()> {
+        check_ids(&request.prompt, self.config())?;
+        request.params.validate(self.config().vocab_size)?;
+        let seq = SeqRequest {
+            id,
+            key: self.cache_key(),
+            prompt: request.prompt.as_slice().into(),
+            max_new_tokens: request.params.max_tokens,
+        };
+        let generation = Generation::new(request, self.tokenizer.as_ref(), events.clone())?;
+        self.scheduler.submit(seq)?;
+        self.running.insert(id, generation);
+        Ok(())
+    }
+
+    /// Ends a generation and frees its pages at once.
+    pub(super) fn cancel(&mut self, id: RequestId) {
+        if self.scheduler.cancel(id) {
+            self.running.remove(&id);
+        }
+    }
+
+    /// One step of the continuous batch.
+    pub(super) fn step(&mut self) {
+        let plan = self.scheduler.plan();
+        if plan.is_empty() {
+            return;
+        }
+        match self.compute(&plan) {
+            Ok(sampled) => self.deliver(sampled),
+            Err(e) => self.fail(&plan, &e),
+        }
+    }
+
+    /// Runs the planned tokens and draws the next ones.
+    fn compute(&mut self, plan: &Plan) -> Result<Vec<(RequestId, Result<Sampled, SamplingError>)>> {
+        for copy in &plan.copies {
+            self.pool.copy_page(copy.src.0, copy.dst.0);
+        }
+        let mut ids = Vec::with_capacity(plan.num_tokens());
+        let mut positions = Vec::with_capacity(plan.num_tokens());
+        let pages: Vec<Vec<u32>> = plan.seqs.iter().map(|s| s.pages.iter().map(|p| p.0).collect()).collect();
+        let mut sequences = Vec::with_capacity(plan.seqs.len());
+        let mut last_rows = Vec::new();
+        for (seq, pages) in plan.seqs.iter().zip(&pages) {
+            let tokens = self.scheduler.tokens(seq.id).expect("a planned request is in the scheduler");
+            let first = ids.len();
+            ids.extend_from_slice(&tokens[seq.tokens.clone()]);
+            positions.extend(seq.tokens.clone().map(|p| p as u32));
+            sequences.push(PagedRows { rows: first..ids.len(), position: seq.tokens.start, pages });
+            if seq.sample {
+                last_rows.push((seq.id, ids.len() - 1));
+            }
+            if let Some(generation) = self.running.get_mut(&seq.id) {
+                generation.started(seq.tokens.start);
+            }
+        }
+        let mut memory = Paged { pool: &mut self.pool, sequences: &sequences };
+        let hidden = self.decoder.forward_paged(&self.serving, &ids, &positions.into(), &mut memory)?;
+        if last_rows.is_empty() {
+            return Ok(vec![]);
+        }
+        let rows: Vec<usize> = last_rows.iter().map(|(_, row)| *row).collect();
+        let hidden = ops::select_rows(&mut Tape::off(), &hidden, &rows)?;
+        let logits = ops::logits(&hidden, self.serving.weights.output_head())?;
+        let eos = &self.decoder.config.eos_token_ids;
+        let draws = last_rows
+            .par_iter()
+            .zip(logits.par_chunks(self.decoder.config.vocab_size))
+            .map(|((id, _), logits)| (*id, self.running[id].draw(logits, eos)));
+        Ok(draws.collect())
+    }
+
+    /// Hands out sampled tokens and ends what has ended.
+    fn deliver(&mut self, sampled: Vec<(RequestId, Result<Sampled, SamplingError>)>) {
+        let tokens: Vec<(RequestId, u32)> =
+            sampled.iter().filter_map(|(id, s)| s.as_ref().ok().map(|s| (*id, s.token))).collect();
+        for (id, _) in sampled.iter().filter(|(_, s)| s.is_err()) {
+            self.scheduler.cancel(*id);
+        }
+        self.scheduler.commit(&tokens);
+        for (id, sampled) in sampled {
+            let generation = self.running.get_mut(&id).expect("a sampled request is running");
+            let progress = match sampled {
+                Ok(sampled) => generation.push(sampled, &self.decoder.config.eos_token_ids, self.version),
+                Err(e) => generation.fail(e.into()),
+            };
+            match progress {
+                Progress::Continues => {}
+                Progress::Ended(FinishReason::Cancelled) => self.cancel(id),
+                Progress::Ended(_) => {
+                    self.scheduler.finish(id);
+                    self.running.remove(&id);
+                }
+            }
+        }
+    }
+
+    /// A forward pass that failed fails every request in it; the others go on.
+    fn fail(&mut self, plan: &Plan, error: &Error) {
+        for seq in &plan.seqs {
+            if let Some(mut generation) = self.running.remove(&seq.id) {
+                generation.fail(Error::Request(format!("the forward pass failed: {error}")));
+            }
+            self.scheduler.cancel(seq.id);
+        }
+        self.scheduler.commit(&[]);
+    }
+}
+
+/// Ids must be rows of the embedding.
+pub(super) fn check_ids(ids: &[u32], config: &ModelConfig) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= config.vocab_size) {
+        None => Ok(()),
+        Some(id) => {
+            Err(Error::Request(format!("token id {id} is outside the model's vocabulary of {}", config.vocab_size)))
+        }
+    }
+}
+
+/// The configuration with only these layers, and the file's layer for each of them.
+fn keep_layers(config: &ModelConfig, layers: Option<&[usize]>) -> Result<(ModelConfig, Vec<usize>)> {
+    let count = config.num_layers;
+    let Some(layers) = layers else { return Ok((config.clone(), (0..count).collect())) };
+    let mut seen = vec![false; count];
+    let bad = layers.iter().find(|&&l| l >= count || std::mem::replace(&mut seen[l], true));
+    if let Some(&layer) = bad.or(if layers.is_empty() { Some(&0) } else { None }) {
+        return Err(Error::Layers { layer, count });
+    }
+    let window = &config.sliding_window;
+    let sliding_window = if window.is_empty() { vec![] } else { layers.iter().map(|&l| window[l]).collect() };
+    Ok((ModelConfig { num_layers: layers.len(), sliding_window, ..config.clone() }, layers.to_vec()))
+}
+
+const _: () = assert!(PAGE_TOKENS == crate::kv::PAGE_SIZE, "scheduler and device disagree about pages");

@@ -1,0 +1,265 @@
+//! Low-rank adapters in PEFT's file format.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use autograd::rng::uniform;
+use autograd::{Device, Tensor};
+use regex::Regex;
+use serde_json::Value;
+
+use super::{Module, tensors};
+use crate::config::ModelConfig;
+use crate::request::LoraConfig;
+use crate::weights::{SafetensorsWeights, WeightSource, check_finite};
+use crate::{Error, Result};
+
+/// What PEFT puts before the model's own names.
+const PREFIX: &str = "base_model.model.";
+
+/// The low-rank branch of one linear map.
+#[derive(Debug, Clone)]
+pub struct Branch {
+    /// `[r, in]`
+    pub a: Tensor,
+    /// `[out, r]`
+    pub b: Tensor,
+    /// `alpha / r`, or `alpha / sqrt(r)` for rank-stabilised adapters.
+    pub scale: f32,
+}
+
+/// Branches of a model's linear maps. Clones share the tensors.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    /// Per layer, in the order of [`Module::ALL`].
+    pub layers: Vec<[Option<Branch>; 7]>,
+}
+
+/// Ranks and scales by module, as an adapter's configuration gives them.
+#[derive(Debug, Clone)]
+struct AdapterInfo {
+    r: usize,
+    alpha: f64,
+    rslora: bool,
+    rank_pattern: Vec<(Regex, usize)>,
+    alpha_pattern: Vec<(Regex, f64)>,
+}
+
+impl AdapterInfo {
+    /// From a recipe.
+    ///
+    /// # Errors
+    /// A rank of zero, or a pattern that is no regular expression.
+    fn new(lora: &LoraConfig) -> Result<Self> {
+        let info = Self {
+            r: lora.r,
+            alpha: lora.alpha,
+            rslora: lora.rslora,
+            rank_pattern: compile(&lora.rank_pattern)?,
+            alpha_pattern: compile(&lora.alpha_pattern)?,
+        };
+        let smallest = info.rank_pattern.iter().map(|(_, r)| *r).chain([info.r]).min();
+        if smallest == Some(0) { Err(Error::Lora("a rank is 0; it must be at least 1".to_owned())) } else { Ok(info) }
+    }
+
+    fn rank(&self, module: &str) -> usize {
+        lookup(&self.rank_pattern, module).unwrap_or(self.r)
+    }
+
+    fn scale(&self, module: &str, rank: usize) -> f32 {
+        let alpha = lookup(&self.alpha_pattern, module).unwrap_or(self.alpha);
+        let rank = rank as f64;
+        (if self.rslora { alpha / rank.sqrt() } else { alpha / rank }) as f32
+    }
+}
+
+/// PEFT matches `(.*\.)?KEY$` from the beginning of a module's name.
+fn compile<T: Copy>(patterns: &BTreeMap<String, T>) -> Result<Vec<(Regex, T)>> {
+    let one = |(key, &value): (&String, &T)| {
+        let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{key})$"));
+        regex.map(|r| (r, value)).map_err(|e| Error::Lora(format!("pattern \"{key}\": {e}")))
+    };
+    patterns.iter().map(one).collect()
+}
+
+fn lookup<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
+    patterns.iter().find(|(regex, _)| regex.is_match(module)).map(|(_, value)| *value)
+}
+
+/// `model.layers.N.self_attn.q_proj`
+fn module_name(layer: usize, module: Module) -> String {
+    format!("model.layers.{layer}.{}", module.path())
+}
+
+/// `[out, in]` of a module.
+fn module_shape(config: &ModelConfig, module: Module) -> [usize; 2] {
+    let specs = tensors(config);
+    let spec = specs.iter().find(|s| s.layer == Some(0) && s.part == super::Part::Linear(module));
+    let shape = &spec.expect("every table has seven linear maps").shape;
+    [shape[0], shape[1]]
+}
+
+/// Modules that `target_modules` selects.
+fn targets(names: &[String]) -> Result<BTreeSet<Module>> {
+    if names == ["all-linear"] {
+        return Ok(Module::ALL.into());
+    }
+    let find = |name: &String| {
+        let known = || Module::ALL.map(Module::short_name).join(", ");
+        let module = Module::ALL.into_iter().find(|m| m.short_name() == name);
+        module.ok_or_else(|| Error::Lora(format!("target module \"{name}\" is not one of all-linear, {}", known())))
+    };
+    let found: BTreeSet<Module> = names.iter().map(find).collect::<Result<_>>()?;
+    if found.is_empty() { Err(Error::Lora("target_modules is empty".to_owned())) } else { Ok(found) }
+}
+
+impl Adapter {
+    /// A fresh adapter: A uniform in `±1/sqrt(in)` as PEFT initializes it, B zero, so that it changes nothing yet.
+    ///
+    /// # Errors
+    /// Targets or patterns that name nothing.
+    pub fn init(config: &ModelConfig, lora: &LoraConfig, device: Device) -> Result<Self> {
+        let (info, targets) = (AdapterInfo::new(lora)?, targets(&lora.target_modules)?);
+        let branch = |layer: usize, module: Module| -> Result<Branch> {
+            let [out, width] = module_shape(config, module);
+            let name = module_name(layer, module);
+            let r = info.rank(&name);
+            let bound = 1.0 / (width as f64).sqrt();
+            let stream = (layer * Module::ALL.len() + module as usize) as u64;
+            let draw = |i: usize| ((2.0 * uniform(lora.seed, stream, i as u64) - 1.0) * bound) as f32;
+            Ok(Branch {
+                a: Tensor::weight(device, (0..r * width).map(draw).collect(), [r, width])?,
+                b: Tensor::weight(device, vec![0.0; out * r], [out, r])?,
+                scale: info.scale(&name, r),
+            })
+        };
+        let layer = |l: usize| -> Result<[Option<Branch>; 7]> {
+            let mut branches: [Option<Branch>; 7] = Default::default();
+            for &module in &targets {
+                branches[module as usize] = Some(branch(l, module)?);
+            }
+            Ok(branches)
+        };
+        Ok(Self { layers: (0..config.num_layers).map(layer).collect::<Result<_>>()? })
+    }
+
+    /// Reads `adapter_config.json` and `adapter_model.safetensors` from a folder.
+    ///
+    /// # Errors
+    /// A file that is missing or damaged, a shape that does not fit the base, a feature that is not implemented.
+    pub fn load(dir: &Path, config: &ModelConfig, device: Device) -> Result<Self> {
+        let info = read_config(dir)?;
+        let source = SafetensorsWeights::open(&dir.join("adapter_model.safetensors"))?;
+        let mut unused: BTreeSet<&String> = source.tensors().keys().collect();
+        let mut layers = Vec::with_capacity(config.num_layers);
+        for layer in 0..config.num_layers {
+            let mut branches: [Option<Branch>; 7] = Default::default();
+            for module in Module::ALL {
+                let name = module_name(layer, module);
+                let [a, b] = ["lora_A", "lora_B"].map(|side| format!("{PREFIX}{name}.{side}.weight"));
+                let found = [&a, &b].map(|key| unused.remove(key));
+                if found == [false, false] {
+                    continue;
+                }
+                branches[module as usize] =
+                    Some(read_branch(dir, &source, [&a, &b], module_shape(config, module), &info, &name, device)?);
+            }
+            layers.push(branches);
+        }
+        if let Some(stranger) = unused.first() {
+            let detail = format!("tensor \"{stranger}\" belongs to no linear map of the base model");
+            return Err(Error::Adapter { path: dir.to_owned(), detail });
+        }
+        Ok(Self { layers })
+    }
+
+    /// PEFT's names and the tensors, in a fixed order.
+    pub fn named(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        self.branches().flat_map(|(layer, module, branch)| {
+            let name = module_name(layer, module);
+            let key = |side: &str| format!("{PREFIX}{name}.{side}.weight");
+            [(key("lora_A"), &branch.a), (key("lora_B"), &branch.b)]
+        })
+    }
+
+    /// Tensors for writing, in the order of [`Adapter::named`].
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.layers.iter_mut().flatten().flatten().flat_map(|branch| [&mut branch.a, &mut branch.b])
+    }
+
+    fn branches(&self) -> impl Iterator<Item = (usize, Module, &Branch)> {
+        self.layers.iter().enumerate().flat_map(|(layer, branches)| {
+            let of_layer = Module::ALL.into_iter().zip(branches);
+            of_layer.filter_map(move |(module, branch)| Some((layer, module, branch.as_ref()?)))
+        })
+    }
+}
+
+fn read_branch(
+    dir: &Path,
+    source: &SafetensorsWeights,
+    keys: [&String; 2],
+    [out, width]: [usize; 2],
+    info: &AdapterInfo,
+    name: &str,
+    device: Device,
+) -> Result<Branch> {
+    let shapes = [source.shape(keys[0])?.to_vec(), source.shape(keys[1])?.to_vec()];
+    let r = shapes[0].first().copied().unwrap_or(0);
+    if r == 0 || shapes[0] != [r, width] || shapes[1] != [out, r] {
+        let detail = format!(
+            "{name}: A is {:?} and B is {:?}, the base needs [r, {width}] and [{out}, r]",
+            shapes[0], shapes[1]
+        );
+        return Err(Error::Adapter { path: dir.to_owned(), detail });
+    }
+    let read = |key: &str, shape| -> Result<Tensor> {
+        let values = source.read(key)?;
+        check_finite(key, &values)?;
+        Ok(Tensor::weight(device, values, shape)?)
+    };
+    Ok(Branch { a: read(keys[0], [r, width])?, b: read(keys[1], [out, r])?, scale: info.scale(name, r) })
+}
+
+/// Ranks and scales of `adapter_config.json`; refuses what would change the result and is not implemented.
+/// Keys that it does not know are left alone, as PEFT leaves them.
+fn read_config(dir: &Path) -> Result<AdapterInfo> {
+    let path = dir.join("adapter_config.json");
+    let text = std::fs::read(&path).map_err(Error::io(&path))?;
+    let json: Value = serde_json::from_slice(&text).map_err(|e| Error::bad_file(&path, e.to_string()))?;
+    let refuse = |detail: String| Error::Adapter { path: dir.to_owned(), detail };
+    if json["peft_type"] != "LORA" {
+        return Err(refuse(format!("peft_type is {}, only LORA is supported", json["peft_type"])));
+    }
+    let neutral = |v: &Value| match v {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(s) => s == "none",
+        Value::Array(a) => a.is_empty(),
+        Value::Object(o) => o.is_empty(),
+        _ => false,
+    };
+    let unsupported = ["use_dora", "lora_bias", "bias", "fan_in_fan_out", "modules_to_save", "layer_replication"];
+    let unsupported = unsupported.into_iter().chain(["use_qalora", "trainable_token_indices", "target_parameters"]);
+    for key in unsupported {
+        if !neutral(&json[key]) {
+            return Err(refuse(format!("{key} = {} is not supported", json[key])));
+        }
+    }
+    let number = |key: &str| json[key].as_f64().ok_or_else(|| Error::missing_key(&path, key));
+    let pattern = |key: &str| -> Result<BTreeMap<String, f64>> {
+        match &json[key] {
+            Value::Null => Ok(BTreeMap::new()),
+            value => {
+                serde_json::from_value(value.clone()).map_err(|e| Error::bad_key(&path, key, value, e.to_string()))
+            }
+        }
+    };
+    let ranks = pattern("rank_pattern")?.into_iter().map(|(k, v)| (k, v as usize)).collect();
+    Ok(AdapterInfo {
+        r: number("r")? as usize,
+        alpha: number("lora_alpha")?,
+        rslora: json["use_rslora"].as_bool().unwrap_or(false),
+        rank_pattern: compile(&ranks)?,
+        alpha_pattern: compile(&pattern("alpha_pattern")?)?,
+    })
+}

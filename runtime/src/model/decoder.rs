@@ -1,0 +1,215 @@
+//! The one decoder: training, scoring, prefill and decode run this forward.
+//!
+//! What differs between them is the memory that attention looks into (a packed batch, or pages) and whether the tape
+//! records.
+
+use std::sync::Arc;
+
+use autograd::kv::{KvPool, PagedRows};
+use autograd::ops::{self, Attention, Dropout, LoraLinear, RopeTable, Sequences};
+use autograd::{Device, Tape, Tensor};
+
+use super::{Adapter, LayerWeights, ModelWeights, Module, rope};
+use crate::Result;
+use crate::config::ModelConfig;
+
+/// A model's shape and rotary table; the weights come with every call.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    /// Shape and constants.
+    pub config: Arc<ModelConfig>,
+    rope: Arc<RopeTable>,
+}
+
+/// What one forward pass computes with.
+#[derive(Debug, Clone)]
+pub struct Pass {
+    /// The base weights.
+    pub weights: Arc<ModelWeights>,
+    /// Low-rank branches on them.
+    pub adapter: Option<Arc<Adapter>>,
+    /// Dropout on the branches' inputs: probability and key of this micro-batch.
+    pub dropout: Option<Dropout>,
+    /// Keep only each layer's input and run the layer again during backward.
+    pub checkpointing: bool,
+}
+
+impl Pass {
+    /// Inference with these weights.
+    #[must_use]
+    pub fn inference(weights: Arc<ModelWeights>, adapter: Option<Arc<Adapter>>) -> Self {
+        Self { weights, adapter, dropout: None, checkpointing: false }
+    }
+}
+
+/// Where attention finds keys and values.
+pub trait Memory {
+    /// Attention of one layer's new rows, whose keys and values become part of the memory.
+    ///
+    /// # Errors
+    /// What the ops refuse.
+    fn attend(&mut self, tape: &mut Tape, decoder: &Decoder, layer: usize, qkv: [&Tensor; 3]) -> Result<Tensor>;
+}
+
+/// Sequences that are wholly in the batch.
+pub struct Packed<'a>(pub &'a Sequences);
+
+impl Memory for Packed<'_> {
+    fn attend(&mut self, tape: &mut Tape, decoder: &Decoder, layer: usize, [q, k, v]: [&Tensor; 3]) -> Result<Tensor> {
+        let c = &decoder.config;
+        let op = Attention {
+            sequences: self.0.clone(),
+            heads: c.num_heads,
+            kv_heads: c.num_kv_heads,
+            scale: decoder.scale(),
+            window: decoder.window(layer),
+        };
+        Ok(ops::attention(tape, op, q, k, v)?)
+    }
+}
+
+/// Sequences whose earlier tokens are in pages.
+pub struct Paged<'a> {
+    /// The pool.
+    pub pool: &'a mut KvPool,
+    /// Rows of the batch and their pages.
+    pub sequences: &'a [PagedRows<'a>],
+}
+
+impl Memory for Paged<'_> {
+    fn attend(&mut self, _: &mut Tape, decoder: &Decoder, layer: usize, [q, k, v]: [&Tensor; 3]) -> Result<Tensor> {
+        self.pool.write(layer, k, v, self.sequences)?;
+        Ok(self.pool.attend(layer, q, self.sequences, decoder.scale(), decoder.window(layer))?)
+    }
+}
+
+impl Decoder {
+    /// A decoder for sequences of up to `positions` tokens.
+    #[must_use]
+    pub fn new(config: ModelConfig, positions: usize) -> Self {
+        let rope = Arc::new(rope::table(&config, positions));
+        Self { config: Arc::new(config), rope }
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.config.head_dim as f32).sqrt()
+    }
+
+    fn window(&self, layer: usize) -> Option<usize> {
+        self.config.sliding_window.get(layer).copied().flatten()
+    }
+
+    /// Final hidden states `[T, H]` of a packed batch, after the last norm.
+    ///
+    /// # Errors
+    /// Ids or positions out of range.
+    pub fn forward_packed(&self, tape: &mut Tape, pass: &Pass, ids: &[u32], sequences: &Sequences) -> Result<Tensor> {
+        let positions = sequences.positions();
+        let mut x = ops::embedding(tape, &pass.weights.embedding, ids)?;
+        for layer in 0..pass.weights.layers.len() {
+            if pass.checkpointing {
+                let (this, pass, positions, sequences) =
+                    (self.clone(), pass.clone(), positions.clone(), sequences.clone());
+                x = tape.checkpoint(&x, move |tape, x| {
+                    let result = this.layer(tape, &pass, layer, x, &positions, &mut Packed(&sequences));
+                    result.map_err(|e| match e {
+                        crate::Error::Op(e) => e,
+                        other => unreachable!("a layer only runs ops: {other}"),
+                    })
+                })?;
+            } else {
+                x = self.layer(tape, pass, layer, &x, &positions, &mut Packed(sequences))?;
+            }
+        }
+        self.norm(tape, &x, &pass.weights.final_norm)
+    }
+
+    /// Final hidden states `[T, H]` of rows whose earlier tokens are in pages; their keys and values are added there.
+    ///
+    /// # Errors
+    /// Ids or positions out of range.
+    pub fn forward_paged(
+        &self,
+        pass: &Pass,
+        ids: &[u32],
+        positions: &Arc<[u32]>,
+        memory: &mut Paged<'_>,
+    ) -> Result<Tensor> {
+        let mut tape = Tape::off();
+        let mut x = ops::embedding(&mut tape, &pass.weights.embedding, ids)?;
+        for layer in 0..pass.weights.layers.len() {
+            x = self.layer(&mut tape, pass, layer, &x, positions, memory)?;
+        }
+        self.norm(&mut tape, &x, &pass.weights.final_norm)
+    }
+
+    fn layer(
+        &self,
+        tape: &mut Tape,
+        pass: &Pass,
+        index: usize,
+        x: &Tensor,
+        positions: &Arc<[u32]>,
+        memory: &mut dyn Memory,
+    ) -> Result<Tensor> {
+        let layer = &pass.weights.layers[index];
+        let project = |tape: &mut Tape, module, x: &Tensor| project(tape, pass, index, module, x);
+        let normed = self.norm(tape, x, &layer.input_norm)?;
+        let q = project(tape, Module::Q, &normed)?;
+        let k = project(tape, Module::K, &normed)?;
+        let v = project(tape, Module::V, &normed)?;
+        let [q, k] = self.rotate(tape, layer, [q, k], positions)?;
+        let attended = memory.attend(tape, self, index, [&q, &k, &v])?;
+        let attended = project(tape, Module::O, &attended)?;
+        let x = ops::add(tape, x, &attended)?;
+        let normed = self.norm(tape, &x, &layer.post_norm)?;
+        let gate = project(tape, Module::Gate, &normed)?;
+        let up = project(tape, Module::Up, &normed)?;
+        let inner = ops::swiglu(tape, &gate, &up)?;
+        let inner = project(tape, Module::Down, &inner)?;
+        Ok(ops::add(tape, &x, &inner)?)
+    }
+
+    /// Normalizes the heads where the family does, then applies the rotary embedding.
+    fn rotate(
+        &self,
+        tape: &mut Tape,
+        layer: &LayerWeights,
+        qk: [Tensor; 2],
+        positions: &Arc<[u32]>,
+    ) -> Result<[Tensor; 2]> {
+        let [mut q, mut k] = qk;
+        if let Some([q_norm, k_norm]) = &layer.qk_norm {
+            q = self.norm(tape, &q, q_norm)?;
+            k = self.norm(tape, &k, k_norm)?;
+        }
+        Ok([ops::rope(tape, &q, &self.rope, positions)?, ops::rope(tape, &k, &self.rope, positions)?])
+    }
+
+    fn norm(&self, tape: &mut Tape, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+        Ok(ops::rms_norm(tape, x, w, self.config.rms_norm_eps as f32)?)
+    }
+
+    /// Where the weights live.
+    #[must_use]
+    pub fn device(weights: &ModelWeights) -> Device {
+        weights.embedding.device()
+    }
+}
+
+/// A layer's linear map, with its low-rank branch when the adapter has one.
+fn project(tape: &mut Tape, pass: &Pass, layer: usize, module: Module, x: &Tensor) -> Result<Tensor> {
+    let weights = &pass.weights.layers[layer];
+    let (w, bias) = (&weights.linear[module as usize], weights.bias[module as usize].as_ref());
+    let branch = pass.adapter.as_ref().and_then(|a| a.layers[layer][module as usize].as_ref());
+    Ok(match branch {
+        None => ops::linear(tape, x, w, bias)?,
+        Some(branch) => {
+            let place = (layer * Module::ALL.len() + module as usize) as u64;
+            // Every module has a mask of its own: the key is mixed with its place by an odd constant.
+            let key = |d: Dropout| d.key.wrapping_add(place.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            let dropout = pass.dropout.map(|d| Dropout { key: key(d), ..d });
+            ops::lora_linear(tape, LoraLinear { scale: branch.scale, dropout }, x, w, bias, [&branch.a, &branch.b])?
+        }
+    })
+}

@@ -1,0 +1,197 @@
+//! The models: one decoder, and for each family a table of its tensors.
+//!
+//! A family is a table. It says for every tensor its Hugging Face name, its shape and how it is cut over a mesh; the
+//! loader, the trainer, the exporter and (with more than one device) the sharder read that one table.
+
+mod adapter;
+mod decoder;
+mod llama;
+mod qwen2;
+mod qwen3;
+mod rope;
+mod weights;
+
+pub use adapter::{Adapter, Branch};
+pub use decoder::{Decoder, Memory, Packed, Paged, Pass};
+pub use weights::{LayerWeights, ModelWeights};
+
+use crate::config::{Family, ModelConfig};
+
+/// A linear map of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Module {
+    /// Queries.
+    Q,
+    /// Keys.
+    K,
+    /// Values.
+    V,
+    /// Attention output.
+    O,
+    /// Gate of the MLP.
+    Gate,
+    /// Up projection of the MLP.
+    Up,
+    /// Down projection of the MLP.
+    Down,
+}
+
+impl Module {
+    /// All of them, in the order of [`LayerWeights::linear`].
+    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
+    /// Its path below the layer.
+    #[must_use]
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Q => "self_attn.q_proj",
+            Self::K => "self_attn.k_proj",
+            Self::V => "self_attn.v_proj",
+            Self::O => "self_attn.o_proj",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+
+    /// Its last name (`q_proj`), as adapters select it.
+    #[must_use]
+    pub fn short_name(self) -> &'static str {
+        let path = self.path();
+        path.rsplit('.').next().unwrap_or(path)
+    }
+}
+
+/// A vector of a layer: a norm's weight or a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vector {
+    /// RMSNorm before attention.
+    InputNorm,
+    /// RMSNorm before the MLP.
+    PostNorm,
+    /// RMSNorm of each query head.
+    QNorm,
+    /// RMSNorm of each key head.
+    KNorm,
+    /// Bias of a linear map.
+    Bias(Module),
+}
+
+/// What a tensor is to the decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Token embedding.
+    Embedding,
+    /// RMSNorm before the head.
+    FinalNorm,
+    /// Output head, when it is not the embedding.
+    Head,
+    /// Weight of a layer's linear map.
+    Linear(Module),
+    /// A layer's vector.
+    Vector(Vector),
+}
+
+/// A size that the configuration gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dim {
+    /// `hidden_size`
+    Hidden,
+    /// `intermediate_size`
+    Intermediate,
+    /// `vocab_size`
+    Vocab,
+    /// `num_heads * head_dim`
+    Queries,
+    /// `num_kv_heads * head_dim`
+    KeyValues,
+    /// `head_dim`
+    Head,
+}
+
+impl Dim {
+    fn of(self, c: &ModelConfig) -> usize {
+        match self {
+            Self::Hidden => c.hidden_size,
+            Self::Intermediate => c.intermediate_size,
+            Self::Vocab => c.vocab_size,
+            Self::Queries => c.num_heads * c.head_dim,
+            Self::KeyValues => c.num_kv_heads * c.head_dim,
+            Self::Head => c.head_dim,
+        }
+    }
+}
+
+/// How a tensor is cut over the ranks of a tensor-parallel group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shard {
+    /// Along the output rows.
+    Column,
+    /// Along the input columns; outputs are summed.
+    Row,
+    /// Along the vocabulary.
+    Vocab,
+    /// Not cut.
+    Replicated,
+}
+
+/// One row of a family's table.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// Hugging Face name; below `model.layers.N.` for the tensors of a layer.
+    pub name: &'static str,
+    /// What it is.
+    pub part: Part,
+    /// `[out, in]`, or one size for a vector.
+    pub shape: &'static [Dim],
+    /// How it is cut.
+    pub shard: Shard,
+}
+
+/// The tensors of one model, in file order.
+#[derive(Debug, Clone)]
+pub struct TensorSpec {
+    /// Full Hugging Face name.
+    pub name: String,
+    /// Layer, when it belongs to one.
+    pub layer: Option<usize>,
+    /// What it is.
+    pub part: Part,
+    /// Shape in the file.
+    pub shape: Vec<usize>,
+    /// How it is cut.
+    pub shard: Shard,
+}
+
+/// The table of a family.
+#[must_use]
+pub fn table(family: Family) -> &'static [Entry] {
+    match family {
+        Family::Llama => llama::TABLE,
+        Family::Qwen2 => qwen2::TABLE,
+        Family::Qwen3 => qwen3::TABLE,
+    }
+}
+
+/// Every tensor that a model of this configuration has.
+#[must_use]
+pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
+    let spec = |entry: &Entry, layer: Option<usize>| TensorSpec {
+        name: layer.map_or_else(|| entry.name.to_owned(), |l| format!("model.layers.{l}.{}", entry.name)),
+        layer,
+        part: entry.part,
+        shape: entry.shape.iter().map(|d| d.of(config)).collect(),
+        shard: entry.shard,
+    };
+    let in_layer = |e: &&Entry| matches!(e.part, Part::Linear(_) | Part::Vector(_));
+    let wanted = |e: &&Entry| !(e.part == Part::Head && config.tie_word_embeddings);
+    let entries = table(config.family);
+    let outer = entries.iter().filter(|e| !in_layer(e)).filter(wanted).map(|e| spec(e, None));
+    let layers = (0..config.num_layers).flat_map(|l| entries.iter().filter(in_layer).map(move |e| spec(e, Some(l))));
+    outer.chain(layers).collect()
+}
+
+/// A row of a table.
+const fn entry(name: &'static str, part: Part, shape: &'static [Dim], shard: Shard) -> Entry {
+    Entry { name, part, shape, shard }
+}

@@ -1,0 +1,209 @@
+//! A model's tensors on a device, loaded through the family's table.
+
+use std::collections::BTreeSet;
+
+use autograd::{Device, Tensor};
+
+use super::{Part, TensorSpec, Vector, tensors};
+use crate::config::ModelConfig;
+use crate::weights::{WeightSource, check_finite};
+use crate::{Error, Result};
+
+/// One layer's tensors.
+#[derive(Debug, Clone)]
+pub struct LayerWeights {
+    /// Linear weights, in the order of [`Module::ALL`].
+    pub linear: [Tensor; 7],
+    /// Biases, in the same order.
+    pub bias: [Option<Tensor>; 7],
+    /// RMSNorm before attention.
+    pub input_norm: Tensor,
+    /// RMSNorm before the MLP.
+    pub post_norm: Tensor,
+    /// RMSNorm of each query head and each key head.
+    pub qk_norm: Option<[Tensor; 2]>,
+}
+
+/// All tensors of a model. Clones share them.
+#[derive(Debug, Clone)]
+pub struct ModelWeights {
+    /// Token embedding.
+    pub embedding: Tensor,
+    /// Output head; `None` when it is the embedding.
+    pub head: Option<Tensor>,
+    /// RMSNorm before the head.
+    pub final_norm: Tensor,
+    /// Layers, first to last.
+    pub layers: Vec<LayerWeights>,
+}
+
+impl ModelWeights {
+    /// Reads every tensor of `config` from `source`; layer `i` comes from the file's layer `kept[i]`.
+    /// `progress(done, total)` counts tensors.
+    ///
+    /// # Errors
+    /// A missing, misshapen or non-finite tensor, or a tensor that the family does not have.
+    pub fn load(
+        config: &ModelConfig,
+        source: &dyn WeightSource,
+        kept: &[usize],
+        device: Device,
+        progress: &dyn Fn(usize, usize),
+    ) -> Result<Self> {
+        let specs = tensors(config);
+        let total = specs.len();
+        let mut used = BTreeSet::new();
+        let mut loaded = Vec::with_capacity(total);
+        for (done, spec) in specs.iter().enumerate() {
+            progress(done, total);
+            let name = spec.layer.map_or_else(|| spec.name.clone(), |l| rename_layer(&spec.name, l, kept[l]));
+            loaded.push(read(source, &name, spec, device)?);
+            used.insert(name);
+        }
+        progress(total, total);
+        refuse_strangers(source, &used, config)?;
+        Ok(Self::assemble(config.num_layers, specs.iter().zip(loaded)))
+    }
+
+    /// Puts tensors in their places. The table names each place once, and required ones always.
+    fn assemble<'a>(layers: usize, tensors: impl Iterator<Item = (&'a TensorSpec, Tensor)>) -> Self {
+        let mut outer: [Option<Tensor>; 3] = [None, None, None];
+        let mut parts: Vec<LayerParts> = (0..layers).map(|_| LayerParts::default()).collect();
+        for (spec, tensor) in tensors {
+            match (spec.part, spec.layer) {
+                (Part::Embedding, _) => outer[0] = Some(tensor),
+                (Part::FinalNorm, _) => outer[1] = Some(tensor),
+                (Part::Head, _) => outer[2] = Some(tensor),
+                (part, Some(layer)) => parts[layer].put(part, tensor),
+                (part, None) => unreachable!("{part:?} belongs to a layer"),
+            }
+        }
+        let [embedding, final_norm, head] = outer;
+        Self {
+            embedding: embedding.expect("every table has an embedding"),
+            head,
+            final_norm: final_norm.expect("every table has a final norm"),
+            layers: parts.into_iter().map(LayerParts::finish).collect(),
+        }
+    }
+
+    /// The output head.
+    #[must_use]
+    pub fn output_head(&self) -> &Tensor {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Tensors in the order of `tensors(config)`.
+    pub fn iter(&self) -> impl Iterator<Item = &Tensor> {
+        let outer = [Some(&self.embedding), Some(&self.final_norm), self.head.as_ref()];
+        outer.into_iter().flatten().chain(self.layers.iter().flat_map(LayerWeights::iter))
+    }
+
+    /// The same, for writing.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let outer = [Some(&mut self.embedding), Some(&mut self.final_norm), self.head.as_mut()];
+        outer.into_iter().flatten().chain(self.layers.iter_mut().flat_map(LayerWeights::iter_mut))
+    }
+
+    /// Bytes on the device.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.iter().map(Tensor::bytes).sum()
+    }
+}
+
+impl LayerWeights {
+    /// Tensors in table order.
+    fn iter(&self) -> impl Iterator<Item = &Tensor> {
+        let [q, k, v, o, gate, up, down] = &self.linear;
+        let [qb, kb, vb, ..] = &self.bias;
+        let [qn, kn] = self.qk_norm.as_ref().map_or([None, None], |[q, k]| [Some(q), Some(k)]);
+        let attention = [Some(q), qb.as_ref(), Some(k), kb.as_ref(), Some(v), vb.as_ref(), Some(o), qn, kn];
+        let rest = [Some(&self.post_norm), Some(gate), Some(up), Some(down)];
+        std::iter::once(&self.input_norm).chain(attention.into_iter().chain(rest).flatten())
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let [q, k, v, o, gate, up, down] = &mut self.linear;
+        let [qb, kb, vb, ..] = &mut self.bias;
+        let [qn, kn] = self.qk_norm.as_mut().map_or([None, None], |[q, k]| [Some(q), Some(k)]);
+        let attention = [Some(q), qb.as_mut(), Some(k), kb.as_mut(), Some(v), vb.as_mut(), Some(o), qn, kn];
+        let rest = [Some(&mut self.post_norm), Some(gate), Some(up), Some(down)];
+        std::iter::once(&mut self.input_norm).chain(attention.into_iter().chain(rest).flatten())
+    }
+}
+
+#[derive(Default)]
+struct LayerParts {
+    linear: [Option<Tensor>; 7],
+    bias: [Option<Tensor>; 7],
+    norms: [Option<Tensor>; 4],
+}
+
+impl LayerParts {
+    fn put(&mut self, part: Part, tensor: Tensor) {
+        let place = match part {
+            Part::Linear(m) => &mut self.linear[m as usize],
+            Part::Vector(Vector::Bias(m)) => &mut self.bias[m as usize],
+            Part::Vector(Vector::InputNorm) => &mut self.norms[0],
+            Part::Vector(Vector::PostNorm) => &mut self.norms[1],
+            Part::Vector(Vector::QNorm) => &mut self.norms[2],
+            Part::Vector(Vector::KNorm) => &mut self.norms[3],
+            Part::Embedding | Part::FinalNorm | Part::Head => unreachable!("{part:?} belongs to no layer"),
+        };
+        *place = Some(tensor);
+    }
+
+    fn finish(self) -> LayerWeights {
+        let [input_norm, post_norm, q_norm, k_norm] = self.norms;
+        LayerWeights {
+            linear: self.linear.map(|t| t.expect("every table has seven linear maps")),
+            bias: self.bias,
+            input_norm: input_norm.expect("every table has an input norm"),
+            post_norm: post_norm.expect("every table has a post-attention norm"),
+            qk_norm: q_norm.zip(k_norm).map(|(q, k)| [q, k]),
+        }
+    }
+}
+
+/// The name that the file's layer `to` has for a tensor of our layer `from`.
+fn rename_layer(name: &str, from: usize, to: usize) -> String {
+    name.replacen(&format!("model.layers.{from}."), &format!("model.layers.{to}."), 1)
+}
+
+fn read(source: &dyn WeightSource, name: &str, spec: &TensorSpec, device: Device) -> Result<Tensor> {
+    let shape = source.shape(name)?;
+    if shape != spec.shape {
+        let (got, want) = (format!("{shape:?}"), format!("{:?}", spec.shape));
+        return Err(Error::TensorShape { path: source.path().to_owned(), name: name.to_owned(), got, want });
+    }
+    let values = source.read(name)?;
+    check_finite(name, &values)?;
+    Ok(match spec.shape[..] {
+        [rows, cols] => Tensor::weight(device, values, [rows, cols])?,
+        _ => {
+            let len = values.len();
+            Tensor::new(device, values, [1, len])?
+        }
+    })
+}
+
+/// A tensor that the family does not have means another architecture; frequencies of old files and layers that were
+/// left out on purpose are nothing.
+fn refuse_strangers(source: &dyn WeightSource, used: &BTreeSet<String>, config: &ModelConfig) -> Result<()> {
+    let tied_head = |name: &str| config.tie_word_embeddings && name == "lm_head.weight";
+    let left_out = |name: &str| {
+        let layer = name.strip_prefix("model.layers.").and_then(|n| n.split_once('.'));
+        let known = |suffix: &str| super::table(config.family).iter().any(|e| e.name == suffix);
+        layer.is_some_and(|(_, suffix)| known(suffix))
+    };
+    let stranger = source.tensors().keys().find(|name| {
+        !(used.contains(*name) || name.ends_with("rotary_emb.inv_freq") || tied_head(name) || left_out(name))
+    });
+    match stranger {
+        None => Ok(()),
+        Some(name) => {
+            Err(Error::UnknownTensor { path: source.path().to_owned(), name: name.clone(), family: config.family })
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! One micro-batch through teacher and student.
+
+use std::time::Instant;
+
+use autograd::ops::{self, Sequences};
+use autograd::{Gradients, Tape, Tensor};
+
+use super::LossBatch;
+use crate::engine::SlotEngine;
+use crate::model::{Decoder, Pass};
+use crate::request::{TrainReport, TrainRequest, TrainSequence};
+use crate::{Error, Result};
+
+/// Tensors whose gradient is wanted.
+pub(super) enum Watch<'a> {
+    /// None: evaluation.
+    Nothing,
+    /// These.
+    Weights(&'a [Tensor]),
+}
+
+/// Tokens to run and the rows whose next token is scored.
+struct Packed {
+    ids: Vec<u32>,
+    sequences: Sequences,
+    rows: Vec<usize>,
+}
+
+/// Loss, statistics and, when something is watched, gradients.
+pub(super) fn run(
+    request: &TrainRequest,
+    student: &SlotEngine,
+    teacher: Option<&SlotEngine>,
+    pass: &Pass,
+    watch: Watch<'_>,
+) -> Result<(TrainReport, Option<Gradients>)> {
+    check(request, student)?;
+    let mut report = TrainReport::default();
+    let scored = scored_tokens(&request.sequences, request.normalizer);
+    if scored.targets.is_empty() {
+        return Ok((report, None));
+    }
+    let started = Instant::now();
+    let graded = if request.loss.needs_teacher() {
+        let missing = || Error::Request("this loss needs a teacher, and the runtime holds none".to_owned());
+        let teacher = teacher.ok_or_else(missing)?;
+        check_teacher(request, teacher)?;
+        let packed = pack(&request.sequences, |s| s.teacher_prompt.as_deref());
+        Some((rows_of(teacher.decoder(), &mut Tape::off(), teacher.serving(), &packed)?, teacher))
+    } else {
+        None
+    };
+    report.teacher_seconds = started.elapsed().as_secs_f64();
+    let started = Instant::now();
+    let mut tape = match watch {
+        Watch::Nothing => Tape::off(),
+        Watch::Weights(weights) => {
+            let mut tape = Tape::recording();
+            weights.iter().for_each(|w| tape.watch(w));
+            tape
+        }
+    };
+    let hidden = rows_of(student.decoder(), &mut tape, pass, &pack(&request.sequences, |_| None))?;
+    let batch = LossBatch {
+        student_hidden: &hidden,
+        student_head: pass.weights.output_head(),
+        teacher: graded.as_ref().map(|(hidden, teacher)| (hidden, teacher.serving().weights.output_head())),
+        targets: &scored.targets,
+        sampled_logprobs: &scored.sampled_logprobs,
+        raw_logprobs: &scored.raw_logprobs,
+        weights: &scored.weights,
+    };
+    let value = request.loss.compute(&mut tape, &batch)?;
+    report.loss = f64::from(value.loss.to_vec()[0]);
+    report.tokens = scored.targets.len() as f64;
+    for (name, rows) in value.rows {
+        report.sums.insert(name, rows.iter().map(|&v| f64::from(v)).sum());
+        report.maxima.insert(name, rows.iter().copied().map(f64::from).fold(f64::NEG_INFINITY, f64::max));
+    }
+    report.forward_seconds = started.elapsed().as_secs_f64();
+    let started = Instant::now();
+    let gradients = match watch {
+        Watch::Nothing => None,
+        Watch::Weights(_) => {
+            let one = Tensor::new(student.device(), vec![1.0], [1, 1])?;
+            Some(tape.backward(&value.loss, one)?)
+        }
+    };
+    report.backward_seconds = started.elapsed().as_secs_f64();
+    Ok((report, gradients))
+}
+
+/// Hidden states of the rows that predict a scored token.
+fn rows_of(decoder: &Decoder, tape: &mut Tape, pass: &Pass, packed: &Packed) -> Result<Tensor> {
+    let hidden = decoder.forward_packed(tape, pass, &packed.ids, &packed.sequences)?;
+    Ok(ops::select_rows(tape, &hidden, &packed.rows)?)
+}
+
+/// All sequences without their last token, which predicts nothing. `prompt` may replace a sequence's prompt.
+fn pack<'a>(sequences: &'a [TrainSequence], prompt: impl Fn(&'a TrainSequence) -> Option<&'a [u32]>) -> Packed {
+    let (mut ids, mut lengths, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+    for s in sequences {
+        let first = ids.len();
+        let (own_prompt, completion) = s.tokens.split_at(s.prompt_len);
+        let prompt = prompt(s).unwrap_or(own_prompt);
+        ids.extend_from_slice(prompt);
+        ids.extend_from_slice(&completion[..completion.len() - 1]);
+        lengths.push(ids.len() - first);
+        let predicting = first + prompt.len() - 1;
+        rows.extend(weighted(s).map(|i| predicting + i));
+    }
+    Packed { ids, sequences: Sequences::from_lengths(&lengths), rows }
+}
+
+/// Indices of completion tokens that have a weight.
+fn weighted(s: &TrainSequence) -> impl Iterator<Item = usize> + '_ {
+    (0..s.weights.len()).filter(|&i| s.weights[i] != 0.0)
+}
+
+#[derive(Default)]
+struct Scored {
+    targets: Vec<u32>,
+    sampled_logprobs: Vec<f32>,
+    raw_logprobs: Vec<f32>,
+    weights: Vec<f32>,
+}
+
+/// What is known of the scored tokens, in row order. Log-probabilities are there for all sequences or for none.
+fn scored_tokens(sequences: &[TrainSequence], normalizer: f64) -> Scored {
+    let mut scored = Scored::default();
+    let sampled = sequences.iter().all(|s| !s.sampled_logprobs.is_empty());
+    for s in sequences {
+        for i in weighted(s) {
+            scored.targets.push(s.tokens[s.prompt_len + i]);
+            scored.weights.push((f64::from(s.weights[i]) / normalizer) as f32);
+            if sampled {
+                scored.sampled_logprobs.push(s.sampled_logprobs[i]);
+                scored.raw_logprobs.push(s.raw_logprobs[i]);
+            }
+        }
+    }
+    scored
+}
+
+/// Refuses sequences that do not hang together or do not fit the student.
+fn check(request: &TrainRequest, student: &SlotEngine) -> Result<()> {
+    let config = student.config();
+    if !(request.normalizer > 0.0 && request.normalizer.is_finite()) {
+        return Err(Error::Request(format!("the normalizer is {}, must be positive", request.normalizer)));
+    }
+    for (i, s) in request.sequences.iter().enumerate() {
+        let completion = s.tokens.len().saturating_sub(s.prompt_len);
+        let refuse = |what: String| Err(Error::Request(format!("training sequence {i}: {what}")));
+        if s.prompt_len == 0 || completion == 0 {
+            return refuse(format!(
+                "{} prompt and {completion} completion tokens; both need one at least",
+                s.prompt_len
+            ));
+        }
+        let per_token = [&s.sampled_logprobs, &s.raw_logprobs];
+        if s.weights.len() != completion || per_token.iter().any(|v| !v.is_empty() && v.len() != completion) {
+            return refuse(format!("weights or log-probabilities do not match its {completion} completion tokens"));
+        }
+        if s.sampled_logprobs.is_empty() != s.raw_logprobs.is_empty() {
+            return refuse("sampled and raw log-probabilities must both be there, or neither".to_owned());
+        }
+        if s.tokens.len() > config.max_position_embeddings {
+            return refuse(format!(
+                "{} tokens exceed the context of {}",
+                s.tokens.len(),
+                config.max_position_embeddings
+            ));
+        }
+        if let Some(id) = s.tokens.iter().find(|&&id| id as usize >= config.vocab_size) {
+            return refuse(format!("token id {id} is outside the vocabulary of {}", config.vocab_size));
+        }
+    }
+    Ok(())
+}
+
+fn check_teacher(request: &TrainRequest, teacher: &SlotEngine) -> Result<()> {
+    let max = teacher.config().max_position_embeddings;
+    for (i, s) in request.sequences.iter().enumerate() {
+        let prompt = s.teacher_prompt.as_ref().map_or(s.prompt_len, Vec::len);
+        let total = prompt + s.tokens.len() - s.prompt_len;
+        if prompt == 0 || total > max {
+            let what = format!("{prompt} prompt tokens and {total} in all, the teacher takes 1 to {max}");
+            return Err(Error::Request(format!("training sequence {i}: {what}")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! A mock model and the engine that runs it in simulated pages.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use runtime::kv::{CacheKey, PAGE_SIZE};
+use runtime::scheduler::{Plan, RequestId, Scheduler, SchedulerConfig, SeqRequest, SubmitError};
+
+/// Mixes one value into a hash (splitmix64).
+pub(crate) fn mix(hash: u64, value: u64) -> u64 {
+    let mut x = hash ^ value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// A small stream of reproducible numbers.
+pub(crate) struct Numbers(pub(crate) u64);
+
+impl Numbers {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        self.0 = mix(self.0, 1);
+        (self.0 % bound as u64) as usize
+    }
+}
+
+pub(crate) fn key(weights_version: u64) -> CacheKey {
+    CacheKey { slot: 0, weights_version, adapter: 0, tokenizer: 7, kv_format: 1 }
+}
+
+/// What attention would do: the KV of a token depends on the KV of all before it, and the next token on all.
+pub(crate) fn attend(kv: impl Iterator<Item = u64>, weights: u64, token: u32) -> u64 {
+    mix(kv.fold(weights, mix), u64::from(token))
+}
+
+/// Token that follows after KV value `kv`; few values, so that sequences share pages by chance too.
+pub(crate) fn next_token(kv: u64) -> u32 {
+    (kv % 5) as u32
+}
+
+/// The continuation computed without pages, batches or caches.
+pub(crate) fn alone(prompt: &[u32], new: usize, weights: u64) -> Vec<u32> {
+    let (mut tokens, mut kv) = (prompt.to_vec(), Vec::<u64>::new());
+    while tokens.len() < prompt.len() + new {
+        for &token in &tokens[kv.len()..] {
+            kv.push(attend(kv.iter().copied(), weights, token));
+        }
+        tokens.push(next_token(kv[kv.len() - 1]));
+    }
+    tokens.split_off(prompt.len())
+}
+
+/// An engine with simulated pages.
+pub(crate) struct Engine {
+    pub(crate) scheduler: Scheduler,
+    pages: Vec<[u64; PAGE_SIZE]>,
+    pub(crate) requests: BTreeMap<RequestId, SeqRequest>,
+    pub(crate) outputs: BTreeMap<RequestId, Vec<u32>>,
+    next_id: u64,
+}
+
+impl Engine {
+    pub(crate) fn new(config: SchedulerConfig) -> Self {
+        Self {
+            scheduler: Scheduler::new(config).unwrap(),
+            pages: vec![[0; PAGE_SIZE]; config.num_pages],
+            requests: BTreeMap::new(),
+            outputs: BTreeMap::new(),
+            next_id: 0,
+        }
+    }
+
+    pub(crate) fn submit(
+        &mut self,
+        prompt: &[u32],
+        max_new_tokens: usize,
+        version: u64,
+    ) -> Result<RequestId, SubmitError> {
+        let id = RequestId(self.next_id);
+        let request = SeqRequest { id, key: key(version), prompt: Arc::from(prompt), max_new_tokens };
+        self.scheduler.submit(request.clone())?;
+        self.next_id += 1;
+        self.requests.insert(id, request);
+        Ok(id)
+    }
+
+    pub(crate) fn run(&mut self, plan: &Plan) -> Vec<(RequestId, u32)> {
+        for copy in &plan.copies {
+            let source = self.pages[copy.src.index()];
+            let target = &mut self.pages[copy.dst.index()];
+            *target = [u64::MAX; PAGE_SIZE];
+            target[..copy.tokens].copy_from_slice(&source[..copy.tokens]);
+        }
+        let mut sampled = Vec::new();
+        for seq in &plan.seqs {
+            let weights = self.requests[&seq.id].key.weights_version;
+            let tokens = self.scheduler.tokens(seq.id).unwrap();
+            let mut last = 0;
+            for position in seq.tokens.clone() {
+                let at = |p: usize| self.pages[seq.pages[p / PAGE_SIZE].index()][p % PAGE_SIZE];
+                last = attend((0..position).map(at), weights, tokens[position]);
+                self.pages[seq.pages[position / PAGE_SIZE].index()][position % PAGE_SIZE] = last;
+            }
+            assert_eq!(seq.sample, seq.tokens.end == tokens.len());
+            if seq.sample {
+                sampled.push((seq.id, next_token(last)));
+            }
+        }
+        sampled
+    }
+
+    pub(crate) fn check_limits(&self, plan: &Plan) {
+        let config = self.scheduler.config();
+        assert!(plan.num_tokens() <= config.token_budget);
+        assert!(plan.seqs.len() <= config.max_running);
+        assert_eq!(plan.is_empty(), self.scheduler.is_idle(), "a step must advance somebody");
+        for copy in &plan.copies {
+            let reads_a_target = plan.copies.iter().any(|other| other.dst == copy.src);
+            assert!(!reads_a_target, "copies may run in any order");
+        }
+        for seq in &plan.seqs {
+            assert!(!seq.tokens.is_empty());
+            assert_eq!(seq.pages.len(), seq.tokens.end.div_ceil(PAGE_SIZE));
+        }
+    }
+
+    /// One whole step; `false` when idle.
+    pub(crate) fn step(&mut self) -> bool {
+        let plan = self.scheduler.plan();
+        self.check_limits(&plan);
+        let sampled = self.run(&plan);
+        self.scheduler.commit(&sampled);
+        for (id, token) in sampled {
+            let output = self.outputs.entry(id).or_default();
+            output.push(token);
+            if output.len() == self.requests[&id].max_new_tokens {
+                assert!(self.scheduler.finish(id));
+            }
+        }
+        !plan.is_empty()
+    }
+
+    /// Runs until idle, at most `bound` steps; returns how many.
+    pub(crate) fn drain(&mut self, bound: usize) -> usize {
+        for step in 0..bound {
+            if !self.step() {
+                return step;
+            }
+            self.scheduler.check_integrity();
+        }
+        panic!("not idle after {bound} steps: {:?}", self.scheduler.stats());
+    }
+
+    pub(crate) fn assert_outputs_as_alone(&self, ids: &[RequestId]) {
+        for id in ids {
+            let request = &self.requests[id];
+            let expected = alone(&request.prompt, request.max_new_tokens, request.key.weights_version);
+            assert_eq!(self.outputs[id], expected, "{id:?}");
+        }
+    }
+
+    /// All pages are free or idle, and free once the cache is dropped.
+    pub(crate) fn assert_pool_whole(&mut self) {
+        let stats = self.scheduler.stats();
+        assert_eq!(stats.free_pages + stats.cached_pages, stats.total_pages);
+        self.scheduler.publish(0, u64::MAX);
+        let stats = self.scheduler.stats();
+        assert_eq!((stats.free_pages, stats.cached_pages), (stats.total_pages, 0));
+        self.scheduler.check_integrity();
+    }
+}
+
+pub(crate) fn roomy() -> SchedulerConfig {
+    SchedulerConfig {
+        token_budget: 64,
+        max_running: 8,
+        max_waiting: 1000,
+        num_pages: 256,
+        max_context: 512,
+        prefix_cache: true,
+    }
+}
+
+/// Prompts over few tokens, every other one continuing an earlier one.
+pub(crate) fn prompts(numbers: &mut Numbers, count: usize, max_len: usize) -> Vec<Vec<u32>> {
+    let mut all: Vec<Vec<u32>> = Vec::new();
+    for index in 0..count {
+        let mut prompt = Vec::new();
+        if index % 2 == 1 {
+            let earlier = &all[numbers.below(all.len())];
+            prompt.extend_from_slice(&earlier[..1 + numbers.below(earlier.len())]);
+        }
+        let len = (prompt.len() + 1 + numbers.below(max_len)).min(max_len);
+        prompt.extend((prompt.len()..len).map(|_| numbers.below(5) as u32));
+        all.push(prompt);
+    }
+    all
+}

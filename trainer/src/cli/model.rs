@@ -1,0 +1,69 @@
+//! `--model`, `--adapter`, `--layers`, `--device`: one model without training.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use autograd::Device;
+use clap::Args;
+use runtime::RuntimeHandle;
+use runtime::files::ModelFiles;
+use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec};
+
+use crate::progress::Progress;
+use crate::{Error, Result, memory, opd};
+
+/// Which model, and where it runs.
+#[derive(Debug, Args)]
+pub(super) struct ModelArgs {
+    /// Model: a folder, a .gguf file, hf:org/name[@revision] or pypi:package==version.
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+    /// PEFT adapter folder to apply on top (adapter_config.json, adapter_model.safetensors).
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// Keep only these layers of the model, such as 0,1,2,5.
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
+    layers: Option<Vec<usize>>,
+    /// Where to run: auto, cpu or portable.
+    #[arg(long, default_value = "auto")]
+    device: Device,
+}
+
+impl ModelArgs {
+    pub(super) fn open(&self, progress: Progress) -> Result<Arc<ModelFiles>> {
+        opd::open(&self.model, progress)
+    }
+
+    /// Starts the runtime with room for `sequences` of `tokens` tokens each.
+    pub(super) fn start(
+        &self,
+        files: &Arc<ModelFiles>,
+        sequences: usize,
+        tokens: usize,
+        progress: Progress,
+    ) -> Result<RuntimeHandle> {
+        let context = files.config.max_position_embeddings;
+        if tokens > context {
+            let what = format!(
+                "{tokens} tokens (prompt and new ones together) exceed the model's context of {context}; \
+                 shorten the prompt or lower the number of new ones"
+            );
+            return Err(Error::Models { what });
+        }
+        let kv_bytes = memory::kv_bytes(&files.config, sequences, tokens);
+        let spec = RuntimeSpec {
+            device: self.device,
+            student: SlotSpec { files: Arc::clone(files), layers: self.layers.clone(), adapter: self.adapter.clone() },
+            teacher: None,
+            training: None,
+            engine: EngineConfig {
+                token_budget: 512,
+                max_running: sequences.max(1),
+                max_waiting: sequences.max(1),
+                kv_bytes: usize::try_from(kv_bytes).unwrap_or(usize::MAX),
+                prefix_cache: true,
+            },
+        };
+        opd::start(&spec, progress)
+    }
+}

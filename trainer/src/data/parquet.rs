@@ -1,0 +1,54 @@
+//! Parquet files, row by row, as the JSON objects they would be.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::{Field, Row as ParquetRow};
+use serde_json::{Map, Value};
+
+use super::row::{Origin, Row};
+use crate::{Error, Result};
+
+pub(super) fn read(path: &Path) -> Result<Vec<Row>> {
+    let shared = Arc::new(path.to_owned());
+    let refuse =
+        |e: parquet::errors::ParquetError| Error::Data { path: path.to_owned(), line: None, what: e.to_string() };
+    let file = File::open(path).map_err(Error::io(path))?;
+    let reader = SerializedFileReader::new(file).map_err(refuse)?;
+    let mut rows = Vec::new();
+    for (index, row) in reader.get_row_iter(None).map_err(refuse)?.enumerate() {
+        let origin = Origin { path: Arc::clone(&shared), line: index + 1 };
+        let object = row.map_err(|e| e.to_string()).and_then(|row| object(&row)).map_err(|what| origin.error(what))?;
+        rows.push(Row::from_json(object, origin)?);
+    }
+    Ok(rows)
+}
+
+fn object(row: &ParquetRow) -> Result<Map<String, Value>, String> {
+    row.get_column_iter()
+        .map(|(name, field)| Ok((name.clone(), value(field).map_err(|what| format!("column `{name}`: {what}"))?)))
+        .collect()
+}
+
+fn value(field: &Field) -> Result<Value, String> {
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Bool(v) => Value::from(*v),
+        Field::Byte(v) => Value::from(*v),
+        Field::Short(v) => Value::from(*v),
+        Field::Int(v) => Value::from(*v),
+        Field::Long(v) => Value::from(*v),
+        Field::UByte(v) => Value::from(*v),
+        Field::UShort(v) => Value::from(*v),
+        Field::UInt(v) => Value::from(*v),
+        Field::ULong(v) => Value::from(*v),
+        Field::Float(v) => Value::from(*v),
+        Field::Double(v) => Value::from(*v),
+        Field::Str(v) => Value::from(v.as_str()),
+        Field::Group(row) => Value::Object(object(row)?),
+        Field::ListInternal(list) => Value::Array(list.elements().iter().map(value).collect::<Result<_, _>>()?),
+        other => return Err(format!("cannot use a value of this type: {other}")),
+    })
+}

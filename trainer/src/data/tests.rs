@@ -1,0 +1,117 @@
+use std::io::Write;
+use std::sync::Arc;
+
+use ::parquet::data_type::{ByteArray, ByteArrayType, DoubleType};
+use ::parquet::file::properties::WriterProperties;
+use ::parquet::file::writer::SerializedFileWriter;
+use ::parquet::schema::parser::parse_message_type;
+
+use super::*;
+
+fn jsonl(text: &str) -> Result<Vec<Row>> {
+    let mut file = tempfile::Builder::new().suffix(".jsonl").tempfile().expect("a temporary file");
+    file.write_all(text.as_bytes()).expect("written");
+    read(file.path(), None)
+}
+
+fn refusal(text: &str) -> String {
+    jsonl(text).expect_err("must be refused").to_string()
+}
+
+#[test]
+fn every_form_of_a_row_is_read() {
+    let rows = jsonl(concat!(
+        "{\"prompt\": \"Why?\", \"hint\": \"because\", \"weight\": 2, \"none\": null}\n\n",
+        "{\"prompt\": [{\"role\": \"user\", \"content\": \"Why?\"}], \"completion\": \"So.\"}\n",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"Why?\"}, {\"role\": \"assistant\", \"content\": \"So.\"}]}\n",
+        "{\"prompt\": [{\"role\": \"user\", \"content\": \"Why?\"}], \"completion\": [{\"role\": \"assistant\", \"content\": \"So.\"}]}\n",
+    ))
+    .expect("valid");
+    let chat = Prompt::Chat(vec![Message::new("user", "Why?")]);
+    assert_eq!(rows[0].prompt, Prompt::Text("Why?".to_owned()));
+    assert_eq!(rows[0].columns.get("hint").map(String::as_str), Some("because"));
+    assert_eq!(rows[0].columns.get("weight").map(String::as_str), Some("2"));
+    assert!(!rows[0].columns.contains_key("none"));
+    for row in &rows[1..] {
+        assert_eq!((&row.prompt, row.completion.as_deref()), (&chat, Some("So.")));
+    }
+    assert_eq!(rows[1].origin.line, 3);
+}
+
+#[test]
+fn a_bad_line_is_named() {
+    let good = "{\"prompt\": \"x\"}\n";
+    assert!(refusal(&format!("{good}{{\"prompt\": \"x\"\n")).contains(".jsonl:2: not JSON"));
+    assert!(refusal(&format!("{good}{good}[1]\n")).contains(".jsonl:3: not a JSON object"));
+    assert!(refusal("{\"text\": \"x\"}").contains("neither `prompt` nor `messages`, only [\"text\"]"));
+    assert!(refusal("{\"prompt\": \"x\", \"messages\": []}").contains("both `prompt` and `messages`"));
+    assert!(refusal("{\"prompt\": 3}").contains(":1: `prompt` must be a string"));
+    assert!(refusal("{\"prompt\": \"\"}").contains("`prompt` is empty"));
+    assert!(refusal("{\"messages\": [{\"role\": \"user\"}]}").contains("missing field `content`"));
+    assert!(
+        refusal("{\"messages\": [{\"role\": \"user\", \"content\": \"x\", \"name\": \"y\"}]}")
+            .contains("unknown field `name`")
+    );
+    assert!(refusal("{\"messages\": [{\"role\": \"assistant\", \"content\": \"x\"}]}").contains("no message before"));
+}
+
+#[test]
+fn an_empty_or_missing_file_is_refused() {
+    assert!(refusal("").contains("no rows"));
+    assert!(refusal("\n\n").contains("no rows"));
+    assert!(read(Path::new("/does/not/exist.jsonl"), None).expect_err("missing").to_string().contains("exist.jsonl"));
+    assert!(read(Path::new("prompts.csv"), None).expect_err("format").to_string().contains("data.format"));
+}
+
+#[test]
+fn parquet_rows_are_read() {
+    let schema = "message rows { OPTIONAL BYTE_ARRAY prompt (UTF8); OPTIONAL DOUBLE score; }";
+    let schema = Arc::new(parse_message_type(schema).expect("a schema"));
+    let file = tempfile::Builder::new().suffix(".parquet").tempfile().expect("a temporary file");
+    let mut writer = SerializedFileWriter::new(file.reopen().expect("open"), schema, Arc::new(WriterProperties::new()))
+        .expect("a writer");
+    let mut group = writer.next_row_group().expect("a row group");
+    let mut column = group.next_column().expect("no error").expect("first column");
+    column
+        .typed::<ByteArrayType>()
+        .write_batch(&[ByteArray::from("one"), ByteArray::from("two")], Some(&[1, 1]), None)
+        .expect("written");
+    column.close().expect("closed");
+    let mut column = group.next_column().expect("no error").expect("second column");
+    column.typed::<DoubleType>().write_batch(&[0.5], Some(&[1, 0]), None).expect("written");
+    column.close().expect("closed");
+    group.close().expect("closed");
+    writer.close().expect("closed");
+
+    let rows = read(file.path(), None).expect("valid");
+    assert_eq!(rows.len(), 2);
+    assert_eq!(rows[1].prompt, Prompt::Text("two".to_owned()));
+    assert_eq!(rows[0].columns.get("score").map(String::as_str), Some("0.5"));
+    assert!(rows[1].columns.is_empty());
+
+    let broken = tempfile::Builder::new().suffix(".parquet").tempfile().expect("a temporary file");
+    assert!(read(broken.path(), None).is_err());
+}
+
+#[test]
+fn the_last_rows_are_held_out_before_the_limit_applies() {
+    let mut file = tempfile::Builder::new().suffix(".jsonl").tempfile().expect("a temporary file");
+    for n in 0..10 {
+        writeln!(file, "{{\"prompt\": \"p{n}\"}}").expect("written");
+    }
+    let mut data = Data {
+        paths: vec![file.path().to_owned()],
+        format: None,
+        system_prompt: None,
+        chat: None,
+        shuffle: true,
+        seed: 0,
+        limit: Some(3),
+        held_out: Some(HeldOut::LastRows(2)),
+    };
+    let rows = Rows::load(&data).expect("valid");
+    assert_eq!((rows.train.len(), rows.held_out.len()), (3, 2));
+    assert_eq!(rows.held_out[1].prompt, Prompt::Text("p9".to_owned()));
+    data.held_out = Some(HeldOut::LastRows(10));
+    assert!(Rows::load(&data).expect_err("nothing left").to_string().contains("data.eval_rows"));
+}

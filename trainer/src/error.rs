@@ -1,0 +1,140 @@
+//! The one error type of the trainer. Every variant names the value, the limit and, where there is one, the remedy.
+
+use std::path::{Path, PathBuf};
+
+/// Result of a trainer call.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can stop a run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A recipe (or an override) is not TOML, or a value has the wrong type.
+    #[error("{origin}: {what}")]
+    Syntax {
+        /// The file, or the override.
+        origin: String,
+        /// What the parser said.
+        what: String,
+    },
+    /// A key that no section has.
+    #[error("unknown key `{key}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
+    UnknownKey {
+        /// Its dotted path.
+        key: String,
+        /// The known key that looks most like it.
+        nearest: Option<String>,
+    },
+    /// A value outside its domain.
+    #[error("`{key}` is {value}, must be {rule}")]
+    Value {
+        /// Dotted path of the key.
+        key: String,
+        /// The value.
+        value: String,
+        /// The domain, and what to change.
+        rule: String,
+    },
+    /// A key that the other settings leave without effect.
+    #[error("`{key}` has no effect {because}; remove it")]
+    NoEffect {
+        /// Dotted path of the key.
+        key: String,
+        /// Which setting makes it idle.
+        because: String,
+    },
+    /// A key that the other settings need.
+    #[error("`{key}` is missing: {why}")]
+    Missing {
+        /// Dotted path of the key.
+        key: String,
+        /// Who needs it.
+        why: String,
+    },
+    /// A data file that cannot be used.
+    #[error("{path}{}: {what}", line.map(|n| format!(":{n}")).unwrap_or_default())]
+    Data {
+        /// The file.
+        path: PathBuf,
+        /// The line (JSONL) or row (Parquet), from 1.
+        line: Option<usize>,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Student and teacher cannot be compared token by token, or a model lacks what the run needs.
+    #[error("{what}")]
+    Models {
+        /// Which probe failed, with both answers.
+        what: String,
+    },
+    /// The run does not fit.
+    #[error("the run needs about {need} but {have} is available; {remedy}")]
+    Memory {
+        /// The forecast.
+        need: String,
+        /// What the machine has.
+        have: String,
+        /// Which key to change.
+        remedy: String,
+    },
+    /// A run folder or checkpoint that cannot be used.
+    #[error("{path}: {what}")]
+    RunFolder {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is wrong, and the remedy.
+        what: String,
+    },
+    /// Three steps in a row were not finite.
+    #[error(
+        "step {step}: loss or gradient was not finite {times} times in a row; lower `optim.lr` or check the weights"
+    )]
+    NonFinite {
+        /// The last such step.
+        step: u64,
+        /// How often in a row.
+        times: u32,
+    },
+    /// Ctrl-C: everything is saved.
+    #[error("interrupted after step {step}; continue with --resume")]
+    Interrupted {
+        /// The last complete step.
+        step: u64,
+    },
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The runtime refused or failed.
+    #[error(transparent)]
+    Runtime(#[from] runtime::Error),
+}
+
+impl Error {
+    /// The exit code of a program that ends with this error.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Syntax { .. }
+            | Self::UnknownKey { .. }
+            | Self::Value { .. }
+            | Self::NoEffect { .. }
+            | Self::Missing { .. } => 2,
+            Self::Interrupted { .. } => 130,
+            _ => 1,
+        }
+    }
+
+    /// Attaches the path to an I/O error.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        move |source| Self::Io { path: path.to_owned(), source }
+    }
+
+    /// A value outside its domain.
+    pub(crate) fn value(key: &str, value: impl ToString, rule: impl Into<String>) -> Self {
+        Self::Value { key: key.to_owned(), value: value.to_string(), rule: rule.into() }
+    }
+}

@@ -1,0 +1,105 @@
+//! Whether a student and a teacher can be compared token by token: found out by asking both, not by comparing sizes.
+
+use std::collections::BTreeSet;
+
+use runtime::files::ModelFiles;
+use runtime::text::Tokenizer;
+
+use crate::data::Message;
+use crate::prompt::render;
+use crate::{Error, Result};
+
+/// Texts on which tokenizers differ when they differ at all: scripts, digits, white space, code, control characters.
+const PROBES: [&str; 12] = [
+    "The quick brown fox jumps over the lazy dog.",
+    " leading and trailing spaces  ",
+    "1234567890 3.14159 1,000,000 2026-11-23",
+    "fn main() {\n\tlet x = vec![1, 2, 3];\n}\n\n\n",
+    "Grüße, naïve café; Ελληνικά; Русский; العربية; हिन्दी; 日本語; 한국어",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 e\u{301} \u{200b}",
+    "don't can't I'll we've IT'S",
+    "<|im_start|>user\nHi<|im_end|>\n<|endoftext|><s></s><|eot_id|>",
+    "https://example.org/a?b=c&d=%20 user@example.org",
+    "\u{0}\u{1}\u{7f} \r\n \u{a0}",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "",
+];
+
+/// Refuses a teacher that reads or ends texts differently from the student.
+///
+/// # Errors
+/// [`Error::Models`] with the probe and both answers.
+pub(crate) fn compare(student: &ModelFiles, teacher: &ModelFiles) -> Result<()> {
+    let (ours, theirs) = (student.tokenizer()?, teacher.tokenizer()?);
+    if ours.fingerprint() != theirs.fingerprint() {
+        compare_tokenizers(ours, theirs)?;
+    }
+    if student.config.vocab_size != teacher.config.vocab_size {
+        return Err(differ("rows of the output head", student.config.vocab_size, teacher.config.vocab_size));
+    }
+    let ends = |files: &ModelFiles| files.config.eos_token_ids.iter().copied().collect::<BTreeSet<u32>>();
+    if ends(student) != ends(teacher) {
+        return Err(differ("end-of-sequence ids", format!("{:?}", ends(student)), format!("{:?}", ends(teacher))));
+    }
+    compare_templates(student, teacher)
+}
+
+fn compare_tokenizers(ours: &Tokenizer, theirs: &Tokenizer) -> Result<()> {
+    for probe in PROBES {
+        for special in [false, true] {
+            let (a, b) = (ours.encode(probe, special)?, theirs.encode(probe, special)?);
+            if a != b {
+                return Err(differ(&format!("token ids of {probe:?}"), format!("{a:?}"), format!("{b:?}")));
+            }
+        }
+    }
+    if ours.vocab_size() != theirs.vocab_size() {
+        return Err(differ("sizes of the vocabulary", ours.vocab_size(), theirs.vocab_size()));
+    }
+    let size = u32::try_from(ours.vocab_size()).unwrap_or(u32::MAX);
+    match (0..size).find(|&id| ours.token(id) != theirs.token(id)) {
+        None => Ok(()),
+        Some(id) => Err(differ(
+            &format!("spellings of token {id}"),
+            format!("{:?}", ours.token(id)),
+            format!("{:?}", theirs.token(id)),
+        )),
+    }
+}
+
+fn compare_templates(student: &ModelFiles, teacher: &ModelFiles) -> Result<()> {
+    let (ours, theirs) = match (&student.chat_template, &teacher.chat_template) {
+        (None, None) => return Ok(()),
+        (Some(ours), Some(theirs)) => (ours, theirs),
+        (ours, theirs) => {
+            let there = |present: bool| if present { "there is one" } else { "there is none" };
+            return Err(differ("chat templates", there(ours.is_some()), there(theirs.is_some())));
+        }
+    };
+    if ours.source() == theirs.source() {
+        return Ok(());
+    }
+    let turns = [Message::new("user", "Hi"), Message::new("assistant", "Hello."), Message::new("user", "Why?")];
+    let with_system = [&[Message::new("system", "Be brief.")], turns.as_slice()].concat();
+    for messages in [turns.as_slice(), with_system.as_slice()] {
+        for answer_follows in [false, true] {
+            // A template may refuse a conversation (no system role, say); then both have to.
+            let show = |text: Result<String>| text.map_or_else(|e| format!("refused: {e}"), |text| format!("{text:?}"));
+            let (a, b) = (render(ours, messages, answer_follows), render(theirs, messages, answer_follows));
+            if a.as_ref().ok() != b.as_ref().ok() {
+                return Err(differ("chat templates", show(a), show(b)));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn differ(what: &str, ours: impl ToString, theirs: impl ToString) -> Error {
+    let (ours, theirs) = (ours.to_string(), theirs.to_string());
+    Error::Models {
+        what: format!(
+            "student and teacher cannot be compared token by token: {what} differ\n  student: {ours}\n  teacher: {theirs}\n\
+             choose models of one tokenizer and chat template"
+        ),
+    }
+}

@@ -1,0 +1,21 @@
+//! Cross-entropy on given completions.
+
+use autograd::Tape;
+use autograd::ops::linear_cross_entropy;
+use runtime::train::{Loss, LossBatch, LossValue};
+
+/// `-ln q(token)`.
+#[derive(Debug, Clone, Copy)]
+pub struct CrossEntropy;
+
+impl Loss for CrossEntropy {
+    fn needs_teacher(&self) -> bool {
+        false
+    }
+
+    fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {
+        let student = [batch.student_hidden, batch.student_head];
+        let (loss, rows) = linear_cross_entropy(tape, student, batch.targets, batch.weights)?;
+        Ok(LossValue { loss, rows })
+    }
+}

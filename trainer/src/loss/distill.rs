@@ -1,0 +1,25 @@
+//! A divergence between the teacher's and the student's whole next-token distributions.
+
+use autograd::Tape;
+use autograd::ops::{Distill, linear_distill};
+use runtime::train::{Loss, LossBatch, LossValue};
+
+/// Generalized JSD (with both KL divergences as its ends), skewed KL, or top-k with a tail bucket.
+#[derive(Debug, Clone, Copy)]
+pub struct Distillation(pub Distill);
+
+impl Loss for Distillation {
+    fn needs_teacher(&self) -> bool {
+        true
+    }
+
+    fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {
+        let (teacher_hidden, teacher_head) = batch.teacher.expect("the runtime runs the teacher that a loss needs");
+        let student = [batch.student_hidden, batch.student_head];
+        let (loss, mut rows) = linear_distill(tape, student, [teacher_hidden, teacher_head], batch.weights, &self.0)?;
+        if let Some(kl) = rows.remove("reverse_kl") {
+            rows.insert("teacher_kl", kl);
+        }
+        Ok(LossValue { loss, rows })
+    }
+}

@@ -1,0 +1,41 @@
+//! Reverse KL by policy gradient on the sampled tokens (<https://thinkingmachines.ai/blog/on-policy-distillation/>).
+
+use autograd::Tape;
+use autograd::ops::{linear_log_prob, linear_policy_gradient};
+use runtime::train::{Loss, LossBatch, LossValue};
+
+/// `-exp(ln q - ln q_sampled) A` with `A = -coef (ln q_sampled - ln p)`, p the teacher.
+///
+/// Both models' distributions are taken at the sampling temperature, so that the ratio is 1 on policy.
+#[derive(Debug, Clone, Copy)]
+pub struct PolicyGradient {
+    /// Factor on the advantage.
+    pub coef: f64,
+    /// Temperature that the completions were sampled with.
+    pub temperature: f64,
+}
+
+impl Loss for PolicyGradient {
+    fn needs_teacher(&self) -> bool {
+        true
+    }
+
+    fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {
+        let (hidden, head) = batch.teacher.expect("the runtime runs the teacher that a loss needs");
+        let teacher = linear_log_prob([hidden, head], batch.targets, self.temperature)?;
+        let sampled = batch.sampled_logprobs;
+        let kl: Vec<f32> = sampled.iter().zip(&teacher).map(|(sampled, teacher)| sampled - teacher).collect();
+        let advantages: Vec<f32> = kl.iter().map(|kl| -(self.coef as f32) * kl).collect();
+        let student = [batch.student_hidden, batch.student_head];
+        let (loss, mut rows) = linear_policy_gradient(
+            tape,
+            student,
+            batch.targets,
+            [sampled, &advantages],
+            batch.weights,
+            self.temperature,
+        )?;
+        rows.insert("teacher_kl", kl);
+        Ok(LossValue { loss, rows })
+    }
+}

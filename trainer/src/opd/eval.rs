@@ -1,0 +1,182 @@
+//! Held-out measurements: how far the student is from the teacher on prompts that it is never trained on.
+//!
+//! | key | on | is |
+//! |---|---|---|
+//! | `eval/kl` | the student's own completions | KL(student ‖ teacher), mean per token |
+//! | `eval/kl_forward` | the same | KL(teacher ‖ student) |
+//! | `eval/agreement` | the same | how often both prefer the same token |
+//! | `eval/teacher_nll` | the same | -ln p_teacher of the student's tokens |
+//! | `eval/kl_teacher_samples` | completions that the teacher wrote once, at the start | KL(teacher ‖ student) |
+//! | `eval/perplexity` | the same | exp of the student's mean -ln q |
+
+use std::fs;
+use std::sync::Arc;
+
+use runtime::request::{GenerateRequest, Slot, TrainRequest};
+use serde_json::{Map, Value, json};
+
+use super::batch::{Completion, Source, split};
+use super::folder::RunFolder;
+use super::rollout::{Purpose, generate, params, request};
+use super::setup::Setup;
+use super::step::Sums;
+use crate::loss::HeldOut;
+use crate::metrics::{JsonLines, Metrics};
+use crate::progress::Progress;
+use crate::prompt::Example;
+use crate::recipe::{Eval, Recipe, Sampling};
+use crate::{Error, Result};
+
+const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0 };
+
+/// Measures on held-out rows.
+pub(super) struct Evaluator<'a> {
+    recipe: &'a Recipe,
+    eval: &'a Eval,
+    setup: &'a Setup,
+    progress: Progress,
+    /// What the teacher wrote at the start, a completion for every held-out row.
+    teacher_completions: Vec<Vec<u32>>,
+    samples: Vec<(String, Example)>,
+}
+
+impl<'a> Evaluator<'a> {
+    /// Lets the teacher write its completions, or reads those that the run started with.
+    ///
+    /// # Errors
+    /// What the runtime refuses; a damaged file.
+    pub(super) fn new(
+        recipe: &'a Recipe,
+        eval: &'a Eval,
+        setup: &'a Setup,
+        folder: &RunFolder,
+        progress: Progress,
+    ) -> Result<Self> {
+        let samples = eval.sample_prompts.iter().map(|text| Ok((text.clone(), setup.encoder.encode_prompt(text)?)));
+        let samples = samples.collect::<Result<_>>()?;
+        let mut evaluator = Self { recipe, eval, setup, progress, teacher_completions: Vec::new(), samples };
+        let path = folder.file("teacher_completions.json");
+        evaluator.teacher_completions = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .ok()
+                .filter(|completions: &Vec<Vec<u32>>| completions.len() == setup.held_out.len())
+                .ok_or_else(|| Error::RunFolder {
+                    path,
+                    what: "is not one list of token ids for every held-out row; delete it".to_owned(),
+                })?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let completions = evaluator.complete(Slot::Teacher)?;
+                let completions: Vec<Vec<u32>> =
+                    completions.iter().map(|c| c.sequence.tokens[c.sequence.prompt_len..].to_vec()).collect();
+                let temporary = path.with_extension("json.tmp");
+                fs::write(&temporary, json!(completions).to_string()).map_err(Error::io(&temporary))?;
+                fs::rename(&temporary, &path).map_err(Error::io(&path))?;
+                completions
+            }
+            Err(source) => return Err(Error::Io { path, source }),
+        };
+        Ok(evaluator)
+    }
+
+    /// Adds the measurements to `metrics`.
+    ///
+    /// # Errors
+    /// What the runtime refuses.
+    pub(super) fn measure(&self, metrics: &mut Metrics) -> Result<()> {
+        let own = self.complete(Slot::Student)?;
+        let count = own.len() as f64;
+        metrics.set("eval/mean_length", own.iter().map(Completion::len).sum::<usize>() as f64 / count);
+        metrics.set("eval/truncated_fraction", own.iter().filter(|c| c.truncated).count() as f64 / count);
+        let own = self.forward(own)?;
+        let teachers = self.setup.held_out.iter().zip(&self.teacher_completions);
+        let teachers = self.forward(teachers.map(|(example, tokens)| Completion::given(example, tokens)).collect())?;
+        let mean = |sums: &Sums, name: &str| sums.mean(name).unwrap_or(f64::NAN);
+        metrics.set("eval/kl", mean(&own, "reverse_kl"));
+        metrics.set("eval/kl_forward", mean(&own, "forward_kl"));
+        metrics.set("eval/agreement", mean(&own, "agreement"));
+        metrics.set("eval/entropy", mean(&own, "entropy"));
+        metrics.set("eval/teacher_nll", -mean(&own, "teacher_logprob"));
+        metrics.set("eval/kl_teacher_samples", mean(&teachers, "forward_kl"));
+        metrics.set("eval/agreement_teacher_samples", mean(&teachers, "agreement"));
+        metrics.set("eval/perplexity", (-mean(&teachers, "student_logprob")).exp());
+        metrics.set("eval/teacher_perplexity", (-mean(&teachers, "teacher_logprob")).exp());
+        Ok(())
+    }
+
+    /// Greedy completions of the sample prompts: written to `file`, and shown.
+    ///
+    /// # Errors
+    /// What the runtime refuses; a file that cannot be written.
+    pub(super) fn show_samples(&self, step: u64, file: &mut JsonLines) -> Result<()> {
+        let mut slots = vec![(Slot::Student, "completion")];
+        if step == 0 {
+            slots.push((Slot::Teacher, "teacher"));
+        }
+        let mut lines: Vec<Map<String, Value>> = self
+            .samples
+            .iter()
+            .map(|(prompt, _)| Map::from_iter([("step".to_owned(), json!(step)), ("prompt".to_owned(), json!(prompt))]))
+            .collect();
+        for (slot, key) in slots {
+            let sampling = params(&GREEDY, self.eval.max_new_tokens, self.recipe.runtime.seed);
+            let requests = self.samples.iter().map(|(_, example)| GenerateRequest {
+                text: true,
+                ..request(slot, prompt_of(example, slot), sampling.clone(), 0)
+            });
+            let bar = self.progress.bar("samples", (self.samples.len() * self.eval.max_new_tokens) as u64, "tokens");
+            for (line, generated) in lines.iter_mut().zip(generate(&self.setup.runtime, requests, &bar)?) {
+                self.progress.line(&shown(step, key, line["prompt"].as_str().unwrap_or_default(), &generated.text));
+                line.insert(key.to_owned(), json!(generated.text));
+            }
+        }
+        lines.iter().try_for_each(|line| file.write(line))
+    }
+
+    /// One completion of every held-out row. The same random numbers every time, so that only the weights differ.
+    fn complete(&self, slot: Slot) -> Result<Vec<Completion>> {
+        let purpose = if slot == Slot::Student { Purpose::HeldOut } else { Purpose::HeldOutTeacher };
+        let sampling = params(&self.recipe.rollout.sampling, self.eval.max_new_tokens, self.recipe.runtime.seed);
+        let rows = &self.setup.held_out;
+        let requests = rows
+            .iter()
+            .enumerate()
+            .map(|(row, example)| request(slot, prompt_of(example, slot), sampling.clone(), purpose.index(row as u64)));
+        let bar = self.progress.bar("eval", (rows.len() * self.eval.max_new_tokens) as u64, "tokens");
+        let generated = generate(&self.setup.runtime, requests, &bar)?;
+        Ok(rows
+            .iter()
+            .zip(&generated)
+            .map(|(row, generated)| Completion::sampled(row, generated, Source::Other))
+            .collect())
+    }
+
+    fn forward(&self, completions: Vec<Completion>) -> Result<Sums> {
+        let mut sums = Sums::default();
+        let bar = self.progress.bar("eval", completions.iter().map(Completion::len).sum::<usize>() as u64, "tokens");
+        for (_, sequences) in split(completions, self.recipe.runtime.tokens_per_microbatch) {
+            let report = self.setup.runtime.forward_backward(TrainRequest {
+                sequences,
+                loss: Arc::new(HeldOut),
+                normalizer: 1.0,
+                backward: false,
+                dropout_key: 0,
+            })?;
+            bar.inc(report.tokens as u64);
+            sums.add(&report);
+        }
+        bar.finish_and_clear();
+        Ok(sums)
+    }
+}
+
+fn prompt_of(example: &Example, slot: Slot) -> Vec<u32> {
+    match slot {
+        Slot::Student => example.prompt.clone(),
+        Slot::Teacher => example.teacher_prompt.as_ref().unwrap_or(&example.prompt).clone(),
+    }
+}
+
+fn shown(step: u64, who: &str, prompt: &str, text: &str) -> String {
+    let who = if who == "completion" { format!("student, step {step}") } else { who.to_owned() };
+    format!("  > {prompt}\n  [{who}] {}", text.trim().replace('\n', "\n    "))
+}

@@ -1,0 +1,220 @@
+//! On-policy distillation: the student writes, the teacher grades every token, the student learns.
+
+mod batch;
+mod eval;
+mod folder;
+mod phases;
+mod rollout;
+mod setup;
+mod step;
+mod summary;
+
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
+
+pub use folder::Resume;
+pub(crate) use setup::{open, start};
+
+use crate::checkpoint::{Checkpoints, TrainerState};
+use crate::data::Cursor;
+use crate::interrupt::Interrupt;
+use crate::metrics::{JsonLines, Metrics};
+use crate::progress::Progress;
+use crate::recipe::Recipe;
+use crate::{Error, Result};
+use eval::Evaluator;
+use folder::RunFolder;
+use phases::Phases;
+use setup::Setup;
+use step::{Outcome, Stepper};
+use summary::Summary;
+
+/// Steps in a row that may be skipped for a loss or gradient that is not finite.
+const MAX_NON_FINITE: u32 = 3;
+
+/// What to run, and where.
+pub struct Options {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// The run's folder.
+    pub folder: PathBuf,
+    /// Whether to continue it.
+    pub resume: Option<Resume>,
+    /// Print metrics lines on stdout instead of progress on stderr.
+    pub json: bool,
+}
+
+/// Runs a recipe to its end.
+///
+/// # Errors
+/// Whatever stops it; [`Error::Interrupted`] after Ctrl-C, with a checkpoint written.
+pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
+    let recipe = &options.recipe;
+    let progress = Progress::new(options.json);
+    RunFolder::check(&options.folder, recipe, options.resume.as_ref())?;
+    let setup = Setup::new(recipe, progress)?;
+    // Only now: a run that cannot start leaves nothing behind.
+    let folder = RunFolder::open(&options.folder, recipe, options.resume.as_ref())?;
+    let state = restore(recipe, &setup, &folder, progress)?;
+    let run = Run {
+        stepper: Stepper::new(recipe, &setup, progress),
+        evaluator: recipe
+            .eval
+            .as_ref()
+            .map(|eval| Evaluator::new(recipe, eval, &setup, &folder, progress))
+            .transpose()?,
+        metrics: JsonLines::open(&folder.file("metrics.jsonl"), state.metrics_bytes)?,
+        samples: JsonLines::open(&folder.file("samples.jsonl"), state.samples_bytes)?,
+        cursor: Cursor::new(setup.train.len(), recipe.data.shuffle.then_some(recipe.data.seed), state.rows_seen),
+        total: recipe.length.steps(setup.train.len(), recipe.rollout.prompts_per_step),
+        phases: Phases::from_seconds(state.seconds.clone()),
+        last: None,
+        saved: folder.resume_from.as_ref().map(|_| state.step),
+        recipe,
+        setup: &setup,
+        folder: &folder,
+        progress,
+        json: options.json,
+        state,
+    };
+    run.finish(interrupt)
+}
+
+/// Puts weights, moments and position back from the checkpoint to continue from.
+fn restore(recipe: &Recipe, setup: &Setup, folder: &RunFolder, progress: Progress) -> Result<TrainerState> {
+    let sum: String = Sha256::digest(recipe.to_toml()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let Some(path) = &folder.resume_from else { return Ok(TrainerState::start(recipe.runtime.seed, sum)) };
+    let (weights, mut state) = Checkpoints::load(path, &setup.export, &setup.runtime.export_state()?)?;
+    setup.runtime.restore_state(weights)?;
+    setup.runtime.publish()?;
+    progress.line(&format!("resume     {} (step {})", path.display(), state.step));
+    state.recipe_sha256 = sum;
+    Ok(state)
+}
+
+struct Run<'a> {
+    recipe: &'a Recipe,
+    setup: &'a Setup,
+    folder: &'a RunFolder,
+    progress: Progress,
+    json: bool,
+    stepper: Stepper<'a>,
+    evaluator: Option<Evaluator<'a>>,
+    metrics: JsonLines,
+    samples: JsonLines,
+    cursor: Cursor,
+    total: u64,
+    phases: Phases,
+    state: TrainerState,
+    /// The newest metrics with held-out measurements.
+    last: Option<Metrics>,
+    /// Step of the newest checkpoint.
+    saved: Option<u64>,
+}
+
+impl Run<'_> {
+    fn finish(mut self, interrupt: &Interrupt) -> Result<()> {
+        if self.state.step == 0 {
+            self.measure_before()?;
+        }
+        while self.state.step < self.total {
+            if interrupt.asked() {
+                self.save()?;
+                return Err(Error::Interrupted { step: self.state.step });
+            }
+            self.step()?;
+            let every = self.recipe.checkpoint.every;
+            if every > 0 && self.state.step.is_multiple_of(every) {
+                self.save()?;
+            }
+        }
+        let checkpoint = self.save()?;
+        let summary = Summary {
+            recipe: self.recipe,
+            checkpoint: &checkpoint,
+            folder: self.folder.root(),
+            before: &self.state.held_out_before,
+            after: self.last.as_ref(),
+            phases: &self.phases,
+            steps: self.state.step,
+        };
+        if self.json { summary.print_json() } else { summary.print() }
+    }
+
+    /// Held-out measurements before the first step.
+    fn measure_before(&mut self) -> Result<()> {
+        if !self.recipe.eval.as_ref().is_some_and(|eval| eval.at_start) {
+            return Ok(());
+        }
+        let mut metrics = Metrics::at(0);
+        self.measure(&mut metrics)?;
+        let numbers = metrics.as_json().iter().filter_map(|(name, value)| Some((name.clone(), value.as_f64()?)));
+        self.state.held_out_before = numbers.filter(|(name, _)| name.starts_with("eval/")).collect();
+        self.write(&metrics)
+    }
+
+    fn step(&mut self) -> Result<()> {
+        let rows = self.cursor.take(self.recipe.rollout.prompts_per_step);
+        let Outcome { mut metrics, phases, applied } = self.stepper.take(self.state.step, self.total, &rows)?;
+        self.phases.merge(&phases);
+        self.state.step += 1;
+        self.state.rows_seen = self.cursor.seen();
+        metrics.set("epoch", self.cursor.epoch());
+        self.progress.line(&summary::step_line(&metrics, self.total));
+        self.state.non_finite = if applied { 0 } else { self.state.non_finite + 1 };
+        if self.is_eval_due() {
+            self.measure(&mut metrics)?;
+        }
+        self.write(&metrics)?;
+        if self.state.non_finite >= MAX_NON_FINITE {
+            return Err(Error::NonFinite { step: self.state.step, times: self.state.non_finite });
+        }
+        Ok(())
+    }
+
+    fn is_eval_due(&self) -> bool {
+        let Some(eval) = &self.recipe.eval else { return false };
+        let periodic = eval.every > 0 && self.state.step.is_multiple_of(eval.every);
+        periodic || (eval.at_end && self.state.step == self.total)
+    }
+
+    fn measure(&mut self, metrics: &mut Metrics) -> Result<()> {
+        let Some(evaluator) = &self.evaluator else { return Ok(()) };
+        let mut phases = Phases::default();
+        phases.time("eval", || {
+            evaluator.measure(metrics)?;
+            evaluator.show_samples(self.state.step, &mut self.samples)
+        })?;
+        metrics.set("time/eval", phases.get("eval"));
+        self.phases.merge(&phases);
+        self.progress.line(&summary::held_out_line(metrics, &self.state.held_out_before));
+        self.last = Some(metrics.clone());
+        Ok(())
+    }
+
+    fn write(&mut self, metrics: &Metrics) -> Result<()> {
+        self.metrics.write(metrics.as_json())?;
+        if self.json { summary::print_line(metrics.as_json()) } else { Ok(()) }
+    }
+
+    /// Writes a checkpoint unless this step has one.
+    fn save(&mut self) -> Result<PathBuf> {
+        if self.saved == Some(self.state.step)
+            && let Some(path) = self.folder.checkpoints.latest()?
+        {
+            return Ok(path);
+        }
+        self.metrics.sync()?;
+        self.samples.sync()?;
+        let weights = self.setup.runtime.export_state()?;
+        self.state.optimizer_step = weights.step;
+        self.state.metrics_bytes = self.metrics.bytes();
+        self.state.samples_bytes = self.samples.bytes();
+        self.state.seconds = self.phases.seconds().clone();
+        let path = self.folder.checkpoints.save(&self.setup.export, &weights, &self.state)?;
+        self.saved = Some(self.state.step);
+        self.progress.line(&format!("saved      {}", path.display()));
+        Ok(path)
+    }
+}

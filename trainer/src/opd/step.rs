@@ -1,0 +1,244 @@
+//! One step: prompts, completions, micro-batches, one optimizer step, publish.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use autograd::rng;
+use runtime::request::{GenerateRequest, OptimReport, OptimStep, Slot, TrainReport, TrainRequest};
+use runtime::train::Loss;
+
+use super::batch::{Completion, Source, split};
+use super::phases::Phases;
+use super::rollout::{Purpose, generate, params, request};
+use super::setup::Setup;
+use crate::metrics::Metrics;
+use crate::progress::Progress;
+use crate::prompt::Example;
+use crate::recipe::Recipe;
+use crate::{Result, loss, memory};
+
+/// Stream of the random numbers that choose between on-policy and other completions.
+const MIX: u64 = 0x4D49_5821;
+
+/// Takes steps.
+pub(super) struct Stepper<'a> {
+    recipe: &'a Recipe,
+    setup: &'a Setup,
+    progress: Progress,
+    /// Loss of the student's own completions.
+    on_policy: Arc<dyn Loss>,
+    /// Loss of the others.
+    off_policy: Arc<dyn Loss>,
+}
+
+/// What a step did.
+pub(super) struct Outcome {
+    /// Its numbers.
+    pub(super) metrics: Metrics,
+    /// Its seconds.
+    pub(super) phases: Phases,
+    /// Whether the weights changed: loss and gradients were finite.
+    pub(super) applied: bool,
+}
+
+impl<'a> Stepper<'a> {
+    /// Takes the steps of `recipe`.
+    #[must_use]
+    pub(super) fn new(recipe: &'a Recipe, setup: &'a Setup, progress: Progress) -> Self {
+        let sampling = recipe.rollout.sampling.temperature;
+        // Greedy tokens have the log-probabilities of temperature 1.
+        let temperature = if sampling == 0.0 { 1.0 } else { sampling };
+        let on_policy = loss::build(recipe.objective.loss, temperature);
+        let off_policy: Arc<dyn Loss> = if recipe.objective.off_policy.cross_entropy {
+            Arc::new(loss::CrossEntropy)
+        } else {
+            Arc::clone(&on_policy)
+        };
+        let on_policy: Arc<dyn Loss> =
+            if recipe.mismatch { Arc::new(loss::Mismatch::new(on_policy, temperature)) } else { on_policy };
+        Self { recipe, setup, progress, on_policy, off_policy }
+    }
+
+    /// Step `step` (from 0) of `total` on the given training rows.
+    ///
+    /// # Errors
+    /// What the runtime refuses.
+    pub(super) fn take(&self, step: u64, total: u64, rows: &[usize]) -> Result<Outcome> {
+        let start = Instant::now();
+        let mut phases = Phases::default();
+        let completions = phases.time("rollout", || self.complete(step, rows))?;
+        let seen = Completions::of(&completions);
+        let sums = self.forward_backward(step, completions, &mut phases)?;
+        let lr = self.recipe.schedule.at(step, total);
+        let optim = OptimStep { lr, adamw: self.recipe.optim.adamw, max_grad_norm: self.recipe.optim.max_grad_norm };
+        let report = phases.time("optim", || {
+            let report = self.setup.runtime.optim_step(optim)?;
+            if report.applied {
+                self.setup.runtime.publish()?;
+            }
+            Ok::<_, crate::Error>(report)
+        })?;
+        let mut metrics = Metrics::at(step + 1);
+        sums.report(&mut metrics);
+        seen.report(&mut metrics);
+        report_optim(&mut metrics, lr, &report);
+        report_speed(&mut metrics, &phases, start.elapsed().as_secs_f64(), &seen);
+        Ok(Outcome { metrics, phases, applied: report.applied })
+    }
+
+    /// Completes every prompt: by the student, by the teacher, or from the data.
+    fn complete(&self, step: u64, rows: &[usize]) -> Result<Vec<Completion>> {
+        let recipe = self.recipe;
+        let (seed, objective, group) = (recipe.runtime.seed, &recipe.objective, recipe.rollout.group_size);
+        let sampling = params(&recipe.rollout.sampling, recipe.rollout.max_new_tokens, seed);
+        let mut requests: Vec<GenerateRequest> = Vec::new();
+        let mut asked: Vec<(&Example, Source)> = Vec::new();
+        let mut completions = Vec::new();
+        for (position, &row) in rows.iter().enumerate() {
+            let example = &self.setup.train[row];
+            let prompt = step * rows.len() as u64 + position as u64;
+            let (slot, source, purpose) = if rng::uniform(seed, MIX, prompt) < objective.lmbda {
+                (Slot::Student, Source::Student, Purpose::Train)
+            } else if objective.off_policy.from_teacher {
+                (Slot::Teacher, Source::Other, Purpose::TrainTeacher)
+            } else {
+                let given = example.completion.as_ref().expect("checked when the rows were read");
+                completions.push(Completion::given(example, given));
+                continue;
+            };
+            let tokens = match slot {
+                Slot::Student => &example.prompt,
+                Slot::Teacher => example.teacher_prompt.as_ref().unwrap_or(&example.prompt),
+            };
+            for member in 0..group {
+                let index = purpose.index(prompt * group as u64 + member as u64);
+                requests.push(request(slot, tokens.clone(), sampling.clone(), index));
+                asked.push((example, source));
+            }
+        }
+        let bar = self.progress.bar("rollout", (requests.len() * recipe.rollout.max_new_tokens) as u64, "tokens");
+        let generated = generate(&self.setup.runtime, requests, &bar)?;
+        let sampled = asked.into_iter().zip(&generated);
+        completions
+            .extend(sampled.map(|((example, source), generated)| Completion::sampled(example, generated, source)));
+        Ok(completions)
+    }
+
+    /// Gradients of the whole step: the loss is divided by its count of completion tokens in every micro-batch, so
+    /// that the cut into micro-batches changes nothing.
+    fn forward_backward(&self, step: u64, completions: Vec<Completion>, phases: &mut Phases) -> Result<Sums> {
+        let normalizer = completions.iter().map(Completion::len).sum::<usize>() as f64;
+        let mut sums = Sums::default();
+        let batches = split(completions, self.recipe.runtime.tokens_per_microbatch);
+        let bar = self.progress.bar("train", normalizer as u64, "tokens");
+        for (number, (source, sequences)) in batches.into_iter().enumerate() {
+            let loss = match source {
+                Source::Student => &self.on_policy,
+                Source::Other => &self.off_policy,
+            };
+            let start = Instant::now();
+            let report = self.setup.runtime.forward_backward(TrainRequest {
+                sequences,
+                loss: Arc::clone(loss),
+                normalizer,
+                backward: true,
+                dropout_key: step << 20 | number as u64,
+            })?;
+            phases.add("teacher", report.teacher_seconds);
+            phases.add("train", start.elapsed().as_secs_f64() - report.teacher_seconds);
+            bar.inc(report.tokens as u64);
+            sums.add(&report);
+        }
+        bar.finish_and_clear();
+        Ok(sums)
+    }
+}
+
+/// Sums over micro-batches; each name with the tokens that it was summed over.
+#[derive(Debug, Default)]
+pub(super) struct Sums {
+    loss: f64,
+    by_name: BTreeMap<&'static str, (f64, f64)>,
+    maxima: BTreeMap<&'static str, f64>,
+}
+
+impl Sums {
+    /// Adds a micro-batch.
+    pub(super) fn add(&mut self, report: &TrainReport) {
+        self.loss += report.loss;
+        for (&name, &sum) in &report.sums {
+            let (total, tokens) = self.by_name.entry(name).or_default();
+            *total += sum;
+            *tokens += report.tokens;
+        }
+        for (&name, &largest) in &report.maxima {
+            let most = self.maxima.entry(name).or_insert(f64::NEG_INFINITY);
+            *most = most.max(largest);
+        }
+    }
+
+    /// The mean over tokens.
+    #[must_use]
+    pub(super) fn mean(&self, name: &str) -> Option<f64> {
+        self.by_name.get(name).map(|(sum, tokens)| sum / tokens)
+    }
+
+    fn report(&self, metrics: &mut Metrics) {
+        metrics.set("loss", self.loss);
+        for name in ["teacher_kl", "forward_kl", "entropy", "teacher_entropy", "agreement"] {
+            if let Some(mean) = self.mean(name) {
+                metrics.set(name, mean);
+            }
+        }
+        if let (Some(mean), Some(&largest)) = (self.mean("mismatch"), self.maxima.get("mismatch_size")) {
+            metrics.set("mismatch_kl", mean);
+            metrics.set("mismatch_max", largest);
+        }
+    }
+}
+
+/// What the completions of a step look like from outside.
+struct Completions {
+    count: usize,
+    tokens: usize,
+    processed: usize,
+    truncated: usize,
+    on_policy: usize,
+}
+
+impl Completions {
+    fn of(completions: &[Completion]) -> Self {
+        Self {
+            count: completions.len(),
+            tokens: completions.iter().map(Completion::len).sum(),
+            processed: completions.iter().map(|completion| completion.sequence.tokens.len()).sum(),
+            truncated: completions.iter().filter(|completion| completion.truncated).count(),
+            on_policy: completions.iter().filter(|completion| completion.source == Source::Student).count(),
+        }
+    }
+
+    fn report(&self, metrics: &mut Metrics) {
+        let count = self.count as f64;
+        metrics.set("completions/mean_length", self.tokens as f64 / count);
+        metrics.set("completions/tokens", self.tokens as f64);
+        metrics.set("completions/on_policy_fraction", self.on_policy as f64 / count);
+        metrics.set("truncated_fraction", self.truncated as f64 / count);
+    }
+}
+
+fn report_optim(metrics: &mut Metrics, lr: f64, report: &OptimReport) {
+    metrics.set("optim/lr", lr);
+    metrics.set("optim/grad_norm", report.grad_norm);
+    metrics.set("optim/skipped", f64::from(u8::from(!report.applied)));
+}
+
+fn report_speed(metrics: &mut Metrics, phases: &Phases, seconds: f64, seen: &Completions) {
+    for (phase, seconds) in phases.seconds() {
+        metrics.set(&format!("time/{phase}"), *seconds);
+    }
+    metrics.set("time/step", seconds);
+    metrics.set("perf/throughput", seen.processed as f64 / seconds);
+    metrics.set("perf/rollout_throughput", seen.tokens as f64 / phases.get("rollout").max(1e-9));
+    metrics.set("perf/peak_memory", memory::peak() as f64);
+}

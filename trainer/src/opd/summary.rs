@@ -1,0 +1,133 @@
+//! What people read: a line a step, a line a measurement, a table at the end.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::phases::Phases;
+use crate::metrics::Metrics;
+use crate::recipe::Recipe;
+use crate::{Error, Result};
+
+/// `step 3/40 ...`
+pub(super) fn step_line(metrics: &Metrics, total: u64) -> String {
+    let get = |name: &str| metrics.get(name).unwrap_or(f64::NAN);
+    let width = total.to_string().len();
+    let kl = metrics.get("teacher_kl").map_or_else(String::new, |kl| format!("kl {kl:.4}  "));
+    let skipped = if get("optim/skipped") > 0.0 { "  NOT FINITE, skipped" } else { "" };
+    format!(
+        "step {:>width$}/{total}  loss {:.4}  {kl}len {:.0}  grad {:.3}  lr {:.1e}  {:.0} tok/s  {:.1} s = rollout {:.1} + teacher {:.1} + train {:.1} + optim {:.1}{skipped}",
+        get("step"),
+        get("loss"),
+        get("completions/mean_length"),
+        get("optim/grad_norm"),
+        get("optim/lr"),
+        get("perf/throughput"),
+        get("time/step"),
+        get("time/rollout"),
+        get("time/teacher"),
+        get("time/train"),
+        get("time/optim"),
+    )
+}
+
+/// `held-out   KL 0.51 (-43 %) ...`
+pub(super) fn held_out_line(metrics: &Metrics, before: &BTreeMap<String, f64>) -> String {
+    let show = |name: &str| {
+        let now = metrics.get(name).unwrap_or(f64::NAN);
+        let change = before.get(name).map_or_else(String::new, |then| format!(" ({})", percent(*then, now)));
+        format!("{now:.4}{change}")
+    };
+    format!(
+        "held-out   kl {}  kl on teacher samples {}  agreement {}  perplexity {}",
+        show("eval/kl"),
+        show("eval/kl_teacher_samples"),
+        show("eval/agreement"),
+        show("eval/perplexity"),
+    )
+}
+
+/// The change in per cent, where there is something to compare with.
+fn percent(before: f64, after: f64) -> String {
+    if before == 0.0 { "-".to_owned() } else { format!("{:+.0} %", (after / before - 1.0) * 100.0) }
+}
+
+/// One JSON line on stdout.
+pub(super) fn print_line(object: &Map<String, Value>) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{}", Value::Object(object.clone()))
+        .and_then(|()| stdout.flush())
+        .map_err(Error::io(Path::new("stdout")))
+}
+
+/// The end of a run.
+pub(super) struct Summary<'a> {
+    pub(super) recipe: &'a Recipe,
+    pub(super) checkpoint: &'a Path,
+    pub(super) folder: &'a Path,
+    pub(super) before: &'a BTreeMap<String, f64>,
+    pub(super) after: Option<&'a Metrics>,
+    pub(super) phases: &'a Phases,
+    pub(super) steps: u64,
+}
+
+impl Summary<'_> {
+    pub(super) fn print(&self) -> Result<()> {
+        let mut text = format!("\n{} steps of `{}`\n", self.steps, self.recipe.name);
+        if let Some(after) = self.after {
+            text += &format!("\n  {:<28} {:>10} {:>10} {:>8}\n", "held out", "before", "after", "change");
+            for (name, value) in after.as_json().iter().filter(|(name, _)| name.starts_with("eval/")) {
+                text += &self.row(name, value.as_f64().unwrap_or(f64::NAN));
+            }
+        }
+        text += &format!("\n  {:<28} {:>10} {:>10}\n", "phase", "seconds", "share");
+        for (phase, seconds) in self.phases.seconds() {
+            text += &format!("  {phase:<28} {seconds:>10.1} {:>8.0} %\n", 100.0 * seconds / self.phases.total());
+        }
+        let what = if self.recipe.lora.is_some() { "adapter" } else { "model" };
+        text += &format!(
+            "\n  {what:<10} {}\n  metrics    {}\n",
+            self.checkpoint.display(),
+            self.folder.join("metrics.jsonl").display()
+        );
+        text += &format!("  try it     {}", self.next_command());
+        eprintln!("{text}");
+        Ok(())
+    }
+
+    fn row(&self, name: &str, after: f64) -> String {
+        match self.before.get(name) {
+            Some(before) => format!("  {name:<28} {before:>10.4} {after:>10.4} {:>8}\n", percent(*before, after)),
+            None => format!("  {name:<28} {:>10} {after:>10.4}\n", ""),
+        }
+    }
+
+    fn next_command(&self) -> String {
+        let latest = self.folder.join("checkpoints/latest");
+        let model = &self.recipe.student.model;
+        if self.recipe.lora.is_none() {
+            return format!("arle generate --model {} --chat \"Hello!\"", latest.display());
+        }
+        let layers = self.recipe.student.layers.as_ref().map_or_else(String::new, |layers| {
+            let list: Vec<String> = layers.iter().map(ToString::to_string).collect();
+            format!(" --layers {}", list.join(","))
+        });
+        format!("arle generate --model {model}{layers} --adapter {} --chat \"Hello!\"", latest.display())
+    }
+
+    pub(super) fn print_json(&self) -> Result<()> {
+        let after = self.after.map_or_else(Map::new, |metrics| metrics.as_json().clone());
+        let after: Map<String, Value> = after.into_iter().filter(|(name, _)| name.starts_with("eval/")).collect();
+        let fields = [
+            ("summary", json!(self.recipe.name)),
+            ("steps", json!(self.steps)),
+            ("before", json!(self.before)),
+            ("after", Value::Object(after)),
+            ("seconds", json!(self.phases.seconds())),
+            ("checkpoint", json!(self.checkpoint)),
+        ];
+        print_line(&fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+}

@@ -1,0 +1,40 @@
+//! Bars and lines on stderr.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Where progress goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    bars: bool,
+    lines: bool,
+}
+
+impl Progress {
+    /// Bars on a terminal, lines always; neither when `quiet`.
+    #[must_use]
+    pub fn new(quiet: bool) -> Self {
+        Self { bars: !quiet && std::io::stderr().is_terminal(), lines: !quiet }
+    }
+
+    /// A line that stays.
+    pub fn line(&self, text: &str) {
+        if self.lines {
+            eprintln!("{text}");
+        }
+    }
+
+    /// A bar over `total` of `unit`, with the rate; it disappears when it is done.
+    #[must_use]
+    pub fn bar(&self, phase: &str, total: u64, unit: &str) -> ProgressBar {
+        let target = if self.bars { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(total), target).with_prefix(phase.to_owned());
+        let template = format!("{{prefix:>10}} [{{bar:30}}] {{pos}}/{{len}} {unit}  {{per_sec}}  {{elapsed}} {{msg}}");
+        let style = ProgressStyle::with_template(&template).expect("a fixed template");
+        bar.set_style(style.progress_chars("=> "));
+        bar.enable_steady_tick(Duration::from_millis(200));
+        bar
+    }
+}

@@ -1,0 +1,428 @@
+//! Raw recipe in, checked recipe out.
+
+mod objective;
+
+use super::raw::{OneOrMany, RawRecipe, RawTeacher};
+use super::{
+    Data, Eval, HeldOut, Length, LossKind, Objective, Optim, Recipe, Runtime, Student, Teacher, TeacherContext,
+    TeacherWeights,
+};
+use crate::data::Format;
+use crate::schedule::{Schedule, Shape};
+use crate::{Error, Result};
+
+/// Checks every range, refuses keys without effect, and fills the defaults in.
+pub(super) fn resolve(mut raw: RawRecipe, name: &str) -> Result<Recipe> {
+    let student = student(&raw)?;
+    check_lora(&raw)?;
+    check_rollout(&raw)?;
+    let objective = objective::objective(&mut raw.loss, raw.rollout.sampling.temperature)?;
+    check_objective(&raw, &objective)?;
+    let teacher = teacher(&mut raw, &objective)?;
+    let optim = optim(&mut raw)?;
+    let (schedule, length) = schedule(&mut raw, optim.lr)?;
+    let data = data(&mut raw)?;
+    let eval = eval(&mut raw, data.held_out.is_some())?;
+    if raw.checkpoint.keep_last == 0 {
+        return Err(Error::value("checkpoint.keep_last", 0, "at least 1"));
+    }
+    let runtime = runtime(&mut raw)?;
+    let name = raw.log.name.get_or_insert_with(|| name.to_owned()).clone();
+    if name.is_empty() || !name.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)) || name.starts_with('.') {
+        return Err(Error::value(
+            "log.name",
+            format!("{name:?}"),
+            "letters, digits, `-`, `_` and `.` (it names the run's folder)",
+        ));
+    }
+    Ok(Recipe {
+        name,
+        student,
+        teacher,
+        lora: raw.lora.clone(),
+        data,
+        rollout: raw.rollout.clone(),
+        objective,
+        optim,
+        schedule,
+        length,
+        eval,
+        checkpoint: raw.checkpoint.clone(),
+        mismatch: raw.log.mismatch,
+        runtime,
+        filled: raw,
+    })
+}
+
+/// `value` if it lies in the closed range.
+fn within(key: &str, value: f64, low: f64, high: f64) -> Result<f64> {
+    if (low..=high).contains(&value) {
+        return Ok(value);
+    }
+    Err(Error::value(
+        key,
+        value,
+        if high.is_infinite() { format!("at least {low}") } else { format!("between {low} and {high}") },
+    ))
+}
+
+/// `value` if it is finite and above zero.
+fn positive(key: &str, value: f64) -> Result<f64> {
+    if value > 0.0 && value.is_finite() { Ok(value) } else { Err(Error::value(key, value, "greater than 0")) }
+}
+
+fn at_least_one(key: &str, value: usize) -> Result<usize> {
+    if value > 0 { Ok(value) } else { Err(Error::value(key, value, "at least 1")) }
+}
+
+/// Refuses a key that is set although `because`.
+fn idle<T>(key: &str, value: Option<T>, because: &str) -> Result<()> {
+    match value {
+        None => Ok(()),
+        Some(_) => Err(Error::NoEffect { key: key.to_owned(), because: because.to_owned() }),
+    }
+}
+
+fn missing(key: &str, why: &str) -> Error {
+    Error::Missing { key: key.to_owned(), why: why.to_owned() }
+}
+
+fn student(raw: &RawRecipe) -> Result<Student> {
+    if raw.student.model.is_empty() {
+        return Err(missing(
+            "student.model",
+            "a run needs a model to train (a folder, a .gguf file, hf:org/name or pypi:package==version)",
+        ));
+    }
+    if let Some(layers) = &raw.student.layers {
+        if layers.is_empty() {
+            return Err(Error::value("student.layers", "[]", "a list of at least one layer"));
+        }
+        if let Some(pair) = layers.windows(2).find(|pair| pair[0] >= pair[1]) {
+            return Err(Error::value(
+                "student.layers",
+                format!("{layers:?}"),
+                format!("ascending without repeats; {} stands before {}", pair[0], pair[1]),
+            ));
+        }
+    }
+    Ok(Student {
+        model: raw.student.model.clone(),
+        layers: raw.student.layers.clone(),
+        adapter: raw.student.adapter.clone(),
+    })
+}
+
+fn check_lora(raw: &RawRecipe) -> Result<()> {
+    let Some(lora) = &raw.lora else { return Ok(()) };
+    at_least_one("lora.r", lora.r)?;
+    positive("lora.alpha", lora.alpha)?;
+    if !(0.0..1.0).contains(&lora.dropout) {
+        return Err(Error::value("lora.dropout", lora.dropout, "at least 0 and below 1"));
+    }
+    for (module, &rank) in &lora.rank_pattern {
+        at_least_one(&format!("lora.rank_pattern.{module}"), rank)?;
+    }
+    for (module, &alpha) in &lora.alpha_pattern {
+        positive(&format!("lora.alpha_pattern.{module}"), alpha)?;
+    }
+    let targets = lora.target_modules.as_slice();
+    if targets.is_empty() {
+        return Err(Error::value("lora.target_modules", "[]", "`all-linear` or a list of module names"));
+    }
+    if targets.len() > 1 && targets.iter().any(|name| name == "all-linear") {
+        return Err(Error::value(
+            "lora.target_modules",
+            format!("{targets:?}"),
+            "either `all-linear` or names, not both",
+        ));
+    }
+    Ok(())
+}
+
+fn check_rollout(raw: &RawRecipe) -> Result<()> {
+    let rollout = &raw.rollout;
+    at_least_one("rollout.prompts_per_step", rollout.prompts_per_step)?;
+    at_least_one("rollout.group_size", rollout.group_size)?;
+    at_least_one("rollout.max_new_tokens", rollout.max_new_tokens)?;
+    at_least_one("rollout.max_prompt_tokens", rollout.max_prompt_tokens)?;
+    let sampling = &rollout.sampling;
+    if !sampling.temperature.is_finite() {
+        return Err(Error::value("rollout.sampling.temperature", sampling.temperature, "finite"));
+    }
+    within("rollout.sampling.temperature", sampling.temperature, 0.0, f64::INFINITY)?;
+    if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
+        return Err(Error::value("rollout.sampling.top_p", sampling.top_p, "above 0 and at most 1"));
+    }
+    within("rollout.sampling.min_p", sampling.min_p, 0.0, 1.0)?;
+    if sampling.temperature == 0.0 {
+        let because = "with `rollout.sampling.temperature = 0` (greedy)";
+        idle("rollout.sampling.top_p", (sampling.top_p < 1.0).then_some(()), because)?;
+        idle("rollout.sampling.top_k", (sampling.top_k > 0).then_some(()), because)?;
+        idle("rollout.sampling.min_p", (sampling.min_p > 0.0).then_some(()), because)?;
+        idle("rollout.group_size", (rollout.group_size > 1).then_some(()), because)?;
+    }
+    Ok(())
+}
+
+/// Refuses `[rollout]` settings that nothing generates with.
+fn check_objective(raw: &RawRecipe, objective: &Objective) -> Result<()> {
+    if objective.lmbda > 0.0 || objective.off_policy.from_teacher {
+        return Ok(());
+    }
+    idle(
+        "rollout.group_size",
+        (raw.rollout.group_size > 1).then_some(()),
+        "with `loss.lmbda = 0` (one given completion a prompt)",
+    )
+}
+
+fn teacher(raw: &mut RawRecipe, objective: &Objective) -> Result<Option<Teacher>> {
+    let needed = objective.loss != LossKind::CrossEntropy || objective.off_policy.from_teacher;
+    let Some(teacher) = &mut raw.teacher else {
+        return if needed {
+            Err(missing(
+                "teacher",
+                "the loss compares with a teacher; [teacher] kind = \"self\" grades with the student's own starting weights",
+            ))
+        } else {
+            Ok(None)
+        };
+    };
+    if !needed {
+        return Err(Error::NoEffect {
+            key: "teacher".to_owned(),
+            because: "with `loss.kind = \"cross_entropy\"` on given completions".to_owned(),
+        });
+    }
+    let kind = match (&teacher.kind, &teacher.model, &teacher.path) {
+        (Some(kind), _, _) => kind.clone(),
+        (None, Some(_), _) => "model".to_owned(),
+        (None, None, Some(_)) => "checkpoint".to_owned(),
+        (None, None, None) => "self".to_owned(),
+    };
+    teacher.kind = Some(kind.clone());
+    let because = format!("with `teacher.kind = \"{kind}\"`");
+    if kind != "model" {
+        idle("teacher.model", teacher.model.as_ref(), &because)?;
+    }
+    if kind != "checkpoint" {
+        idle("teacher.path", teacher.path.as_ref(), &because)?;
+    }
+    let weights = match kind.as_str() {
+        "model" => TeacherWeights::Model(
+            teacher.model.clone().ok_or_else(|| missing("teacher.model", "`teacher.kind = \"model\"` needs it"))?,
+        ),
+        "self" => TeacherWeights::Student,
+        "checkpoint" => TeacherWeights::Checkpoint(
+            teacher.path.clone().ok_or_else(|| missing("teacher.path", "`teacher.kind = \"checkpoint\"` needs it"))?,
+        ),
+        other => return Err(Error::value("teacher.kind", format!("{other:?}"), "one of model, self, checkpoint")),
+    };
+    Ok(Some(Teacher { weights, context: teacher_context(teacher)? }))
+}
+
+fn teacher_context(raw: &mut RawTeacher) -> Result<Option<TeacherContext>> {
+    if raw.context_column.is_none() {
+        idle("teacher.context_template", raw.context_template.as_ref(), "without `teacher.context_column`")?;
+    }
+    let column = match &raw.context_column {
+        None => None,
+        Some(column) => {
+            let template = raw.context_template.get_or_insert_with(|| "{context}".to_owned()).clone();
+            if !template.contains("{context}") {
+                return Err(Error::value(
+                    "teacher.context_template",
+                    format!("{template:?}"),
+                    "a text with `{context}` in it",
+                ));
+            }
+            Some((column.clone(), template))
+        }
+    };
+    let context = TeacherContext { system_prompt: raw.system_prompt.clone(), few_shot: raw.few_shot.clone(), column };
+    Ok((context != TeacherContext::default()).then_some(context))
+}
+
+fn optim(raw: &mut RawRecipe) -> Result<Optim> {
+    let optim = &mut raw.optim;
+    let default = if raw.lora.is_some() { 1e-4 } else { 1e-5 };
+    let lr = positive("optim.lr", *optim.lr.get_or_insert(default))?;
+    for beta in optim.betas {
+        if !(0.0..1.0).contains(&beta) {
+            return Err(Error::value(
+                "optim.betas",
+                format!("{:?}", optim.betas),
+                "two numbers, each at least 0 and below 1",
+            ));
+        }
+    }
+    positive("optim.eps", optim.eps)?;
+    within("optim.weight_decay", optim.weight_decay, 0.0, f64::INFINITY)?;
+    if optim.max_grad_norm.is_nan() || optim.max_grad_norm <= 0.0 {
+        return Err(Error::value(
+            "optim.max_grad_norm",
+            optim.max_grad_norm,
+            "greater than 0; `inf` leaves gradients as they are",
+        ));
+    }
+    let adamw = autograd::adamw::AdamW {
+        beta1: optim.betas[0],
+        beta2: optim.betas[1],
+        eps: optim.eps,
+        weight_decay: optim.weight_decay,
+    };
+    Ok(Optim { lr, adamw, max_grad_norm: optim.max_grad_norm.is_finite().then_some(optim.max_grad_norm) })
+}
+
+fn schedule(raw: &mut RawRecipe, lr: f64) -> Result<(Schedule, Length)> {
+    let schedule = &mut raw.schedule;
+    let shape = match schedule.kind.as_str() {
+        "constant" => {
+            idle("schedule.min_lr_ratio", schedule.min_lr_ratio, "with `schedule.kind = \"constant\"`")?;
+            Shape::Constant
+        }
+        kind @ ("linear" | "cosine") => {
+            let min_ratio = within("schedule.min_lr_ratio", *schedule.min_lr_ratio.get_or_insert(0.0), 0.0, 1.0)?;
+            if kind == "linear" { Shape::Linear { min_ratio } } else { Shape::Cosine { min_ratio } }
+        }
+        other => return Err(Error::value("schedule.kind", format!("{other:?}"), "one of constant, linear, cosine")),
+    };
+    let length = match (schedule.max_steps, schedule.epochs) {
+        (Some(_), Some(_)) => {
+            return Err(Error::NoEffect {
+                key: "schedule.epochs".to_owned(),
+                because: "with `schedule.max_steps`".to_owned(),
+            });
+        }
+        (None, None) => {
+            return Err(missing(
+                "schedule.max_steps",
+                "a run needs a length: `schedule.max_steps` or `schedule.epochs`",
+            ));
+        }
+        (Some(0), None) => return Err(Error::value("schedule.max_steps", 0, "at least 1")),
+        (None, Some(0)) => return Err(Error::value("schedule.epochs", 0, "at least 1")),
+        (Some(steps), None) => Length::Steps(steps),
+        (None, Some(epochs)) => Length::Epochs(epochs),
+    };
+    if let Length::Steps(steps) = length
+        && schedule.warmup_steps > steps
+    {
+        return Err(Error::value(
+            "schedule.warmup_steps",
+            schedule.warmup_steps,
+            format!("at most `schedule.max_steps` ({steps})"),
+        ));
+    }
+    Ok((Schedule { lr, shape, warmup_steps: schedule.warmup_steps }, length))
+}
+
+fn data(raw: &mut RawRecipe) -> Result<Data> {
+    let data = &mut raw.data;
+    if data.path.as_slice().is_empty() || data.path.as_slice().iter().any(|path| path.as_os_str().is_empty()) {
+        return Err(missing("data.path", "a run needs prompts (a JSONL or Parquet file)"));
+    }
+    let format = match data.format.as_str() {
+        "auto" => None,
+        name => Some(
+            Format::from_name(name)
+                .ok_or_else(|| Error::value("data.format", format!("{name:?}"), "one of auto, jsonl, parquet"))?,
+        ),
+    };
+    if let Some(limit) = data.limit {
+        at_least_one("data.limit", limit)?;
+    }
+    if !data.shuffle {
+        idle("data.seed", data.seed, "with `data.shuffle = false`")?;
+    }
+    let seed = if data.shuffle { *data.seed.get_or_insert(raw.runtime.seed) } else { 0 };
+    if data.held_out.is_some() {
+        idle("data.eval_rows", data.eval_rows, "with `data.held_out`")?;
+    }
+    let held_out = match (&data.held_out, data.eval_rows) {
+        (Some(path), _) => Some(HeldOut::File(path.clone())),
+        (None, Some(rows)) => Some(HeldOut::LastRows(at_least_one("data.eval_rows", rows)?)),
+        (None, None) => None,
+    };
+    let paths = match &data.path {
+        OneOrMany::One(path) => vec![path.clone()],
+        OneOrMany::Many(paths) => paths.clone(),
+    };
+    Ok(Data {
+        paths,
+        format,
+        system_prompt: data.system_prompt.clone(),
+        chat: data.chat,
+        shuffle: data.shuffle,
+        seed,
+        limit: data.limit,
+        held_out,
+    })
+}
+
+fn eval(raw: &mut RawRecipe, held_out: bool) -> Result<Option<Eval>> {
+    let has_teacher = raw.teacher.is_some();
+    let eval = &mut raw.eval;
+    if !has_teacher {
+        // Held-out rows are measured against a teacher.
+        idle("data.held_out", raw.data.held_out.as_ref(), "without [teacher]")?;
+        idle("data.eval_rows", raw.data.eval_rows, "without [teacher]")?;
+    }
+    if !held_out || !has_teacher {
+        let because =
+            if held_out { "without [teacher]" } else { "without held-out rows (`data.held_out` or `data.eval_rows`)" };
+        idle("eval.every", eval.every, because)?;
+        idle("eval.prompts", eval.prompts, because)?;
+        idle("eval.max_new_tokens", eval.max_new_tokens, because)?;
+        idle("eval.at_start", eval.at_start, because)?;
+        idle("eval.at_end", eval.at_end, because)?;
+        idle("eval.sample_prompts", eval.sample_prompts.first(), because)?;
+        return Ok(None);
+    }
+    if let Some(prompts) = eval.prompts {
+        at_least_one("eval.prompts", prompts)?;
+    }
+    Ok(Some(Eval {
+        every: *eval.every.get_or_insert(0),
+        prompts: eval.prompts,
+        max_new_tokens: at_least_one(
+            "eval.max_new_tokens",
+            *eval.max_new_tokens.get_or_insert(raw.rollout.max_new_tokens),
+        )?,
+        at_start: *eval.at_start.get_or_insert(true),
+        at_end: *eval.at_end.get_or_insert(true),
+        sample_prompts: eval.sample_prompts.clone(),
+    }))
+}
+
+fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
+    let runtime = &mut raw.runtime;
+    let device = runtime
+        .device
+        .parse()
+        .map_err(|e: autograd::Error| Error::value("runtime.device", format!("{:?}", runtime.device), e.to_string()))?;
+    at_least_one("runtime.token_budget", runtime.token_budget)?;
+    let per_step = raw.rollout.prompts_per_step * raw.rollout.group_size;
+    let max_running = at_least_one("runtime.max_running", *runtime.max_running.get_or_insert(per_step.min(64)))?;
+    if runtime.kv_bytes == Some(0) {
+        return Err(Error::value("runtime.kv_bytes", 0, "at least one page"));
+    }
+    let longest = raw.rollout.max_prompt_tokens + raw.rollout.max_new_tokens;
+    let tokens_per_microbatch = *runtime.tokens_per_microbatch.get_or_insert(longest.max(2048));
+    if tokens_per_microbatch < longest {
+        let rule = format!(
+            "at least `rollout.max_prompt_tokens` + `rollout.max_new_tokens` ({longest}), one sequence of full length"
+        );
+        return Err(Error::value("runtime.tokens_per_microbatch", tokens_per_microbatch, rule));
+    }
+    Ok(Runtime {
+        device,
+        seed: runtime.seed,
+        token_budget: runtime.token_budget,
+        max_running,
+        kv_bytes: runtime.kv_bytes,
+        tokens_per_microbatch,
+        gradient_checkpointing: runtime.gradient_checkpointing,
+    })
+}

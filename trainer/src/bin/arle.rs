@@ -5,6 +5,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use trainer::cli::{Arle, finish};
 
+/// Large activations are allocated and freed all the time; this one keeps their pages.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     finish(Arle::parse().run())
 }

@@ -9,19 +9,23 @@ use crate::support::{Workshop, arle, fixture};
 #[test]
 fn scoring_with_the_adapter_gives_the_perplexity_that_the_run_measured() {
     let workshop = Workshop::new();
-    let rslora = ["--set", "lora.rslora=true", "--set", "lora.rank_pattern={\"q_proj\" = 2}", "--set", "schedule.max_steps=6"];
+    let rslora =
+        ["--set", "lora.rslora=true", "--set", "lora.rank_pattern={\"q_proj\" = 2}", "--set", "schedule.max_steps=6"];
     workshop.train("run", &rslora).ok();
     let metrics = workshop.metrics("run");
     let measured = metrics.last().and_then(|line| line["eval/perplexity"].as_f64()).expect("a measurement");
 
     // Held-out rows are the last two; what the teacher wrote for them is in the run's folder.
     let completions: Vec<Vec<u32>> =
-        serde_json::from_slice(&fs::read(workshop.path("run/teacher_completions.json")).expect("completions")).expect("lists of ids");
-    let sequences: Vec<Vec<u32>> = [7, 8].iter().zip(&completions).map(|(i, completion)| [prompt(*i), completion.clone()].concat()).collect();
+        serde_json::from_slice(&fs::read(workshop.path("run/teacher_completions.json")).expect("completions"))
+            .expect("lists of ids");
+    let sequences: Vec<Vec<u32>> =
+        [7, 8].iter().zip(&completions).map(|(i, completion)| [prompt(*i), completion.clone()].concat()).collect();
     workshop.write("tokens.json", &json!(sequences).to_string());
     let score = |adapter: &[&str]| {
         let (model, tokens) = (fixture("tiny-chat"), workshop.name("tokens.json"));
-        let lines = arle(&[&["score", "--model", &model, "--tokens-file", &tokens, "--json"], adapter].concat()).lines();
+        let lines =
+            arle(&[&["score", "--model", &model, "--tokens-file", &tokens, "--json"], adapter].concat()).lines();
         let of_completions = lines.iter().zip(&completions).flat_map(|(line, completion)| {
             let all = line["logprobs"].as_array().expect("a list");
             all[all.len() - completion.len()..].iter().filter_map(Value::as_f64)
@@ -49,12 +53,32 @@ fn an_adapter_continues_to_be_trained_and_can_be_a_teacher() {
     let latest = workshop.name("first/checkpoints/latest");
     let metrics = workshop.metrics("first");
     let after = metrics.last().and_then(|line| line["eval/kl"].as_f64()).expect("a measurement");
-    workshop.train("second", &["--set", &format!("student.adapter={latest}"), "--set", "teacher.kind=model", "--set", &format!("teacher.model={}", fixture("tiny-chat"))]).ok();
+    workshop
+        .train(
+            "second",
+            &[
+                "--set",
+                &format!("student.adapter={latest}"),
+                "--set",
+                "teacher.kind=model",
+                "--set",
+                &format!("teacher.model={}", fixture("tiny-chat")),
+            ],
+        )
+        .ok();
     let start = workshop.metrics("second")[0]["eval/kl"].as_f64().expect("a measurement");
     // Both teachers are the base model with its system prompt; only their completions' random numbers are the same.
     assert!((start / after - 1.0).abs() < 1e-3, "the second run starts where the first ended: {start}, {after}");
     workshop.replace("system_prompt = \"You are a helpful assistant.\"", "");
-    let same = ["--set", "teacher.kind=checkpoint", "--set", &format!("teacher.path={latest}"), "--set", &format!("student.adapter={latest}")].map(str::to_owned);
+    let same = [
+        "--set",
+        "teacher.kind=checkpoint",
+        "--set",
+        &format!("teacher.path={latest}"),
+        "--set",
+        &format!("student.adapter={latest}"),
+    ]
+    .map(str::to_owned);
     workshop.train("third", &same.iter().map(String::as_str).collect::<Vec<_>>()).ok();
     let start = workshop.metrics("third")[0]["eval/kl"].as_f64().expect("a measurement");
     assert!(start.abs() < 1e-6, "student and teacher are the same checkpoint: {start}");

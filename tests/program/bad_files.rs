@@ -68,8 +68,10 @@ fn corrupt_safetensors_are_refused() {
     let model = Model::copy(LLAMA);
     model.edit(WEIGHTS, |bytes| bytes.extend([0; 4]));
     score(&model.path()).refused(1, &[WEIGHTS, "the tensors end at byte"]);
-    with_weights(|header, _| header["model.norm.weight"]["dtype"] = json!("F8_E4M3")).refused(1, &["F8_E4M3", "model.norm.weight", "F32, F16, BF16"]);
-    with_weights(|header, _| header["model.norm.weight"]["data_offsets"] = json!([0, u64::MAX])).refused(1, &["model.norm.weight"]);
+    with_weights(|header, _| header["model.norm.weight"]["dtype"] = json!("F8_E4M3"))
+        .refused(1, &["F8_E4M3", "model.norm.weight", "F32, F16, BF16"]);
+    with_weights(|header, _| header["model.norm.weight"]["data_offsets"] = json!([0, u64::MAX]))
+        .refused(1, &["model.norm.weight"]);
 }
 
 #[test]
@@ -87,7 +89,10 @@ fn tensors_that_do_not_fit_the_configuration_are_named() {
     with_weights(|header, data| {
         let at = data.len();
         data.extend(1.0f32.to_le_bytes());
-        header.insert("model.extra.weight".to_owned(), json!({ "dtype": "F32", "shape": [1], "data_offsets": [at, at + 4] }));
+        header.insert(
+            "model.extra.weight".to_owned(),
+            json!({ "dtype": "F32", "shape": [1], "data_offsets": [at, at + 4] }),
+        );
     })
     .refused(1, &["model.extra.weight", "not part of"]);
 }
@@ -131,7 +136,11 @@ fn a_damaged_adapter_is_refused() {
     with(&|adapter| adapter.set("adapter_config.json", "peft_type", json!("IA3"))).refused(1, &["IA3"]);
     with(&|adapter| {
         adapter.edit_weights(weights, |header, _| {
-            let (name, entry) = header.iter().find(|(name, _)| *name != "__metadata__").map(|(n, e)| (n.clone(), e.clone())).expect("a tensor");
+            let (name, entry) = header
+                .iter()
+                .find(|(name, _)| *name != "__metadata__")
+                .map(|(n, e)| (n.clone(), e.clone()))
+                .expect("a tensor");
             header.remove(&name);
             header.insert(format!("{name}.strange"), entry);
         });
@@ -255,10 +264,20 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
 
 fn gguf_name(name: &str) -> String {
     let pairs = [
-        ("model.layers.", "blk."), ("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", "ffn_norm"), ("self_attn.q_norm", "attn_q_norm"), ("self_attn.k_norm", "attn_k_norm"),
-        ("self_attn.q_proj", "attn_q"), ("self_attn.k_proj", "attn_k"), ("self_attn.v_proj", "attn_v"), ("self_attn.o_proj", "attn_output"),
-        ("mlp.gate_proj", "ffn_gate"), ("mlp.up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down"),
+        ("model.layers.", "blk."),
+        ("model.embed_tokens", "token_embd"),
+        ("model.norm", "output_norm"),
+        ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "ffn_norm"),
+        ("self_attn.q_norm", "attn_q_norm"),
+        ("self_attn.k_norm", "attn_k_norm"),
+        ("self_attn.q_proj", "attn_q"),
+        ("self_attn.k_proj", "attn_k"),
+        ("self_attn.v_proj", "attn_v"),
+        ("self_attn.o_proj", "attn_output"),
+        ("mlp.gate_proj", "ffn_gate"),
+        ("mlp.up_proj", "ffn_up"),
+        ("mlp.down_proj", "ffn_down"),
     ];
     pairs.iter().fold(name.to_owned(), |name, (from, to)| name.replace(from, to))
 }
@@ -302,14 +321,21 @@ fn truncated_and_corrupt_gguf_files_are_refused() {
 
 #[test]
 fn foreign_gguf_files_are_refused() {
-    with_gguf(|file| file.set("general.architecture", Meta::Text("mamba".to_owned()))).refused(1, &["architecture", "mamba", "llama, qwen2, qwen3"]);
+    with_gguf(|file| file.set("general.architecture", Meta::Text("mamba".to_owned())))
+        .refused(1, &["architecture", "mamba", "llama, qwen2, qwen3"]);
     // 16 is IQ2_XXS.
-    with_gguf(|file| file.tensor("output_norm.weight").format = 16).refused(1, &["16 of tensor output_norm.weight", "Q4_K"]);
-    with_gguf(|file| file.tensor("output_norm.weight").name = "output_norm.strange".to_owned()).refused(1, &["output_norm.strange"]);
-    with_gguf(|file| file.tensor("output_norm.weight").dims = vec![8, 4]).refused(1, &["model.norm.weight", "[4, 8]", "[32]"]);
-    with_gguf(|file| file.tensors.retain(|tensor| tensor.name != "output_norm.weight")).refused(1, &["no tensor", "model.norm.weight"]);
+    with_gguf(|file| file.tensor("output_norm.weight").format = 16)
+        .refused(1, &["16 of tensor output_norm.weight", "Q4_K"]);
+    with_gguf(|file| file.tensor("output_norm.weight").name = "output_norm.strange".to_owned())
+        .refused(1, &["output_norm.strange"]);
+    with_gguf(|file| file.tensor("output_norm.weight").dims = vec![8, 4])
+        .refused(1, &["model.norm.weight", "[4, 8]", "[32]"]);
+    with_gguf(|file| file.tensors.retain(|tensor| tensor.name != "output_norm.weight"))
+        .refused(1, &["no tensor", "model.norm.weight"]);
     with_gguf(|file| file.set("qwen3.block_count", Meta::Count(1))).refused(1, &["model.layers.1.", "not part of"]);
     with_gguf(|file| file.set("qwen3.block_count", Meta::Count(0))).refused(1, &["0", "at least 1"]);
-    with_gguf(|file| file.metadata.retain(|(key, _)| key != "qwen3.embedding_length")).refused(1, &["qwen3.embedding_length", "missing"]);
-    with_gguf(|file| file.tensor("output_norm.weight").data[8..12].copy_from_slice(&f32::NAN.to_le_bytes())).refused(1, &["model.norm.weight", "element 2", "NaN"]);
+    with_gguf(|file| file.metadata.retain(|(key, _)| key != "qwen3.embedding_length"))
+        .refused(1, &["qwen3.embedding_length", "missing"]);
+    with_gguf(|file| file.tensor("output_norm.weight").data[8..12].copy_from_slice(&f32::NAN.to_le_bytes()))
+        .refused(1, &["model.norm.weight", "element 2", "NaN"]);
 }

@@ -44,7 +44,8 @@ fn assert_answers(model: &str, adapter: Option<&str>, expected: &Value) {
         assert!((got / want - 1.0).abs() < 1e-4, "{got} instead of {want}");
     }
     let tokens = sequences[0].to_string();
-    let greedy = ["generate", "--model", model, "--tokens", &tokens, "--temperature", "0", "--max-tokens", "12", "--json"];
+    let greedy =
+        ["generate", "--model", model, "--tokens", &tokens, "--temperature", "0", "--max-tokens", "12", "--json"];
     let generated = arle(&[&greedy, &adapter[..]].concat()).object();
     assert_eq!(generated["tokens"], expected["greedy"][0]);
 }
@@ -65,8 +66,10 @@ fn scores_with_an_adapter_equal_pefts() {
         let expected = read_json(&adapter.join("expected.json"));
         let model = format!("models/{}", expected["base"].as_str().expect("a name"));
         assert_answers(&fixture(&model), Some(&adapter.display().to_string()), &expected);
-        let plain = arle(&["score", "--model", &fixture(&model), "--tokens", &expected["tokens"][0].to_string(), "--json"]);
-        let difference = plain.object()["logprobs"][1].as_f64().expect("a number") - expected["logprobs"][0][1].as_f64().expect("a number");
+        let plain =
+            arle(&["score", "--model", &fixture(&model), "--tokens", &expected["tokens"][0].to_string(), "--json"]);
+        let difference = plain.object()["logprobs"][1].as_f64().expect("a number")
+            - expected["logprobs"][0][1].as_f64().expect("a number");
         assert!(difference.abs() > 1e-3, "the adapter changes nothing, so this test could not fail");
     }
 }
@@ -92,12 +95,14 @@ fn top_lists_the_most_likely_tokens_of_every_position() {
     assert_eq!(top.len(), 3);
     assert_eq!(top[0], json!([]));
     for position in [1, 2] {
-        let pairs: Vec<(u64, f64)> = serde_json::from_value(top[position].clone()).expect("pairs of id and log-probability");
+        let pairs: Vec<(u64, f64)> =
+            serde_json::from_value(top[position].clone()).expect("pairs of id and log-probability");
         assert_eq!(pairs.len(), 96);
         assert!(pairs.windows(2).all(|pair| pair[0].1 >= pair[1].1), "falling");
         let mass: f64 = pairs.iter().map(|(_, logprob)| logprob.exp()).sum();
         assert!((mass - 1.0).abs() < 1e-5, "{mass}");
-        let own = pairs.iter().find(|(id, _)| Some(*id) == score["tokens"][position].as_u64()).expect("every id is there");
+        let own =
+            pairs.iter().find(|(id, _)| Some(*id) == score["tokens"][position].as_u64()).expect("every id is there");
         assert_eq!(Some(own.1), score["logprobs"][position].as_f64());
     }
 }
@@ -122,7 +127,8 @@ fn text_is_scored_as_its_tokens_are() {
 #[test]
 fn generate_prints_what_it_drew() {
     let model = fixture("tiny-chat");
-    let args = ["generate", "--model", &model, "--chat", "Why?", "--max-tokens", "6", "--seed", "3", "--ignore-eos", "--json"];
+    let args =
+        ["generate", "--model", &model, "--chat", "Why?", "--max-tokens", "6", "--seed", "3", "--ignore-eos", "--json"];
     let generated = arle(&args).object();
     assert_eq!(keys(&generated), ["tokens", "text", "logprobs", "finish_reason", "usage"]);
     assert_eq!(generated["tokens"].as_array().map(Vec::len), Some(6));
@@ -138,7 +144,10 @@ fn generate_prints_what_it_drew() {
 #[test]
 fn completions_differ_by_seed_and_by_number() {
     let model = fixture("tiny-chat");
-    let args = |seed| ["generate", "--model", &model, "--prompt", "Why", "--max-tokens", "8", "--n", "3", "--json", "--seed", seed].map(str::to_owned);
+    let args = |seed| {
+        ["generate", "--model", &model, "--prompt", "Why", "--max-tokens", "8", "--n", "3", "--json", "--seed", seed]
+            .map(str::to_owned)
+    };
     let tokens = |seed| {
         let args = args(seed);
         let lines = arle(&args.iter().map(String::as_str).collect::<Vec<_>>()).lines();
@@ -153,8 +162,23 @@ fn completions_differ_by_seed_and_by_number() {
 #[test]
 fn the_sampled_log_probability_is_the_scored_one() {
     let model = fixture("tiny-chat");
-    let generated = arle(&["generate", "--model", &model, "--tokens", "60,70,80", "--temperature", "1", "--max-tokens", "5", "--json"]).object();
-    let whole: Vec<u64> = [60, 70, 80].into_iter().chain(generated["tokens"].as_array().expect("a list").iter().filter_map(Value::as_u64)).collect();
+    let generated = arle(&[
+        "generate",
+        "--model",
+        &model,
+        "--tokens",
+        "60,70,80",
+        "--temperature",
+        "1",
+        "--max-tokens",
+        "5",
+        "--json",
+    ])
+    .object();
+    let whole: Vec<u64> = [60, 70, 80]
+        .into_iter()
+        .chain(generated["tokens"].as_array().expect("a list").iter().filter_map(Value::as_u64))
+        .collect();
     let score = arle(&["score", "--model", &model, "--tokens", &json!(whole).to_string(), "--json"]).object();
     let scored = Value::Array(score["logprobs"].as_array().expect("a list")[3..].to_vec());
     assert_close(&generated["logprobs"], &scored);
@@ -163,13 +187,41 @@ fn the_sampled_log_probability_is_the_scored_one() {
 #[test]
 fn a_stop_text_and_a_stop_id_end_the_completion() {
     let model = fixture("tiny-chat");
-    let args = ["generate", "--model", &model, "--tokens", "60,70,80", "--temperature", "0", "--max-tokens", "8", "--json"];
+    let args =
+        ["generate", "--model", &model, "--tokens", "60,70,80", "--temperature", "0", "--max-tokens", "8", "--json"];
     let free = arle(&args).object();
     let third = free["tokens"][2].to_string();
-    let first_at = free["tokens"].as_array().expect("a list").iter().position(|id| id.to_string() == third).expect("it is there");
+    let first_at =
+        free["tokens"].as_array().expect("a list").iter().position(|id| id.to_string() == third).expect("it is there");
     let stopped = arle(&[&args[..], &["--stop-token-ids", &third]].concat()).object();
     assert_eq!(stopped["finish_reason"], "stop");
     assert!(stopped["tokens"].as_array().expect("a list").len() <= first_at + 1, "{stopped}");
+}
+
+#[test]
+fn heads_narrower_than_a_page_get_enough_memory() {
+    // Heads of width 4: pages are padded, so they take more bytes than keys and values alone.
+    let model = fixture("gguf/formats.gguf");
+    let score = arle(&["score", "--model", &model, "--tokens", "1,2,3", "--json"]).object();
+    assert_eq!(score["logprobs"].as_array().map(Vec::len), Some(3));
+    let greedy = [
+        "generate",
+        "--model",
+        &model,
+        "--tokens",
+        "1,2,3",
+        "--max-tokens",
+        "40",
+        "--temperature",
+        "0",
+        "--n",
+        "2",
+        "--ignore-eos",
+        "--json",
+    ];
+    let lines = arle(&greedy).lines();
+    assert_eq!(lines[0]["tokens"].as_array().map(Vec::len), Some(40));
+    assert_eq!(lines[0]["tokens"], lines[1]["tokens"]);
 }
 
 #[test]
@@ -178,19 +230,39 @@ fn wrong_input_is_refused() {
     let chat = fixture("tiny-chat");
     let long = format!("[{}]", vec!["5"; 257].join(","));
     let cases: &[(&[&str], i32, &[&str])] = &[
-        (&["score", "--model", "no/such/folder", "--tokens", "1,2"], 1, &["no/such/folder", "no such file or directory"]),
+        (
+            &["score", "--model", "no/such/folder", "--tokens", "1,2"],
+            1,
+            &["no/such/folder", "no such file or directory"],
+        ),
         (&["score", "--model", "ftp:x", "--tokens", "1,2"], 1, &["ftp:x"]),
         (&["score", "--model", &bare, "--tokens", "1,96"], 1, &["token id 96", "vocabulary of 96"]),
-        (&["generate", "--model", &bare, "--tokens", "1,96", "--max-tokens", "4"], 1, &["token id 96", "vocabulary of 96"]),
+        (
+            &["generate", "--model", &bare, "--tokens", "1,96", "--max-tokens", "4"],
+            1,
+            &["token id 96", "vocabulary of 96"],
+        ),
         (&["score", "--model", &chat, "--text", ""], 1, &["no tokens"]),
         (&["score", "--model", &bare, "--tokens", &long], 1, &["257", "256"]),
         (&["generate", "--model", &bare, "--tokens", "1,2", "--max-tokens", "255"], 1, &["257", "256"]),
         (&["score", "--model", &bare, "--text", "Hi"], 1, &["tokenizer.json", "token ids"]),
         (&["generate", "--model", &bare, "--chat", "Hi"], 1, &["token"]),
-        (&["generate", "--model", &bare, "--tokens", "1", "--max-tokens", "4", "--temperature=-1"], 1, &["temperature", "-1"]),
-        (&["generate", "--model", &bare, "--tokens", "1", "--max-tokens", "4", "--temperature", "nan"], 1, &["temperature", "NaN"]),
+        (
+            &["generate", "--model", &bare, "--tokens", "1", "--max-tokens", "4", "--temperature=-1"],
+            1,
+            &["temperature", "-1"],
+        ),
+        (
+            &["generate", "--model", &bare, "--tokens", "1", "--max-tokens", "4", "--temperature", "nan"],
+            1,
+            &["temperature", "NaN"],
+        ),
         (&["generate", "--model", &bare, "--tokens", "1", "--max-tokens", "4", "--top-p", "1.5"], 1, &["top_p", "1.5"]),
-        (&["generate", "--model", &bare, "--tokens", "1", "--temperature", "0", "--top-k", "3"], 2, &["--top-k", "greedy"]),
+        (
+            &["generate", "--model", &bare, "--tokens", "1", "--temperature", "0", "--top-k", "3"],
+            2,
+            &["--top-k", "greedy"],
+        ),
         (&["generate", "--model", &bare, "--tokens", "1", "--logprobs", "2"], 2, &["--logprobs", "--json"]),
         (&["generate", "--model", &bare, "--tokens", "1", "--max-tokens", "0"], 1, &["max_tokens", "0"]),
         (&["generate", "--model", &bare, "--tokens", "1", "--n", "0"], 2, &["--n", "at least 1"]),
@@ -205,7 +277,11 @@ fn wrong_input_is_refused() {
         (&["score", "--model", &bare], 2, &["--text", "--tokens"]),
         (&["score", "--model", &bare, "--text", "a", "--tokens", "1"], 2, &["cannot be used with"]),
         (&["generate", "--model", &bare], 2, &["--prompt", "--chat", "--tokens"]),
-        (&["generate", "--model", &bare, "--prompt", "a", "--system", "b"], 2, &["--prompt", "--system", "cannot be used with"]),
+        (
+            &["generate", "--model", &bare, "--prompt", "a", "--system", "b"],
+            2,
+            &["--prompt", "--system", "cannot be used with"],
+        ),
         (&["generate", "--model", &bare, "--tokens", "1", "--seeed", "1"], 2, &["--seeed"]),
     ];
     for (args, code, words) in cases {
@@ -218,5 +294,6 @@ fn wrong_input_is_refused() {
 #[test]
 fn an_adapter_for_another_model_is_refused() {
     let adapter = fixture("adapters/llama-all-linear");
-    arle(&["score", "--model", &fixture("models/llama-head-dim"), "--tokens", "1,2", "--adapter", &adapter]).refused(1, &["llama-all-linear"]);
+    arle(&["score", "--model", &fixture("models/llama-head-dim"), "--tokens", "1,2", "--adapter", &adapter])
+        .refused(1, &["llama-all-linear"]);
 }

@@ -67,7 +67,10 @@ fn data_that_cannot_be_used_is_named_with_its_line() {
         ("\n\n".to_owned(), &["rows.jsonl", "no rows"]),
         (format!("{good}{good}{{\"prompt\": \n{good}"), &["rows.jsonl:3", "not JSON"]),
         (format!("{good}[1]\n"), &["rows.jsonl:2", "not a JSON object"]),
-        (format!("{good}\n{{\"question\": \"Why?\"}}\n"), &["rows.jsonl:3", "neither `prompt` nor `messages`", "question"]),
+        (
+            format!("{good}\n{{\"question\": \"Why?\"}}\n"),
+            &["rows.jsonl:3", "neither `prompt` nor `messages`", "question"],
+        ),
         (format!("{good}{{\"prompt\": \"\"}}\n"), &["rows.jsonl:2", "`prompt` is empty"]),
         (format!("{good}{{\"prompt\": 5}}\n"), &["rows.jsonl:2", "prompt"]),
         (format!("{good}{good}{good}{long}\n"), &["rows.jsonl:4", "`rollout.max_prompt_tokens` is 100"]),
@@ -90,7 +93,12 @@ fn data_that_cannot_be_used_is_named_with_its_line() {
 #[test]
 fn a_prompt_longer_than_the_context_names_the_row() {
     let workshop = Workshop::new();
-    let rows = [json!({ "prompt": "Why?" }), json!({ "prompt": "x y ".repeat(100) }), json!({ "prompt": "Why?" }), json!({ "prompt": "Why?" })];
+    let rows = [
+        json!({ "prompt": "Why?" }),
+        json!({ "prompt": "x y ".repeat(100) }),
+        json!({ "prompt": "Why?" }),
+        json!({ "prompt": "Why?" }),
+    ];
     workshop.write("rows.jsonl", &rows.map(|row| format!("{row}\n")).concat());
     workshop.replace("max_prompt_tokens = 100", "max_prompt_tokens = 2000");
     workshop.train("run", &[]).refused(1, &["rows.jsonl:2", "context of 256"]);
@@ -122,8 +130,10 @@ fn models_that_cannot_be_compared_are_refused() {
         fs::write(path, object.to_string()).expect("written");
     };
     teacher(&swap).refused(1, &["token ids of", "differ", "student:", "teacher:"]);
-    teacher(&|model| model.set("generation_config.json", "eos_token_id", json!([0, 1]))).refused(1, &["end-of-sequence ids differ"]);
-    teacher(&|model| fs::write(model.file("chat_template.jinja"), "{{ messages[0].content }}").expect("written")).refused(1, &["chat templates differ"]);
+    teacher(&|model| model.set("generation_config.json", "eos_token_id", json!([0, 1])))
+        .refused(1, &["end-of-sequence ids differ"]);
+    teacher(&|model| fs::write(model.file("chat_template.jinja"), "{{ messages[0].content }}").expect("written"))
+        .refused(1, &["chat templates differ"]);
     teacher(&|model| fs::remove_file(model.file("tokenizer.json")).expect("removed")).refused(1, &["tokenizer.json"]);
     let workshop = Workshop::new();
     workshop.replace(&fixture("tiny-chat"), &fixture("models/llama-gqa-tied"));

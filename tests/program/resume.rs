@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::{TRAIN, Workshop, command, finish, fixture, read_json};
 
-const CHECKPOINT_FILES: [&str; 4] = ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"];
+const CHECKPOINT_FILES: [&str; 4] =
+    ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"];
 
 /// Lines of a file that may not be there yet.
 fn lines(path: &Path) -> usize {
@@ -50,7 +51,8 @@ fn assert_same_run(workshop: &Workshop, got: &str, want: &str) {
     assert_eq!(workshop.names(got), workshop.names(want));
     assert_eq!(workshop.names(&format!("{got}/checkpoints")), workshop.names(&format!("{want}/checkpoints")));
     for file in ["adapter_model.safetensors", "optimizer.safetensors"] {
-        let bytes = |run: &str| fs::read(workshop.path(run).join("checkpoints/latest").join(file)).expect("a checkpoint");
+        let bytes =
+            |run: &str| fs::read(workshop.path(run).join("checkpoints/latest").join(file)).expect("a checkpoint");
         assert!(bytes(got) == bytes(want), "{file} differs");
     }
 }
@@ -60,7 +62,12 @@ fn a_run_that_is_killed_again_and_again_ends_like_one_that_was_not() {
     let workshop = Workshop::new();
     // Dropout, warm-up and a bent schedule: everything that has to come back has an effect.
     let settings = [
-        "schedule.max_steps=60", "schedule.kind=cosine", "schedule.warmup_steps=7", "lora.dropout=0.1", "eval.every=9", "eval.sample_prompts=[\"Why?\"]",
+        "schedule.max_steps=60",
+        "schedule.kind=cosine",
+        "schedule.warmup_steps=7",
+        "lora.dropout=0.1",
+        "eval.every=9",
+        "eval.sample_prompts=[\"Why?\"]",
     ];
     let settings: Vec<&str> = settings.iter().flat_map(|set| ["--set", set]).collect();
     workshop.train("whole", &settings).ok();
@@ -101,7 +108,8 @@ fn full_fine_tuning_resumes_to_the_bit_too() {
     child.wait().expect("a child");
     workshop.train("killed", &[&settings[..], &["--resume"]].concat()).ok();
     assert_eq!(workshop.metrics("killed"), workshop.metrics("whole"));
-    let weights = |run: &str| fs::read(workshop.path(run).join("checkpoints/latest/model.safetensors")).expect("a model");
+    let weights =
+        |run: &str| fs::read(workshop.path(run).join("checkpoints/latest/model.safetensors")).expect("a model");
     assert!(weights("killed") == weights("whole"));
 }
 
@@ -144,11 +152,16 @@ fn a_changed_recipe_is_refused_by_key_and_a_longer_one_is_not() {
     workshop.train("run", &["--set", "schedule.max_steps=2"]).ok();
     let before = workshop.metrics("run");
     let changed = ["--resume", "--set", "optim.lr=2e-2", "--set", "rollout.group_size=2"];
-    workshop.train("run", &changed).refused(1, &["another recipe", "optim.lr: 0.01 -> 0.02", "rollout.group_size: 1 -> 2", "--out"]);
+    workshop
+        .train("run", &changed)
+        .refused(1, &["another recipe", "optim.lr: 0.01 -> 0.02", "rollout.group_size: 1 -> 2", "--out"]);
     assert_eq!(workshop.metrics("run"), before);
     workshop.train("run", &["--resume"]).ok();
     workshop.train("whole", &[]).ok();
-    assert_eq!(workshop.metrics("run").last().map(|line| &line["eval/kl"]), workshop.metrics("whole").last().map(|line| &line["eval/kl"]));
+    assert_eq!(
+        workshop.metrics("run").last().map(|line| &line["eval/kl"]),
+        workshop.metrics("whole").last().map(|line| &line["eval/kl"])
+    );
 }
 
 #[test]
@@ -157,7 +170,9 @@ fn what_cannot_be_continued_is_refused() {
     workshop.train("run", &["--resume"]).refused(1, &["holds no run to continue", "config.toml"]);
     assert!(!workshop.path("run").exists());
     workshop.train("run", &[]).ok();
-    workshop.train("run", &["--resume", &workshop.name("run/checkpoints/step_000001")]).refused(1, &["step_000001", "No such file"]);
+    workshop
+        .train("run", &["--resume", &workshop.name("run/checkpoints/step_000001")])
+        .refused(1, &["step_000001", "No such file"]);
     let optimizer = workshop.path("run/checkpoints/step_000004/optimizer.safetensors");
     let whole = fs::read(&optimizer).expect("a checkpoint");
     fs::write(&optimizer, &whole[..whole.len() / 2]).expect("written");
@@ -183,7 +198,16 @@ fn an_older_checkpoint_can_be_continued_from_even_if_that_is_killed() {
     workshop.train("run", &[&settings[..], &["--resume", &older]].concat()).ok();
     assert_same_run(&workshop, "run", "whole");
     // Killed after the metrics were cut back to step 2 and before step 3 is saved.
-    let long = ["--set", "checkpoint.keep_last=9", "--set", "schedule.max_steps=100000", "--set", "checkpoint.every=0", "--set", "eval.every=0"];
+    let long = [
+        "--set",
+        "checkpoint.keep_last=9",
+        "--set",
+        "schedule.max_steps=100000",
+        "--set",
+        "checkpoint.every=0",
+        "--set",
+        "eval.every=0",
+    ];
     let mut child = start(workshop.command("run", &[&long[..], &["--resume", &older]].concat()));
     let metrics = workshop.path("run/metrics.jsonl");
     wait_until(&mut child, || lines(&metrics) != 5);
@@ -220,5 +244,7 @@ fn a_checkpoint_of_another_model_is_refused() {
     workshop.train("run", &["--set", "schedule.max_steps=1"]).ok();
     let config = workshop.path("run/checkpoints/latest/adapter_model.safetensors");
     fs::copy(fixture("adapters/llama-all-linear/adapter_model.safetensors"), config).expect("copied");
-    workshop.train("run", &["--resume", "--set", "schedule.max_steps=2"]).refused(1, &["adapter_model.safetensors", "lora", "not F32"]);
+    workshop
+        .train("run", &["--resume", "--set", "schedule.max_steps=2"])
+        .refused(1, &["adapter_model.safetensors", "lora", "not F32"]);
 }

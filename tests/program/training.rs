@@ -20,16 +20,30 @@ fn a_run_prints_its_metrics_and_stores_them() {
     let stored = fs::read_to_string(workshop.path("run/metrics.jsonl")).expect("metrics");
     let (summary, steps) = printed.split_last().expect("lines");
     assert!(text.starts_with(&stored) && stored.lines().count() == steps.len(), "{text}\n{stored}");
-    assert_eq!(steps.iter().map(|line| line["step"].as_u64()).collect::<Vec<_>>(), [Some(0), Some(1), Some(2), Some(3), Some(4)]);
+    assert_eq!(
+        steps.iter().map(|line| line["step"].as_u64()).collect::<Vec<_>>(),
+        [Some(0), Some(1), Some(2), Some(3), Some(4)]
+    );
     for line in &steps[1..] {
         let line = line.as_object().expect("an object");
-        for key in ["loss", "teacher_kl", "optim/lr", "optim/grad_norm", "time/step", "time/rollout", "time/teacher", "time/train", "completions/tokens"] {
+        for key in [
+            "loss",
+            "teacher_kl",
+            "optim/lr",
+            "optim/grad_norm",
+            "time/step",
+            "time/rollout",
+            "time/teacher",
+            "time/train",
+            "completions/tokens",
+        ] {
             assert!(number(line, key).is_finite(), "{key}");
         }
         assert!(number(line, "mismatch_kl").abs() < 1e-4, "sampler and trainer agree: {line:?}");
         assert_eq!(number(line, "completions/tokens"), 24.0);
     }
-    let measured: Vec<u64> = steps.iter().filter(|line| line.get("eval/kl").is_some()).filter_map(|line| line["step"].as_u64()).collect();
+    let measured: Vec<u64> =
+        steps.iter().filter(|line| line.get("eval/kl").is_some()).filter_map(|line| line["step"].as_u64()).collect();
     assert_eq!(measured, [0, 2, 4], "eval.every = 2, and before the first step");
     assert_eq!(summary["steps"], 4);
     assert_eq!(summary["after"]["eval/kl"], steps[4]["eval/kl"]);
@@ -48,7 +62,8 @@ fn the_student_comes_closer_to_its_prompted_teacher() {
     let (before, after) = run(&["schedule.max_steps=25", "eval.every=0", "checkpoint.every=0"], "learns");
     assert!(before > 0.05 && after < 0.5 * before, "held-out KL {before} -> {after}");
     // The same run with a rate that moves nothing does not: the fall comes from what was learned.
-    let (before, after) = run(&["schedule.max_steps=5", "eval.every=0", "checkpoint.every=0", "optim.lr=1e-12"], "still");
+    let (before, after) =
+        run(&["schedule.max_steps=5", "eval.every=0", "checkpoint.every=0", "optim.lr=1e-12"], "still");
     assert!((after / before - 1.0).abs() < 1e-3, "held-out KL {before} -> {after}");
 }
 
@@ -69,10 +84,24 @@ fn a_teacher_that_is_the_student_has_nothing_to_say() {
 fn equal_runs_have_equal_metrics_and_weights_and_another_seed_has_others() {
     let workshop = Workshop::new();
     for (name, seed) in [("first", 5), ("second", 5), ("third", 6)] {
-        workshop.train(name, &["--set", &format!("runtime.seed={seed}"), "--set", "lora.dropout=0.1", "--set", "rollout.group_size=2"]).ok();
+        workshop
+            .train(
+                name,
+                &[
+                    "--set",
+                    &format!("runtime.seed={seed}"),
+                    "--set",
+                    "lora.dropout=0.1",
+                    "--set",
+                    "rollout.group_size=2",
+                ],
+            )
+            .ok();
     }
     assert_eq!(workshop.metrics("first"), workshop.metrics("second"));
-    let weights = |run: &str| fs::read(workshop.path(run).join("checkpoints/latest/adapter_model.safetensors")).expect("an adapter");
+    let weights = |run: &str| {
+        fs::read(workshop.path(run).join("checkpoints/latest/adapter_model.safetensors")).expect("an adapter")
+    };
     assert!(weights("first") == weights("second"));
     assert_ne!(workshop.metrics("first"), workshop.metrics("third"));
     assert!(weights("first") != weights("third"));
@@ -82,7 +111,9 @@ fn equal_runs_have_equal_metrics_and_weights_and_another_seed_has_others() {
 fn micro_batches_change_no_result_beyond_rounding() {
     let workshop = Workshop::new();
     workshop.train("whole", &[]).ok();
-    workshop.train("cut", &["--set", "runtime.tokens_per_microbatch=108", "--set", "runtime.gradient_checkpointing=true"]).ok();
+    workshop
+        .train("cut", &["--set", "runtime.tokens_per_microbatch=108", "--set", "runtime.gradient_checkpointing=true"])
+        .ok();
     for (whole, cut) in workshop.metrics("whole").iter().zip(&workshop.metrics("cut")).skip(1) {
         let (a, b) = (number(whole, "loss"), number(cut, "loss"));
         assert!((a / b - 1.0).abs() < 1e-3, "{a} and {b}");
@@ -103,7 +134,8 @@ fn every_kind_of_loss_takes_steps() {
     let workshop = Workshop::new();
     for (i, set) in cases.iter().enumerate() {
         let name = format!("run-{i}");
-        let args: Vec<&str> = set.iter().flat_map(|set| ["--set", set]).chain(["--set", "schedule.max_steps=2"]).collect();
+        let args: Vec<&str> =
+            set.iter().flat_map(|set| ["--set", set]).chain(["--set", "schedule.max_steps=2"]).collect();
         workshop.train(&name, &args).ok();
         let metrics = workshop.metrics(&name);
         assert_eq!(metrics.len(), 3, "{set:?}");
@@ -130,15 +162,25 @@ fn cross_entropy_on_given_completions_needs_no_teacher() {
 fn the_recipe_and_the_checkpoints_of_a_run_are_there() {
     let workshop = Workshop::new();
     workshop.train("run", &["--set", "optim.lr=5e-3"]).ok();
-    assert_eq!(workshop.names("run"), ["checkpoints", "config.toml", "metrics.jsonl", "samples.jsonl", "teacher_completions.json"]);
-    let config: toml::Table = fs::read_to_string(workshop.path("run/config.toml")).expect("a recipe").parse().expect("TOML");
+    assert_eq!(
+        workshop.names("run"),
+        ["checkpoints", "config.toml", "metrics.jsonl", "samples.jsonl", "teacher_completions.json"]
+    );
+    let config: toml::Table =
+        fs::read_to_string(workshop.path("run/config.toml")).expect("a recipe").parse().expect("TOML");
     assert_eq!(config["optim"]["lr"].as_float(), Some(5e-3));
     assert_eq!(workshop.names("run/checkpoints"), ["latest", "step_000003", "step_000004"], "keep_last = 2");
-    assert_eq!(fs::read_link(workshop.path("run/checkpoints/latest")).expect("a link").to_string_lossy(), "step_000004");
+    assert_eq!(
+        fs::read_link(workshop.path("run/checkpoints/latest")).expect("a link").to_string_lossy(),
+        "step_000004"
+    );
     let files = ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"];
     assert_eq!(workshop.names("run/checkpoints/latest"), files);
     let adapter = read_json(&workshop.path("run/checkpoints/latest/adapter_config.json"));
-    assert_eq!((&adapter["peft_type"], &adapter["r"], adapter["lora_alpha"].as_f64()), (&json!("LORA"), &json!(4), Some(8.0)));
+    assert_eq!(
+        (&adapter["peft_type"], &adapter["r"], adapter["lora_alpha"].as_f64()),
+        (&json!("LORA"), &json!(4), Some(8.0))
+    );
     assert_eq!(read_json(&workshop.path("run/checkpoints/latest/trainer_state.json"))["step"], 4);
 }
 
@@ -149,7 +191,11 @@ fn sampled_completions_are_stored_before_during_and_after() {
     let text = fs::read_to_string(workshop.path("run/samples.jsonl")).expect("samples");
     let lines = crate::support::json_lines(&text);
     assert_eq!(lines.iter().map(|line| line["step"].as_u64()).collect::<Vec<_>>(), [Some(0), Some(2), Some(4)]);
-    assert!(lines[0]["teacher"].is_string() && lines.iter().all(|line| line["completion"].is_string() && line["prompt"] == "Why?"), "{lines:?}");
+    assert!(
+        lines[0]["teacher"].is_string()
+            && lines.iter().all(|line| line["completion"].is_string() && line["prompt"] == "Why?"),
+        "{lines:?}"
+    );
 }
 
 #[test]
@@ -158,8 +204,13 @@ fn full_fine_tuning_leaves_a_model_that_is_what_was_measured() {
     workshop.replace("[lora]\nr = 4\nalpha = 8.0\n", "");
     workshop.train("run", &["--set", "optim.lr=3e-3", "--set", "schedule.max_steps=5"]).ok();
     let files = [
-        "config.json", "generation_config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.json",
-        "tokenizer_config.json", "trainer_state.json",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "trainer_state.json",
     ];
     assert_eq!(workshop.names("run/checkpoints/latest"), files);
     let metrics = workshop.metrics("run");
@@ -177,7 +228,10 @@ fn full_fine_tuning_leaves_a_model_that_is_what_was_measured() {
 fn a_pruned_student_has_the_layers_that_were_kept() {
     let workshop = Workshop::new();
     workshop.replace("[lora]\nr = 4\nalpha = 8.0\n", "");
-    workshop.replace("[teacher]\nkind = \"self\"\nsystem_prompt = \"You are a helpful assistant.\"", "layers = [1]\n[teacher]\nmodel = \"TEACHER\"");
+    workshop.replace(
+        "[teacher]\nkind = \"self\"\nsystem_prompt = \"You are a helpful assistant.\"",
+        "layers = [1]\n[teacher]\nmodel = \"TEACHER\"",
+    );
     workshop.replace("TEACHER", &crate::support::fixture("tiny-chat"));
     workshop.train("run", &["--set", "schedule.max_steps=2"]).ok();
     assert_eq!(read_json(&workshop.path("run/checkpoints/latest/config.json"))["num_hidden_layers"], 1);

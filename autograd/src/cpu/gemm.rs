@@ -21,11 +21,11 @@ pub(crate) enum Store {
 }
 
 /// Panels a task works on at a time.
-pub(super) const GROUP: usize = 3;
+const GROUP: usize = 3;
 /// Vectors of a panel that are fetched ahead of their use: the processor's own prefetching stops at each 4 KiB page.
 const AHEAD: usize = 128;
 /// Multiply-adds below which threads cost more than they bring, when the weight is small too.
-pub(super) const SERIAL_LIMIT: usize = 1 << 19;
+const SERIAL_LIMIT: usize = 1 << 19;
 /// Values of a weight that two threads read faster than one.
 const SERIAL_WEIGHT: usize = 1 << 16;
 
@@ -66,11 +66,11 @@ pub(crate) fn unpack_row(w: &[f32], row: usize, out: &mut [f32]) {
 /// `y[t, n] (=|+=) x[t, k] w^T` with `w` in panels.
 pub(crate) fn linear(y: &mut [f32], x: &[f32], w: &[f32], [t, n, k]: [usize; 3], store: Store) {
     assert_eq!((y.len(), x.len(), w.len()), (t * n, t * k, panels(n) * k * LANES), "linear [{t}, {n}, {k}]");
-    multiply(&Product { y: SharedMut::new(y), x, w, first: 0, width: n, stride: k, depth: k, store }, t);
+    multiply(&Product { y: SharedMut::new(y), x, w, width: n, stride: k, depth: k, store }, t);
 }
 
 /// All of a product with `t` rows, on several threads when there is enough to do.
-fn multiply(product: &Product<'_>, t: usize) {
+pub(super) fn multiply(product: &Product<'_>, t: usize) {
     let &Product { width, depth, .. } = product;
     let groups = panels(width).div_ceil(GROUP);
     if t * width * depth < SERIAL_LIMIT && width * depth < SERIAL_WEIGHT {
@@ -85,7 +85,7 @@ fn multiply(product: &Product<'_>, t: usize) {
 }
 
 /// Rows that one task works on: at most about `most`, and few enough that every thread finds work.
-pub(super) fn row_block(t: usize, groups: usize, most: usize) -> usize {
+fn row_block(t: usize, groups: usize, most: usize) -> usize {
     let blocks = (4 * rayon::current_num_threads()).div_ceil(groups);
     t.div_ceil(blocks).clamp(3 * BULK, most.max(3 * BULK)).next_multiple_of(BULK)
 }
@@ -101,9 +101,8 @@ pub(super) struct Product<'a> {
     pub(super) y: SharedMut,
     /// Rows of `stride` values, of which the first `depth` count.
     pub(super) x: &'a [f32],
-    /// Panels of `depth` vectors, the first of which is number `first`.
+    /// Panels of `depth` vectors.
     pub(super) w: &'a [f32],
-    pub(super) first: usize,
     pub(super) width: usize,
     pub(super) stride: usize,
     pub(super) depth: usize,
@@ -112,7 +111,7 @@ pub(super) struct Product<'a> {
 
 vectorized! {
     /// Rows `rows[0]..rows[1]` of the columns of panel group `g`; no other task has them.
-    pub(super) fn group(product: &Product<'_>, g: usize, rows: [usize; 2]) = group_body
+    fn group(product: &Product<'_>, g: usize, rows: [usize; 2]) = group_body
 }
 
 #[inline(always)]
@@ -166,9 +165,9 @@ fn strip<S: Simd, const R: usize, const P: usize>(product: &Product<'_>, [mut pa
 
 #[inline(always)]
 fn tile<S: Simd, const R: usize, const P: usize>(product: &Product<'_>, row: usize, panel: usize) {
-    let &Product { y, x, w, first, width, stride, depth, store } = product;
+    let &Product { y, x, w, width, stride, depth, store } = product;
     let x = &x[row * stride..(row + R - 1) * stride + depth];
-    let w = &w[(panel - first) * depth * LANES..][..P * depth * LANES];
+    let w = &w[panel * depth * LANES..][..P * depth * LANES];
     // SAFETY: the instruction set was detected by the dispatcher; `x` holds R rows of `depth` values, `w` P panels of
     // as many vectors.
     let acc = unsafe {
@@ -271,7 +270,7 @@ mod tests {
         let run = |group: &dyn Fn(&Product<'_>, usize)| {
             let mut y = vec![0.0; t * n];
             let (out, store) = (SharedMut::new(&mut y), Store::Set);
-            let product = Product { y: out, x: &x, w: &w, first: 0, width: n, stride: k, depth: k, store };
+            let product = Product { y: out, x: &x, w: &w, width: n, stride: k, depth: k, store };
             (0..panels(n).div_ceil(GROUP)).for_each(|g| group(&product, g));
             y
         };

@@ -2,53 +2,37 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{GROUP, Product, SERIAL_LIMIT, Store, group, panels, row_block};
+use super::gemm::{Product, Store, multiply, panels};
 use super::shared::SharedMut;
 use super::simd::{LANES, Simd, vectorized};
 
-/// Rows of the weight that are transposed at a time; a group of their columns stays in the L2 cache.
+/// Rows of the weight that are transposed at a time, so that their part of dY stays in cache.
 const DEPTH: usize = 1024;
-/// Rows of dX that share a transposition.
-const ROWS: usize = 512;
 
-/// `dx[t, k] += factor * dy[t, n] w` with `w` in panels.
-///
-/// The forward kernel on the transposed weight: a task owns a group of dX's columns and transposes them, `DEPTH` rows of
-/// the weight at a time, into panels of its own.
+/// `dx[t, k] += factor * dy[t, n] w` with `w` in panels: the forward kernel on `DEPTH` rows of the weight at a time,
+/// transposed into panels over K.
 pub(crate) fn input_gradient(dx: &mut [f32], dy: &[f32], w: &[f32], [t, n, k]: [usize; 3], factor: f32) {
     assert_eq!((dx.len(), dy.len(), w.len()), (t * k, t * n, panels(n) * k * LANES), "input gradient [{t}, {n}, {k}]");
     let (y, store) = (SharedMut::new(dx), Store::AddScaled(factor));
-    let buffer = || vec![0.0; GROUP * LANES * DEPTH.min(n)];
-    let part = |transposed: &mut Vec<f32>, g: usize, rows: [usize; 2]| {
-        let columns = [g * GROUP * LANES, ((g + 1) * GROUP * LANES).min(k)];
-        for start in (0..n).step_by(DEPTH) {
-            let depth = DEPTH.min(n - start);
-            let w = transpose(transposed, &w[start * k..], k, columns, depth);
-            let x = &dy[start..];
-            group(&Product { y, x, w, width: k, first: columns[0] / LANES, stride: n, depth, store }, g, rows);
-        }
-    };
-    let groups = panels(k).div_ceil(GROUP);
-    if t * n * k < SERIAL_LIMIT {
-        let mut transposed = buffer();
-        return (0..groups).for_each(|g| part(&mut transposed, g, [0, t]));
+    let mut transposed = vec![0.0; panels(k) * LANES * DEPTH.min(n)];
+    for start in (0..n).step_by(DEPTH) {
+        let depth = DEPTH.min(n - start);
+        let transposed = &mut transposed[..panels(k) * LANES * depth];
+        transpose(transposed, &w[start * k..], k, depth);
+        multiply(&Product { y, x: &dy[start..], w: transposed, width: k, stride: n, depth, store }, t);
     }
-    let rows = row_block(t, groups, ROWS);
-    (0..groups * t.div_ceil(rows)).into_par_iter().for_each_init(buffer, |transposed, task| {
-        let (block, g) = (task / groups, task % groups);
-        part(transposed, g, [block * rows, ((block + 1) * rows).min(t)]);
-    });
 }
 
-/// Columns `columns` of the first `depth` rows of a weight, as panels over the columns: `[depth][16]`. Lanes past the
-/// last column hold anything: nothing is stored from them.
-fn transpose<'a>(out: &'a mut [f32], w: &[f32], k: usize, [first, last]: [usize; 2], depth: usize) -> &'a [f32] {
-    let out = &mut out[..panels(last - first) * depth * LANES];
-    for (panel, out) in out.chunks_exact_mut(depth * LANES).enumerate() {
-        let from = first + panel * LANES;
-        let width = LANES.min(last - from);
+/// Values below which threads cost more than they bring to a copy.
+const SERIAL_LIMIT: usize = 1 << 15;
+
+/// The first `depth` rows of a weight as panels over its `k` columns, `[panels(k)][depth][16]`. Lanes past the last
+/// column are left as they are: nothing is stored from them.
+fn transpose(out: &mut [f32], w: &[f32], k: usize, depth: usize) {
+    let panel = |(q, out): (usize, &mut [f32])| {
+        let width = LANES.min(k - q * LANES);
         for (p, rows) in out.chunks_mut(LANES * LANES).enumerate() {
-            let block = &w[(p * k + from) * LANES..][..width * LANES];
+            let block = &w[(p * k + q * LANES) * LANES..][..width * LANES];
             if let (Some(block), Some(rows)) = (block.as_array(), rows.as_mut_array()) {
                 transpose_block(rows, block);
                 continue;
@@ -57,8 +41,13 @@ fn transpose<'a>(out: &'a mut [f32], w: &[f32], k: usize, [first, last]: [usize;
                 row.iter_mut().zip(block[i..].iter().step_by(LANES)).for_each(|(to, from)| *to = *from);
             }
         }
+    };
+    let len = depth * LANES;
+    if out.len() < SERIAL_LIMIT {
+        out.chunks_exact_mut(len).enumerate().for_each(panel);
+    } else {
+        out.par_chunks_exact_mut(len).enumerate().for_each(panel);
     }
-    out
 }
 
 /// Sixteen by sixteen.

@@ -199,6 +199,32 @@ fn a_stop_text_and_a_stop_id_end_the_completion() {
 }
 
 #[test]
+fn heads_narrower_than_a_page_get_enough_memory() {
+    // Heads of width 4: pages are padded, so they take more bytes than keys and values alone.
+    let model = fixture("gguf/formats.gguf");
+    let score = arle(&["score", "--model", &model, "--tokens", "1,2,3", "--json"]).object();
+    assert_eq!(score["logprobs"].as_array().map(Vec::len), Some(3));
+    let greedy = [
+        "generate",
+        "--model",
+        &model,
+        "--tokens",
+        "1,2,3",
+        "--max-tokens",
+        "40",
+        "--temperature",
+        "0",
+        "--n",
+        "2",
+        "--ignore-eos",
+        "--json",
+    ];
+    let lines = arle(&greedy).lines();
+    assert_eq!(lines[0]["tokens"].as_array().map(Vec::len), Some(40));
+    assert_eq!(lines[0]["tokens"], lines[1]["tokens"]);
+}
+
+#[test]
 fn wrong_input_is_refused() {
     let bare = fixture("models/llama-gqa-tied");
     let chat = fixture("tiny-chat");

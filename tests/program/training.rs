@@ -20,7 +20,10 @@ fn a_run_prints_its_metrics_and_stores_them() {
     let stored = fs::read_to_string(workshop.path("run/metrics.jsonl")).expect("metrics");
     let (summary, steps) = printed.split_last().expect("lines");
     assert!(text.starts_with(&stored) && stored.lines().count() == steps.len(), "{text}\n{stored}");
-    assert_eq!(steps.iter().map(|line| line["step"].as_u64()).collect::<Vec<_>>(), [Some(0), Some(1), Some(2), Some(3), Some(4)]);
+    assert_eq!(
+        steps.iter().map(|line| line["step"].as_u64()).collect::<Vec<_>>(),
+        [Some(0), Some(1), Some(2), Some(3), Some(4)]
+    );
     for line in &steps[1..] {
         let line = line.as_object().expect("an object");
         for key in [
@@ -174,7 +177,10 @@ fn the_recipe_and_the_checkpoints_of_a_run_are_there() {
     let files = ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"];
     assert_eq!(workshop.names("run/checkpoints/latest"), files);
     let adapter = read_json(&workshop.path("run/checkpoints/latest/adapter_config.json"));
-    assert_eq!((&adapter["peft_type"], &adapter["r"], adapter["lora_alpha"].as_f64()), (&json!("LORA"), &json!(4), Some(8.0)));
+    assert_eq!(
+        (&adapter["peft_type"], &adapter["r"], adapter["lora_alpha"].as_f64()),
+        (&json!("LORA"), &json!(4), Some(8.0))
+    );
     assert_eq!(read_json(&workshop.path("run/checkpoints/latest/trainer_state.json"))["step"], 4);
 }
 
@@ -198,8 +204,13 @@ fn full_fine_tuning_leaves_a_model_that_is_what_was_measured() {
     workshop.replace("[lora]\nr = 4\nalpha = 8.0\n", "");
     workshop.train("run", &["--set", "optim.lr=3e-3", "--set", "schedule.max_steps=5"]).ok();
     let files = [
-        "config.json", "generation_config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.json",
-        "tokenizer_config.json", "trainer_state.json",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "trainer_state.json",
     ];
     assert_eq!(workshop.names("run/checkpoints/latest"), files);
     let metrics = workshop.metrics("run");

@@ -47,6 +47,16 @@ impl Checkpoints {
         }
     }
 
+    /// Makes `checkpoint` (a canonical path) the newest, so that a kill before the next one is saved comes back to it
+    /// and not to one of the abandoned ones after it.
+    ///
+    /// # Errors
+    /// When the link cannot be replaced.
+    pub fn rewind(&self, checkpoint: &Path) -> Result<()> {
+        let root = fs::canonicalize(&self.root).map_err(Error::io(&self.root))?;
+        if checkpoint.parent() == Some(&root) { self.link(&file_name(checkpoint)) } else { Ok(()) }
+    }
+
     /// Fills a temporary folder, syncs it, and gives it the name of `step`.
     pub(super) fn publish(&self, step: u64, fill: &dyn Fn(&Path) -> Result<()>) -> Result<PathBuf> {
         let name = format!("step_{step:06}");

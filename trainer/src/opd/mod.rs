@@ -88,6 +88,7 @@ fn restore(recipe: &Recipe, setup: &Setup, folder: &RunFolder, progress: Progres
     let (weights, mut state) = Checkpoints::load(path, &setup.export, &setup.runtime.export_state()?)?;
     setup.runtime.restore_state(weights)?;
     setup.runtime.publish()?;
+    folder.checkpoints.rewind(path)?;
     progress.line(&format!("resume     {} (step {})", path.display(), state.step));
     state.recipe_sha256 = sum;
     Ok(state)

@@ -191,8 +191,7 @@ fn a_stop_text_and_a_stop_id_end_the_completion() {
         ["generate", "--model", &model, "--tokens", "60,70,80", "--temperature", "0", "--max-tokens", "8", "--json"];
     let free = arle(&args).object();
     let third = free["tokens"][2].to_string();
-    let first_at =
-        free["tokens"].as_array().expect("a list").iter().position(|id| id.to_string() == third).expect("it is there");
+    let first_at = free["tokens"].as_array().expect("a list").iter().position(|id| *id == third).expect("it is there");
     let stopped = arle(&[&args[..], &["--stop-token-ids", &third]].concat()).object();
     assert_eq!(stopped["finish_reason"], "stop");
     assert!(stopped["tokens"].as_array().expect("a list").len() <= first_at + 1, "{stopped}");

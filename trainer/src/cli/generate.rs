@@ -52,12 +52,15 @@ pub(super) struct GenerateArgs {
     json: bool,
 }
 
+/// New tokens of a request that does not say how many.
+const DEFAULT_NEW_TOKENS: usize = 256;
+
 /// How tokens are drawn and when to stop.
 #[derive(Debug, Args)]
 struct SamplingArgs {
-    /// New tokens, at most.
-    #[arg(long, visible_alias = "max-new-tokens", default_value_t = 256, value_name = "N")]
-    max_tokens: usize,
+    /// New tokens, at most [default: 256, or what the model's context leaves].
+    #[arg(long, visible_alias = "max-new-tokens", value_name = "N")]
+    max_tokens: Option<usize>,
     /// New tokens, at least: until then nothing ends the generation.
     #[arg(long, default_value_t = 0, value_name = "N")]
     min_tokens: usize,
@@ -108,11 +111,12 @@ fn parse_bias(text: &str) -> Result<(u32, f32), String> {
 }
 
 impl SamplingArgs {
-    fn params(&self, files: &ModelFiles) -> Result<SamplingParams> {
+    fn params(&self, files: &ModelFiles, prompt_len: usize) -> Result<SamplingParams> {
         let defaults = &files.generation;
         let own = if defaults.do_sample == Some(false) { Some(0.0) } else { defaults.temperature };
         let temperature = self.temperature.or(own.map(|t| t as f32)).unwrap_or(1.0);
         let greedy = temperature == 0.0;
+        let room = files.config.max_position_embeddings.saturating_sub(prompt_len);
         let given =
             [("--top-p", self.top_p.is_some()), ("--top-k", self.top_k.is_some()), ("--min-p", self.min_p.is_some())];
         if let Some((flag, _)) = given.iter().find(|(_, given)| greedy && *given) {
@@ -135,7 +139,7 @@ impl SamplingArgs {
             logit_bias: self.logit_bias.iter().copied().collect(),
             seed: self.seed,
             min_tokens: self.min_tokens,
-            max_tokens: self.max_tokens,
+            max_tokens: self.max_tokens.unwrap_or_else(|| DEFAULT_NEW_TOKENS.min(room).max(1)),
             stop: self.stop.clone(),
             stop_token_ids: self.stop_token_ids.clone(),
             ignore_eos: self.ignore_eos,
@@ -154,8 +158,8 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
     }
     let progress = Progress::new(args.json);
     let files = args.model.open(progress)?;
-    let params = args.sampling.params(&files)?;
     let prompt = encode(args, &files)?;
+    let params = args.sampling.params(&files, prompt.len())?;
     let room = prompt.len() + params.max_tokens;
     let runtime = args.model.start(&files, usize::from(args.n), room, progress)?;
     let text = files.tokenizer.is_some();

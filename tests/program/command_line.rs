@@ -190,8 +190,10 @@ fn a_stop_text_and_a_stop_id_end_the_completion() {
     let args =
         ["generate", "--model", &model, "--tokens", "60,70,80", "--temperature", "0", "--max-tokens", "8", "--json"];
     let free = arle(&args).object();
-    let third = free["tokens"][2].to_string();
-    let first_at = free["tokens"].as_array().expect("a list").iter().position(|id| *id == third).expect("it is there");
+    let third_id = &free["tokens"][2];
+    let third = third_id.to_string();
+    let first_at =
+        free["tokens"].as_array().expect("a list").iter().position(|id| id == third_id).expect("it is there");
     let stopped = arle(&[&args[..], &["--stop-token-ids", &third]].concat()).object();
     assert_eq!(stopped["finish_reason"], "stop");
     assert!(stopped["tokens"].as_array().expect("a list").len() <= first_at + 1, "{stopped}");

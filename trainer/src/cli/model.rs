@@ -44,9 +44,11 @@ impl ModelArgs {
     ) -> Result<RuntimeHandle> {
         let context = files.config.max_position_embeddings;
         if tokens > context {
-            return Err(Error::Models {
-                what: format!("{tokens} tokens (prompt and new ones together) exceed the model's context of {context}"),
-            });
+            let what = format!(
+                "{tokens} tokens (prompt and new ones together) exceed the model's context of {context}; \
+                 shorten the prompt or lower the number of new ones"
+            );
+            return Err(Error::Models { what });
         }
         let kv_bytes = memory::kv_bytes(&files.config, sequences, tokens);
         let spec = RuntimeSpec {

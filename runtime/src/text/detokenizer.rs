@@ -34,12 +34,13 @@ impl Detokenizer {
 
     /// Takes a token; returns the text that is now certain, if there is any.
     pub fn push(&mut self, id: u32) -> Result<Option<String>> {
+        // What has no text ends no run of byte pieces either.
+        let Some(piece) = self.tokenizer.token(id) else { return Ok(None) };
         if self.skip_special && self.tokenizer.is_special(id) {
             return Ok(None);
         }
         match &mut self.state {
             State::Bytes { pending } => {
-                let Some(piece) = self.tokenizer.token(id) else { return Ok(None) };
                 pending.extend(piece_bytes(&piece));
                 let text = take_certain(pending);
                 Ok((!text.is_empty()).then_some(text))

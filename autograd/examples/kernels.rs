@@ -94,8 +94,7 @@ fn linear(bench: &Bench) {
         let w = weight([n, k]);
         for t in [1, 4, 8, 16, 64, 512] {
             let x = rows([t, k]);
-            let work =
-                if t <= 16 { Work::Bytes(4.0 * (n * k) as f64) } else { Work::Flops(product([t, n, k])) };
+            let work = if t <= 16 { Work::Bytes(4.0 * (n * k) as f64) } else { Work::Flops(product([t, n, k])) };
             let name = format!("linear [{t}, {n}, {k}]");
             bench.whole(&name, work, || ops::linear(&mut Tape::off(), &x, &w, None));
         }
@@ -114,9 +113,8 @@ fn lora(bench: &Bench) {
     let (x, w, a, b) = (rows([t, k]), weight([n, k]), weight([r, k]), weight([n, r]));
     let flops = product([t, n, k]) + product([t, r, n + k]);
     for (name, dropout) in [("", None), (", dropout", Some(Dropout { probability: 0.05, key: 1 }))] {
-        let forward = |tape: &mut Tape| {
-            ops::lora_linear(tape, LoraLinear { scale: 2.0, dropout }, &x, &w, None, [&a, &b])
-        };
+        let forward =
+            |tape: &mut Tape| ops::lora_linear(tape, LoraLinear { scale: 2.0, dropout }, &x, &w, None, [&a, &b]);
         bench.whole(&format!("lora [{t}, {n}, {k}] r {r}{name}"), Work::Flops(flops), || forward(&mut Tape::off()));
         let work = Work::Flops(flops + product([t, r, n + k]));
         bench.backward(&format!("lora backward [{t}, {n}, {k}] r {r}{name}"), work, &[&x, &a, &b], forward);
@@ -143,12 +141,10 @@ fn attention(bench: &Bench) {
     let pages = length / PAGE_TOKENS;
     let shape = KvShape { heads, kv_heads, head_dim: d };
     let pool = KvPool::new(Device::Cpu, shape, 1, sequences * pages);
-    let tables: Vec<Vec<u32>> = (0..sequences).map(|s| (s * pages..(s + 1) * pages).map(|p| p as u32).collect()).collect();
-    let spans: Vec<PagedRows<'_>> = tables
-        .iter()
-        .enumerate()
-        .map(|(s, pages)| PagedRows { rows: s..s + 1, position: length - 1, pages })
-        .collect();
+    let tables: Vec<Vec<u32>> =
+        (0..sequences).map(|s| (s * pages..(s + 1) * pages).map(|p| p as u32).collect()).collect();
+    let spans: Vec<PagedRows<'_>> =
+        tables.iter().enumerate().map(|(s, pages)| PagedRows { rows: s..s + 1, position: length - 1, pages }).collect();
     let q = rows([sequences, heads * d]);
     let bytes = (sequences * length * 2 * kv_heads * d * 4) as f64;
     bench.whole("paged decode, 16 x 256", Work::Bytes(bytes), || pool.attend(0, &q, &spans, 0.125, None));

@@ -44,7 +44,7 @@ enum Layer {
     /// `[page][kv head]` blocks of sixteen keys and values.
     Cpu(Vec<f32>),
     /// Keys and values `[pages * 16, kv_heads * head_dim]`.
-    Portable([burn::Tensor<2>; 2]),
+    Portable(Box<[burn::Tensor<2>; 2]>),
 }
 
 /// Keys and values of every layer, in pages of [`PAGE_TOKENS`]. The cost of a write does not depend on the pool's size.
@@ -63,7 +63,7 @@ impl KvPool {
             Device::Cpu => Layer::Cpu(vec![0.0; pages * shape.kv_heads * block_len(shape.head_dim)]),
             Device::Portable => {
                 let size = [pages * PAGE_TOKENS, shape.kv_heads * shape.head_dim];
-                Layer::Portable([0, 1].map(|_| burn::Tensor::zeros(size, &portable::device())))
+                Layer::Portable(Box::new([0, 1].map(|_| burn::Tensor::zeros(size, &portable::device()))))
             }
         };
         Self { device, shape, pages, layers: (0..layers).map(layer).collect() }
@@ -167,7 +167,7 @@ impl KvPool {
                     pool.copy_within(at..at + page_len, to as usize * page_len);
                 }
                 Layer::Portable(pool) => {
-                    for store in pool {
+                    for store in pool.iter_mut() {
                         let width = store.dims()[1];
                         let page = store.clone().narrow(0, from as usize * PAGE_TOKENS, PAGE_TOKENS);
                         let at = to as usize * PAGE_TOKENS;

@@ -25,12 +25,11 @@ pub(crate) const PHILOX_BLOCK: usize = 64;
 pub(crate) fn philox_block(key: u64, block: u64) -> [[u32; 16]; 4] {
     let mut k = [key as u32, (key >> 32) as u32];
     let mut c = [[0u32; 16]; 4];
-    for lane in 0..16 {
-        let index = block * 16 + lane as u64;
+    for (index, lane) in (block * 16..).zip(0..16) {
         (c[0][lane], c[1][lane]) = (index as u32, (index >> 32) as u32);
     }
     for _ in 0..10 {
-        for lane in 0..16 {
+        for lane in 0..c[0].len() {
             let p0 = u64::from(MULTIPLIERS[0]) * u64::from(c[0][lane]);
             let p1 = u64::from(MULTIPLIERS[1]) * u64::from(c[2][lane]);
             let (x, y) = (c[1][lane] ^ k[0], c[3][lane] ^ k[1]);
@@ -69,8 +68,7 @@ mod tests {
     #[test]
     fn a_block_holds_the_words_of_its_counters() {
         let block = philox_block(99, (1 << 30) + 5);
-        for lane in 0..16 {
-            let index = 16 * ((1u64 << 30) + 5) + lane as u64;
+        for (index, lane) in (16 * ((1u64 << 30) + 5)..).zip(0..16) {
             let words = philox(99, [index as u32, (index >> 32) as u32, 0, 0]);
             assert_eq!(words, [0, 1, 2, 3].map(|word| block[word][lane]));
         }

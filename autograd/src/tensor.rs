@@ -29,7 +29,7 @@ pub enum Layout {
 #[derive(Debug, Clone)]
 enum Data {
     Cpu(Arc<Vec<f32>>, Layout),
-    Portable(burn::Tensor<2>),
+    Portable(Box<burn::Tensor<2>>),
 }
 
 /// A matrix `[rows, cols]` of f32 on one device. Values never change; clones share them.
@@ -85,7 +85,7 @@ impl Tensor {
     }
 
     pub(crate) fn portable(t: burn::Tensor<2>) -> Self {
-        Self { id: TensorId::next(), shape: t.dims(), data: Data::Portable(t) }
+        Self { id: TensorId::next(), shape: t.dims(), data: Data::Portable(Box::new(t)) }
     }
 
     /// The value's name.
@@ -145,7 +145,7 @@ impl Tensor {
         match &self.data {
             Data::Cpu(values, Layout::Rows) => values.to_vec(),
             Data::Cpu(values, Layout::Panels) => gemm::unpack(values, self.shape[0], self.shape[1]),
-            Data::Portable(t) => portable::download(t.clone()),
+            Data::Portable(t) => portable::download((**t).clone()),
         }
     }
 
@@ -172,7 +172,7 @@ impl Tensor {
     /// When the tensor is not on `Portable`.
     pub(crate) fn burn(&self) -> burn::Tensor<2> {
         match &self.data {
-            Data::Portable(t) => t.clone(),
+            Data::Portable(t) => (**t).clone(),
             Data::Cpu(..) => panic!("burn tensor of a native tensor"),
         }
     }
@@ -213,7 +213,7 @@ impl Tensor {
                 }
                 Self::cpu_with_layout(sum, shape, layout)
             }
-            Data::Portable(t) => Self::portable(t.clone() + other.burn()),
+            Data::Portable(t) => Self::portable((**t).clone() + other.burn()),
         }
     }
 }

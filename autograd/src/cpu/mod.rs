@@ -4,6 +4,9 @@
 //! that token's inputs alone, not on the batch, the chunk or the thread count. So prefill, decode and the trainer's
 //! forward give the same bits.
 
+// Register tiles are small arrays that are walked together by index.
+#![allow(clippy::needless_range_loop)]
+
 pub(crate) mod attention;
 pub(crate) mod attention_backward;
 pub(crate) mod gemm;

@@ -38,7 +38,7 @@ impl Batch {
         let KvShape { heads, kv_heads, .. } = self.shape;
         let sequences = Sequences::from_lengths(&LENGTHS);
         let op = Attention { sequences, heads, kv_heads, scale: self.scale(), window: self.window };
-        let [q, k, v] = [0, 1, 2].map(|i| self.rows(Device::Cpu, i, &[0..LENGTHS.iter().sum()]));
+        let [q, k, v] = [0, 1, 2].map(|i| self.rows(Device::Cpu, i, std::slice::from_ref(&(0..LENGTHS.iter().sum()))));
         ops::attention(&mut Tape::off(), op, &q, &k, &v).expect("shapes fit").to_vec()
     }
 

@@ -171,6 +171,17 @@ pub fn kv_bytes(config: &ModelConfig, sequences: usize, tokens: usize) -> u64 {
     (pages * shape.page_bytes() * config.num_layers) as u64
 }
 
+/// Tells the binaries' allocator to keep freed pages for the next step instead of giving them back to the system.
+///
+/// A training step frees and allocates the same gigabyte of activations; faulting it in again was measured at 4.5 s
+/// a step instead of 1.7 s (SmolLM2-135M, 896 tokens, 2 cores).
+pub fn keep_freed_pages() {
+    /// Index of `mi_option_purge_delay` in `mimalloc.h`: milliseconds, -1 for never.
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+    // SAFETY: sets one number of the allocator's options; called once, before any other thread runs.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
+}
+
 /// Memory that can be had now without swapping; `None` where the system does not tell.
 #[must_use]
 pub fn available() -> Option<u64> {

@@ -10,5 +10,6 @@ use trainer::cli::{Arle, finish};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    trainer::memory::keep_freed_pages();
     finish(Arle::parse().run())
 }

@@ -91,7 +91,8 @@ impl<'a> Stepper<'a> {
     fn complete(&self, step: u64, rows: &[usize]) -> Result<Vec<Completion>> {
         let recipe = self.recipe;
         let (seed, objective, group) = (recipe.runtime.seed, &recipe.objective, recipe.rollout.group_size);
-        let sampling = params(&recipe.rollout.sampling, recipe.rollout.max_new_tokens, seed);
+        let mut sampling = params(&recipe.rollout.sampling, recipe.rollout.max_new_tokens, seed);
+        sampling.ignore_eos = recipe.rollout.ignore_eos;
         let mut requests: Vec<GenerateRequest> = Vec::new();
         let mut asked: Vec<(&Example, Source)> = Vec::new();
         let mut completions = Vec::new();

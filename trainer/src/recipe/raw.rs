@@ -210,6 +210,8 @@ pub struct Rollout {
     pub max_new_tokens: usize,
     /// Tokens of a prompt, at most (the teacher's context not counted); a longer one is an error.
     pub max_prompt_tokens: usize,
+    /// Go on after end-of-sequence tokens, so that every training completion has full length (for benchmarks).
+    pub ignore_eos: bool,
     /// How tokens are drawn.
     pub sampling: Sampling,
 }
@@ -221,6 +223,7 @@ impl Default for Rollout {
             group_size: 1,
             max_new_tokens: 128,
             max_prompt_tokens: 1024,
+            ignore_eos: false,
             sampling: Sampling::default(),
         }
     }

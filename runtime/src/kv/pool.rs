@@ -58,7 +58,7 @@ impl PagePool {
     /// Drops one reference; the last one frees the page.
     ///
     /// # Panics
-    /// If the page is free, or idle (that last reference is the cache's, see [`Self::disown`]).
+    /// If the page is free, or idle (that last reference is the cache's, see `disown`).
     pub fn release(&mut self, page: PageId) {
         let entry = &mut self.entries[page.index()];
         assert!(entry.refs > 0 && !entry.is_idle(), "{page:?} has no reference left to release");

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// One layer's tensors.
 #[derive(Debug, Clone)]
 pub struct LayerWeights {
-    /// Linear weights, in the order of [`Module::ALL`].
+    /// Linear weights, in the order of [`super::Module::ALL`].
     pub linear: [Tensor; 7],
     /// Biases, in the same order.
     pub bias: [Option<Tensor>; 7],

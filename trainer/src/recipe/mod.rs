@@ -1,6 +1,6 @@
 //! Recipes: TOML in, checked and complete settings out.
 //!
-//! [`raw`] is the file with its defaults, [`resolve`] checks every range and refuses idle keys, and the result knows
+//! [`raw`] is the file with its defaults, `resolve` checks every range and refuses idle keys, and the result knows
 //! how to write itself as a recipe again ([`Recipe::to_toml`]).
 
 pub(crate) mod keys;

@@ -1,7 +1,7 @@
 //! A recipe as it is written. Each section's `Default` is the one place where its defaults stand.
 //!
 //! A field is an `Option` when its default depends on another field or when it is idle under some settings;
-//! [`super::resolve`] fills it in or refuses it.
+//! `resolve` fills it in or refuses it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

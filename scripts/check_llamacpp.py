@@ -49,12 +49,12 @@ def parse():
 
 
 def ask(arle, *args):
-    """One JSON object from one run of `arle`."""
+    """The JSON objects, one a line, of one run of `arle`."""
     run = subprocess.run([arle, *map(str, args), "--json"], capture_output=True, text=True)
     if run.returncode != 0:
         print(f"arle {args[0]} ended with {run.returncode}:\n{run.stderr[-2000:]}", file=sys.stderr)
         sys.exit(2)
-    return json.loads(run.stdout)
+    return [json.loads(line) for line in run.stdout.splitlines()]
 
 
 def score(arle, gguf, sequences):
@@ -62,10 +62,8 @@ def score(arle, gguf, sequences):
     with tempfile.NamedTemporaryFile("w", suffix=".json") as f:
         json.dump(sequences, f)
         f.flush()
-        answer = ask(arle, "score", "--model", gguf, "--tokens-file", f.name)
-    parts = answer if isinstance(answer, list) else None
-    rows = [p["logprobs"] for p in parts] if parts is not None else answer["logprobs"]
-    tokens = [p["tokens"] for p in parts] if parts is not None else answer["tokens"]
+        parts = ask(arle, "score", "--model", gguf, "--tokens-file", f.name)
+    rows, tokens = [p["logprobs"] for p in parts], [p["tokens"] for p in parts]
     if tokens != sequences or [len(r) for r in rows] != [len(s) for s in sequences]:
         sys.exit("arle score did not answer for the tokens it was given")
     return rows
@@ -123,11 +121,11 @@ def main():
     for prompt in PROMPTS:
         ids = peer.tokenize(prompt, special=True)
         theirs, ahead = peer.greedy(ids, NEW_TOKENS)
-        ours = ask(a.arle, "generate", "--model", a.gguf, "--tokens", ",".join(map(str, ids)), "--max-new-tokens",
+        (ours,) = ask(a.arle, "generate", "--model", a.gguf, "--tokens", ",".join(map(str, ids)), "--max-new-tokens",
                    NEW_TOKENS, "--temperature", 0, "--ignore-eos")
         report(*same_greedy(ours["tokens"], theirs, ahead), f"greedy after {prompt[:40]!r}")
     for sample in (PROMPTS[0], text[:2000]):
-        ours = ask(a.arle, "score", "--model", a.gguf, "--text", sample)
+        (ours,) = ask(a.arle, "score", "--model", a.gguf, "--text", sample)
         report(ours["tokens"] == peer.tokenize(sample), f"tokens of {sample[:40]!r}")
     ids = peer.tokenize(text)[:a.chunks * a.context]
     pieces = [ids[i:i + a.context] for i in range(0, len(ids), a.context)]

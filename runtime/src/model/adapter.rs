@@ -182,6 +182,15 @@ impl Adapter {
         })
     }
 
+    /// The first module whose branch differs from `other`'s in presence, rank or scale.
+    pub(crate) fn first_difference(&self, other: &Self) -> Option<String> {
+        let form = |b: &Option<Branch>| b.as_ref().map(|b| (b.a.rows(), b.scale));
+        let layers = self.layers.iter().zip(&other.layers).enumerate();
+        let modules = layers.flat_map(|(l, (a, b))| Module::ALL.into_iter().zip(a.iter().zip(b)).map(move |m| (l, m)));
+        let mut different = modules.filter(|(_, (_, (a, b)))| form(a) != form(b));
+        different.next().map(|(layer, (module, _))| module_name(layer, module))
+    }
+
     /// Tensors for writing, in the order of [`Adapter::named`].
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         self.layers.iter_mut().flatten().flatten().flat_map(|branch| [&mut branch.a, &mut branch.b])

@@ -35,7 +35,10 @@ impl TrainSession {
         let (trained, checkpointing) = match training {
             Training::Lora(lora) => {
                 let adapter = match &student.serving().adapter {
-                    Some(adapter) => adapter.clone(),
+                    Some(adapter) => {
+                        check_continues(adapter, &Adapter::init(student.config(), lora, student.device())?)?;
+                        adapter.clone()
+                    }
                     None => Arc::new(Adapter::init(student.config(), lora, student.device())?),
                 };
                 (Trained::Lora { adapter, dropout: lora.dropout }, lora.gradient_checkpointing)
@@ -194,6 +197,17 @@ impl TrainSession {
         (self.moments, self.step, self.finite) = (moments, state.step, true);
         self.grads.fill(None);
         Ok(())
+    }
+}
+
+/// An adapter is saved with the configuration's ranks and scales, so one that is continued must have them.
+fn check_continues(adapter: &Adapter, configured: &Adapter) -> Result<()> {
+    match adapter.first_difference(configured) {
+        None => Ok(()),
+        Some(module) => Err(Error::Lora(format!(
+            "the adapter to continue differs from the configuration at {module}: \
+             set targets, rank, alpha and rslora as the adapter has them"
+        ))),
     }
 }
 

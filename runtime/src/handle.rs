@@ -98,8 +98,11 @@ impl RuntimeHandle {
     pub fn start(spec: &RuntimeSpec, progress: &dyn Fn(usize, usize)) -> Result<Self> {
         let engine = Engine::new(spec, progress)?;
         let (work, queue) = channel();
+        // The engine is one of the pool's workers: a parallel loop then starts without waking a thread and going to sleep.
+        let workers = rayon::ThreadPoolBuilder::new().build().map_err(|e| Error::Stopped(e.to_string()))?;
         let thread = std::thread::Builder::new().name("device".to_owned());
-        thread.spawn(move || engine.run(&queue)).map_err(|e| Error::Stopped(e.to_string()))?;
+        let run = move || workers.install(move || engine.run(&queue));
+        thread.spawn(run).map_err(|e| Error::Stopped(e.to_string()))?;
         Ok(Self { work, next_id: Arc::default() })
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedRows};
-use autograd::ops::{self, Attention, Distill, Divergence, Dropout, LoraLinear, RopeTable, Sequences};
+use autograd::ops::{self, Attention, Distill, Divergence, Dropout, LowRank, Projection, QkRope, RopeTable, Sequences};
 use autograd::rng::uniform;
 use autograd::{Device, Result, Tape, Tensor};
 
@@ -113,8 +113,9 @@ fn lora(bench: &Bench) {
     let (x, w, a, b) = (rows([t, k]), weight([n, k]), weight([r, k]), weight([n, r]));
     let flops = product([t, n, k]) + product([t, r, n + k]);
     for (name, dropout) in [("", None), (", dropout", Some(Dropout { probability: 0.05, key: 1 }))] {
-        let forward =
-            |tape: &mut Tape| ops::lora_linear(tape, LoraLinear { scale: 2.0, dropout }, &x, &w, None, [&a, &b]);
+        let low_rank = Some(LowRank { a: &a, b: &b, scale: 2.0, dropout });
+        let maps = [Projection { low_rank, ..Projection::new(&w) }];
+        let forward = |tape: &mut Tape| ops::project(tape, &x, &maps, None);
         bench.whole(&format!("lora [{t}, {n}, {k}] r {r}{name}"), Work::Flops(flops), || forward(&mut Tape::off()));
         let work = Work::Flops(flops + product([t, r, n + k]));
         bench.backward(&format!("lora backward [{t}, {n}, {k}] r {r}{name}"), work, &[&x, &a, &b], forward);
@@ -126,16 +127,16 @@ fn attention(bench: &Bench) {
     for lengths in [vec![512], vec![128; 4], vec![2048]] {
         let sequences = Sequences::from_lengths(&lengths);
         let t = sequences.tokens();
-        let (q, k, v) = (rows([t, heads * d]), rows([t, kv_heads * d]), rows([t, kv_heads * d]));
+        let qkv = rows([t, (heads + 2 * kv_heads) * d]);
         let forward = |tape: &mut Tape| {
             let op = Attention { sequences: sequences.clone(), heads, kv_heads, scale: 0.125, window: None };
-            ops::attention(tape, op, &q, &k, &v)
+            ops::attention(tape, op, &qkv)
         };
         let pairs: usize = lengths.iter().map(|l| l * (l + 1) / 2).sum();
         let product = 2.0 * (pairs * heads * d) as f64;
         let name = format!("{} x {}", lengths.len(), lengths[0]);
         bench.whole(&format!("attention {name}"), Work::Flops(2.0 * product), || forward(&mut Tape::off()));
-        bench.backward(&format!("attention backward {name}"), Work::Flops(5.0 * product), &[&q, &k, &v], forward);
+        bench.backward(&format!("attention backward {name}"), Work::Flops(5.0 * product), &[&qkv], forward);
     }
     let (sequences, length) = (16, 256);
     let pages = length / PAGE_TOKENS;
@@ -145,18 +146,18 @@ fn attention(bench: &Bench) {
         (0..sequences).map(|s| (s * pages..(s + 1) * pages).map(|p| p as u32).collect()).collect();
     let spans: Vec<PagedRows<'_>> =
         tables.iter().enumerate().map(|(s, pages)| PagedRows { rows: s..s + 1, position: length - 1, pages }).collect();
-    let q = rows([sequences, heads * d]);
+    let qkv = rows([sequences, (heads + 2 * kv_heads) * d]);
     let bytes = (sequences * length * 2 * kv_heads * d * 4) as f64;
-    bench.whole("paged decode, 16 x 256", Work::Bytes(bytes), || pool.attend(0, &q, &spans, 0.125, None));
+    bench.whole("paged decode, 16 x 256", Work::Bytes(bytes), || pool.attend(0, &qkv, &spans, 0.125, None));
 }
 
 fn elementwise(bench: &Bench) {
     for t in [16, 512] {
-        let (gate, up) = (rows([t, 1536]), rows([t, 1536]));
+        let gate_up = rows([t, 3072]);
         let bytes = |tensors: f64, width: usize| Work::Bytes(tensors * (t * width * 4) as f64);
-        let forward = |tape: &mut Tape| ops::swiglu(tape, &gate, &up);
+        let forward = |tape: &mut Tape| ops::swiglu(tape, &gate_up);
         bench.whole(&format!("swiglu [{t}, 1536]"), bytes(3.0, 1536), || forward(&mut Tape::off()));
-        bench.backward(&format!("swiglu backward [{t}, 1536]"), bytes(5.0, 1536), &[&gate, &up], forward);
+        bench.backward(&format!("swiglu backward [{t}, 1536]"), bytes(5.0, 1536), &[&gate_up], forward);
         let (x, w) = (rows([t, 576]), rows([1, 576]));
         let forward = |tape: &mut Tape| ops::rms_norm(tape, &x, &w, 1e-5);
         bench.whole(&format!("rms_norm [{t}, 576]"), bytes(2.0, 576), || forward(&mut Tape::off()));
@@ -165,7 +166,8 @@ fn elementwise(bench: &Bench) {
         let table = Arc::new(RopeTable::new(&frequencies, 512, 1.0));
         let positions: Arc<[u32]> = (0..t as u32).collect();
         bench.whole(&format!("rope [{t}, 576]"), bytes(2.0, 576), || {
-            ops::rope(&mut Tape::off(), &x, &table, &positions)
+            let op = QkRope { table: table.clone(), positions: positions.clone(), heads: [9, 0], eps: 1e-5 };
+            ops::qk_rope(&mut Tape::off(), op, &x, None)
         });
         bench.whole(&format!("add [{t}, 576]"), bytes(3.0, 576), || ops::add(&mut Tape::off(), &x, &x));
     }

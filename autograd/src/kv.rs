@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::cpu::attention::{Heads, Span, attend, block_len, write_slot};
 use crate::cpu::simd::LANES;
-use crate::ops::{check_layouts, check_window, common_device, ensure, ensure_index, portable_sequence};
+use crate::ops::{check_layouts, check_window, ensure, ensure_index, portable_parts, portable_sequence};
 use crate::{Device, Error, Result, Tensor, portable};
 
 /// Tokens of a page.
@@ -69,34 +69,34 @@ impl KvPool {
         Self { device, shape, pages, layers: (0..layers).map(layer).collect() }
     }
 
-    /// Stores the keys and values `[T, kv_heads * head_dim]` of every sequence's rows.
+    /// Stores the keys and values in rows `[T, (heads + 2 kv_heads) * head_dim]` of every sequence.
     ///
     /// # Errors
     /// Shapes or devices that do not fit, a layer or a page that is not there.
-    pub fn write(&mut self, layer: usize, k: &Tensor, v: &Tensor, sequences: &[PagedRows<'_>]) -> Result<()> {
-        common_device("kv write", &[k, v])?;
-        self.check("kv write", layer, k, sequences)?;
-        let (d, width) = (self.shape.head_dim, self.shape.kv_heads * self.shape.head_dim);
-        ensure(k.cols() == width && k.shape() == v.shape(), "kv write", "k and v [T, kv_heads * D]", &[k, v])?;
-        let page_len = self.shape.kv_heads * block_len(d);
+    pub fn write(&mut self, layer: usize, qkv: &Tensor, sequences: &[PagedRows<'_>]) -> Result<()> {
+        self.check("kv write", layer, qkv, sequences)?;
+        let heads = self.heads(1.0, None);
+        let d = heads.dim;
+        let page_len = heads.kv * block_len(d);
         match &mut self.layers[layer] {
             Layer::Cpu(pool) => {
-                let (k, v) = (k.raw(), v.raw());
                 for (row, slot) in sequences.iter().flat_map(slots) {
+                    let row = &qkv.raw()[row * heads.row_len()..][..heads.row_len()];
                     let page = &mut pool[slot / PAGE_TOKENS * page_len..][..page_len];
                     for (head, block) in page.chunks_exact_mut(block_len(d)).enumerate() {
-                        let at = row * width + head * d;
-                        write_slot(block, slot % PAGE_TOKENS, &k[at..at + d], &v[at..at + d]);
+                        let [key, value] = heads.kv_columns().map(|c| &row[c + head * d..][..d]);
+                        write_slot(block, slot % PAGE_TOKENS, key, value);
                     }
                 }
             }
             Layer::Portable(pool) => {
-                for (store, new) in pool.iter_mut().zip([k.burn(), v.burn()]) {
+                let [_, k, v] = portable_parts(heads, &qkv.burn());
+                for (store, new) in pool.iter_mut().zip([k, v]) {
                     for (row, slot) in sequences.iter().flat_map(slots) {
                         let values = new.clone().narrow(0, row, 1);
                         // Moved out and back, so that the pool has one owner and is written in place.
                         let taken = std::mem::replace(store, burn::Tensor::zeros([1, 1], &portable::device()));
-                        *store = taken.slice_assign([slot..slot + 1, 0..width], values);
+                        *store = taken.slice_assign([slot..slot + 1, 0..heads.kv * d], values);
                     }
                 }
             }
@@ -104,38 +104,43 @@ impl KvPool {
         Ok(())
     }
 
-    /// Attention of queries `[T, heads * head_dim]` over the pages of their sequences, the rows' own keys included.
+    /// Attention of the queries in rows `[T, (heads + 2 kv_heads) * head_dim]` over the pages of their sequences, which
+    /// hold the rows' own keys and values already. The output is `[T, heads * head_dim]`.
     ///
     /// # Errors
     /// Shapes or devices that do not fit, a layer or a page that is not there, a window of zero.
     pub fn attend(
         &self,
         layer: usize,
-        q: &Tensor,
+        qkv: &Tensor,
         sequences: &[PagedRows<'_>],
         scale: f32,
         window: Option<usize>,
     ) -> Result<Tensor> {
-        let KvShape { heads, kv_heads, head_dim } = self.shape;
-        ensure(q.cols() == heads * head_dim, "paged attention", "q [T, heads * D]", &[q])?;
-        self.check("paged attention", layer, q, sequences)?;
+        self.check("paged attention", layer, qkv, sequences)?;
         check_window("paged attention", window)?;
-        let heads = Heads { query: heads, kv: kv_heads, dim: head_dim, scale, window };
+        let heads = self.heads(scale, window);
         Ok(match &self.layers[layer] {
-            Layer::Cpu(pool) => attend_cpu(pool, q, sequences, heads),
+            Layer::Cpu(pool) => attend_cpu(pool, qkv, sequences, heads),
             Layer::Portable(pool) => {
+                let [q, ..] = portable_parts(heads, &qkv.burn());
                 let parts = sequences.iter().map(|s| {
                     let end = s.position + s.rows.len();
                     let index = portable::indices(
                         slots(&PagedRows { rows: 0..end, position: 0, pages: s.pages }).map(|(_, slot)| slot),
                     );
                     let [k, v] = [0, 1].map(|i| pool[i].clone().select(0, index.clone()));
-                    let q = q.burn().narrow(0, s.rows.start, s.rows.len());
+                    let q = q.clone().narrow(0, s.rows.start, s.rows.len());
                     portable_sequence(heads, [q, k, v])[0].clone()
                 });
                 Tensor::portable(burn::Tensor::cat(parts.collect(), 0))
             }
         })
+    }
+
+    fn heads(&self, scale: f32, window: Option<usize>) -> Heads {
+        let KvShape { heads, kv_heads, head_dim } = self.shape;
+        Heads { query: heads, kv: kv_heads, dim: head_dim, scale, window }
     }
 
     /// Whether `x` and its rows' sequences belong to this pool.
@@ -145,6 +150,8 @@ impl KvPool {
             return Err(Error::DeviceMismatch { op, left, right });
         }
         check_layouts(op, &[x], &[])?;
+        let KvShape { heads, kv_heads, head_dim } = self.shape;
+        ensure(x.cols() == (heads + 2 * kv_heads) * head_dim, op, "rows [T, (heads + 2 kv_heads) * D]", &[x])?;
         ensure_index(op, "layer", layer, self.layers.len())?;
         let mut next = 0;
         for s in sequences {
@@ -188,7 +195,7 @@ fn slots<'a>(s: &'a PagedRows<'a>) -> impl Iterator<Item = (usize, usize)> + 'a 
         .map(|(row, position)| (row, s.pages[position / PAGE_TOKENS] as usize * PAGE_TOKENS + position % PAGE_TOKENS))
 }
 
-fn attend_cpu(pool: &[f32], q: &Tensor, sequences: &[PagedRows<'_>], heads: Heads) -> Tensor {
+fn attend_cpu(pool: &[f32], qkv: &Tensor, sequences: &[PagedRows<'_>], heads: Heads) -> Tensor {
     let page_len = heads.kv * block_len(heads.dim);
     let tables: Vec<Vec<usize>> =
         sequences.iter().map(|s| s.pages.iter().map(|&p| p as usize * page_len).collect()).collect();
@@ -197,7 +204,8 @@ fn attend_cpu(pool: &[f32], q: &Tensor, sequences: &[PagedRows<'_>], heads: Head
         .zip(&tables)
         .map(|(s, table)| Span { row: s.rows.start, len: s.rows.len(), position: s.position, table })
         .collect();
-    let mut out = vec![0.0; q.raw().len()];
-    attend(&mut out, None, q.raw(), pool, &spans, heads);
-    Tensor::cpu(out, q.shape())
+    let shape = [qkv.rows(), heads.query * heads.dim];
+    let mut out = vec![0.0; shape[0] * shape[1]];
+    attend(&mut out, None, qkv.raw(), pool, &spans, heads);
+    Tensor::cpu(out, shape)
 }

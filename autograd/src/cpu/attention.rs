@@ -53,6 +53,16 @@ pub(crate) struct Heads {
 }
 
 impl Heads {
+    /// Width of a row of queries, keys and values side by side.
+    pub(crate) fn row_len(&self) -> usize {
+        (self.query + 2 * self.kv) * self.dim
+    }
+
+    /// First columns of the keys and of the values in such a row.
+    pub(crate) fn kv_columns(&self) -> [usize; 2] {
+        [self.query * self.dim, (self.query + self.kv) * self.dim]
+    }
+
     /// First position that a row at `position` sees.
     pub(crate) fn first_visible(&self, position: usize) -> usize {
         self.window.map_or(0, |w| (position + 1).saturating_sub(w))
@@ -62,11 +72,11 @@ impl Heads {
 /// Query rows that share a pass over the keys.
 const TILE: usize = 6;
 
-/// Attention output `[T, heads * D]`; `log_sums` gets `ln sum exp(score)` per row and head when training needs it.
+/// Attention output `[T, heads * D]` of the queries in `qkv`; `log_sums` gets `ln sum exp(score)` per row and head when training needs it.
 pub(crate) fn attend(
     out: &mut [f32],
     log_sums: Option<&mut [f32]>,
-    q: &[f32],
+    qkv: &[f32],
     blocks: &[f32],
     spans: &[Span<'_>],
     heads: Heads,
@@ -84,7 +94,7 @@ pub(crate) fn attend(
     let out = SharedMut::new(out);
     let log_sums = log_sums.map(SharedMut::new);
     let run = |&(s, head, first, last): &(usize, usize, usize, usize)| {
-        attend_rows(out, log_sums, q, blocks, &spans[s], heads, head, [first, last]);
+        attend_rows(out, log_sums, qkv, blocks, &spans[s], heads, head, [first, last]);
     };
     let work: usize = spans.iter().map(|s| s.len * (s.position + s.len)).sum::<usize>() * heads.query * heads.dim;
     if work < 1 << 16 { tasks.iter().for_each(run) } else { tasks.par_iter().for_each(run) }
@@ -96,7 +106,7 @@ const ROWS_PER_TASK: usize = 48;
 vectorized! {
     /// Tokens `rows[0]..rows[1]` of a span against KV head `head`.
     fn attend_rows(
-        out: SharedMut, log_sums: Option<SharedMut>, q: &[f32], blocks: &[f32], span: &Span<'_>, heads: Heads,
+        out: SharedMut, log_sums: Option<SharedMut>, qkv: &[f32], blocks: &[f32], span: &Span<'_>, heads: Heads,
         head: usize, rows: [usize; 2],
     ) = attend_rows_body
 }
@@ -106,7 +116,7 @@ vectorized! {
 fn attend_rows_body<S: Simd>(
     out: SharedMut,
     log_sums: Option<SharedMut>,
-    q: &[f32],
+    qkv: &[f32],
     blocks: &[f32],
     span: &Span<'_>,
     heads: Heads,
@@ -124,7 +134,7 @@ fn attend_rows_body<S: Simd>(
             let flat = start + i.min(count - 1);
             (first + flat / group, head * group + flat % group)
         });
-        tile::<S>(out, log_sums, q, blocks, span, heads, head, &index[..], count, &mut scores);
+        tile::<S>(out, log_sums, qkv, blocks, span, heads, head, &index[..], count, &mut scores);
     }
 }
 
@@ -133,7 +143,7 @@ fn attend_rows_body<S: Simd>(
 fn tile<S: Simd>(
     out: SharedMut,
     log_sums: Option<SharedMut>,
-    q: &[f32],
+    qkv: &[f32],
     blocks: &[f32],
     span: &Span<'_>,
     heads: Heads,
@@ -143,8 +153,9 @@ fn tile<S: Simd>(
     scores: &mut [f32],
 ) {
     let d = heads.dim;
-    let width = heads.query * d;
-    let query: [&[f32]; TILE] = std::array::from_fn(|i| &q[(span.row + index[i].0) * width + index[i].1 * d..][..d]);
+    let (width, row_len) = (heads.query * d, heads.row_len());
+    let query: [&[f32]; TILE] =
+        std::array::from_fn(|i| &qkv[(span.row + index[i].0) * row_len + index[i].1 * d..][..d]);
     let positions: [usize; TILE] = std::array::from_fn(|i| span.position + index[i].0);
     let visible = [heads.first_visible(positions[0]), positions[TILE - 1] + 1];
     let pages = visible[0] / LANES..visible[1].div_ceil(LANES);
@@ -268,8 +279,8 @@ fn softmax_in_place<S: Simd>(scores: &mut [f32]) -> (f32, f32) {
     }
 }
 
-/// Packed keys and values `[T, kv * D]` as blocks, sequence by sequence, and each sequence's table.
-pub(crate) fn pack_blocks(k: &[f32], v: &[f32], cu_seqlens: &[usize], heads: Heads) -> (Vec<f32>, Vec<Vec<usize>>) {
+/// Keys and values of packed rows as blocks, sequence by sequence, and each sequence's table.
+pub(crate) fn pack_blocks(qkv: &[f32], cu_seqlens: &[usize], heads: Heads) -> (Vec<f32>, Vec<Vec<usize>>) {
     let page = heads.kv * block_len(heads.dim);
     let mut next = 0;
     let tables: Vec<Vec<usize>> = cu_seqlens
@@ -281,15 +292,15 @@ pub(crate) fn pack_blocks(k: &[f32], v: &[f32], cu_seqlens: &[usize], heads: Hea
         })
         .collect();
     let mut blocks = vec![0.0f32; next * page];
-    let width = heads.kv * heads.dim;
     let starts: Vec<usize> = cu_seqlens.windows(2).flat_map(|w| (w[0]..w[1]).step_by(LANES)).collect();
     let ends: Vec<usize> =
         cu_seqlens.windows(2).flat_map(|w| (w[0]..w[1]).step_by(LANES).map(|s| (s + LANES).min(w[1]))).collect();
     blocks.par_chunks_mut(page.max(1)).zip(starts.par_iter().zip(&ends)).for_each(|(page, (&start, &end))| {
         for (head, block) in page.chunks_exact_mut(block_len(heads.dim)).enumerate() {
             for row in start..end {
-                let at = row * width + head * heads.dim;
-                write_slot(block, row - start, &k[at..at + heads.dim], &v[at..at + heads.dim]);
+                let [key, value] =
+                    heads.kv_columns().map(|c| &qkv[row * heads.row_len() + c + head * heads.dim..][..heads.dim]);
+                write_slot(block, row - start, key, value);
             }
         }
     });

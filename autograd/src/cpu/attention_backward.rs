@@ -13,18 +13,16 @@ use super::simd::{LANES, Simd, vectorized};
 
 /// What the forward pass kept and the gradient of its output.
 pub(crate) struct Saved<'a> {
-    pub(crate) q: &'a [f32],
-    pub(crate) k: &'a [f32],
-    pub(crate) v: &'a [f32],
+    pub(crate) qkv: &'a [f32],
     pub(crate) out: &'a [f32],
     pub(crate) log_sums: &'a [f32],
     pub(crate) dout: &'a [f32],
 }
 
-/// Gradients of `[q, k, v]`, written from zero.
-pub(crate) fn attend_backward(saved: &Saved<'_>, cu_seqlens: &[usize], heads: Heads) -> [Vec<f32>; 3] {
-    let mut grads = [vec![0.0; saved.q.len()], vec![0.0; saved.k.len()], vec![0.0; saved.v.len()]];
-    let out = grads.each_mut().map(|g| SharedMut::new(g));
+/// Gradient of `qkv`, written from zero.
+pub(crate) fn attend_backward(saved: &Saved<'_>, cu_seqlens: &[usize], heads: Heads) -> Vec<f32> {
+    let mut grads = vec![0.0; saved.qkv.len()];
+    let out = SharedMut::new(&mut grads);
     let tasks: Vec<([usize; 2], usize)> =
         cu_seqlens.windows(2).flat_map(|w| (0..heads.kv).map(move |head| ([w[0], w[1]], head))).collect();
     tasks.par_iter().for_each(|&(rows, head)| head_gradient(saved, out, rows, head, heads));
@@ -33,7 +31,7 @@ pub(crate) fn attend_backward(saved: &Saved<'_>, cu_seqlens: &[usize], heads: He
 
 vectorized! {
     /// One KV head of the sequence in rows `rows[0]..rows[1]`.
-    fn head_gradient(saved: &Saved<'_>, grads: [SharedMut; 3], rows: [usize; 2], head: usize, heads: Heads) = head_gradient_body
+    fn head_gradient(saved: &Saved<'_>, grads: SharedMut, rows: [usize; 2], head: usize, heads: Heads) = head_gradient_body
 }
 
 /// The query heads of one KV head, gathered so that row `token * group + g` is contiguous.
@@ -58,7 +56,7 @@ fn gather<S: Simd>(saved: &Saved<'_>, [first, last]: [usize; 2], head: usize, he
     for token in first..last {
         for h in head * group..(head + 1) * group {
             let at = (token * heads.query + h) * d;
-            it.q.extend_from_slice(&saved.q[at..at + d]);
+            it.q.extend_from_slice(&saved.qkv[token * heads.row_len() + h * d..][..d]);
             it.dout.extend_from_slice(&saved.dout[at..at + d]);
             it.log_sums.push(saved.log_sums[token * heads.query + h]);
             it.delta.push(dot_rows::<S>(&saved.dout[at..at + d], &saved.out[at..at + d]));
@@ -94,12 +92,13 @@ impl Block {
 #[inline(always)]
 fn head_gradient_body<S: Simd>(
     saved: &Saved<'_>,
-    [dq, dk, dv]: [SharedMut; 3],
+    grads: SharedMut,
     rows @ [first, last]: [usize; 2],
     head: usize,
     heads: Heads,
 ) {
-    let (d, group, kv_width) = (heads.dim, heads.query / heads.kv, heads.kv * heads.dim);
+    let (d, group, row_len) = (heads.dim, heads.query / heads.kv, heads.row_len());
+    let [key_column, value_column] = heads.kv_columns().map(|c| c + head * d);
     let queries = gather::<S>(saved, rows, head, heads);
     let tokens = last - first;
     let mut dq_rows = vec![0.0f32; tokens * group * d];
@@ -109,9 +108,9 @@ fn head_gradient_body<S: Simd>(
     let mut columns = vec![0.0f32; d * LANES];
     for start in (0..tokens).step_by(LANES) {
         let count = LANES.min(tokens - start);
-        let from = (first + start) * kv_width;
-        keys.fill(&saved.k[from..], kv_width, head * d, d, count);
-        values.fill(&saved.v[from..], kv_width, head * d, d, count);
+        let block = &saved.qkv[(first + start) * row_len..];
+        keys.fill(block, row_len, key_column, d, count);
+        values.fill(block, row_len, value_column, d, count);
         // Rows that see this block: from its first position to where the window has passed it.
         let end = heads.window.map_or(tokens, |w| (start + count - 1 + w).min(tokens));
         let (from, end) = (start * group, end * group);
@@ -124,16 +123,16 @@ fn head_gradient_body<S: Simd>(
         columns.fill(0.0);
         add_outer::<S>(&mut columns, &dscores, &queries.q, seen, d);
         // SAFETY: this task alone owns this head of this sequence.
-        scatter(&columns, d, count, |j| unsafe { dk.part((first + start + j) * kv_width + head * d, d) });
+        scatter(&columns, d, count, |j| unsafe { grads.part((first + start + j) * row_len + key_column, d) });
         columns.fill(0.0);
         add_outer::<S>(&mut columns, &weights, &queries.dout, seen, d);
         // SAFETY: as above.
-        scatter(&columns, d, count, |j| unsafe { dv.part((first + start + j) * kv_width + head * d, d) });
+        scatter(&columns, d, count, |j| unsafe { grads.part((first + start + j) * row_len + value_column, d) });
     }
     for (row, values) in dq_rows.chunks_exact(d).enumerate() {
-        let at = ((first + row / group) * heads.query + head * group + row % group) * d;
+        let at = (first + row / group) * row_len + (head * group + row % group) * d;
         // SAFETY: this task alone owns these query heads of this sequence.
-        unsafe { dq.part(at, d) }.copy_from_slice(values);
+        unsafe { grads.part(at, d) }.copy_from_slice(values);
     }
 }
 

@@ -65,21 +65,56 @@ pub(crate) fn unpack_row(w: &[f32], row: usize, out: &mut [f32]) {
 
 /// `y[t, n] (=|+=) x[t, k] w^T` with `w` in panels.
 pub(crate) fn linear(y: &mut [f32], x: &[f32], w: &[f32], [t, n, k]: [usize; 3], store: Store) {
-    assert_eq!((y.len(), x.len(), w.len()), (t * n, t * k, panels(n) * k * LANES), "linear [{t}, {n}, {k}]");
-    multiply(&Product { y: SharedMut::new(y), x, w, width: n, stride: k, depth: k, store }, t);
+    side_by_side(y, &[Map { x, w, dims: [n, k], first: 0, store }], [t, n]);
 }
 
-/// All of a product with `t` rows, on several threads when there is enough to do.
-pub(super) fn multiply(product: &Product<'_>, t: usize) {
-    let &Product { width, depth, .. } = product;
-    let groups = panels(width).div_ceil(GROUP);
-    if t * width * depth < SERIAL_LIMIT && width * depth < SERIAL_WEIGHT {
-        (0..groups).for_each(|g| group(product, g, [0, t]));
+/// One of several products that share the rows of an output.
+pub(crate) struct Map<'a> {
+    /// `[t, k]`
+    pub(crate) x: &'a [f32],
+    /// Panels of `[n, k]`
+    pub(crate) w: &'a [f32],
+    /// `[n, k]`
+    pub(crate) dims: [usize; 2],
+    /// First column of the output.
+    pub(crate) first: usize,
+    /// What becomes of the product.
+    pub(crate) store: Store,
+}
+
+/// The maps' products in their columns of `y [t, width]`, all in one parallel loop.
+pub(crate) fn side_by_side(y: &mut [f32], maps: &[Map<'_>], [t, width]: [usize; 2]) {
+    assert_eq!(y.len(), t * width, "output [{t}, {width}]");
+    let y = SharedMut::new(y);
+    let products = maps.iter().map(|map| {
+        let &Map { x, w, dims: [n, k], first, store } = map;
+        let fits = (x.len(), w.len()) == (t * k, panels(n) * k * LANES) && first + n <= width;
+        assert!(fits, "linear [{t}, {n}, {k}] at column {first} of {width}");
+        Product { y, row_len: width, first, x, w, width: n, stride: k, depth: k, store }
+    });
+    multiply(&products.collect::<Vec<_>>(), t);
+}
+
+/// All of some products with `t` rows, on several threads when there is enough to do.
+pub(super) fn multiply(products: &[Product<'_>], t: usize) {
+    let groups = |p: &Product<'_>| panels(p.width).div_ceil(GROUP);
+    let (total, values): (usize, usize) =
+        (products.iter().map(groups).sum(), products.iter().map(|p| p.width * p.depth).sum());
+    if t * values < SERIAL_LIMIT && values < SERIAL_WEIGHT {
+        products.iter().for_each(|p| (0..groups(p)).for_each(|g| group(p, g, [0, t])));
         return;
     }
-    let rows = row_block(t, groups, CACHED / depth.max(1));
-    (0..groups * t.div_ceil(rows)).into_par_iter().for_each(|task| {
-        let (block, g) = (task / groups, task % groups);
+    let depth = products.iter().map(|p| p.depth).max().unwrap_or(1).max(1);
+    let rows = row_block(t, total, CACHED / depth);
+    (0..total * t.div_ceil(rows)).into_par_iter().for_each(|task| {
+        let (block, mut g) = (task / total, task % total);
+        let mut rest = products.iter();
+        let product = rest.find(|p| {
+            let here = g < groups(p);
+            g -= if here { 0 } else { groups(p) };
+            here
+        });
+        let product = product.expect("the groups of all products are counted");
         group(product, g, [block * rows, ((block + 1) * rows).min(t)]);
     });
 }
@@ -97,8 +132,10 @@ const BULK: usize = 16;
 
 /// `y (=|+=) x w^T`.
 pub(super) struct Product<'a> {
-    /// Rows of `width`.
+    /// Rows of `row_len`, of which the columns `first..first + width` are the product's.
     pub(super) y: SharedMut,
+    pub(super) row_len: usize,
+    pub(super) first: usize,
     /// Rows of `stride` values, of which the first `depth` count.
     pub(super) x: &'a [f32],
     /// Panels of `depth` vectors.
@@ -165,7 +202,7 @@ fn strip<S: Simd, const R: usize, const P: usize>(product: &Product<'_>, [mut pa
 
 #[inline(always)]
 fn tile<S: Simd, const R: usize, const P: usize>(product: &Product<'_>, row: usize, panel: usize) {
-    let &Product { y, x, w, width, stride, depth, store } = product;
+    let &Product { y, row_len, first, x, w, width, stride, depth, store } = product;
     let x = &x[row * stride..(row + R - 1) * stride + depth];
     let w = &w[panel * depth * LANES..][..P * depth * LANES];
     // SAFETY: the instruction set was detected by the dispatcher; `x` holds R rows of `depth` values, `w` P panels of
@@ -192,7 +229,7 @@ fn tile<S: Simd, const R: usize, const P: usize>(product: &Product<'_>, row: usi
         for (p, &v) in values.iter().enumerate() {
             let column = (panel + p) * LANES;
             // SAFETY: this task alone owns these columns of these rows.
-            let out = unsafe { y.part((row + r) * width + column, LANES.min(width - column)) };
+            let out = unsafe { y.part((row + r) * row_len + first + column, LANES.min(width - column)) };
             write::<S>(out, v, store);
         }
     }
@@ -270,7 +307,7 @@ mod tests {
         let run = |group: &dyn Fn(&Product<'_>, usize)| {
             let mut y = vec![0.0; t * n];
             let (out, store) = (SharedMut::new(&mut y), Store::Set);
-            let product = Product { y: out, x: &x, w: &w, width: n, stride: k, depth: k, store };
+            let product = Product { y: out, row_len: n, first: 0, x: &x, w: &w, width: n, stride: k, depth: k, store };
             (0..panels(n).div_ceil(GROUP)).for_each(|g| group(&product, g));
             y
         };

@@ -19,7 +19,8 @@ pub(crate) fn input_gradient(dx: &mut [f32], dy: &[f32], w: &[f32], [t, n, k]: [
         let depth = DEPTH.min(n - start);
         let transposed = &mut transposed[..panels(k) * LANES * depth];
         transpose(transposed, &w[start * k..], k, depth);
-        multiply(&Product { y, x: &dy[start..], w: transposed, width: k, stride: n, depth, store }, t);
+        let x = &dy[start..];
+        multiply(&[Product { y, row_len: k, first: 0, x, w: transposed, width: k, stride: n, depth, store }], t);
     }
 }
 

@@ -61,7 +61,7 @@ pub(crate) fn rms_norm(y: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
 }
 
 vectorized! {
-    fn rms_norm_block(y: &mut [f32], x: &[f32], w: &[f32], eps: f32) = rms_norm_body
+    pub(crate) fn rms_norm_block(y: &mut [f32], x: &[f32], w: &[f32], eps: f32) = rms_norm_body
 }
 
 #[inline(always)]
@@ -106,7 +106,7 @@ pub(crate) fn rms_norm_backward(dx: &mut [f32], dw: Option<&mut [f32]>, dy: &[f3
 }
 
 vectorized! {
-    fn rms_norm_input_gradient(dx: &mut [f32], dy: &[f32], x: &[f32], w: &[f32], eps: f32) = rms_norm_input_body
+    pub(crate) fn rms_norm_input_gradient(dx: &mut [f32], dy: &[f32], x: &[f32], w: &[f32], eps: f32) = rms_norm_input_body
 }
 
 /// With r = 1/rms: `dx = r (w dy - x r^2 mean(w dy x))`.
@@ -133,7 +133,7 @@ fn rms_norm_input_body<S: Simd>(dx: &mut [f32], dy: &[f32], x: &[f32], w: &[f32]
 }
 
 vectorized! {
-    fn rms_norm_weight_gradient(dw: &mut [f32], dy: &[f32], x: &[f32], eps: f32) = rms_norm_weight_body
+    pub(crate) fn rms_norm_weight_gradient(dw: &mut [f32], dy: &[f32], x: &[f32], eps: f32) = rms_norm_weight_body
 }
 
 #[inline(always)]
@@ -151,11 +151,12 @@ fn rms_norm_weight_body<S: Simd>(dw: &mut [f32], dy: &[f32], x: &[f32], eps: f32
     }
 }
 
-/// `y = silu(gate) * up`.
-pub(crate) fn swiglu(y: &mut [f32], gate: &[f32], up: &[f32]) {
-    for_row_blocks(y, LANES.min(gate.len().max(1)), |first, part| {
-        let at = first * LANES.min(gate.len());
-        swiglu_block(part, &gate[at..at + part.len()], &up[at..at + part.len()]);
+/// `y = silu(gate) * up` of rows `[gate, up]`, `width` columns each.
+pub(crate) fn swiglu(y: &mut [f32], gate_up: &[f32], width: usize) {
+    for_row_blocks(y, width, |first, part| {
+        for (y, x) in part.chunks_exact_mut(width).zip(gate_up[2 * first * width..].chunks_exact(2 * width)) {
+            swiglu_block(y, &x[..width], &x[width..]);
+        }
     });
 }
 
@@ -185,13 +186,14 @@ unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
 }
 
 /// Gradients of [`swiglu`]: with s = sigmoid(g), `dgate = dy up s (1 + g (1 - s))` and `dup = dy g s`.
-pub(crate) fn swiglu_backward(dgate: &mut [f32], dup: &mut [f32], dy: &[f32], gate: &[f32], up: &[f32]) {
-    let block = dy.len().div_ceil(4 * rayon::current_num_threads()).next_multiple_of(LANES).max(LANES);
-    dgate
-        .par_chunks_mut(block)
-        .zip(dup.par_chunks_mut(block))
-        .zip(dy.par_chunks(block).zip(gate.par_chunks(block)).zip(up.par_chunks(block)))
-        .for_each(|((dg, du), ((dy, g), u))| swiglu_gradient(dg, du, dy, g, u));
+pub(crate) fn swiglu_backward(dx: &mut [f32], dy: &[f32], gate_up: &[f32], width: usize) {
+    for_row_blocks(dx, 2 * width, |first, part| {
+        let rows = gate_up[2 * first * width..].chunks_exact(2 * width).zip(dy[first * width..].chunks_exact(width));
+        for (dx, (x, dy)) in part.chunks_exact_mut(2 * width).zip(rows) {
+            let (dgate, dup) = dx.split_at_mut(width);
+            swiglu_gradient(dgate, dup, dy, &x[..width], &x[width..]);
+        }
+    });
 }
 
 vectorized! {
@@ -214,16 +216,16 @@ fn swiglu_gradient_body<S: Simd>(dgate: &mut [f32], dup: &mut [f32], dy: &[f32],
     }
 }
 
-/// Rotates each head's halves: `(a, b) -> (a cos - b sin, b cos + a sin)`; `sign = -1` rotates back.
+/// Rotates the halves of the heads in the first `rotated` columns of rows of `width`:
+/// `(a, b) -> (a cos - b sin, b cos + a sin)`; `sign = -1` rotates back.
 ///
 /// `cos` and `sin` hold one row of `head_dim / 2` per row of `y`.
-pub(crate) fn rope(y: &mut [f32], width: usize, head_dim: usize, cos: &[f32], sin: &[f32], sign: f32) {
-    let half = head_dim / 2;
+pub(crate) fn rope(y: &mut [f32], [width, rotated]: [usize; 2], [cos, sin]: [&[f32]; 2], half: usize, sign: f32) {
     for_row_blocks(y, width, |first, part| {
         for (i, row) in part.chunks_exact_mut(width).enumerate() {
             let at = (first + i) * half;
             let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
-            for head in row.chunks_exact_mut(head_dim) {
+            for head in row[..rotated].chunks_exact_mut(2 * half) {
                 let (a, b) = head.split_at_mut(half);
                 for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
                     let s = sign * s;

@@ -56,20 +56,26 @@ pub struct Attention {
     pub window: Option<usize>,
 }
 
-/// [`Attention`] on q `[T, heads * D]`, k and v `[T, kv_heads * D]`.
+/// [`Attention`] on rows of queries, keys and values `[T, (heads + 2 kv_heads) * D]`; the output is `[T, heads * D]`.
 ///
 /// # Errors
 /// Shapes that do not fit, a window of zero.
-pub fn attention(tape: &mut Tape, op: Attention, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    tape.apply(op, &[q, k, v])
+pub fn attention(tape: &mut Tape, op: Attention, qkv: &Tensor) -> Result<Tensor> {
+    tape.apply(op, &[qkv])
 }
 
 impl Attention {
-    /// Heads of queries `[T, width]`.
+    /// Heads of rows `[T, width]`.
     fn heads(&self, width: usize) -> Heads {
-        let dim = width / self.heads;
+        let dim = width / (self.heads + 2 * self.kv_heads);
         Heads { query: self.heads, kv: self.kv_heads, dim, scale: self.scale, window: self.window }
     }
+}
+
+/// The columns of queries, keys and values of packed rows.
+pub(crate) fn portable_parts(heads: Heads, qkv: &burn::Tensor<2>) -> [burn::Tensor<2>; 3] {
+    let (q, kv) = (heads.query * heads.dim, heads.kv * heads.dim);
+    [(0, q), (q, kv), (q + kv, kv)].map(|(first, width)| qkv.clone().narrow(1, first, width))
 }
 
 /// One sequence's attention as a burn expression: the last rows of `k` and `v` `[S, kv * D]` belong to the rows of `q`
@@ -113,54 +119,49 @@ impl Op for Attention {
         "attention"
     }
 
-    fn weights(&self) -> &'static [usize] {
-        &[]
+    fn weights(&self) -> Vec<usize> {
+        vec![]
     }
 
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
-        let (q, k, v) = (inputs[0], inputs[1], inputs[2]);
-        let whole =
-            self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads) && q.cols().is_multiple_of(self.heads);
-        ensure(whole, self.name(), "whole heads, kv heads dividing heads", inputs)?;
-        let fits = k.shape() == v.shape() && k.cols() * (self.heads / self.kv_heads) == q.cols();
-        ensure(fits, self.name(), "q [T, heads * D], k and v [T, kv_heads * D]", inputs)?;
+        let qkv = inputs[0];
+        let whole = self.kv_heads > 0
+            && self.heads > 0
+            && self.heads.is_multiple_of(self.kv_heads)
+            && qkv.cols().is_multiple_of(self.heads + 2 * self.kv_heads);
+        ensure(whole, self.name(), "whole heads [T, (heads + 2 kv_heads) * D], kv heads dividing heads", inputs)?;
         let rows = self.sequences.tokens();
-        ensure(q.rows() == rows && k.rows() == rows, self.name(), "as many rows as the sequences have tokens", inputs)?;
+        ensure(qkv.rows() == rows, self.name(), "as many rows as the sequences have tokens", inputs)?;
         check_window(self.name(), self.window)
     }
 
     fn cpu_forward(&self, inputs: &[&Tensor], needs: &[bool]) -> (Tensor, Vec<Tensor>) {
-        let (q, heads) = (inputs[0], self.heads(inputs[0].cols()));
-        let (blocks, tables) = pack_blocks(inputs[1].raw(), inputs[2].raw(), self.sequences.borders(), heads);
+        let (qkv, heads) = (inputs[0], self.heads(inputs[0].cols()));
+        let (blocks, tables) = pack_blocks(qkv.raw(), self.sequences.borders(), heads);
         let borders = self.sequences.borders().windows(2);
         let spans: Vec<Span<'_>> =
             borders.zip(&tables).map(|(w, table)| Span { row: w[0], len: w[1] - w[0], position: 0, table }).collect();
-        let mut out = vec![0.0; q.raw().len()];
-        let mut log_sums = needs.contains(&true).then(|| vec![0.0; q.rows() * self.heads]);
-        attend(&mut out, log_sums.as_deref_mut(), q.raw(), &blocks, &spans, heads);
-        let kept = log_sums.map(|l| Tensor::cpu(l, [q.rows(), self.heads]));
-        (Tensor::cpu(out, q.shape()), kept.into_iter().collect())
+        let shape = [qkv.rows(), heads.query * heads.dim];
+        let mut out = vec![0.0; shape[0] * shape[1]];
+        let mut log_sums = needs[0].then(|| vec![0.0; qkv.rows() * self.heads]);
+        attend(&mut out, log_sums.as_deref_mut(), qkv.raw(), &blocks, &spans, heads);
+        let kept = log_sums.map(|l| Tensor::cpu(l, [qkv.rows(), self.heads]));
+        (Tensor::cpu(out, shape), kept.into_iter().collect())
     }
 
     fn cpu_backward(&self, record: &Recorded, grad: &Tensor) -> Vec<Option<Tensor>> {
-        let [q, k, v] = &record.inputs[..] else { unreachable!("attention has three inputs") };
-        let saved = Saved {
-            q: q.raw(),
-            k: k.raw(),
-            v: v.raw(),
-            out: record.output.raw(),
-            log_sums: record.kept[0].raw(),
-            dout: grad.raw(),
-        };
-        let grads = attend_backward(&saved, self.sequences.borders(), self.heads(q.cols()));
-        let shaped = grads.into_iter().zip(&record.inputs).zip(&record.needs);
-        shaped.map(|((g, x), &need)| need.then(|| Tensor::cpu(g, x.shape()))).collect()
+        let qkv = &record.inputs[0];
+        let saved =
+            Saved { qkv: qkv.raw(), out: record.output.raw(), log_sums: record.kept[0].raw(), dout: grad.raw() };
+        let grads = attend_backward(&saved, self.sequences.borders(), self.heads(qkv.cols()));
+        vec![Some(Tensor::cpu(grads, qkv.shape()))]
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
+        let heads = self.heads(inputs[0].dims()[1]);
         let per_sequence = self.sequences.borders().windows(2).map(|w| {
-            let rows = |i: usize| inputs[i].clone().narrow(0, w[0], w[1] - w[0]);
-            portable_sequence(self.heads(inputs[0].dims()[1]), [rows(0), rows(1), rows(2)])
+            let rows = inputs[0].clone().narrow(0, w[0], w[1] - w[0]);
+            portable_sequence(heads, portable_parts(heads, &rows))
         });
         let (out, log_sums): (Vec<_>, Vec<_>) = per_sequence.map(|[o, l]| (o, l)).unzip();
         vec![burn::Tensor::cat(out, 0), burn::Tensor::cat(log_sums, 0)]

@@ -26,8 +26,8 @@ impl Op for Embedding {
         "embedding"
     }
 
-    fn weights(&self) -> &'static [usize] {
-        &[0]
+    fn weights(&self) -> Vec<usize> {
+        vec![0]
     }
 
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {

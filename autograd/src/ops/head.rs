@@ -80,8 +80,8 @@ impl<R: RowLoss> Op for HeadLoss<R> {
         R::NAME
     }
 
-    fn weights(&self) -> &'static [usize] {
-        &[1, 3]
+    fn weights(&self) -> Vec<usize> {
+        vec![1, 3]
     }
 
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {

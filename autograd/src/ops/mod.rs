@@ -13,7 +13,6 @@ mod embedding;
 mod head;
 mod linear;
 mod log_prob;
-mod lora;
 mod policy_gradient;
 mod rms_norm;
 mod rope;
@@ -22,18 +21,17 @@ mod swiglu;
 
 pub use add::{Add, add};
 pub use attention::{Attention, Sequences, attention};
-pub(crate) use attention::{check_window, portable_sequence};
+pub(crate) use attention::{check_window, portable_parts, portable_sequence};
 pub use cross_entropy::linear_cross_entropy;
 pub use distill::{Distill, linear_distill};
 pub use divergence::Divergence;
 pub use embedding::{Embedding, embedding};
 pub use head::{Rows, logits};
-pub use linear::{Linear, linear};
+pub use linear::{Dropout, Linear, LowRank, Projection, linear, project};
 pub use log_prob::linear_log_prob;
-pub use lora::{Dropout, LoraLinear, lora_linear};
 pub use policy_gradient::linear_policy_gradient;
 pub use rms_norm::{RmsNorm, rms_norm};
-pub use rope::{Rope, RopeTable, rope};
+pub use rope::{QkRope, RopeTable, qk_rope};
 pub use rows::{SelectRows, select_rows};
 pub use swiglu::{SwiGlu, swiglu};
 
@@ -57,7 +55,7 @@ pub trait Op: Send + 'static {
     fn name(&self) -> &'static str;
 
     /// Positions of the inputs that are multiplied by, so that `Cpu` wants them in panels; all others are plain rows.
-    fn weights(&self) -> &'static [usize];
+    fn weights(&self) -> Vec<usize>;
 
     /// Shapes and ranges of the inputs.
     ///
@@ -80,7 +78,7 @@ pub trait Op: Send + 'static {
     /// Operands that do not fit.
     fn forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Vec<Tensor>)> {
         let device = common_device(self.name(), inputs)?;
-        check_layouts(self.name(), inputs, self.weights())?;
+        check_layouts(self.name(), inputs, &self.weights())?;
         self.check(inputs)?;
         Ok(match device {
             Device::Cpu => self.cpu_forward(inputs, needs),

@@ -23,8 +23,8 @@ impl Op for RmsNorm {
         "rms_norm"
     }
 
-    fn weights(&self) -> &'static [usize] {
-        &[]
+    fn weights(&self) -> Vec<usize> {
+        vec![]
     }
 
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
@@ -49,11 +49,16 @@ impl Op for RmsNorm {
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
-        let [t, h] = inputs[0].dims();
-        let d = inputs[1].dims()[1];
-        let x = inputs[0].clone().reshape([t * h / d, d]);
-        let mean = x.clone().powi_scalar(2).mean_dim(1);
-        let y = x * (mean + self.eps).sqrt().recip() * inputs[1].clone();
-        vec![y.reshape([t, h])]
+        vec![portable_rms_norm(&inputs[0], &inputs[1], self.eps)]
     }
+}
+
+/// RMSNorm of consecutive groups as wide as `w` as a burn expression.
+pub(super) fn portable_rms_norm(x: &burn::Tensor<2>, w: &burn::Tensor<2>, eps: f32) -> burn::Tensor<2> {
+    let [t, h] = x.dims();
+    let d = w.dims()[1];
+    let x = x.clone().reshape([t * h / d, d]);
+    let mean = x.clone().powi_scalar(2).mean_dim(1);
+    let y = x * (mean + eps).sqrt().recip() * w.clone();
+    y.reshape([t, h])
 }

@@ -1,5 +1,6 @@
 //! Rotary position embedding (<https://arxiv.org/abs/2104.09864>), halves rotated as Hugging Face does.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Op, Recorded, ensure, ensure_index};
@@ -38,66 +39,136 @@ impl RopeTable {
     }
 }
 
-/// Rotates every head of every row by its position.
-pub struct Rope {
-    table: Arc<RopeTable>,
-    positions: Arc<[u32]>,
+/// Normalizes and rotates the query and key heads of rows of queries, keys and values.
+pub struct QkRope {
+    /// Cosines and sines.
+    pub table: Arc<RopeTable>,
+    /// Each row's position in its sequence.
+    pub positions: Arc<[u32]>,
+    /// Query heads and key heads; value heads are as many as key heads.
+    pub heads: [usize; 2],
+    /// Added to the mean square of a head where heads are normalized.
+    pub eps: f32,
 }
 
-/// Rotates x `[T, heads * 2 * half]`; `positions[t]` is row t's position in its sequence.
+/// [`QkRope`] on qkv `[T, (heads + 2 kv_heads) * D]`: RMSNorm of every query and key head by `norms` (`[1, D]` each)
+/// where the family has them, then the rotation by the row's position. Values pass.
 ///
 /// # Errors
-/// A position outside the table, a width that is not a whole number of heads.
-pub fn rope(tape: &mut Tape, x: &Tensor, table: &Arc<RopeTable>, positions: &Arc<[u32]>) -> Result<Tensor> {
-    tape.apply(Rope { table: table.clone(), positions: positions.clone() }, &[x])
-}
-
-impl Rope {
-    fn rotate(&self, x: &Tensor, sign: f32) -> Tensor {
-        let mut y = x.raw().to_vec();
-        let cos = self.table.gather(&self.table.cos, &self.positions);
-        let sin = self.table.gather(&self.table.sin, &self.positions);
-        rows::rope(&mut y, x.cols(), 2 * self.table.half, &cos, &sin, sign);
-        Tensor::cpu(y, x.shape())
+/// A position outside the table, widths that do not fit.
+pub fn qk_rope(tape: &mut Tape, op: QkRope, qkv: &Tensor, norms: Option<[&Tensor; 2]>) -> Result<Tensor> {
+    match norms {
+        None => tape.apply(op, &[qkv]),
+        Some([q, k]) => tape.apply(op, &[qkv, q, k]),
     }
 }
 
-impl Op for Rope {
+impl QkRope {
+    /// Columns of the query heads and of the key heads.
+    fn columns(&self) -> [Range<usize>; 2] {
+        let dim = 2 * self.table.half;
+        let [q, k] = self.heads.map(|n| n * dim);
+        [0..q, q..q + k]
+    }
+
+    fn row_len(&self) -> usize {
+        (self.heads[0] + 2 * self.heads[1]) * 2 * self.table.half
+    }
+
+    fn rotate(&self, y: &mut [f32], sign: f32) {
+        let [cos, sin] = [&self.table.cos, &self.table.sin].map(|t| self.table.gather(t, &self.positions));
+        let widths = [self.row_len(), self.columns()[1].end];
+        rows::rope(y, widths, [&cos, &sin], self.table.half, sign);
+    }
+}
+
+impl Op for QkRope {
     fn name(&self) -> &'static str {
-        "rope"
+        "qk_rope"
     }
 
-    fn weights(&self) -> &'static [usize] {
-        &[]
+    fn weights(&self) -> Vec<usize> {
+        vec![]
     }
 
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
         let x = inputs[0];
-        let fits = x.rows() == self.positions.len() && x.cols().is_multiple_of(2 * self.table.half.max(1));
-        ensure(fits, self.name(), "one position per row and whole heads", inputs)?;
+        let fits = x.rows() == self.positions.len() && x.cols() == self.row_len();
+        ensure(fits, self.name(), "one position per row and rows [T, (heads + 2 kv_heads) * D]", inputs)?;
+        let narrow = inputs[1..].iter().all(|w| w.shape() == [1, 2 * self.table.half]);
+        ensure(narrow, self.name(), "norms [1, D]", inputs)?;
         let limit = self.table.positions();
         self.positions.iter().try_for_each(|&p| ensure_index(self.name(), "position", p as usize, limit))
     }
 
     fn cpu_forward(&self, inputs: &[&Tensor], _: &[bool]) -> (Tensor, Vec<Tensor>) {
-        (self.rotate(inputs[0], 1.0), vec![])
+        let (x, width) = (inputs[0].raw(), self.row_len());
+        let mut y = x.to_vec();
+        if inputs.len() > 1 {
+            rows::for_row_blocks(&mut y, width, |first, part| {
+                for (y, x) in part.chunks_exact_mut(width).zip(x[first * width..].chunks_exact(width)) {
+                    for (columns, w) in self.columns().into_iter().zip(&inputs[1..]) {
+                        rows::rms_norm_block(&mut y[columns.clone()], &x[columns], w.raw(), self.eps);
+                    }
+                }
+            });
+        }
+        self.rotate(&mut y, 1.0);
+        (Tensor::cpu(y, inputs[0].shape()), vec![])
     }
 
-    fn cpu_backward(&self, _: &Recorded, grad: &Tensor) -> Vec<Option<Tensor>> {
-        vec![Some(self.rotate(grad, -1.0))]
+    fn cpu_backward(&self, record: &Recorded, grad: &Tensor) -> Vec<Option<Tensor>> {
+        let (x, width) = (record.inputs[0].raw(), self.row_len());
+        let mut dy = grad.raw().to_vec();
+        self.rotate(&mut dy, -1.0);
+        let norms = &record.inputs[1..];
+        if norms.is_empty() {
+            return vec![Some(Tensor::cpu(dy, grad.shape()))];
+        }
+        let mut dx = dy.clone();
+        rows::for_row_blocks(&mut dx, width, |first, part| {
+            let rows = dy[first * width..].chunks_exact(width).zip(x[first * width..].chunks_exact(width));
+            for (dx, (dy, x)) in part.chunks_exact_mut(width).zip(rows) {
+                for (c, w) in self.columns().into_iter().zip(norms) {
+                    rows::rms_norm_input_gradient(&mut dx[c.clone()], &dy[c.clone()], &x[c], w.raw(), self.eps);
+                }
+            }
+        });
+        let mut grads = vec![record.needs[0].then(|| Tensor::cpu(dx, grad.shape()))];
+        for ((columns, w), need) in self.columns().into_iter().zip(norms).zip(&record.needs[1..]) {
+            grads.push(need.then(|| {
+                let mut dw = vec![0.0; w.cols()];
+                for (dy, x) in dy.chunks_exact(width).zip(x.chunks_exact(width)) {
+                    rows::rms_norm_weight_gradient(&mut dw, &dy[columns.clone()], &x[columns.clone()], self.eps);
+                }
+                Tensor::cpu(dw, w.shape())
+            }));
+        }
+        grads
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
-        let [t, width] = inputs[0].dims();
-        let half = self.table.half;
+        let (t, half) = (inputs[0].dims()[0], self.table.half);
         let factor = |values: &[f32]| {
             portable::upload(self.table.gather(values, &self.positions), [t, half]).reshape([t, 1, half])
         };
         let (cos, sin) = (factor(&self.table.cos), factor(&self.table.sin));
-        let x = inputs[0].clone().reshape([t, width / (2 * half), 2 * half]);
-        let a = x.clone().narrow(2, 0, half);
-        let b = x.narrow(2, half, half);
-        let rotated = vec![a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos + a * sin];
-        vec![burn::Tensor::cat(rotated, 2).reshape([t, width])]
+        // burn has no empty columns, which there are when nothing but queries is rotated.
+        let there = self.columns().into_iter().enumerate().filter(|(_, columns)| !columns.is_empty());
+        let rotated = there.map(|(i, columns)| {
+            let part = inputs[0].clone().narrow(1, columns.start, columns.len());
+            let part = match inputs.get(1 + i) {
+                Some(w) => super::rms_norm::portable_rms_norm(&part, w, self.eps),
+                None => part,
+            };
+            let x = part.reshape([t, columns.len() / (2 * half), 2 * half]);
+            let a = x.clone().narrow(2, 0, half);
+            let b = x.narrow(2, half, half);
+            let halves = vec![a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos.clone() + a * sin.clone()];
+            burn::Tensor::cat(halves, 2).reshape([t, columns.len()])
+        });
+        let first = self.columns()[1].end;
+        let values = (first < self.row_len()).then(|| inputs[0].clone().narrow(1, first, self.row_len() - first));
+        vec![burn::Tensor::cat(rotated.chain(values).collect(), 1)]
     }
 }

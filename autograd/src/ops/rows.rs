@@ -23,8 +23,8 @@ impl Op for SelectRows {
         "select_rows"
     }
 
-    fn weights(&self) -> &'static [usize] {
-        &[]
+    fn weights(&self) -> Vec<usize> {
+        vec![]
     }
 
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {

@@ -7,12 +7,12 @@ use crate::{Result, Tape, Tensor};
 /// `silu(gate) * up`.
 pub struct SwiGlu;
 
-/// `silu(gate) * up`, both `[T, I]`.
+/// `silu(gate) * up` of rows `[gate, up]`: `[T, 2 I]` to `[T, I]`.
 ///
 /// # Errors
-/// Shapes that differ.
-pub fn swiglu(tape: &mut Tape, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    tape.apply(SwiGlu, &[gate, up])
+/// An odd width.
+pub fn swiglu(tape: &mut Tape, gate_up: &Tensor) -> Result<Tensor> {
+    tape.apply(SwiGlu, &[gate_up])
 }
 
 impl Op for SwiGlu {
@@ -20,29 +20,32 @@ impl Op for SwiGlu {
         "swiglu"
     }
 
-    fn weights(&self) -> &'static [usize] {
-        &[]
+    fn weights(&self) -> Vec<usize> {
+        vec![]
     }
 
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
-        ensure(inputs[0].shape() == inputs[1].shape(), self.name(), "equal shapes", inputs)
+        let width = inputs[0].cols();
+        ensure(width > 0 && width.is_multiple_of(2), self.name(), "gate and up side by side, [T, 2 I]", inputs)
     }
 
     fn cpu_forward(&self, inputs: &[&Tensor], _: &[bool]) -> (Tensor, Vec<Tensor>) {
-        let mut y = vec![0.0; inputs[0].raw().len()];
-        rows::swiglu(&mut y, inputs[0].raw(), inputs[1].raw());
-        (Tensor::cpu(y, inputs[0].shape()), vec![])
+        let [t, width] = [inputs[0].rows(), inputs[0].cols() / 2];
+        let mut y = vec![0.0; t * width];
+        rows::swiglu(&mut y, inputs[0].raw(), width);
+        (Tensor::cpu(y, [t, width]), vec![])
     }
 
     fn cpu_backward(&self, record: &Recorded, grad: &Tensor) -> Vec<Option<Tensor>> {
-        let (gate, up) = (&record.inputs[0], &record.inputs[1]);
-        let mut grads = [vec![0.0; gate.raw().len()], vec![0.0; gate.raw().len()]];
-        let [dgate, dup] = &mut grads;
-        rows::swiglu_backward(dgate, dup, grad.raw(), gate.raw(), up.raw());
-        grads.into_iter().zip(&record.needs).map(|(g, &need)| need.then(|| Tensor::cpu(g, gate.shape()))).collect()
+        let x = &record.inputs[0];
+        let mut dx = vec![0.0; x.raw().len()];
+        rows::swiglu_backward(&mut dx, grad.raw(), x.raw(), grad.cols());
+        vec![Some(Tensor::cpu(dx, x.shape()))]
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
-        vec![burn::tensor::activation::silu(inputs[0].clone()) * inputs[1].clone()]
+        let width = inputs[0].dims()[1] / 2;
+        let [gate, up] = [0, width].map(|first| inputs[0].clone().narrow(1, first, width));
+        vec![burn::tensor::activation::silu(gate) * up]
     }
 }

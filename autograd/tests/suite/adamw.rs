@@ -1,7 +1,7 @@
 //! The optimizer and the rotary table, against values worked out by hand.
 
 use autograd::adamw::{AdamW, Moments, Step, square_sum};
-use autograd::ops::{self, RopeTable};
+use autograd::ops::{self, QkRope, RopeTable};
 use autograd::{Device, Tape, Tensor};
 
 use super::support::{Operand, assert_close};
@@ -83,7 +83,8 @@ fn rope_table_by_hand() {
     assert_eq!(std::sync::Arc::<RopeTable>::clone(&table).positions(), 5);
     for device in [Device::Cpu, Device::Portable] {
         let x = Tensor::new(device, vec![1.0, 2.0, 3.0, 4.0], [1, 4]).expect("four values");
-        let y = ops::rope(&mut Tape::off(), &x, &table, &[3].into()).expect("position 3 is there").to_vec();
+        let op = QkRope { table: std::sync::Arc::clone(&table), positions: [3].into(), heads: [1, 0], eps: 1e-5 };
+        let y = ops::qk_rope(&mut Tape::off(), op, &x, None).expect("position 3 is there").to_vec();
         let turn = |a: f64, b: f64, angle: f64| {
             [2.0 * (a * angle.cos() - b * angle.sin()), 2.0 * (b * angle.cos() + a * angle.sin())]
         };

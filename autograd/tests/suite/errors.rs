@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use autograd::kv::{KvPool, KvShape, PagedRows};
-use autograd::ops::{self, Attention, Distill, Divergence, Dropout, LoraLinear, RopeTable, Sequences};
+use autograd::ops::{self, Attention, Distill, Divergence, Dropout, LowRank, Projection, QkRope, RopeTable, Sequences};
 use autograd::{Device, Error, Result, Tape, Tensor};
 
 fn rows(shape: [usize; 2]) -> Tensor {
@@ -35,7 +35,7 @@ macro_rules! assert_refused {
 fn shapes() {
     let tape = &mut Tape::off();
     assert_refused!(ops::add(tape, &rows([2, 3]), &rows([3, 2])), Error::Shape { .. }, "add", "[2, 3]", "[3, 2]");
-    assert_refused!(ops::swiglu(tape, &rows([2, 3]), &rows([2, 4])), Error::Shape { .. }, "swiglu", "[2, 4]");
+    assert_refused!(ops::swiglu(tape, &rows([2, 3])), Error::Shape { .. }, "swiglu", "[2, 3]");
     assert_refused!(ops::rms_norm(tape, &rows([2, 6]), &rows([1, 4]), 1e-5), Error::Shape { .. }, "rms_norm", "[1, 4]");
     assert_refused!(
         ops::linear(tape, &rows([2, 6]), &weight([3, 5]), None),
@@ -46,13 +46,17 @@ fn shapes() {
     );
     let bias = rows([1, 4]);
     assert_refused!(ops::linear(tape, &rows([2, 6]), &weight([3, 6]), Some(&bias)), Error::Shape { .. }, "[1, 4]");
-    let op = LoraLinear { scale: 1.0, dropout: None };
-    let (a, b) = (weight([2, 6]), weight([3, 4]));
+    let (w, a, b) = (weight([3, 6]), weight([2, 6]), weight([3, 4]));
+    let low_rank = Some(LowRank { a: &a, b: &b, scale: 1.0, dropout: None });
+    let maps = [Projection { low_rank, ..Projection::new(&w) }];
+    assert_refused!(ops::project(tape, &rows([2, 6]), &maps, None), Error::Shape { .. }, "linear", "[3, 4]");
+    let maps = [Projection::new(&w), Projection::new(&w)];
+    let residual = rows([2, 3]);
     assert_refused!(
-        ops::lora_linear(tape, op, &rows([2, 6]), &weight([3, 6]), None, [&a, &b]),
+        ops::project(tape, &rows([2, 6]), &maps, Some(&residual)),
         Error::Shape { .. },
-        "lora_linear",
-        "[3, 4]"
+        "residual",
+        "[2, 3]"
     );
 }
 
@@ -66,14 +70,14 @@ fn attention_shapes_and_window() {
         scale: 1.0,
         window,
     };
-    let (q, k) = (rows([5, 24]), rows([5, 8]));
-    assert!(ops::attention(tape, op(3, 1, None), &q, &k, &k).is_ok());
-    assert_refused!(ops::attention(tape, op(3, 2, None), &q, &k, &k), Error::Shape { .. }, "attention", "[5, 24]");
-    assert_refused!(ops::attention(tape, op(3, 0, None), &q, &k, &k), Error::Shape { .. }, "attention");
-    assert_refused!(ops::attention(tape, op(0, 1, None), &q, &k, &k), Error::Shape { .. }, "attention");
-    let short = rows([4, 24]);
-    assert_refused!(ops::attention(tape, op(3, 1, None), &short, &k, &k), Error::Shape { .. }, "[4, 24]", "tokens");
-    assert_refused!(ops::attention(tape, op(3, 1, Some(0)), &q, &k, &k), Error::Domain { .. }, "window", "0");
+    let qkv = rows([5, 40]);
+    assert!(ops::attention(tape, op(3, 1, None), &qkv).is_ok());
+    assert_refused!(ops::attention(tape, op(3, 2, None), &qkv), Error::Shape { .. }, "attention", "[5, 40]");
+    assert_refused!(ops::attention(tape, op(3, 0, None), &qkv), Error::Shape { .. }, "attention");
+    assert_refused!(ops::attention(tape, op(0, 1, None), &qkv), Error::Shape { .. }, "attention");
+    let short = rows([4, 40]);
+    assert_refused!(ops::attention(tape, op(3, 1, None), &short), Error::Shape { .. }, "[4, 40]", "tokens");
+    assert_refused!(ops::attention(tape, op(3, 1, Some(0)), &qkv), Error::Domain { .. }, "window", "0");
 }
 
 #[test]
@@ -82,14 +86,22 @@ fn indices() {
     assert_refused!(ops::select_rows(tape, &rows([3, 2]), &[0, 3]), Error::Index { .. }, "select_rows", "3", "0..3");
     assert_refused!(ops::embedding(tape, &weight([7, 2]), &[1, 9]), Error::Index { .. }, "embedding", "9", "0..7");
     let table = Arc::new(RopeTable::new(&[1.0], 4, 1.0));
+    let op = |last| QkRope { table: table.clone(), positions: [0, last].into(), heads: [1, 1], eps: 1e-5 };
     assert_refused!(
-        ops::rope(tape, &rows([2, 2]), &table, &[0, 4].into()),
+        ops::qk_rope(tape, op(4), &rows([2, 6]), None),
         Error::Index { .. },
-        "rope",
+        "qk_rope",
         "position 4",
         "0..4"
     );
-    assert_refused!(ops::rope(tape, &rows([2, 3]), &table, &[0, 1].into()), Error::Shape { .. }, "rope", "[2, 3]");
+    assert_refused!(ops::qk_rope(tape, op(1), &rows([2, 3]), None), Error::Shape { .. }, "qk_rope", "[2, 3]");
+    let norm = rows([1, 3]);
+    assert_refused!(
+        ops::qk_rope(tape, op(1), &rows([2, 6]), Some([&norm, &norm])),
+        Error::Shape { .. },
+        "norms",
+        "[1, 3]"
+    );
     let (x, head) = (rows([2, 3]), weight([5, 3]));
     assert_refused!(
         ops::linear_cross_entropy(tape, [&x, &head], &[0, 5], &[1.0; 2]),
@@ -149,9 +161,10 @@ fn constants_of_losses() {
 fn dropout() {
     let (x, w) = (rows([2, 3]), weight([3, 3]));
     for probability in [1.0, -0.1, f64::NAN] {
-        let op = LoraLinear { scale: 1.0, dropout: Some(Dropout { probability, key: 1 }) };
+        let dropout = Some(Dropout { probability, key: 1 });
+        let low_rank = Some(LowRank { a: &w, b: &w, scale: 1.0, dropout });
         assert_refused!(
-            ops::lora_linear(&mut Tape::off(), op, &x, &w, None, [&w, &w]),
+            ops::project(&mut Tape::off(), &x, &[Projection { low_rank, ..Projection::new(&w) }], None),
             Error::Domain { .. },
             "dropout",
             &probability.to_string()
@@ -194,21 +207,20 @@ fn lengths_and_device_names() {
 fn pages() {
     let shape = KvShape { heads: 2, kv_heads: 1, head_dim: 8 };
     let mut pool = KvPool::new(Device::Cpu, shape, 1, 3);
-    let (q, k) = (rows([4, 16]), rows([4, 8]));
+    let qkv = rows([4, 32]);
     let sequence = |rows, position, pages| [PagedRows { rows, position, pages }];
     let good = sequence(0..4, 0, &[1]);
-    assert!(pool.write(0, &k, &k, &good).is_ok() && pool.attend(0, &q, &good, 1.0, None).is_ok());
-    let wide = rows([4, 9]);
-    assert_refused!(pool.write(0, &wide, &wide, &good), Error::Shape { .. }, "kv write", "[4, 9]");
-    assert_refused!(pool.attend(0, &k, &good, 1.0, None), Error::Shape { .. }, "paged attention", "[4, 8]");
-    assert_refused!(pool.write(0, &k, &k, &sequence(0..4, 0, &[3])), Error::Index { .. }, "kv write", "page 3", "0..3");
-    assert_refused!(pool.attend(0, &q, &sequence(0..4, 14, &[1]), 1.0, None), Error::Index { .. }, "paged attention");
-    assert_refused!(pool.attend(0, &q, &sequence(0..3, 0, &[1]), 1.0, None), Error::Shape { .. }, "rows", "[4, 16]");
-    assert_refused!(pool.write(0, &k, &k, &sequence(1..5, 0, &[1])), Error::Shape { .. }, "rows", "[4, 8]");
-    assert_refused!(pool.write(1, &k, &k, &good), Error::Index { .. }, "kv write", "layer 1", "0..1");
-    assert_refused!(pool.attend(0, &q, &good, 1.0, Some(0)), Error::Domain { .. }, "window", "0");
-    let far = Tensor::zeros(Device::Portable, [4, 8]);
-    assert_refused!(pool.write(0, &far, &far, &good), Error::DeviceMismatch { .. }, "kv write", "portable");
-    let far = Tensor::zeros(Device::Portable, [4, 16]);
+    assert!(pool.write(0, &qkv, &good).is_ok() && pool.attend(0, &qkv, &good, 1.0, None).is_ok());
+    let wide = rows([4, 33]);
+    assert_refused!(pool.write(0, &wide, &good), Error::Shape { .. }, "kv write", "[4, 33]");
+    assert_refused!(pool.attend(0, &wide, &good, 1.0, None), Error::Shape { .. }, "paged attention", "[4, 33]");
+    assert_refused!(pool.write(0, &qkv, &sequence(0..4, 0, &[3])), Error::Index { .. }, "kv write", "page 3", "0..3");
+    assert_refused!(pool.attend(0, &qkv, &sequence(0..4, 14, &[1]), 1.0, None), Error::Index { .. }, "paged attention");
+    assert_refused!(pool.attend(0, &qkv, &sequence(0..3, 0, &[1]), 1.0, None), Error::Shape { .. }, "rows", "[4, 32]");
+    assert_refused!(pool.write(0, &qkv, &sequence(1..5, 0, &[1])), Error::Shape { .. }, "rows", "[4, 32]");
+    assert_refused!(pool.write(1, &qkv, &good), Error::Index { .. }, "kv write", "layer 1", "0..1");
+    assert_refused!(pool.attend(0, &qkv, &good, 1.0, Some(0)), Error::Domain { .. }, "window", "0");
+    let far = Tensor::zeros(Device::Portable, [4, 32]);
+    assert_refused!(pool.write(0, &far, &good), Error::DeviceMismatch { .. }, "kv write", "portable");
     assert_refused!(pool.attend(0, &far, &good, 1.0, None), Error::DeviceMismatch { .. }, "paged attention", "cpu");
 }

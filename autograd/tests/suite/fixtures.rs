@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use autograd::ops::{self, Attention, Distill, Divergence, LoraLinear, RopeTable, Sequences};
+use autograd::ops::{self, Attention, Distill, Divergence, LowRank, Projection, QkRope, RopeTable, Sequences};
 use autograd::{Device, Result, Tape, Tensor};
 
 use super::support::assert_close;
@@ -42,7 +42,21 @@ fn tensor(device: Device, v: &Value, weight: bool) -> Tensor {
     make(device, numbers(&v["data"]), shape).expect("the data fills the shape")
 }
 
-/// Runs the op of entry `name` with its inputs in the given order and compares output and gradients.
+/// The columns of several `{"shape", "data"}` side by side; `keys` are separated by `|`.
+fn columns(entries: &Value, keys: &str) -> Value {
+    let parts: Vec<&Value> = keys.split('|').map(|key| &entries[key]).collect();
+    let [part] = parts[..] else {
+        let rows = whole(&parts[0]["shape"][0]);
+        let width = |v: &Value| whole(&v["shape"][1]);
+        let row = |r: usize| parts.iter().flat_map(move |v| numbers(&v["data"])[r * width(v)..][..width(v)].to_vec());
+        let data: Vec<f32> = (0..rows).flat_map(row).collect();
+        return serde_json::json!({ "shape": [rows, data.len() / rows], "data": data });
+    };
+    part.clone()
+}
+
+/// Runs the op of entry `name` with its inputs in the given order and compares output and gradients. An input may be
+/// several of the entry's, side by side.
 fn check(
     name: &str,
     inputs: &[(&str, bool)],
@@ -51,7 +65,8 @@ fn check(
 ) {
     let entry = &fixture("ops")[name];
     for device in DEVICES {
-        let x: Vec<Tensor> = inputs.iter().map(|&(key, w)| tensor(device, &entry["inputs"][key], w)).collect();
+        let x: Vec<Tensor> =
+            inputs.iter().map(|&(key, w)| tensor(device, &columns(&entry["inputs"], key), w)).collect();
         let mut tape = Tape::recording();
         x.iter().for_each(|t| tape.watch(t));
         let y = run(&mut tape, &x.iter().collect::<Vec<_>>(), &entry["attrs"]).expect("a valid call");
@@ -61,7 +76,7 @@ fn check(
         let grads = tape.backward(&y, seed).expect("watched");
         for (t, &(key, _)) in x.iter().zip(inputs) {
             let got = grads.get(t).expect("the output depends on it").to_vec();
-            assert_close(&format!("{what}: d {key}"), &got, &numbers(&entry["grads"][key]["data"]), 5e-6);
+            assert_close(&format!("{what}: d {key}"), &got, &numbers(&columns(&entry["grads"], key)["data"]), 5e-6);
         }
     }
 }
@@ -71,7 +86,7 @@ fn norm_activation_and_lookup() {
     check("rms_norm", &[("x", false), ("weight", false)], "y", |tape, x, attrs| {
         ops::rms_norm(tape, x[0], x[1], number(&attrs["eps"]) as f32)
     });
-    check("swiglu", &[("gate", false), ("up", false)], "y", |tape, x, _| ops::swiglu(tape, x[0], x[1]));
+    check("swiglu", &[("gate|up", false)], "y", |tape, x, _| ops::swiglu(tape, x[0]));
     check("embedding", &[("weight", true)], "y", |tape, x, attrs| {
         let ids: Vec<u32> = wholes(&attrs["ids"]).iter().map(|&i| i as u32).collect();
         ops::embedding(tape, x[0], &ids)
@@ -90,14 +105,15 @@ fn check_rope(name: &str) {
         let (d, theta) = (whole(&attrs["head_dim"]), number(&attrs["theta"]));
         let frequencies: Vec<f32> = (0..d / 2).map(|i| theta.powf(-2.0 * i as f64 / d as f64) as f32).collect();
         let positions = wholes(&attrs["positions"]).iter().map(|&p| p as u32).collect();
-        ops::rope(tape, x[0], &RopeTable::new(&frequencies, 1001, 1.0).into(), &positions)
+        let table = RopeTable::new(&frequencies, 1001, 1.0).into();
+        ops::qk_rope(tape, QkRope { table, positions, heads: [x[0].cols() / d, 0], eps: 1e-5 }, x[0], None)
     });
 }
 
 #[test]
 fn attention() {
     for name in ["attention", "attention_window"] {
-        check(name, &[("q", false), ("k", false), ("v", false)], "y", |tape, x, attrs| {
+        check(name, &[("q|k|v", false)], "y", |tape, x, attrs| {
             let lengths: Vec<usize> = wholes(&attrs["cu_seqlens"]).windows(2).map(|w| w[1] - w[0]).collect();
             let op = Attention {
                 sequences: Sequences::from_lengths(&lengths),
@@ -106,7 +122,7 @@ fn attention() {
                 scale: number(&attrs["scale"]) as f32,
                 window: attrs["window"].as_u64().map(|w| w as usize),
             };
-            ops::attention(tape, op, x[0], x[1], x[2])
+            ops::attention(tape, op, x[0])
         });
     }
 }
@@ -117,8 +133,9 @@ fn linear() {
         ops::linear(tape, x[0], x[1], Some(x[2]))
     });
     check("linear_lora", &[("x", false), ("weight", true), ("a", true), ("b", true)], "y", |tape, x, attrs| {
-        let op = LoraLinear { scale: number(&attrs["scaling"]) as f32, dropout: None };
-        ops::lora_linear(tape, op, x[0], x[1], None, [x[2], x[3]])
+        let scale = number(&attrs["scaling"]) as f32;
+        let low_rank = Some(LowRank { a: x[2], b: x[3], scale, dropout: None });
+        ops::project(tape, x[0], &[Projection { weight: x[1], bias: None, low_rank }], None)
     });
 }
 

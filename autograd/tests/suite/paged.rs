@@ -20,14 +20,14 @@ const POOL: usize = 40;
 struct Batch {
     shape: KvShape,
     window: Option<usize>,
-    qkv: [Vec<f32>; 3],
+    qkv: Vec<f32>,
 }
 
 impl Batch {
     fn new(shape: KvShape, window: Option<usize>) -> Self {
         let tokens: usize = LENGTHS.iter().sum();
-        let values = |heads, key| random(tokens * heads * shape.head_dim, key).iter().map(|v| 2.0 * v).collect();
-        Self { shape, window, qkv: [values(shape.heads, 1), values(shape.kv_heads, 2), values(shape.kv_heads, 3)] }
+        let qkv = random(tokens * row_len(shape), 1).iter().map(|v| 2.0 * v).collect();
+        Self { shape, window, qkv }
     }
 
     fn scale(&self) -> f32 {
@@ -38,15 +38,14 @@ impl Batch {
         let KvShape { heads, kv_heads, .. } = self.shape;
         let sequences = Sequences::from_lengths(&LENGTHS);
         let op = Attention { sequences, heads, kv_heads, scale: self.scale(), window: self.window };
-        let [q, k, v] = [0, 1, 2].map(|i| self.rows(Device::Cpu, i, std::slice::from_ref(&(0..LENGTHS.iter().sum()))));
-        ops::attention(&mut Tape::off(), op, &q, &k, &v).expect("shapes fit").to_vec()
+        let qkv = self.rows(Device::Cpu, std::slice::from_ref(&(0..LENGTHS.iter().sum())));
+        ops::attention(&mut Tape::off(), op, &qkv).expect("shapes fit").to_vec()
     }
 
-    /// Rows of q (0), k (1) or v (2), several ranges after each other.
-    fn rows(&self, device: Device, which: usize, ranges: &[std::ops::Range<usize>]) -> Tensor {
-        let heads = if which == 0 { self.shape.heads } else { self.shape.kv_heads };
-        let width = heads * self.shape.head_dim;
-        let cut = ranges.iter().flat_map(|r| &self.qkv[which][r.start * width..r.end * width]).copied();
+    /// Rows, several ranges after each other.
+    fn rows(&self, device: Device, ranges: &[std::ops::Range<usize>]) -> Tensor {
+        let width = row_len(self.shape);
+        let cut = ranges.iter().flat_map(|r| &self.qkv[r.start * width..r.end * width]).copied();
         let count = ranges.iter().map(ExactSizeIterator::len).sum();
         Tensor::new(device, cut.collect(), [count, width]).expect("whole rows")
     }
@@ -72,9 +71,9 @@ impl Batch {
                     PagedRows { rows: next - range.len()..next, position: start, pages: &pages[s][..used] }
                 })
                 .collect();
-            let [q, k, v] = [0, 1, 2].map(|i| self.rows(device, i, &ranges));
-            pool.write(1, &k, &v, &sequences).expect("pages are there");
-            let y = pool.attend(1, &q, &sequences, self.scale(), self.window).expect("pages are there").to_vec();
+            let qkv = self.rows(device, &ranges);
+            pool.write(1, &qkv, &sequences).expect("pages are there");
+            let y = pool.attend(1, &qkv, &sequences, self.scale(), self.window).expect("pages are there").to_vec();
             let targets = ranges.iter().flat_map(|r| r.clone());
             for (row, values) in targets.zip(y.chunks_exact(width)) {
                 out[row * width..][..width].copy_from_slice(values);
@@ -82,6 +81,11 @@ impl Batch {
         }
         out
     }
+}
+
+/// Width of a row of queries, keys and values.
+fn row_len(shape: KvShape) -> usize {
+    (shape.heads + 2 * shape.kv_heads) * shape.head_dim
 }
 
 /// Pages of each sequence, dealt from a shuffled pool.
@@ -95,10 +99,10 @@ fn page_tables() -> Vec<Vec<u32>> {
 fn dirty_pool(device: Device, shape: KvShape) -> KvPool {
     let mut pool = KvPool::new(device, shape, 2, POOL);
     let rows = POOL * PAGE_TOKENS;
-    let width = shape.kv_heads * shape.head_dim;
+    let width = row_len(shape);
     let old = Tensor::new(device, vec![f32::NAN; rows * width], [rows, width]).expect("whole rows");
     let pages: Vec<u32> = (0..POOL as u32).collect();
-    pool.write(1, &old, &old, &[PagedRows { rows: 0..rows, position: 0, pages: &pages }]).expect("the pool is whole");
+    pool.write(1, &old, &[PagedRows { rows: 0..rows, position: 0, pages: &pages }]).expect("the pool is whole");
     pool
 }
 
@@ -131,27 +135,24 @@ fn the_portable_pool_agrees() {
 #[test]
 fn a_copied_page_is_its_own() {
     let shape = SHAPES[0];
-    let KvShape { heads, kv_heads, head_dim } = shape;
     for device in [Device::Cpu, Device::Portable] {
-        let tensor = |heads: usize, rows, key| {
-            Tensor::new(device, random(rows * heads * head_dim, key), [rows, heads * head_dim])
-        };
+        let tensor = |rows, key| Tensor::new(device, random(rows * row_len(shape), key), [rows, row_len(shape)]);
         let mut pool = KvPool::new(device, shape, 2, 4);
-        let [k, v] = [1, 2].map(|key| tensor(kv_heads, 10, key).expect("whole rows"));
+        let old = tensor(10, 1).expect("whole rows");
         for layer in 0..2 {
-            pool.write(layer, &k, &v, &[PagedRows { rows: 0..10, position: 0, pages: &[2] }]).expect("page 2 is there");
+            pool.write(layer, &old, &[PagedRows { rows: 0..10, position: 0, pages: &[2] }]).expect("page 2 is there");
         }
         pool.copy_page(2, 0);
-        let q = tensor(heads, 1, 3).expect("whole rows");
+        let query = tensor(1, 3).expect("whole rows");
         let look = |pool: &KvPool, layer, page: u32| {
             let rows = [PagedRows { rows: 0..1, position: 9, pages: &[page] }];
-            pool.attend(layer, &q, &rows, 0.3, None).expect("pages are there").to_vec()
+            pool.attend(layer, &query, &rows, 0.3, None).expect("pages are there").to_vec()
         };
         let before = look(&pool, 1, 2);
         assert_eq!(before, look(&pool, 1, 0));
         assert_eq!(before, look(&pool, 0, 0));
-        let [k, v] = [4, 5].map(|key| tensor(kv_heads, 1, key).expect("whole rows"));
-        pool.write(1, &k, &v, &[PagedRows { rows: 0..1, position: 4, pages: &[0] }]).expect("page 0 is there");
+        let new = tensor(1, 4).expect("whole rows");
+        pool.write(1, &new, &[PagedRows { rows: 0..1, position: 4, pages: &[0] }]).expect("page 0 is there");
         assert_eq!(before, look(&pool, 1, 2), "the original saw the write");
         assert_ne!(before, look(&pool, 1, 0), "the copy did not");
     }
@@ -161,10 +162,11 @@ fn a_copied_page_is_its_own() {
 fn a_window_hides_what_is_before_it() {
     let batch = Batch::new(SHAPES[1], Some(5));
     let mut other = Batch::new(SHAPES[1], Some(5));
-    let width = other.shape.kv_heads * other.shape.head_dim;
     // The first sequence's tokens 0..45 are out of sight of its last token, 49.
-    other.qkv[1][..45 * width].fill(9.0);
-    other.qkv[2][..45 * width].fill(9.0);
+    let keys = other.shape.heads * other.shape.head_dim;
+    for row in other.qkv.chunks_exact_mut(row_len(other.shape)).take(45) {
+        row[keys..].fill(9.0);
+    }
     let (a, b) = (batch.packed(), other.packed());
     let width = batch.shape.heads * batch.shape.head_dim;
     assert_eq!(a[49 * width..50 * width], b[49 * width..50 * width]);

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use autograd::ops::{self, Attention, Distill, Divergence, Dropout, LoraLinear, RopeTable, Rows, Sequences};
+use autograd::ops::{
+    self, Attention, Distill, Divergence, Dropout, LowRank, Projection, QkRope, RopeTable, Rows, Sequences,
+};
 use autograd::{Result, Tape, Tensor};
 
 use super::support::{Operand, random};
@@ -69,24 +71,35 @@ impl Case {
 
 /// Every op, in every shape that takes another path.
 pub(crate) fn table() -> Vec<Case> {
-    [elementwise(), lookups(), linear(), lora(), norms(), rotary(), attention(), token_losses(), distillation()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        elementwise(),
+        lookups(),
+        linear(),
+        lora(),
+        joined(),
+        norms(),
+        rotary(),
+        attention(),
+        token_losses(),
+        distillation(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn elementwise() -> Vec<Case> {
     let pair = |shape| vec![Operand::rows(shape, 1), Operand::rows(shape, 2).times(3.0)];
     let add = |tape: &mut Tape, x: &[&Tensor]| ops::add(tape, x[0], x[1]);
-    let swiglu = |tape: &mut Tape, x: &[&Tensor]| ops::swiglu(tape, x[0], x[1]);
+    let swiglu = |tape: &mut Tape, x: &[&Tensor]| ops::swiglu(tape, x[0]);
+    let gated = |shape| vec![Operand::rows(shape, 3).times(4.0)];
     vec![
         Case::new("add", "[7, 33]", pair([7, 33]), add),
         Case::new("add", "on threads", pair([70, 301]), add),
         Case::new("add", "[3, 5]", vec![Operand::rows([3, 5], 3)], add).reusing(&[0, 0]),
-        Case::new("swiglu", "[7, 33]", pair([7, 33]), swiglu),
-        Case::new("swiglu", "on threads", pair([70, 301]), swiglu),
-        Case::new("swiglu", "[1, 3]", pair([1, 3]), swiglu),
-        Case::new("swiglu", "[5, 40]", vec![Operand::rows([5, 40], 3).times(4.0)], swiglu).reusing(&[0, 0]),
+        Case::new("swiglu", "[7, 66]", gated([7, 66]), swiglu),
+        Case::new("swiglu", "on threads", gated([70, 602]), swiglu),
+        Case::new("swiglu", "[1, 6]", gated([1, 6]), swiglu),
     ]
 }
 
@@ -115,11 +128,12 @@ fn linear() -> Vec<Case> {
     cases
 }
 
+/// A map with a branch: `[x, w, a, b, bias?]`.
 fn lora() -> Vec<Case> {
     let run = |dropout| {
         move |tape: &mut Tape, x: &[&Tensor]| {
-            let op = LoraLinear { scale: 1.7, dropout };
-            ops::lora_linear(tape, op, x[0], x[1], x.get(4).copied(), [x[2], x[3]])
+            let low_rank = Some(LowRank { a: x[2], b: x[3], scale: 1.7, dropout });
+            ops::project(tape, x[0], &[Projection { weight: x[1], bias: x.get(4).copied(), low_rank }], None)
         }
     };
     let dropout = Some(Dropout { probability: 0.3, key: 11 });
@@ -134,12 +148,48 @@ fn lora() -> Vec<Case> {
     let biased = |dims: [usize; 4]| [operands(dims), vec![Operand::rows([1, dims[1]], 8)]].concat();
     let square = || vec![Operand::rows([4, 9], 6), Operand::weight([9, 9], 7)];
     vec![
-        Case::new("lora", "rank 4", operands([6, 20, 12, 4]), run(None)),
-        Case::new("lora", "rank 17, bias", biased([5, 40, 33, 17]), run(None)),
-        Case::new("lora", "dropout", operands([6, 20, 13, 4]), run(dropout)),
-        Case::new("lora", "dropout, bias", biased([19, 24, 12, 8]), run(dropout)),
-        Case::new("lora", "w is a is b", square(), run(dropout)).reusing(&[0, 1, 1, 1]),
-        Case::new("lora", "x is the bias", operands([1, 12, 12, 4]), run(None)).reusing(&[0, 1, 2, 3, 0]),
+        Case::new("linear", "rank 4", operands([6, 20, 12, 4]), run(None)),
+        Case::new("linear", "rank 17, bias", biased([5, 40, 33, 17]), run(None)),
+        Case::new("linear", "dropout", operands([6, 20, 13, 4]), run(dropout)),
+        Case::new("linear", "dropout, bias", biased([19, 24, 12, 8]), run(dropout)),
+        Case::new("linear", "w is a is b", square(), run(dropout)).reusing(&[0, 1, 1, 1]),
+        Case::new("linear", "x is the bias and has a branch", operands([1, 12, 12, 4]), run(None))
+            .reusing(&[0, 1, 2, 3, 0]),
+    ]
+}
+
+/// Three maps side by side onto a residual: `[x, residual, w1, bias1, w2, a2, b2, w3]`.
+fn joined() -> Vec<Case> {
+    let run = |dropout| {
+        move |tape: &mut Tape, x: &[&Tensor]| {
+            let maps = [
+                Projection { bias: Some(x[3]), ..Projection::new(x[2]) },
+                Projection {
+                    low_rank: Some(LowRank { a: x[5], b: x[6], scale: 0.6, dropout }),
+                    ..Projection::new(x[4])
+                },
+                Projection::new(x[7]),
+            ];
+            ops::project(tape, x[0], &maps, Some(x[1]))
+        }
+    };
+    let operands = |t, k, [n1, n2, n3]: [usize; 3], r| {
+        vec![
+            Operand::rows([t, k], 6),
+            Operand::rows([t, n1 + n2 + n3], 5),
+            Operand::weight([n1, k], 7),
+            Operand::rows([1, n1], 8),
+            Operand::weight([n2, k], 9),
+            Operand::weight([r, k], 10),
+            Operand::weight([n2, r], 11),
+            Operand::weight([n3, k], 12),
+        ]
+    };
+    let dropout = Some(Dropout { probability: 0.2, key: 5 });
+    vec![
+        Case::new("linear", "three maps, residual", operands(7, 12, [20, 33, 5], 4), run(None)),
+        Case::new("linear", "three maps, residual, dropout", operands(3, 9, [16, 16, 32], 2), run(dropout)),
+        Case::new("linear", "three maps on threads", operands(40, 96, [96, 48, 50], 8), run(None)),
     ]
 }
 
@@ -156,35 +206,41 @@ fn norms() -> Vec<Case> {
 }
 
 fn rotary() -> Vec<Case> {
-    let case = |name: &str, heads: usize, half: usize, t: usize, magnitude: f32| {
+    let case = |name: &str, heads: [usize; 2], half: usize, t: usize, magnitude: f32, normed: bool| {
         let frequencies: Vec<f32> = (0..half).map(|i| 100f32.powf(-(i as f32) / half as f32)).collect();
         let table = Arc::new(RopeTable::new(&frequencies, 60, magnitude));
         let positions: Arc<[u32]> = (0..t as u32).map(|i| i * 7 % 60).collect();
-        Case::new("rope", name, vec![Operand::rows([t, heads * 2 * half], 15)], move |tape, x| {
-            ops::rope(tape, x[0], &table, &positions)
+        let mut operands = vec![Operand::rows([t, (heads[0] + 2 * heads[1]) * 2 * half], 15)];
+        if normed {
+            operands.extend([16, 17].map(|key| Operand::rows([1, 2 * half], key)));
+        }
+        Case::new("rope", name, operands, move |tape, x| {
+            let op = QkRope { table: table.clone(), positions: positions.clone(), heads, eps: 1e-5 };
+            ops::qk_rope(tape, op, x[0], x.get(1).map(|q| [*q, x[2]]))
         })
     };
-    vec![case("3 heads of 8", 3, 4, 11, 1.0), case("on threads", 9, 32, 40, 1.0), case("magnitude", 2, 10, 5, 1.3)]
+    vec![
+        case("3 heads of 8", [2, 1], 4, 11, 1.0, false),
+        case("on threads", [9, 3], 32, 40, 1.0, false),
+        case("magnitude", [2, 2], 10, 5, 1.3, false),
+        case("normed heads", [4, 2], 8, 7, 1.0, true),
+        case("normed heads on threads", [6, 1], 32, 50, 1.2, true),
+    ]
 }
 
 fn attention() -> Vec<Case> {
     let case = |lengths: &[usize], heads: usize, kv_heads: usize, d: usize, window: Option<usize>| {
         let sequences = Sequences::from_lengths(lengths);
         let t = sequences.tokens();
-        let operands = [(16, heads), (17, kv_heads), (18, kv_heads)];
-        let operands = operands.map(|(key, heads)| Operand::rows([t, heads * d], key).times(2.0)).to_vec();
+        let operands = vec![Operand::rows([t, (heads + 2 * kv_heads) * d], 16).times(2.0)];
         let name = format!("{lengths:?} heads {heads}/{kv_heads} of {d} window {window:?}");
         Case::new("attention", name, operands, move |tape, x| {
             let scale = 1.0 / (d as f32).sqrt();
             let op = Attention { sequences: sequences.clone(), heads, kv_heads, scale, window };
-            ops::attention(tape, op, x[0], x[1], x[2])
+            ops::attention(tape, op, x[0])
         })
     };
-    let mut cases = vec![
-        case(&[9, 1, 20], 2, 2, 8, None).reusing(&[0, 0, 0]),
-        case(&[21, 3], 4, 2, 8, None).reusing(&[0, 1, 1]),
-        case(&[70], 9, 3, 64, None),
-    ];
+    let mut cases = vec![case(&[9, 1, 20], 2, 2, 8, None), case(&[21, 3], 4, 2, 8, None), case(&[70], 9, 3, 64, None)];
     for (heads, kv_heads, d) in [(2, 1, 8), (4, 4, 16), (6, 2, 64), (4, 1, 80), (3, 3, 20)] {
         cases.push(case(&[1, 5, 16, 17, 33], heads, kv_heads, d, None));
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use autograd::ops::{self, RopeTable};
+use autograd::ops::{self, Projection, QkRope, RopeTable};
 use autograd::{Device, Error, Gradients, Result, Tape, Tensor};
 
 use super::support::{Operand, bits, random};
@@ -33,9 +33,9 @@ impl Layer {
 
     fn forward(&self, tape: &mut Tape, x: &Tensor) -> Result<Tensor> {
         let normed = ops::rms_norm(tape, x, &self.norm, 1e-5)?;
-        let gate = ops::linear(tape, &normed, &self.gate, None)?;
-        let up = ops::linear(tape, &normed, &self.up, None)?;
-        let inner = ops::swiglu(tape, &gate, &up)?;
+        let maps = [&self.gate, &self.up].map(Projection::new);
+        let gate_up = ops::project(tape, &normed, &maps, None)?;
+        let inner = ops::swiglu(tape, &gate_up)?;
         let out = ops::linear(tape, &inner, &self.down, None)?;
         ops::add(tape, x, &out)
     }
@@ -99,9 +99,11 @@ fn a_checkpoint_passes_gradients_to_everything_it_uses() {
         let mut tape = Tape::recording();
         tape.watch(&w);
         let side = ops::linear(&mut tape, &x, &w, None)?;
-        let main = ops::swiglu(&mut tape, &side, &x)?;
+        let main = ops::add(&mut tape, &side, &x)?;
         let held = side.clone();
-        let segment = move |tape: &mut Tape, x: &Tensor| ops::swiglu(tape, x, &held);
+        let square = w.clone();
+        let segment =
+            move |tape: &mut Tape, x: &Tensor| ops::project(tape, x, &[Projection::new(&square)], Some(&held));
         let y = if checkpointing { tape.checkpoint(&main, segment)? } else { segment(&mut tape, &main)? };
         let seed = Tensor::new(device, random(80, 3), [5, 16])?;
         tape.backward(&y, seed)
@@ -148,7 +150,7 @@ fn unwatched_and_unused_leaves_have_no_gradient() {
     let mut tape = Tape::recording();
     tape.watch(&x);
     tape.watch(&unused);
-    let y = ops::swiglu(&mut tape, &x, &w).expect("equal shapes");
+    let y = ops::add(&mut tape, &x, &w).expect("equal shapes");
     let ones = Tensor::new(device, vec![1.0; 12], [3, 4]).expect("shapes fit");
     let grads = tape.backward(&y, ones).expect("watched");
     assert!(grads.get(&x).is_some() && grads.get(&w).is_none() && grads.get(&unused).is_none());
@@ -185,7 +187,8 @@ fn forward_with_and_without_a_tape_is_the_same() {
     let run = |mut tape: Tape| {
         layers.iter().flat_map(Layer::weights).for_each(|w| tape.watch(w));
         let y = network(&mut tape, &layers, &x, false).expect("shapes fit");
-        bits(&ops::rope(&mut tape, &y, &table, &(0..37).collect()).expect("positions fit"))
+        let op = QkRope { table: table.clone(), positions: (0..37).collect(), heads: [2, 1], eps: 1e-5 };
+        bits(&ops::qk_rope(&mut tape, op, &y, None).expect("positions fit"))
     };
     assert_eq!(run(Tape::recording()), run(Tape::off()));
 }

@@ -6,10 +6,10 @@
 use std::sync::Arc;
 
 use autograd::kv::{KvPool, PagedRows};
-use autograd::ops::{self, Attention, Dropout, LoraLinear, RopeTable, Sequences};
+use autograd::ops::{self, Attention, Dropout, LowRank, Projection, QkRope, RopeTable, Sequences};
 use autograd::{Device, Tape, Tensor};
 
-use super::{Adapter, LayerWeights, ModelWeights, Module, rope};
+use super::{Adapter, ModelWeights, Module, rope};
 use crate::Result;
 use crate::config::ModelConfig;
 
@@ -44,18 +44,18 @@ impl Pass {
 
 /// Where attention finds keys and values.
 pub trait Memory {
-    /// Attention of one layer's new rows, whose keys and values become part of the memory.
+    /// Attention of one layer's new rows of queries, keys and values, which become part of the memory.
     ///
     /// # Errors
     /// What the ops refuse.
-    fn attend(&mut self, tape: &mut Tape, decoder: &Decoder, layer: usize, qkv: [&Tensor; 3]) -> Result<Tensor>;
+    fn attend(&mut self, tape: &mut Tape, decoder: &Decoder, layer: usize, qkv: &Tensor) -> Result<Tensor>;
 }
 
 /// Sequences that are wholly in the batch.
 pub struct Packed<'a>(pub &'a Sequences);
 
 impl Memory for Packed<'_> {
-    fn attend(&mut self, tape: &mut Tape, decoder: &Decoder, layer: usize, [q, k, v]: [&Tensor; 3]) -> Result<Tensor> {
+    fn attend(&mut self, tape: &mut Tape, decoder: &Decoder, layer: usize, qkv: &Tensor) -> Result<Tensor> {
         let c = &decoder.config;
         let op = Attention {
             sequences: self.0.clone(),
@@ -64,7 +64,7 @@ impl Memory for Packed<'_> {
             scale: decoder.scale(),
             window: decoder.window(layer),
         };
-        Ok(ops::attention(tape, op, q, k, v)?)
+        Ok(ops::attention(tape, op, qkv)?)
     }
 }
 
@@ -77,9 +77,9 @@ pub struct Paged<'a> {
 }
 
 impl Memory for Paged<'_> {
-    fn attend(&mut self, _: &mut Tape, decoder: &Decoder, layer: usize, [q, k, v]: [&Tensor; 3]) -> Result<Tensor> {
-        self.pool.write(layer, k, v, self.sequences)?;
-        Ok(self.pool.attend(layer, q, self.sequences, decoder.scale(), decoder.window(layer))?)
+    fn attend(&mut self, _: &mut Tape, decoder: &Decoder, layer: usize, qkv: &Tensor) -> Result<Tensor> {
+        self.pool.write(layer, qkv, self.sequences)?;
+        Ok(self.pool.attend(layer, qkv, self.sequences, decoder.scale(), decoder.window(layer))?)
     }
 }
 
@@ -153,37 +153,21 @@ impl Decoder {
         memory: &mut dyn Memory,
     ) -> Result<Tensor> {
         let layer = &pass.weights.layers[index];
-        let project = |tape: &mut Tape, module, x: &Tensor| project(tape, pass, index, module, x);
         let normed = self.norm(tape, x, &layer.input_norm)?;
-        let q = project(tape, Module::Q, &normed)?;
-        let k = project(tape, Module::K, &normed)?;
-        let v = project(tape, Module::V, &normed)?;
-        let [q, k] = self.rotate(tape, layer, [q, k], positions)?;
-        let attended = memory.attend(tape, self, index, [&q, &k, &v])?;
-        let attended = project(tape, Module::O, &attended)?;
-        let x = ops::add(tape, x, &attended)?;
+        let qkv = project(tape, pass, index, &[Module::Q, Module::K, Module::V], &normed, None)?;
+        let rope = QkRope {
+            table: self.rope.clone(),
+            positions: positions.clone(),
+            heads: [self.config.num_heads, self.config.num_kv_heads],
+            eps: self.config.rms_norm_eps as f32,
+        };
+        let qkv = ops::qk_rope(tape, rope, &qkv, layer.qk_norm.as_ref().map(|[q, k]| [q, k]))?;
+        let attended = memory.attend(tape, self, index, &qkv)?;
+        let x = project(tape, pass, index, &[Module::O], &attended, Some(x))?;
         let normed = self.norm(tape, &x, &layer.post_norm)?;
-        let gate = project(tape, Module::Gate, &normed)?;
-        let up = project(tape, Module::Up, &normed)?;
-        let inner = ops::swiglu(tape, &gate, &up)?;
-        let inner = project(tape, Module::Down, &inner)?;
-        Ok(ops::add(tape, &x, &inner)?)
-    }
-
-    /// Normalizes the heads where the family does, then applies the rotary embedding.
-    fn rotate(
-        &self,
-        tape: &mut Tape,
-        layer: &LayerWeights,
-        qk: [Tensor; 2],
-        positions: &Arc<[u32]>,
-    ) -> Result<[Tensor; 2]> {
-        let [mut q, mut k] = qk;
-        if let Some([q_norm, k_norm]) = &layer.qk_norm {
-            q = self.norm(tape, &q, q_norm)?;
-            k = self.norm(tape, &k, k_norm)?;
-        }
-        Ok([ops::rope(tape, &q, &self.rope, positions)?, ops::rope(tape, &k, &self.rope, positions)?])
+        let gate_up = project(tape, pass, index, &[Module::Gate, Module::Up], &normed, None)?;
+        let inner = ops::swiglu(tape, &gate_up)?;
+        project(tape, pass, index, &[Module::Down], &inner, Some(&x))
     }
 
     fn norm(&self, tape: &mut Tape, x: &Tensor, w: &Tensor) -> Result<Tensor> {
@@ -197,19 +181,28 @@ impl Decoder {
     }
 }
 
-/// A layer's linear map, with its low-rank branch when the adapter has one.
-fn project(tape: &mut Tape, pass: &Pass, layer: usize, module: Module, x: &Tensor) -> Result<Tensor> {
+/// A layer's linear maps of `x` side by side, each with its low-rank branch when the adapter has one.
+fn project(
+    tape: &mut Tape,
+    pass: &Pass,
+    layer: usize,
+    modules: &[Module],
+    x: &Tensor,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
     let weights = &pass.weights.layers[layer];
-    let (w, bias) = (&weights.linear[module as usize], weights.bias[module as usize].as_ref());
-    let branch = pass.adapter.as_ref().and_then(|a| a.layers[layer][module as usize].as_ref());
-    Ok(match branch {
-        None => ops::linear(tape, x, w, bias)?,
-        Some(branch) => {
-            let place = (layer * Module::ALL.len() + module as usize) as u64;
-            // Every module has a mask of its own: the key is mixed with its place by an odd constant.
-            let key = |d: Dropout| d.key.wrapping_add(place.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-            let dropout = pass.dropout.map(|d| Dropout { key: key(d), ..d });
-            ops::lora_linear(tape, LoraLinear { scale: branch.scale, dropout }, x, w, bias, [&branch.a, &branch.b])?
+    let map = |&module: &Module| {
+        let branch = pass.adapter.as_ref().and_then(|a| a.layers[layer][module as usize].as_ref());
+        let place = (layer * Module::ALL.len() + module as usize) as u64;
+        // Every module has a mask of its own: the key is mixed with its place by an odd constant.
+        let key = |d: Dropout| d.key.wrapping_add(place.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let dropout = pass.dropout.map(|d| Dropout { key: key(d), ..d });
+        Projection {
+            weight: &weights.linear[module as usize],
+            bias: weights.bias[module as usize].as_ref(),
+            low_rank: branch.map(|branch| LowRank { a: &branch.a, b: &branch.b, scale: branch.scale, dropout }),
         }
-    })
+    };
+    let maps: Vec<Projection<'_>> = modules.iter().map(map).collect();
+    Ok(ops::project(tape, x, &maps, residual)?)
 }

@@ -9,10 +9,10 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedRows};
+use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedBatch, PagedRows};
 use autograd::ops::{self, Attention, Distill, Divergence, Dropout, LowRank, Projection, QkRope, RopeTable, Sequences};
 use autograd::rng::uniform;
-use autograd::{Device, Result, Tape, Tensor};
+use autograd::{Device, Index, Result, Tape, Tensor};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -146,9 +146,10 @@ fn attention(bench: &Bench) {
         (0..sequences).map(|s| (s * pages..(s + 1) * pages).map(|p| p as u32).collect()).collect();
     let spans: Vec<PagedRows<'_>> =
         tables.iter().enumerate().map(|(s, pages)| PagedRows { rows: s..s + 1, position: length - 1, pages }).collect();
+    let batch = PagedBatch::new(&spans);
     let qkv = rows([sequences, (heads + 2 * kv_heads) * d]);
     let bytes = (sequences * length * 2 * kv_heads * d * 4) as f64;
-    bench.whole("paged decode, 16 x 256", Work::Bytes(bytes), || pool.attend(0, &qkv, &spans, 0.125, None));
+    bench.whole("paged decode, 16 x 256", Work::Bytes(bytes), || pool.attend(0, &qkv, &batch, 0.125, None));
 }
 
 fn elementwise(bench: &Bench) {
@@ -164,7 +165,7 @@ fn elementwise(bench: &Bench) {
         bench.backward(&format!("rms_norm backward [{t}, 576]"), bytes(3.0, 576), &[&x, &w], forward);
         let frequencies: Vec<f32> = (0..32).map(|i| 1e4f32.powf(-(i as f32) / 32.0)).collect();
         let table = Arc::new(RopeTable::new(&frequencies, 512, 1.0));
-        let positions: Arc<[u32]> = (0..t as u32).collect();
+        let positions: Index = (0..t as u32).collect();
         bench.whole(&format!("rope [{t}, 576]"), bytes(2.0, 576), || {
             let op = QkRope { table: table.clone(), positions: positions.clone(), heads: [9, 0], eps: 1e-5 };
             ops::qk_rope(&mut Tape::off(), op, &x, None)

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::cpu::attention::{Heads, Span, attend, block_len, write_slot};
 use crate::cpu::simd::LANES;
 use crate::ops::{check_layouts, check_window, ensure, ensure_index, portable_parts, portable_sequence};
-use crate::{Device, Error, Result, Tensor, portable};
+use crate::{Device, Error, Index, Result, Tensor, portable};
 
 /// Tokens of a page.
 pub const PAGE_TOKENS: usize = LANES;
@@ -38,6 +38,53 @@ pub struct PagedRows<'a> {
     pub position: usize,
     /// Pages of the sequence, in order, up to the last row's.
     pub pages: &'a [u32],
+}
+
+/// A batch of rows and the pages of their sequences, made once for all layers.
+#[derive(Debug)]
+pub struct PagedBatch {
+    sequences: Vec<Paged>,
+    positions: Index,
+}
+
+#[derive(Debug)]
+struct Paged {
+    rows: Range<usize>,
+    position: usize,
+    pages: Vec<u32>,
+}
+
+impl PagedBatch {
+    /// The rows of `sequences`, which follow each other.
+    #[must_use]
+    pub fn new(sequences: &[PagedRows<'_>]) -> Self {
+        let positions = sequences.iter().flat_map(|s| (s.position as u32..).take(s.rows.len())).collect();
+        let owned = |s: &PagedRows<'_>| Paged { rows: s.rows.clone(), position: s.position, pages: s.pages.to_vec() };
+        Self { sequences: sequences.iter().map(owned).collect(), positions }
+    }
+
+    /// Every row's position in its sequence.
+    #[must_use]
+    pub fn positions(&self) -> &Index {
+        &self.positions
+    }
+
+    /// `(row, slot in the pool)` of every row.
+    fn slots(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.sequences.iter().flat_map(|s| s.rows.clone().zip(s.position..).map(|(row, at)| (row, s.slot(at))))
+    }
+}
+
+impl Paged {
+    /// Slot in the pool of a position.
+    fn slot(&self, position: usize) -> usize {
+        self.pages[position / PAGE_TOKENS] as usize * PAGE_TOKENS + position % PAGE_TOKENS
+    }
+
+    /// Tokens in memory once the rows are written.
+    fn end(&self) -> usize {
+        self.position + self.rows.len()
+    }
 }
 
 enum Layer {
@@ -73,14 +120,14 @@ impl KvPool {
     ///
     /// # Errors
     /// Shapes or devices that do not fit, a layer or a page that is not there.
-    pub fn write(&mut self, layer: usize, qkv: &Tensor, sequences: &[PagedRows<'_>]) -> Result<()> {
-        self.check("kv write", layer, qkv, sequences)?;
+    pub fn write(&mut self, layer: usize, qkv: &Tensor, batch: &PagedBatch) -> Result<()> {
+        self.check("kv write", layer, qkv, batch)?;
         let heads = self.heads(1.0, None);
         let d = heads.dim;
         let page_len = heads.kv * block_len(d);
         match &mut self.layers[layer] {
             Layer::Cpu(pool) => {
-                for (row, slot) in sequences.iter().flat_map(slots) {
+                for (row, slot) in batch.slots() {
                     let row = &qkv.raw()[row * heads.row_len()..][..heads.row_len()];
                     let page = &mut pool[slot / PAGE_TOKENS * page_len..][..page_len];
                     for (head, block) in page.chunks_exact_mut(block_len(d)).enumerate() {
@@ -92,7 +139,7 @@ impl KvPool {
             Layer::Portable(pool) => {
                 let [_, k, v] = portable_parts(heads, &qkv.burn());
                 for (store, new) in pool.iter_mut().zip([k, v]) {
-                    for (row, slot) in sequences.iter().flat_map(slots) {
+                    for (row, slot) in batch.slots() {
                         let values = new.clone().narrow(0, row, 1);
                         // Moved out and back, so that the pool has one owner and is written in place.
                         let taken = std::mem::replace(store, burn::Tensor::zeros([1, 1], &portable::device()));
@@ -113,22 +160,19 @@ impl KvPool {
         &self,
         layer: usize,
         qkv: &Tensor,
-        sequences: &[PagedRows<'_>],
+        batch: &PagedBatch,
         scale: f32,
         window: Option<usize>,
     ) -> Result<Tensor> {
-        self.check("paged attention", layer, qkv, sequences)?;
+        self.check("paged attention", layer, qkv, batch)?;
         check_window("paged attention", window)?;
         let heads = self.heads(scale, window);
         Ok(match &self.layers[layer] {
-            Layer::Cpu(pool) => attend_cpu(pool, qkv, sequences, heads),
+            Layer::Cpu(pool) => attend_cpu(pool, qkv, batch, heads),
             Layer::Portable(pool) => {
                 let [q, ..] = portable_parts(heads, &qkv.burn());
-                let parts = sequences.iter().map(|s| {
-                    let end = s.position + s.rows.len();
-                    let index = portable::indices(
-                        slots(&PagedRows { rows: 0..end, position: 0, pages: s.pages }).map(|(_, slot)| slot),
-                    );
+                let parts = batch.sequences.iter().map(|s| {
+                    let index = portable::indices((0..s.end()).map(|at| s.slot(at)));
                     let [k, v] = [0, 1].map(|i| pool[i].clone().select(0, index.clone()));
                     let q = q.clone().narrow(0, s.rows.start, s.rows.len());
                     portable_sequence(heads, [q, k, v])[0].clone()
@@ -144,7 +188,7 @@ impl KvPool {
     }
 
     /// Whether `x` and its rows' sequences belong to this pool.
-    fn check(&self, op: &'static str, layer: usize, x: &Tensor, sequences: &[PagedRows<'_>]) -> Result<()> {
+    fn check(&self, op: &'static str, layer: usize, x: &Tensor, batch: &PagedBatch) -> Result<()> {
         if x.device() != self.device {
             let (left, right) = (x.device().to_string(), self.device.to_string());
             return Err(Error::DeviceMismatch { op, left, right });
@@ -154,10 +198,10 @@ impl KvPool {
         ensure(x.cols() == (heads + 2 * kv_heads) * head_dim, op, "rows [T, (heads + 2 kv_heads) * D]", &[x])?;
         ensure_index(op, "layer", layer, self.layers.len())?;
         let mut next = 0;
-        for s in sequences {
+        for s in &batch.sequences {
             ensure(s.rows.start == next, op, "sequences that cover the rows one after another", &[x])?;
             next = s.rows.end;
-            let used = (s.position + s.rows.len()).div_ceil(PAGE_TOKENS);
+            let used = s.end().div_ceil(PAGE_TOKENS);
             ensure_index(op, "position", used.saturating_sub(1) * PAGE_TOKENS, s.pages.len() * PAGE_TOKENS)?;
             s.pages.iter().try_for_each(|&page| ensure_index(op, "page", page as usize, self.pages))?;
         }
@@ -187,19 +231,12 @@ impl KvPool {
     }
 }
 
-/// `(row, slot in the pool)` of a sequence's rows.
-fn slots<'a>(s: &'a PagedRows<'a>) -> impl Iterator<Item = (usize, usize)> + 'a {
-    s.rows
-        .clone()
-        .zip(s.position..)
-        .map(|(row, position)| (row, s.pages[position / PAGE_TOKENS] as usize * PAGE_TOKENS + position % PAGE_TOKENS))
-}
-
-fn attend_cpu(pool: &[f32], qkv: &Tensor, sequences: &[PagedRows<'_>], heads: Heads) -> Tensor {
+fn attend_cpu(pool: &[f32], qkv: &Tensor, batch: &PagedBatch, heads: Heads) -> Tensor {
     let page_len = heads.kv * block_len(heads.dim);
     let tables: Vec<Vec<usize>> =
-        sequences.iter().map(|s| s.pages.iter().map(|&p| p as usize * page_len).collect()).collect();
-    let spans: Vec<Span<'_>> = sequences
+        batch.sequences.iter().map(|s| s.pages.iter().map(|&p| p as usize * page_len).collect()).collect();
+    let spans: Vec<Span<'_>> = batch
+        .sequences
         .iter()
         .zip(&tables)
         .map(|(s, table)| Span { row: s.rows.start, len: s.rows.len(), position: s.position, table })

@@ -9,6 +9,7 @@ pub mod adamw;
 mod cpu;
 pub mod device;
 mod error;
+mod index;
 pub mod kv;
 pub mod ops;
 mod portable;
@@ -18,5 +19,6 @@ pub mod tensor;
 
 pub use device::Device;
 pub use error::{Error, Result};
+pub use index::Index;
 pub use tape::{Gradients, Tape};
 pub use tensor::{Layout, Tensor, TensorId};

@@ -5,11 +5,17 @@ use std::sync::Arc;
 use super::{Op, Recorded, ensure};
 use crate::cpu::attention::{Heads, Span, attend, pack_blocks};
 use crate::cpu::attention_backward::{Saved, attend_backward};
-use crate::{Error, Result, Tape, Tensor, portable};
+use crate::{Error, Index, Result, Tape, Tensor, portable};
 
 /// Where the sequences of a packed batch begin and end: `[0, len_0, len_0 + len_1, .., T]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sequences(Arc<[usize]>);
+#[derive(Debug, Clone)]
+pub struct Sequences(Arc<Borders>);
+
+#[derive(Debug)]
+struct Borders {
+    ends: Vec<usize>,
+    positions: Index,
+}
 
 impl Sequences {
     /// Borders of sequences with these lengths.
@@ -20,25 +26,27 @@ impl Sequences {
             end += len;
             end
         });
-        Self(std::iter::once(0).chain(ends).collect())
+        let ends = std::iter::once(0).chain(ends).collect();
+        let positions = lengths.iter().flat_map(|&len| 0..len as u32).collect();
+        Self(Arc::new(Borders { ends, positions }))
     }
 
     /// The borders, one more than there are sequences.
     #[must_use]
     pub fn borders(&self) -> &[usize] {
-        &self.0
+        &self.0.ends
     }
 
     /// Tokens of all sequences.
     #[must_use]
     pub fn tokens(&self) -> usize {
-        self.0[self.0.len() - 1]
+        self.0.positions.len()
     }
 
     /// Position of every row in its sequence.
     #[must_use]
-    pub fn positions(&self) -> Arc<[u32]> {
-        self.0.windows(2).flat_map(|w| 0..(w[1] - w[0]) as u32).collect()
+    pub fn positions(&self) -> &Index {
+        &self.0.positions
     }
 }
 

@@ -1,24 +1,22 @@
 //! Token embedding.
 
-use std::sync::Arc;
-
 use rayon::prelude::*;
 
 use super::{Op, Recorded, ensure_index};
 use crate::cpu::{gemm, simd::LANES};
-use crate::{Result, Tape, Tensor, portable};
+use crate::{Index, Result, Tape, Tensor, portable};
 
 /// Looks up rows of a weight by token id.
 pub struct Embedding {
-    ids: Arc<[u32]>,
+    ids: Index,
 }
 
 /// Rows `ids` of the weight `table` `[V, H]`, as `[T, H]`.
 ///
 /// # Errors
 /// An id outside the table.
-pub fn embedding(tape: &mut Tape, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
-    tape.apply(Embedding { ids: ids.into() }, &[table])
+pub fn embedding(tape: &mut Tape, table: &Tensor, ids: &Index) -> Result<Tensor> {
+    tape.apply(Embedding { ids: ids.clone() }, &[table])
 }
 
 impl Op for Embedding {
@@ -31,14 +29,14 @@ impl Op for Embedding {
     }
 
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
-        self.ids.iter().try_for_each(|&id| ensure_index(self.name(), "token id", id as usize, inputs[0].rows()))
+        self.ids.places().try_for_each(|id| ensure_index(self.name(), "token id", id, inputs[0].rows()))
     }
 
     fn cpu_forward(&self, inputs: &[&Tensor], _: &[bool]) -> (Tensor, Vec<Tensor>) {
         let (table, width) = (inputs[0].raw(), inputs[0].cols());
         let mut y = vec![0.0; self.ids.len() * width];
-        for (row, &id) in y.chunks_exact_mut(width).zip(self.ids.iter()) {
-            gemm::unpack_row(table, id as usize, row);
+        for (row, id) in y.chunks_exact_mut(width).zip(self.ids.places()) {
+            gemm::unpack_row(table, id, row);
         }
         (Tensor::cpu(y, [self.ids.len(), width]), vec![])
     }
@@ -46,8 +44,7 @@ impl Op for Embedding {
     fn cpu_backward(&self, record: &Recorded, grad: &Tensor) -> Vec<Option<Tensor>> {
         let table = &record.inputs[0];
         let width = table.cols();
-        let mut by_panel: Vec<(usize, usize)> =
-            self.ids.iter().enumerate().map(|(row, &id)| (id as usize, row)).collect();
+        let mut by_panel: Vec<(usize, usize)> = self.ids.places().enumerate().map(|(row, id)| (id, row)).collect();
         // Stable by id, so the rows of one token are added in their order of appearance.
         by_panel.sort();
         let mut d = vec![0.0; table.raw().len()];
@@ -65,6 +62,6 @@ impl Op for Embedding {
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
-        vec![inputs[0].clone().select(0, portable::indices(self.ids.iter().map(|&id| id as usize)))]
+        vec![inputs[0].clone().select(0, portable::indices(self.ids.places()))]
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Op, Recorded, ensure, ensure_index};
 use crate::cpu::rows;
-use crate::{Result, Tape, Tensor, portable};
+use crate::{Index, Result, Tape, Tensor, portable};
 
 /// Cosines and sines of every position that a model can see.
 #[derive(Debug)]
@@ -34,8 +34,8 @@ impl RopeTable {
         self.cos.len() / self.half.max(1)
     }
 
-    fn gather(&self, values: &[f32], positions: &[u32]) -> Vec<f32> {
-        positions.iter().flat_map(|&p| &values[p as usize * self.half..][..self.half]).copied().collect()
+    fn gather(&self, values: &[f32], positions: &Index) -> Vec<f32> {
+        positions.places().flat_map(|p| &values[p * self.half..][..self.half]).copied().collect()
     }
 }
 
@@ -44,7 +44,7 @@ pub struct QkRope {
     /// Cosines and sines.
     pub table: Arc<RopeTable>,
     /// Each row's position in its sequence.
-    pub positions: Arc<[u32]>,
+    pub positions: Index,
     /// Query heads and key heads; value heads are as many as key heads.
     pub heads: [usize; 2],
     /// Added to the mean square of a head where heads are normalized.
@@ -98,7 +98,7 @@ impl Op for QkRope {
         let narrow = inputs[1..].iter().all(|w| w.shape() == [1, 2 * self.table.half]);
         ensure(narrow, self.name(), "norms [1, D]", inputs)?;
         let limit = self.table.positions();
-        self.positions.iter().try_for_each(|&p| ensure_index(self.name(), "position", p as usize, limit))
+        self.positions.places().try_for_each(|p| ensure_index(self.name(), "position", p, limit))
     }
 
     fn cpu_forward(&self, inputs: &[&Tensor], _: &[bool]) -> (Tensor, Vec<Tensor>) {

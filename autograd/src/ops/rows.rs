@@ -1,21 +1,19 @@
 //! Picking rows.
 
-use std::sync::Arc;
-
 use super::{Op, Recorded, ensure_index};
-use crate::{Result, Tape, Tensor, portable};
+use crate::{Index, Result, Tape, Tensor, portable};
 
 /// Picks rows by index; an index may repeat.
 pub struct SelectRows {
-    rows: Arc<[usize]>,
+    rows: Index,
 }
 
 /// `y[i] = x[rows[i]]`.
 ///
 /// # Errors
 /// An index past the last row.
-pub fn select_rows(tape: &mut Tape, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
-    tape.apply(SelectRows { rows: rows.into() }, &[x])
+pub fn select_rows(tape: &mut Tape, x: &Tensor, rows: &Index) -> Result<Tensor> {
+    tape.apply(SelectRows { rows: rows.clone() }, &[x])
 }
 
 impl Op for SelectRows {
@@ -28,19 +26,19 @@ impl Op for SelectRows {
     }
 
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
-        self.rows.iter().try_for_each(|&row| ensure_index(self.name(), "row", row, inputs[0].rows()))
+        self.rows.places().try_for_each(|row| ensure_index(self.name(), "row", row, inputs[0].rows()))
     }
 
     fn cpu_forward(&self, inputs: &[&Tensor], _: &[bool]) -> (Tensor, Vec<Tensor>) {
         let (x, width) = (inputs[0].raw(), inputs[0].cols());
-        let y = self.rows.iter().flat_map(|&r| &x[r * width..(r + 1) * width]).copied().collect();
+        let y = self.rows.places().flat_map(|r| &x[r * width..(r + 1) * width]).copied().collect();
         (Tensor::cpu(y, [self.rows.len(), width]), vec![])
     }
 
     fn cpu_backward(&self, record: &Recorded, grad: &Tensor) -> Vec<Option<Tensor>> {
         let shape @ [_, width] = record.inputs[0].shape();
         let mut dx = vec![0.0; shape[0] * width];
-        for (&r, g) in self.rows.iter().zip(grad.raw().chunks_exact(width)) {
+        for (r, g) in self.rows.places().zip(grad.raw().chunks_exact(width)) {
             for (d, g) in dx[r * width..].iter_mut().zip(g) {
                 *d += g;
             }
@@ -49,6 +47,6 @@ impl Op for SelectRows {
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
-        vec![inputs[0].clone().select(0, portable::indices(self.rows.iter().copied()))]
+        vec![inputs[0].clone().select(0, portable::indices(self.rows.places()))]
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use autograd::kv::{KvPool, KvShape, PagedRows};
+use autograd::kv::{KvPool, KvShape, PagedBatch, PagedRows};
 use autograd::ops::{self, Attention, Distill, Divergence, Dropout, LowRank, Projection, QkRope, RopeTable, Sequences};
 use autograd::{Device, Error, Result, Tape, Tensor};
 
@@ -83,8 +83,20 @@ fn attention_shapes_and_window() {
 #[test]
 fn indices() {
     let tape = &mut Tape::off();
-    assert_refused!(ops::select_rows(tape, &rows([3, 2]), &[0, 3]), Error::Index { .. }, "select_rows", "3", "0..3");
-    assert_refused!(ops::embedding(tape, &weight([7, 2]), &[1, 9]), Error::Index { .. }, "embedding", "9", "0..7");
+    assert_refused!(
+        ops::select_rows(tape, &rows([3, 2]), &[0, 3].into()),
+        Error::Index { .. },
+        "select_rows",
+        "3",
+        "0..3"
+    );
+    assert_refused!(
+        ops::embedding(tape, &weight([7, 2]), &[1, 9].into()),
+        Error::Index { .. },
+        "embedding",
+        "9",
+        "0..7"
+    );
     let table = Arc::new(RopeTable::new(&[1.0], 4, 1.0));
     let op = |last| QkRope { table: table.clone(), positions: [0, last].into(), heads: [1, 1], eps: 1e-5 };
     assert_refused!(
@@ -188,7 +200,7 @@ fn layouts_and_devices() {
         "operand 0",
         "rows"
     );
-    assert_refused!(ops::embedding(tape, &rows([4, 3]), &[0]), Error::Layout { .. }, "embedding", "weight");
+    assert_refused!(ops::embedding(tape, &rows([4, 3]), &[0].into()), Error::Layout { .. }, "embedding", "weight");
     assert_refused!(ops::add(tape, &weight([2, 3]), &rows([2, 3])), Error::Layout { .. }, "add", "operand 0", "rows");
     let far = Tensor::zeros(Device::Portable, [2, 3]);
     assert_refused!(ops::add(tape, &rows([2, 3]), &far), Error::DeviceMismatch { .. }, "add", "cpu", "portable");
@@ -208,7 +220,7 @@ fn pages() {
     let shape = KvShape { heads: 2, kv_heads: 1, head_dim: 8 };
     let mut pool = KvPool::new(Device::Cpu, shape, 1, 3);
     let qkv = rows([4, 32]);
-    let sequence = |rows, position, pages| [PagedRows { rows, position, pages }];
+    let sequence = |rows, position, pages| PagedBatch::new(&[PagedRows { rows, position, pages }]);
     let good = sequence(0..4, 0, &[1]);
     assert!(pool.write(0, &qkv, &good).is_ok() && pool.attend(0, &qkv, &good, 1.0, None).is_ok());
     let wide = rows([4, 33]);

@@ -88,7 +88,7 @@ fn norm_activation_and_lookup() {
     });
     check("swiglu", &[("gate|up", false)], "y", |tape, x, _| ops::swiglu(tape, x[0]));
     check("embedding", &[("weight", true)], "y", |tape, x, attrs| {
-        let ids: Vec<u32> = wholes(&attrs["ids"]).iter().map(|&i| i as u32).collect();
+        let ids = wholes(&attrs["ids"]).iter().map(|&i| i as u32).collect();
         ops::embedding(tape, x[0], &ids)
     });
 }

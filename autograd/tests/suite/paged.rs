@@ -1,6 +1,6 @@
 //! Attention over KV pages is packed attention, bit for bit, however the sequence was cut.
 
-use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedRows};
+use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedBatch, PagedRows};
 use autograd::ops::{self, Attention, Sequences};
 use autograd::rng::uniform;
 use autograd::{Device, Tape, Tensor};
@@ -72,8 +72,9 @@ impl Batch {
                 })
                 .collect();
             let qkv = self.rows(device, &ranges);
-            pool.write(1, &qkv, &sequences).expect("pages are there");
-            let y = pool.attend(1, &qkv, &sequences, self.scale(), self.window).expect("pages are there").to_vec();
+            let batch = PagedBatch::new(&sequences);
+            pool.write(1, &qkv, &batch).expect("pages are there");
+            let y = pool.attend(1, &qkv, &batch, self.scale(), self.window).expect("pages are there").to_vec();
             let targets = ranges.iter().flat_map(|r| r.clone());
             for (row, values) in targets.zip(y.chunks_exact(width)) {
                 out[row * width..][..width].copy_from_slice(values);
@@ -102,7 +103,8 @@ fn dirty_pool(device: Device, shape: KvShape) -> KvPool {
     let width = row_len(shape);
     let old = Tensor::new(device, vec![f32::NAN; rows * width], [rows, width]).expect("whole rows");
     let pages: Vec<u32> = (0..POOL as u32).collect();
-    pool.write(1, &old, &[PagedRows { rows: 0..rows, position: 0, pages: &pages }]).expect("the pool is whole");
+    pool.write(1, &old, &PagedBatch::new(&[PagedRows { rows: 0..rows, position: 0, pages: &pages }]))
+        .expect("the pool is whole");
     pool
 }
 
@@ -140,19 +142,21 @@ fn a_copied_page_is_its_own() {
         let mut pool = KvPool::new(device, shape, 2, 4);
         let old = tensor(10, 1).expect("whole rows");
         for layer in 0..2 {
-            pool.write(layer, &old, &[PagedRows { rows: 0..10, position: 0, pages: &[2] }]).expect("page 2 is there");
+            pool.write(layer, &old, &PagedBatch::new(&[PagedRows { rows: 0..10, position: 0, pages: &[2] }]))
+                .expect("page 2 is there");
         }
         pool.copy_page(2, 0);
         let query = tensor(1, 3).expect("whole rows");
         let look = |pool: &KvPool, layer, page: u32| {
-            let rows = [PagedRows { rows: 0..1, position: 9, pages: &[page] }];
+            let rows = PagedBatch::new(&[PagedRows { rows: 0..1, position: 9, pages: &[page] }]);
             pool.attend(layer, &query, &rows, 0.3, None).expect("pages are there").to_vec()
         };
         let before = look(&pool, 1, 2);
         assert_eq!(before, look(&pool, 1, 0));
         assert_eq!(before, look(&pool, 0, 0));
         let new = tensor(1, 4).expect("whole rows");
-        pool.write(1, &new, &[PagedRows { rows: 0..1, position: 4, pages: &[0] }]).expect("page 0 is there");
+        pool.write(1, &new, &PagedBatch::new(&[PagedRows { rows: 0..1, position: 4, pages: &[0] }]))
+            .expect("page 0 is there");
         assert_eq!(before, look(&pool, 1, 2), "the original saw the write");
         assert_ne!(before, look(&pool, 1, 0), "the copy did not");
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use autograd::ops::{
     self, Attention, Distill, Divergence, Dropout, LowRank, Projection, QkRope, RopeTable, Rows, Sequences,
 };
-use autograd::{Result, Tape, Tensor};
+use autograd::{Index, Result, Tape, Tensor};
 
 use super::support::{Operand, random};
 
@@ -104,8 +104,9 @@ fn elementwise() -> Vec<Case> {
 }
 
 fn lookups() -> Vec<Case> {
-    let select = |rows: &'static [usize]| move |tape: &mut Tape, x: &[&Tensor]| ops::select_rows(tape, x[0], rows);
-    let embed = |ids: &'static [u32]| move |tape: &mut Tape, x: &[&Tensor]| ops::embedding(tape, x[0], ids);
+    let select =
+        |rows: &'static [u32]| move |tape: &mut Tape, x: &[&Tensor]| ops::select_rows(tape, x[0], &rows.into());
+    let embed = |ids: &'static [u32]| move |tape: &mut Tape, x: &[&Tensor]| ops::embedding(tape, x[0], &ids.into());
     vec![
         Case::new("rows", "picked out of order, one twice", vec![Operand::rows([5, 9], 4)], select(&[4, 0, 2, 4])),
         Case::new("embedding", "ids of three panels, one often", vec![Operand::weight([37, 10], 5)], {
@@ -209,7 +210,7 @@ fn rotary() -> Vec<Case> {
     let case = |name: &str, heads: [usize; 2], half: usize, t: usize, magnitude: f32, normed: bool| {
         let frequencies: Vec<f32> = (0..half).map(|i| 100f32.powf(-(i as f32) / half as f32)).collect();
         let table = Arc::new(RopeTable::new(&frequencies, 60, magnitude));
-        let positions: Arc<[u32]> = (0..t as u32).map(|i| i * 7 % 60).collect();
+        let positions: Index = (0..t as u32).map(|i| i * 7 % 60).collect();
         let mut operands = vec![Operand::rows([t, (heads[0] + 2 * heads[1]) * 2 * half], 15)];
         if normed {
             operands.extend([16, 17].map(|key| Operand::rows([1, 2 * half], key)));

@@ -34,7 +34,7 @@ impl SlotEngine {
             return Ok(score);
         }
         let sequences = Sequences::from_lengths(&[inputs.len()]);
-        let hidden = self.decoder.forward_packed(&mut Tape::off(), &self.serving, inputs, &sequences)?;
+        let hidden = self.decoder.forward_packed(&mut Tape::off(), &self.serving, &inputs.into(), &sequences)?;
         for first in (0..inputs.len()).step_by(CHUNK) {
             let rows: Vec<usize> = (first..(first + CHUNK).min(inputs.len())).collect();
             self.score_rows(&hidden, &rows, tokens, request.top, &mut score)?;
@@ -43,7 +43,8 @@ impl SlotEngine {
     }
 
     fn score_rows(&self, hidden: &Tensor, rows: &[usize], tokens: &[u32], top: usize, score: &mut Score) -> Result<()> {
-        let hidden = ops::select_rows(&mut Tape::off(), hidden, rows)?;
+        let places = rows.iter().map(|&row| row as u32).collect();
+        let hidden = ops::select_rows(&mut Tape::off(), hidden, &places)?;
         let logits = ops::logits(&hidden, self.serving.weights.output_head())?;
         let scored: Vec<(f64, Vec<(u32, f64)>)> = rows
             .par_iter()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedRows};
+use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedBatch, PagedRows};
 use autograd::{Device, Tape, ops};
 use rayon::prelude::*;
 
@@ -160,7 +160,6 @@ impl SlotEngine {
             self.pool.copy_page(copy.src.0, copy.dst.0);
         }
         let mut ids = Vec::with_capacity(plan.num_tokens());
-        let mut positions = Vec::with_capacity(plan.num_tokens());
         let pages: Vec<Vec<u32>> = plan.seqs.iter().map(|s| s.pages.iter().map(|p| p.0).collect()).collect();
         let mut sequences = Vec::with_capacity(plan.seqs.len());
         let mut last_rows = Vec::new();
@@ -168,7 +167,6 @@ impl SlotEngine {
             let tokens = self.scheduler.tokens(seq.id).expect("a planned request is in the scheduler");
             let first = ids.len();
             ids.extend_from_slice(&tokens[seq.tokens.clone()]);
-            positions.extend(seq.tokens.clone().map(|p| p as u32));
             sequences.push(PagedRows { rows: first..ids.len(), position: seq.tokens.start, pages });
             if seq.sample {
                 last_rows.push((seq.id, ids.len() - 1));
@@ -177,12 +175,13 @@ impl SlotEngine {
                 generation.started(seq.tokens.start);
             }
         }
-        let mut memory = Paged { pool: &mut self.pool, sequences: &sequences };
-        let hidden = self.decoder.forward_paged(&self.serving, &ids, &positions.into(), &mut memory)?;
+        let batch = PagedBatch::new(&sequences);
+        let mut memory = Paged { pool: &mut self.pool, batch: &batch };
+        let hidden = self.decoder.forward_paged(&self.serving, &ids.into(), &mut memory)?;
         if last_rows.is_empty() {
             return Ok(vec![]);
         }
-        let rows: Vec<usize> = last_rows.iter().map(|(_, row)| *row).collect();
+        let rows = last_rows.iter().map(|(_, row)| *row as u32).collect();
         let hidden = ops::select_rows(&mut Tape::off(), &hidden, &rows)?;
         let logits = ops::logits(&hidden, self.serving.weights.output_head())?;
         let eos = &self.decoder.config.eos_token_ids;

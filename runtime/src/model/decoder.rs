@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use autograd::kv::{KvPool, PagedRows};
+use autograd::kv::{KvPool, PagedBatch};
 use autograd::ops::{self, Attention, Dropout, LowRank, Projection, QkRope, RopeTable, Sequences};
-use autograd::{Device, Tape, Tensor};
+use autograd::{Device, Index, Tape, Tensor};
 
 use super::{Adapter, ModelWeights, Module, rope};
 use crate::Result;
@@ -73,13 +73,13 @@ pub struct Paged<'a> {
     /// The pool.
     pub pool: &'a mut KvPool,
     /// Rows of the batch and their pages.
-    pub sequences: &'a [PagedRows<'a>],
+    pub batch: &'a PagedBatch,
 }
 
 impl Memory for Paged<'_> {
     fn attend(&mut self, _: &mut Tape, decoder: &Decoder, layer: usize, qkv: &Tensor) -> Result<Tensor> {
-        self.pool.write(layer, qkv, self.sequences)?;
-        Ok(self.pool.attend(layer, qkv, self.sequences, decoder.scale(), decoder.window(layer))?)
+        self.pool.write(layer, qkv, self.batch)?;
+        Ok(self.pool.attend(layer, qkv, self.batch, decoder.scale(), decoder.window(layer))?)
     }
 }
 
@@ -103,7 +103,7 @@ impl Decoder {
     ///
     /// # Errors
     /// Ids or positions out of range.
-    pub fn forward_packed(&self, tape: &mut Tape, pass: &Pass, ids: &[u32], sequences: &Sequences) -> Result<Tensor> {
+    pub fn forward_packed(&self, tape: &mut Tape, pass: &Pass, ids: &Index, sequences: &Sequences) -> Result<Tensor> {
         let positions = sequences.positions();
         let mut x = ops::embedding(tape, &pass.weights.embedding, ids)?;
         for layer in 0..pass.weights.layers.len() {
@@ -118,7 +118,7 @@ impl Decoder {
                     })
                 })?;
             } else {
-                x = self.layer(tape, pass, layer, &x, &positions, &mut Packed(sequences))?;
+                x = self.layer(tape, pass, layer, &x, positions, &mut Packed(sequences))?;
             }
         }
         self.norm(tape, &x, &pass.weights.final_norm)
@@ -128,13 +128,8 @@ impl Decoder {
     ///
     /// # Errors
     /// Ids or positions out of range.
-    pub fn forward_paged(
-        &self,
-        pass: &Pass,
-        ids: &[u32],
-        positions: &Arc<[u32]>,
-        memory: &mut Paged<'_>,
-    ) -> Result<Tensor> {
+    pub fn forward_paged(&self, pass: &Pass, ids: &Index, memory: &mut Paged<'_>) -> Result<Tensor> {
+        let positions = memory.batch.positions();
         let mut tape = Tape::off();
         let mut x = ops::embedding(&mut tape, &pass.weights.embedding, ids)?;
         for layer in 0..pass.weights.layers.len() {
@@ -149,7 +144,7 @@ impl Decoder {
         pass: &Pass,
         index: usize,
         x: &Tensor,
-        positions: &Arc<[u32]>,
+        positions: &Index,
         memory: &mut dyn Memory,
     ) -> Result<Tensor> {
         let layer = &pass.weights.layers[index];

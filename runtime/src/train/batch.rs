@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use autograd::ops::{self, Sequences};
-use autograd::{Gradients, Tape, Tensor};
+use autograd::{Gradients, Index, Tape, Tensor};
 
 use super::LossBatch;
 use crate::engine::SlotEngine;
@@ -21,9 +21,9 @@ pub(super) enum Watch<'a> {
 
 /// Tokens to run and the rows whose next token is scored.
 struct Packed {
-    ids: Vec<u32>,
+    ids: Index,
     sequences: Sequences,
-    rows: Vec<usize>,
+    rows: Index,
 }
 
 /// Loss, statistics and, when something is watched, gradients.
@@ -107,9 +107,9 @@ fn pack<'a>(sequences: &'a [TrainSequence], prompt: impl Fn(&'a TrainSequence) -
         ids.extend_from_slice(&completion[..completion.len() - 1]);
         lengths.push(ids.len() - first);
         let predicting = first + prompt.len() - 1;
-        rows.extend(weighted(s).map(|i| predicting + i));
+        rows.extend(weighted(s).map(|i| (predicting + i) as u32));
     }
-    Packed { ids, sequences: Sequences::from_lengths(&lengths), rows }
+    Packed { ids: ids.into(), sequences: Sequences::from_lengths(&lengths), rows: rows.into() }
 }
 
 /// Indices of completion tokens that have a weight.

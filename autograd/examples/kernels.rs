@@ -141,7 +141,7 @@ fn attention(bench: &Bench) {
     let (sequences, length) = (16, 256);
     let pages = length / PAGE_TOKENS;
     let shape = KvShape { heads, kv_heads, head_dim: d };
-    let pool = KvPool::new(Device::Cpu, shape, 1, sequences * pages);
+    let pool = KvPool::new(Device::Cpu, shape, 1, sequences * pages).expect("memory");
     let tables: Vec<Vec<u32>> =
         (0..sequences).map(|s| (s * pages..(s + 1) * pages).map(|p| p as u32).collect()).collect();
     let spans: Vec<PagedRows<'_>> =
@@ -189,7 +189,7 @@ fn losses(bench: &Bench, h: usize) {
         bench.whole(&format!("distill {name} [{t}, {vocab}, {h}]"), bytes(2.0), || {
             let mut tape = Tape::recording();
             tape.watch(&hidden);
-            ops::linear_distill(&mut tape, [&hidden, &head], [&hidden, &head], &weights, &distill)
+            ops::linear_distill(&mut tape, [&hidden, &head], [&hidden, &head], &vec![0; t], &weights, &distill)
         });
     }
     let targets: Vec<u32> = (0..t as u32).collect();

@@ -2,7 +2,9 @@
 
 use rayon::prelude::*;
 
-use crate::{Device, Tensor};
+use crate::cuda::optimizer::{self, Trained};
+use crate::cuda::{Array, DType};
+use crate::{Device, Result, Tensor};
 
 /// Constants of AdamW.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,13 +30,15 @@ pub struct Step {
     pub grad_scale: f64,
 }
 
-/// Running means of a weight's gradient and of its square, in the weight's layout.
+/// Running means of a weight's gradient and of its square, in the weight's layout and in f32.
 #[derive(Debug, Clone)]
 pub struct Moments {
     /// First moment.
     pub m: Tensor,
     /// Second moment.
     pub v: Tensor,
+    /// The weight itself in f32, where the device keeps weights in less.
+    pub master: Option<Tensor>,
 }
 
 /// Scalars of one update, rounded once.
@@ -67,15 +71,36 @@ impl AdamW {
 
     /// Updates a weight and its moments in place; other holders of the weight keep the old values.
     ///
+    /// # Errors
+    /// The device is out of memory or lost.
+    ///
     /// # Panics
     /// When gradient or moments differ from the weight in shape, layout or device.
-    pub fn update(&self, weight: &mut Tensor, grad: &Tensor, moments: &mut Moments, step: Step) {
+    pub fn update(&self, weight: &mut Tensor, grad: &Tensor, moments: &mut Moments, step: Step) -> Result<()> {
         assert_eq!((weight.shape(), weight.layout()), (grad.shape(), grad.layout()), "gradient of another weight");
         let f = self.factors(step);
         match weight.device() {
             Device::Cpu => native(weight, grad, moments, &f),
+            Device::Cuda(_) => on_gpu(&mut [(weight, grad, moments)], &f)?,
             Device::Portable => portable(weight, grad, moments, &f),
         }
+        Ok(())
+    }
+}
+
+impl AdamW {
+    /// [`AdamW::update`] of many weights at once.
+    ///
+    /// # Errors
+    /// The device is out of memory or lost.
+    ///
+    /// # Panics
+    /// As [`AdamW::update`].
+    pub fn update_all(&self, trained: &mut [(&mut Tensor, &Tensor, &mut Moments)], step: Step) -> Result<()> {
+        if trained.first().is_some_and(|(weight, ..)| matches!(weight.device(), Device::Cuda(_))) {
+            return on_gpu(trained, &self.factors(step));
+        }
+        trained.iter_mut().try_for_each(|(weight, grad, moments)| self.update(weight, grad, moments, step))
     }
 }
 
@@ -91,7 +116,7 @@ fn edit<R>(t: &mut Tensor, f: impl FnOnce(&mut [f32]) -> R) -> R {
 
 fn native(weight: &mut Tensor, grad: &Tensor, moments: &mut Moments, f: &Factors) {
     const BLOCK: usize = 1 << 14;
-    let Moments { m, v } = moments;
+    let Moments { m, v, .. } = moments;
     edit(weight, |w| {
         edit(m, |m| {
             edit(v, |v| {
@@ -109,6 +134,25 @@ fn native(weight: &mut Tensor, grad: &Tensor, moments: &mut Moments, f: &Factors
     });
 }
 
+/// The masters are updated and rounded to the weights' own precision, in place where nobody else holds a weight.
+fn on_gpu(trained: &mut [(&mut Tensor, &Tensor, &mut Moments)], f: &Factors) -> Result<()> {
+    for (weight, ..) in trained.iter_mut().filter(|(weight, ..)| !weight.array().is_alone()) {
+        let old = weight.array();
+        **weight = Tensor::cuda(Array::uninit(old.gpu(), old.len(), DType::Bf16)?, weight.shape());
+    }
+    let rows: Vec<Trained<'_>> = trained
+        .iter()
+        .map(|(weight, grad, moments)| Trained {
+            weight: weight.array(),
+            grad: grad.array(),
+            master: moments.master(weight).array(),
+            moments: [moments.m.array(), moments.v.array()],
+        })
+        .collect();
+    let factors = [f.grad, f.decay, f.rest1, f.beta2, f.rest2, f.step, f.root, f.eps];
+    optimizer::adamw(&rows, factors)
+}
+
 fn portable(weight: &mut Tensor, grad: &Tensor, moments: &mut Moments, f: &Factors) {
     let g = grad.burn().mul_scalar(f.grad);
     let m = moments.m.burn() + (g.clone() - moments.m.burn()).mul_scalar(f.rest1);
@@ -116,20 +160,45 @@ fn portable(weight: &mut Tensor, grad: &Tensor, moments: &mut Moments, f: &Facto
     let root = v.clone().sqrt().mul_scalar(f.root).add_scalar(f.eps);
     let w = weight.burn().mul_scalar(f.decay) - m.clone().mul_scalar(f.step) / root;
     *weight = Tensor::portable(w);
-    *moments = Moments { m: Tensor::portable(m), v: Tensor::portable(v) };
+    *moments = Moments { m: Tensor::portable(m), v: Tensor::portable(v), master: None };
 }
 
 impl Moments {
     /// Zero moments for `weight`.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn zeros(weight: &Tensor) -> Result<Self> {
+        let master = match weight.device() {
+            Device::Cuda(_) => Some(Tensor::cuda(weight.array().to_f32()?, weight.shape())),
+            Device::Cpu | Device::Portable => None,
+        };
+        Ok(Self { m: weight.zeros_like()?, v: weight.zeros_like()?, master })
+    }
+
+    /// The weight that is trained, in f32.
     #[must_use]
-    pub fn zeros(weight: &Tensor) -> Self {
-        Self { m: weight.zeros_like(), v: weight.zeros_like() }
+    pub fn master<'a>(&'a self, weight: &'a Tensor) -> &'a Tensor {
+        self.master.as_ref().unwrap_or(weight)
     }
 }
 
-/// Sum of squares, in f64 with a fixed order.
-#[must_use]
-pub fn square_sum(t: &Tensor) -> f64 {
+/// Root of the sum of all squares, in f64 with a fixed order.
+///
+/// # Errors
+/// The device is out of memory or lost.
+pub fn global_norm(tensors: &[&Tensor]) -> Result<f64> {
+    let sum: f64 = match tensors.first().map(|t| t.device()) {
+        Some(Device::Cuda(_)) => {
+            let arrays: Vec<&Array> = tensors.iter().map(|t| t.array()).collect();
+            optimizer::square_sum(&arrays)?
+        }
+        _ => tensors.iter().map(|t| square_sum(t)).sum(),
+    };
+    Ok(sum.sqrt())
+}
+
+fn square_sum(t: &Tensor) -> f64 {
     let sum = |values: &[f32]| {
         let blocks: Vec<f64> =
             values.par_chunks(1 << 14).map(|b| b.iter().map(|&x| f64::from(x) * f64::from(x)).sum()).collect();
@@ -137,6 +206,6 @@ pub fn square_sum(t: &Tensor) -> f64 {
     };
     match t.device() {
         Device::Cpu => sum(t.raw()),
-        Device::Portable => sum(&t.to_vec()),
+        Device::Cuda(_) | Device::Portable => sum(&t.to_vec()),
     }
 }

@@ -7,24 +7,27 @@ use crate::{Error, Result};
 
 /// A device family.
 ///
-/// `Cpu` runs native f32 kernels whose results for a token do not depend on the batch around it. `Portable` runs the
-/// same ops as burn tensor expressions, with gradients from burn's autodiff; it is the road to burn's other backends
-/// and the numerical reference of the native kernels.
+/// `Cpu` runs native f32 kernels whose results for a token do not depend on the batch around it. `Cuda` runs native
+/// bf16 kernels on an NVIDIA GPU. `Portable` runs the same ops as burn tensor expressions, with gradients from burn's
+/// autodiff; it is the road to burn's other backends and the numerical reference of the native kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Device {
     /// Native kernels on the host's cores.
     #[default]
     Cpu,
+    /// Native kernels on the NVIDIA GPU of this number; activations and weights in bf16.
+    Cuda(usize),
     /// burn tensors on the backend this build was made with.
     Portable,
 }
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Cpu => "cpu",
-            Self::Portable => "portable",
-        })
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            Self::Portable => f.write_str("portable"),
+        }
     }
 }
 
@@ -32,10 +35,30 @@ impl FromStr for Device {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
+        let unknown = || Error::Device {
+            name: name.to_owned(),
+            why: "not one of auto, cpu, cuda, cuda:0 (cuda:1, ..), portable".to_owned(),
+        };
         match name {
-            "auto" | "cpu" => Ok(Self::Cpu),
+            "auto" => Ok(if crate::cuda::Gpu::is_present() { Self::Cuda(0) } else { Self::Cpu }),
+            "cpu" => Ok(Self::Cpu),
             "portable" => Ok(Self::Portable),
-            _ => Err(Error::Device { name: name.to_owned(), why: "not one of auto, cpu, portable".to_owned() }),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                let ordinal = name.strip_prefix("cuda:").ok_or_else(unknown)?;
+                Ok(Self::Cuda(ordinal.parse().map_err(|_| unknown())?))
+            }
+        }
+    }
+}
+
+impl Device {
+    /// Bytes of a value of activations and weights.
+    #[must_use]
+    pub fn value_bytes(self) -> usize {
+        match self {
+            Self::Cpu | Self::Portable => 4,
+            Self::Cuda(_) => 2,
         }
     }
 }

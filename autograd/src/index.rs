@@ -1,56 +1,76 @@
 //! Row numbers, token ids and positions.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use crate::Result;
+use crate::cuda::{Buffer, Gpu};
 
 /// A list of numbers that an op looks things up by. Clones share it, and what a device made of it.
 #[derive(Debug, Clone, Default)]
-pub struct Index(Arc<[u32]>);
+pub struct Index(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    values: Vec<u32>,
+    /// The copy on a GPU, made when an op first asks for it.
+    device: OnceLock<Buffer>,
+}
 
 impl Index {
     /// The numbers.
     #[must_use]
     pub fn values(&self) -> &[u32] {
-        &self.0
+        &self.0.values
     }
 
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.0.values.len()
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.values.is_empty()
     }
 
     /// The numbers as places in a slice.
     pub(crate) fn places(&self) -> impl Iterator<Item = usize> + '_ {
-        self.0.iter().map(|&i| i as usize)
+        self.0.values.iter().map(|&i| i as usize)
+    }
+
+    /// Address of the numbers on `gpu`.
+    pub(crate) fn on(&self, gpu: &'static Gpu) -> Result<u64> {
+        if let Some(buffer) = self.0.device.get() {
+            debug_assert_eq!(buffer.gpu().info().ordinal, gpu.info().ordinal, "one device a process");
+            return Ok(buffer.ptr());
+        }
+        let buffer = gpu.upload(&self.0.values)?;
+        Ok(self.0.device.get_or_init(|| buffer).ptr())
     }
 }
 
 impl From<&[u32]> for Index {
     fn from(values: &[u32]) -> Self {
-        Self(values.into())
+        Self::from(values.to_vec())
     }
 }
 
 impl From<Vec<u32>> for Index {
     fn from(values: Vec<u32>) -> Self {
-        Self(values.into())
+        Self(Arc::new(Inner { values, device: OnceLock::new() }))
     }
 }
 
 impl<const N: usize> From<[u32; N]> for Index {
     fn from(values: [u32; N]) -> Self {
-        Self(values.into())
+        Self::from(values.to_vec())
     }
 }
 
 impl FromIterator<u32> for Index {
     fn from_iter<I: IntoIterator<Item = u32>>(values: I) -> Self {
-        Self(values.into_iter().collect())
+        Self::from(values.into_iter().collect::<Vec<_>>())
     }
 }

@@ -1,9 +1,12 @@
 //! Device memory of the paged KV cache, and attention over it.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use crate::cpu::attention::{Heads, Span, attend, block_len, write_slot};
 use crate::cpu::simd::LANES;
+use crate::cuda::attention::PagedArrays;
+use crate::cuda::{self, Array, DType, Gpu};
 use crate::ops::{check_layouts, check_window, ensure, ensure_index, portable_parts, portable_sequence};
 use crate::{Device, Error, Index, Result, Tensor, portable};
 
@@ -22,10 +25,14 @@ pub struct KvShape {
 }
 
 impl KvShape {
-    /// Bytes that one page takes in one layer.
+    /// Bytes that one page takes in one layer on `device`.
     #[must_use]
-    pub fn page_bytes(self) -> usize {
-        self.kv_heads * block_len(self.head_dim) * size_of::<f32>()
+    pub fn page_bytes(self, device: Device) -> usize {
+        let values = match device {
+            Device::Cuda(_) => 2 * PAGE_TOKENS * self.head_dim,
+            Device::Cpu | Device::Portable => block_len(self.head_dim),
+        };
+        self.kv_heads * values * device.value_bytes()
     }
 }
 
@@ -45,6 +52,8 @@ pub struct PagedRows<'a> {
 pub struct PagedBatch {
     sequences: Vec<Paged>,
     positions: Index,
+    /// What a GPU knows of it, once it was asked.
+    device: OnceLock<PagedArrays>,
 }
 
 #[derive(Debug)]
@@ -60,13 +69,22 @@ impl PagedBatch {
     pub fn new(sequences: &[PagedRows<'_>]) -> Self {
         let positions = sequences.iter().flat_map(|s| (s.position as u32..).take(s.rows.len())).collect();
         let owned = |s: &PagedRows<'_>| Paged { rows: s.rows.clone(), position: s.position, pages: s.pages.to_vec() };
-        Self { sequences: sequences.iter().map(owned).collect(), positions }
+        Self { sequences: sequences.iter().map(owned).collect(), positions, device: OnceLock::new() }
     }
 
     /// Every row's position in its sequence.
     #[must_use]
     pub fn positions(&self) -> &Index {
         &self.positions
+    }
+
+    fn on(&self, gpu: &'static Gpu) -> Result<&PagedArrays> {
+        if let Some(arrays) = self.device.get() {
+            return Ok(arrays);
+        }
+        let sequences = self.sequences.iter().map(|s| (s.rows.clone(), s.end(), &s.pages[..])).collect::<Vec<_>>();
+        let arrays = PagedArrays::new(gpu, &sequences, self.positions.clone())?;
+        Ok(self.device.get_or_init(|| arrays))
     }
 
     /// `(row, slot in the pool)` of every row.
@@ -90,6 +108,8 @@ impl Paged {
 enum Layer {
     /// `[page][kv head]` blocks of sixteen keys and values.
     Cpu(Vec<f32>),
+    /// `[page][2][kv head][16][D]`: a page's keys, then its values.
+    Cuda(Array),
     /// Keys and values `[pages * 16, kv_heads * head_dim]`.
     Portable(Box<[burn::Tensor<2>; 2]>),
 }
@@ -104,16 +124,24 @@ pub struct KvPool {
 
 impl KvPool {
     /// A pool of `pages` pages in each of `layers` layers, zeroed.
-    #[must_use]
-    pub fn new(device: Device, shape: KvShape, layers: usize, pages: usize) -> Self {
-        let layer = |_| match device {
-            Device::Cpu => Layer::Cpu(vec![0.0; pages * shape.kv_heads * block_len(shape.head_dim)]),
-            Device::Portable => {
-                let size = [pages * PAGE_TOKENS, shape.kv_heads * shape.head_dim];
-                Layer::Portable(Box::new([0, 1].map(|_| burn::Tensor::zeros(size, &portable::device()))))
-            }
+    ///
+    /// # Errors
+    /// The device is out of memory, or there is no such device.
+    pub fn new(device: Device, shape: KvShape, layers: usize, pages: usize) -> Result<Self> {
+        let layer = |_| -> Result<Layer> {
+            Ok(match device {
+                Device::Cpu => Layer::Cpu(vec![0.0; pages * shape.kv_heads * block_len(shape.head_dim)]),
+                Device::Cuda(ordinal) => {
+                    let values = pages * shape.page_bytes(device) / device.value_bytes();
+                    Layer::Cuda(Array::zeros(Gpu::get(ordinal)?, values, DType::Bf16)?)
+                }
+                Device::Portable => {
+                    let size = [pages * PAGE_TOKENS, shape.kv_heads * shape.head_dim];
+                    Layer::Portable(Box::new([0, 1].map(|_| burn::Tensor::zeros(size, &portable::device()))))
+                }
+            })
         };
-        Self { device, shape, pages, layers: (0..layers).map(layer).collect() }
+        Ok(Self { device, shape, pages, layers: (0..layers).map(layer).collect::<Result<_>>()? })
     }
 
     /// Stores the keys and values in rows `[T, (heads + 2 kv_heads) * head_dim]` of every sequence.
@@ -135,6 +163,9 @@ impl KvPool {
                         write_slot(block, slot % PAGE_TOKENS, key, value);
                     }
                 }
+            }
+            Layer::Cuda(pool) => {
+                cuda::attention::write(pool, qkv.array(), batch.on(pool.gpu())?, heads)?;
             }
             Layer::Portable(pool) => {
                 let [_, k, v] = portable_parts(heads, &qkv.burn());
@@ -169,6 +200,10 @@ impl KvPool {
         let heads = self.heads(scale, window);
         Ok(match &self.layers[layer] {
             Layer::Cpu(pool) => attend_cpu(pool, qkv, batch, heads),
+            Layer::Cuda(pool) => {
+                let out = cuda::attention::paged(pool, qkv.array(), batch.on(pool.gpu())?, heads)?;
+                Tensor::cuda(out, [qkv.rows(), heads.query * heads.dim])
+            }
             Layer::Portable(pool) => {
                 let [q, ..] = portable_parts(heads, &qkv.burn());
                 let parts = batch.sequences.iter().map(|s| {
@@ -209,13 +244,21 @@ impl KvPool {
     }
 
     /// Copies a page of every layer.
-    pub fn copy_page(&mut self, from: u32, to: u32) {
+    ///
+    /// # Errors
+    /// The device was lost.
+    pub fn copy_page(&mut self, from: u32, to: u32) -> Result<()> {
         let page_len = self.shape.kv_heads * block_len(self.shape.head_dim);
         for layer in &mut self.layers {
             match layer {
                 Layer::Cpu(pool) => {
                     let at = from as usize * page_len;
                     pool.copy_within(at..at + page_len, to as usize * page_len);
+                }
+                Layer::Cuda(pool) => {
+                    let len = self.shape.page_bytes(self.device) / self.device.value_bytes();
+                    let page = |index: u32| pool.part(index as usize * len, len);
+                    page(from).copy_to(&page(to))?;
                 }
                 Layer::Portable(pool) => {
                     for store in pool.iter_mut() {
@@ -228,6 +271,7 @@ impl KvPool {
                 }
             }
         }
+        Ok(())
     }
 }
 

@@ -42,12 +42,13 @@ impl Gradients {
         self.0.remove(&leaf.id())
     }
 
-    fn add(&mut self, id: TensorId, grad: Tensor) {
+    fn add(&mut self, id: TensorId, grad: Tensor) -> Result<()> {
         let sum = match self.0.remove(&id) {
-            Some(old) => old.accumulate(&grad),
+            Some(old) => old.accumulate(&grad)?,
             None => grad,
         };
         self.0.insert(id, sum);
+        Ok(())
     }
 }
 
@@ -133,7 +134,7 @@ impl Tape {
         let mut grads = Gradients::default();
         common_device("backward", &[root, &seed])?;
         ensure(root.shape() == seed.shape(), "backward", "root and seed of one shape", &[root, &seed])?;
-        grads.add(root.id(), seed);
+        grads.add(root.id(), seed)?;
         let Self { nodes, tracked, leaves, .. } = self;
         for node in nodes.into_iter().rev() {
             match node {
@@ -143,7 +144,7 @@ impl Tape {
                     debug_assert_eq!(inputs.len(), record.inputs.len(), "{} gradients", op.name());
                     for (input, grad) in record.inputs.iter().zip(inputs) {
                         if let Some(grad) = grad {
-                            grads.add(input.id(), grad);
+                            grads.add(input.id(), grad)?;
                         }
                     }
                 }
@@ -155,7 +156,7 @@ impl Tape {
                     let again = segment(&mut inner, &input)?;
                     if inner.tracks(&again) {
                         for (id, grad) in inner.backward(&again, grad)?.0 {
-                            grads.add(id, grad);
+                            grads.add(id, grad)?;
                         }
                     }
                 }

@@ -1,9 +1,10 @@
-//! Two-dimensional f32 tensors that are cheap to clone.
+//! Two-dimensional tensors that are cheap to clone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cpu::gemm;
+use crate::cuda::Array;
 use crate::{Device, Error, Result, portable};
 
 /// Names one value; clones share it. Gradients are looked up by it.
@@ -29,10 +30,12 @@ pub enum Layout {
 #[derive(Debug, Clone)]
 enum Data {
     Cpu(Arc<Vec<f32>>, Layout),
+    Cuda(Array),
     Portable(Box<burn::Tensor<2>>),
 }
 
-/// A matrix `[rows, cols]` of f32 on one device. Values never change; clones share them.
+/// A matrix `[rows, cols]` on one device, of f32 on the host and of bf16 on a GPU, where losses, gradients of weights
+/// and moments are f32. Values never change; clones share them.
 #[derive(Debug, Clone)]
 pub struct Tensor {
     id: TensorId,
@@ -51,8 +54,20 @@ impl Tensor {
         }
         Ok(match device {
             Device::Cpu => Self::cpu(values, shape),
+            Device::Cuda(ordinal) => Self::cuda(Array::bf16(ordinal, &values)?, shape),
             Device::Portable => Self::portable(portable::upload(values, shape)),
         })
+    }
+
+    /// One value `[1, 1]` in the precision of losses.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn scalar(device: Device, value: f32) -> Result<Self> {
+        match device {
+            Device::Cuda(ordinal) => Ok(Self::cuda(Array::f32(ordinal, &[value])?, [1, 1])),
+            Device::Cpu | Device::Portable => Self::new(device, vec![value], [1, 1]),
+        }
     }
 
     /// A weight matrix `[out, in]`, given row by row, in the layout that `device` multiplies by.
@@ -63,17 +78,16 @@ impl Tensor {
         let rows = Self::new(device, values, shape)?;
         Ok(match &rows.data {
             Data::Cpu(values, _) => Self::cpu_with_layout(gemm::pack(values, n, k), shape, Layout::Panels),
-            Data::Portable(_) => rows,
+            Data::Cuda(_) | Data::Portable(_) => rows,
         })
     }
 
     /// Zeros in row-major order.
-    #[must_use]
-    pub fn zeros(device: Device, shape: [usize; 2]) -> Self {
-        match device {
-            Device::Cpu => Self::cpu(vec![0.0; shape[0] * shape[1]], shape),
-            Device::Portable => Self::portable(portable::upload(vec![0.0; shape[0] * shape[1]], shape)),
-        }
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn zeros(device: Device, shape: [usize; 2]) -> Result<Self> {
+        Self::new(device, vec![0.0; shape[0] * shape[1]], shape)
     }
 
     pub(crate) fn cpu(values: Vec<f32>, shape: [usize; 2]) -> Self {
@@ -82,6 +96,11 @@ impl Tensor {
 
     pub(crate) fn cpu_with_layout(values: Vec<f32>, shape: [usize; 2], layout: Layout) -> Self {
         Self { id: TensorId::next(), shape, data: Data::Cpu(Arc::new(values), layout) }
+    }
+
+    pub(crate) fn cuda(array: Array, shape: [usize; 2]) -> Self {
+        debug_assert_eq!(array.len(), shape[0] * shape[1], "values of {shape:?}");
+        Self { id: TensorId::next(), shape, data: Data::Cuda(array) }
     }
 
     pub(crate) fn portable(t: burn::Tensor<2>) -> Self {
@@ -117,6 +136,7 @@ impl Tensor {
     pub fn device(&self) -> Device {
         match self.data {
             Data::Cpu(..) => Device::Cpu,
+            Data::Cuda(ref array) => Device::Cuda(array.gpu().info().ordinal),
             Data::Portable(_) => Device::Portable,
         }
     }
@@ -126,7 +146,7 @@ impl Tensor {
     pub fn layout(&self) -> Layout {
         match self.data {
             Data::Cpu(_, layout) => layout,
-            Data::Portable(_) => Layout::Rows,
+            Data::Cuda(_) | Data::Portable(_) => Layout::Rows,
         }
     }
 
@@ -135,18 +155,31 @@ impl Tensor {
     pub fn bytes(&self) -> usize {
         match &self.data {
             Data::Cpu(values, _) => values.len() * size_of::<f32>(),
+            Data::Cuda(array) => array.bytes(),
             Data::Portable(_) => self.shape[0] * self.shape[1] * size_of::<f32>(),
         }
     }
 
     /// Values in row-major order, copied to the host.
-    #[must_use]
-    pub fn to_vec(&self) -> Vec<f32> {
-        match &self.data {
+    ///
+    /// # Errors
+    /// The device was lost.
+    pub fn read(&self) -> Result<Vec<f32>> {
+        Ok(match &self.data {
             Data::Cpu(values, Layout::Rows) => values.to_vec(),
             Data::Cpu(values, Layout::Panels) => gemm::unpack(values, self.shape[0], self.shape[1]),
+            Data::Cuda(array) => array.read()?,
             Data::Portable(t) => portable::download((**t).clone()),
-        }
+        })
+    }
+
+    /// [`Tensor::read`], where a lost device is the end in any case.
+    ///
+    /// # Panics
+    /// The device was lost.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<f32> {
+        self.read().expect("the device answers")
     }
 
     /// Values in the order of [`Tensor::layout`], padding included, borrowed where the device is the host.
@@ -156,7 +189,18 @@ impl Tensor {
     pub(crate) fn raw(&self) -> &[f32] {
         match &self.data {
             Data::Cpu(values, _) => values,
-            Data::Portable(_) => panic!("raw values of a portable tensor"),
+            Data::Cuda(_) | Data::Portable(_) => panic!("raw values of a tensor that is not on the host"),
+        }
+    }
+
+    /// The array on the GPU.
+    ///
+    /// # Panics
+    /// When the tensor is not on `Cuda`; the dispatch of ops has checked that.
+    pub(crate) fn array(&self) -> &Array {
+        match &self.data {
+            Data::Cuda(array) => array,
+            Data::Cpu(..) | Data::Portable(_) => panic!("GPU array of a tensor that is not there"),
         }
     }
 
@@ -164,7 +208,7 @@ impl Tensor {
     pub(crate) fn into_raw(self) -> Vec<f32> {
         match self.data {
             Data::Cpu(values, _) => Arc::unwrap_or_clone(values),
-            Data::Portable(_) => panic!("raw values of a portable tensor"),
+            Data::Cuda(_) | Data::Portable(_) => panic!("raw values of a tensor that is not on the host"),
         }
     }
 
@@ -173,47 +217,57 @@ impl Tensor {
     pub(crate) fn burn(&self) -> burn::Tensor<2> {
         match &self.data {
             Data::Portable(t) => (**t).clone(),
-            Data::Cpu(..) => panic!("burn tensor of a native tensor"),
+            Data::Cpu(..) | Data::Cuda(_) => panic!("burn tensor of a native tensor"),
         }
     }
 
-    /// Zeros of the same shape, layout and device.
-    #[must_use]
-    pub fn zeros_like(&self) -> Self {
-        match &self.data {
+    /// Zeros of the same shape, layout and device, in f32: sums and moments.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn zeros_like(&self) -> Result<Self> {
+        Ok(match &self.data {
             Data::Cpu(values, layout) => Self::cpu_with_layout(vec![0.0; values.len()], self.shape, *layout),
+            Data::Cuda(array) => Self::cuda(array.zeros_f32()?, self.shape),
             Data::Portable(t) => Self::portable(t.zeros_like()),
-        }
+        })
     }
 
-    /// Other values, given row by row, in the same shape, layout and device.
+    /// Other values, given row by row, in the same shape, layout, precision and device.
     ///
     /// # Errors
     /// [`Error::Length`] when `values` does not fill the shape.
     pub fn with_values(&self, values: Vec<f32>) -> Result<Self> {
-        match self.layout() {
-            Layout::Rows => Self::new(self.device(), values, self.shape),
-            Layout::Panels => Self::weight(self.device(), values, self.shape),
+        if values.len() != self.shape[0] * self.shape[1] {
+            return Err(Error::Length { shape: self.shape, len: values.len() });
+        }
+        match &self.data {
+            Data::Cuda(array) => Ok(Self::cuda(array.with_values(&values)?, self.shape)),
+            Data::Cpu(_, Layout::Panels) => Self::weight(self.device(), values, self.shape),
+            Data::Cpu(..) | Data::Portable(_) => Self::new(self.device(), values, self.shape),
         }
     }
 
     /// `self + other`, the sum of two gradients of one value.
     ///
+    /// # Errors
+    /// The device is out of memory.
+    ///
     /// # Panics
     /// When they differ in shape, layout or device.
-    #[must_use]
-    pub fn accumulate(self, other: &Self) -> Self {
+    pub fn accumulate(self, other: &Self) -> Result<Self> {
         assert_eq!((self.shape, self.layout()), (other.shape, other.layout()), "gradients of different values");
-        match &self.data {
+        Ok(match self.data {
             Data::Cpu(_, layout) => {
-                let (shape, layout) = (self.shape, *layout);
+                let shape = self.shape;
                 let mut sum = self.into_raw();
                 for (s, o) in sum.iter_mut().zip(other.raw()) {
                     *s += o;
                 }
                 Self::cpu_with_layout(sum, shape, layout)
             }
-            Data::Portable(t) => Self::portable((**t).clone() + other.burn()),
-        }
+            Data::Cuda(array) => Self::cuda(array.accumulate(other.array())?, self.shape),
+            Data::Portable(t) => Self::portable(*t + other.burn()),
+        })
     }
 }

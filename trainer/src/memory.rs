@@ -168,7 +168,7 @@ pub fn kv_bytes(config: &ModelConfig, sequences: usize, tokens: usize) -> u64 {
     let shape = KvShape { heads: config.num_heads, kv_heads: config.num_kv_heads, head_dim: config.head_dim };
     // One more page a sequence: a shared last page is copied before it is written.
     let pages = sequences * (tokens.div_ceil(PAGE_TOKENS) + 1);
-    (pages * shape.page_bytes() * config.num_layers) as u64
+    (pages * shape.page_bytes(autograd::Device::Cpu) * config.num_layers) as u64
 }
 
 /// Tells the binaries' allocator to keep freed pages for the next step instead of giving them back to the system.

@@ -2,7 +2,7 @@
 
 use super::{Op, Recorded, ensure};
 use crate::cpu::rows::for_row_blocks;
-use crate::{Result, Tape, Tensor};
+use crate::{Result, Tape, Tensor, cuda};
 
 /// `a + b`.
 pub struct Add;
@@ -41,6 +41,15 @@ impl Op for Add {
 
     fn cpu_backward(&self, record: &Recorded, grad: &Tensor) -> Vec<Option<Tensor>> {
         record.needs.iter().map(|&need| need.then(|| grad.clone())).collect()
+    }
+
+    fn cuda_forward(&self, inputs: &[&Tensor], _: &[bool]) -> Result<(Tensor, Vec<Tensor>)> {
+        let y = cuda::rows::add(inputs[0].array(), inputs[1].array())?;
+        Ok((Tensor::cuda(y, inputs[0].shape()), vec![]))
+    }
+
+    fn cuda_backward(&self, record: &Recorded, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(record.needs.iter().map(|&need| need.then(|| grad.clone())).collect())
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {

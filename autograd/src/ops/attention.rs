@@ -1,10 +1,12 @@
 //! Causal attention over packed sequences.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::{Op, Recorded, ensure};
 use crate::cpu::attention::{Heads, Span, attend, pack_blocks};
 use crate::cpu::attention_backward::{Saved, attend_backward};
+use crate::cuda::attention::PackedArrays;
+use crate::cuda::{self, Gpu};
 use crate::{Error, Index, Result, Tape, Tensor, portable};
 
 /// Where the sequences of a packed batch begin and end: `[0, len_0, len_0 + len_1, .., T]`.
@@ -15,6 +17,8 @@ pub struct Sequences(Arc<Borders>);
 struct Borders {
     ends: Vec<usize>,
     positions: Index,
+    /// What a GPU knows of them, once it was asked; heads of one width only.
+    device: OnceLock<PackedArrays>,
 }
 
 impl Sequences {
@@ -28,7 +32,7 @@ impl Sequences {
         });
         let ends = std::iter::once(0).chain(ends).collect();
         let positions = lengths.iter().flat_map(|&len| 0..len as u32).collect();
-        Self(Arc::new(Borders { ends, positions }))
+        Self(Arc::new(Borders { ends, positions, device: OnceLock::new() }))
     }
 
     /// The borders, one more than there are sequences.
@@ -41,6 +45,14 @@ impl Sequences {
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.0.positions.len()
+    }
+
+    fn on(&self, gpu: &'static Gpu, heads: Heads) -> Result<&PackedArrays> {
+        if let Some(arrays) = self.0.device.get() {
+            return Ok(arrays);
+        }
+        let arrays = PackedArrays::new(gpu, &self.0.ends, heads.dim)?;
+        Ok(self.0.device.get_or_init(|| arrays))
     }
 
     /// Position of every row in its sequence.
@@ -163,6 +175,22 @@ impl Op for Attention {
             Saved { qkv: qkv.raw(), out: record.output.raw(), log_sums: record.kept[0].raw(), dout: grad.raw() };
         let grads = attend_backward(&saved, self.sequences.borders(), self.heads(qkv.cols()));
         vec![Some(Tensor::cpu(grads, qkv.shape()))]
+    }
+
+    fn cuda_forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Vec<Tensor>)> {
+        let (qkv, heads) = (inputs[0], self.heads(inputs[0].cols()));
+        let gpu = qkv.array().gpu();
+        let (out, log_sums) = cuda::attention::packed(qkv.array(), self.sequences.on(gpu, heads)?, heads, needs[0])?;
+        let kept = log_sums.map(|l| Tensor::cuda(l, [qkv.rows(), self.heads]));
+        Ok((Tensor::cuda(out, [qkv.rows(), heads.query * heads.dim]), kept.into_iter().collect()))
+    }
+
+    fn cuda_backward(&self, record: &Recorded, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let qkv = &record.inputs[0];
+        let heads = self.heads(qkv.cols());
+        let saved = [qkv, &record.output, &record.kept[0], grad].map(Tensor::array);
+        let borders = self.sequences.on(qkv.array().gpu(), heads)?;
+        Ok(vec![Some(Tensor::cuda(cuda::attention::packed_backward(saved, borders, heads)?, qkv.shape()))])
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {

@@ -1,7 +1,8 @@
 //! Cross-entropy from hidden states.
 
-use super::head::{HeadLoss, RowLoss, Rows, check_targets, head_loss};
+use super::head::{HeadLoss, LogitChunk, RowLoss, Rows, check_targets, head_loss};
 use super::log_prob::{portable_row, row_log_prob};
+use crate::cuda::Arg;
 use crate::{Result, Tape, Tensor};
 
 struct CrossEntropy {
@@ -37,6 +38,12 @@ impl RowLoss for CrossEntropy {
     fn row(&self, row: usize, student: &mut [f32], _: &mut [f32], gradient: bool, values: &mut [f32]) {
         let [logprob, entropy] = row_log_prob(student, self.targets[row], 1.0, gradient.then_some(-1.0));
         values.copy_from_slice(&[-logprob, logprob, entropy]);
+    }
+
+    fn launch(&self, chunk: &LogitChunk<'_>) -> Result<()> {
+        let targets = chunk.upload(&self.targets)?;
+        let args: Vec<Arg> = chunk.logits().into_iter().chain([Arg::from(&targets)]).chain(chunk.results()).collect();
+        chunk.launch("cross_entropy_rows", &args)
     }
 
     fn portable(&self, student: burn::Tensor<2>, _: Option<burn::Tensor<2>>) -> burn::Tensor<2> {

@@ -55,6 +55,19 @@ impl Divergence {
         if fits { Ok(()) } else { Err(Error::Domain { op: "linear_distill", what, value, expected }) }
     }
 
+    /// What the GPU's kernels call it: kind, constant and k of a top-k divergence.
+    pub(super) fn code(self) -> (i32, f32, Option<usize>) {
+        let (kind, constant) = match self.kind() {
+            Kind::Forward => (0, 0.0),
+            Kind::Reverse => (1, 0.0),
+            Kind::Mixed(beta) => (2, beta),
+            Kind::SkewedForward(alpha) => (3, alpha),
+            Kind::SkewedReverse(alpha) => (4, alpha),
+        };
+        let k = if let Self::TopK { k, .. } = self { Some(k) } else { None };
+        (kind, constant, k)
+    }
+
     /// Vector form of the divergence on full rows; a top-k divergence uses its JSD on the reduced rows.
     fn kind(self) -> Kind {
         match self {

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::{Op, Recorded, ensure_index};
 use crate::cpu::{gemm, simd::LANES};
+use crate::cuda::{self, rows::Segments};
 use crate::{Index, Result, Tape, Tensor, portable};
 
 /// Looks up rows of a weight by token id.
@@ -59,6 +60,21 @@ impl Op for Embedding {
             }
         });
         vec![Some(Tensor::cpu_with_layout(d, table.shape(), table.layout()))]
+    }
+
+    fn cuda_forward(&self, inputs: &[&Tensor], _: &[bool]) -> Result<(Tensor, Vec<Tensor>)> {
+        let table = inputs[0];
+        cuda::rows::check_width(self.name(), "the width", table.cols())?;
+        let shape = [self.ids.len(), table.cols()];
+        let ids = self.ids.on(table.array().gpu())?;
+        Ok((Tensor::cuda(cuda::rows::gather("embedding_forward", table.array(), ids, shape)?, shape), vec![]))
+    }
+
+    fn cuda_backward(&self, record: &Recorded, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let shape = record.inputs[0].shape();
+        let segments = Segments::distinct(self.ids.values());
+        let d = cuda::rows::embedding_backward(grad.array(), &segments, shape)?;
+        Ok(vec![Some(Tensor::cuda(d, shape))])
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {

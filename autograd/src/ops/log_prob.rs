@@ -1,7 +1,8 @@
 //! Log-probabilities of given tokens, from hidden states.
 
-use super::head::{HeadLoss, RowLoss, check_targets, check_temperature, head_loss};
+use super::head::{HeadLoss, LogitChunk, RowLoss, check_targets, check_temperature, head_loss};
 use crate::cpu::rows::{entropy_and_exp, normalizer, scale_in_place};
+use crate::cuda::Arg;
 use crate::{Result, Tape, Tensor, portable};
 
 /// The sum of `ln p(targets[t])`, whose rows are the log-probabilities themselves.
@@ -37,6 +38,13 @@ impl RowLoss for TokenLogProbs {
     fn row(&self, row: usize, student: &mut [f32], _: &mut [f32], gradient: bool, values: &mut [f32]) {
         assert!(!gradient, "log-probabilities are only evaluated");
         values[0] = log_prob(student, self.targets[row], self.temperature as f32);
+    }
+
+    fn launch(&self, chunk: &LogitChunk<'_>) -> Result<()> {
+        let targets = chunk.upload(&self.targets)?;
+        let rest = [Arg::from(&targets), Arg::F32(self.temperature as f32), chunk.values()];
+        let args: Vec<Arg> = chunk.logits().into_iter().chain(rest).collect();
+        chunk.launch("log_prob_rows", &args)
     }
 
     fn portable(&self, student: burn::Tensor<2>, _: Option<burn::Tensor<2>>) -> burn::Tensor<2> {

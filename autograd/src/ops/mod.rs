@@ -17,6 +17,7 @@ mod policy_gradient;
 mod rms_norm;
 mod rope;
 mod rows;
+mod sample;
 mod swiglu;
 
 pub use add::{Add, add};
@@ -33,6 +34,7 @@ pub use policy_gradient::linear_policy_gradient;
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use rope::{QkRope, RopeTable, qk_rope};
 pub use rows::{SelectRows, select_rows};
+pub use sample::{Draw, Drawn, draw};
 pub use swiglu::{SwiGlu, swiglu};
 
 use crate::{Device, Error, Result, Tensor, portable};
@@ -69,6 +71,18 @@ pub trait Op: Send + 'static {
     /// Native backward: one gradient for every input that needs one, in the layout of that input.
     fn cpu_backward(&self, record: &Recorded, grad: &Tensor) -> Vec<Option<Tensor>>;
 
+    /// Forward on a GPU, as [`Op::cpu_forward`].
+    ///
+    /// # Errors
+    /// A device that is out of memory or lost.
+    fn cuda_forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Vec<Tensor>)>;
+
+    /// Backward on a GPU: gradients of activations in bf16, of weights in f32.
+    ///
+    /// # Errors
+    /// A device that is out of memory or lost.
+    fn cuda_backward(&self, record: &Recorded, grad: &Tensor) -> Result<Vec<Option<Tensor>>>;
+
     /// The op as a burn expression: the output and, past it, what [`Op::cpu_forward`] keeps.
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>>;
 
@@ -82,6 +96,7 @@ pub trait Op: Send + 'static {
         self.check(inputs)?;
         Ok(match device {
             Device::Cpu => self.cpu_forward(inputs, needs),
+            Device::Cuda(_) => self.cuda_forward(inputs, needs)?,
             Device::Portable => {
                 let inputs: Vec<_> = inputs.iter().map(|t| t.burn()).collect();
                 let mut values = self.portable(&inputs).into_iter().map(Tensor::portable);
@@ -98,6 +113,7 @@ pub trait Op: Send + 'static {
     fn backward(&self, record: &Recorded, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         Ok(match common_device(self.name(), &[&record.output, grad])? {
             Device::Cpu => self.cpu_backward(record, grad),
+            Device::Cuda(_) => self.cuda_backward(record, grad)?,
             Device::Portable => {
                 let inputs: Vec<_> = record.inputs.iter().map(Tensor::burn).collect();
                 let grads =

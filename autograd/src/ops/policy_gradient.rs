@@ -1,7 +1,8 @@
 //! Policy gradient with importance ratios, from hidden states.
 
-use super::head::{HeadLoss, RowLoss, Rows, check_targets, check_temperature, head_loss};
+use super::head::{HeadLoss, LogitChunk, RowLoss, Rows, check_targets, check_temperature, head_loss};
 use super::log_prob::{portable_row, row_log_prob};
+use crate::cuda::Arg;
 use crate::{Result, Tape, Tensor, portable};
 
 struct PolicyGradient {
@@ -57,6 +58,15 @@ impl RowLoss for PolicyGradient {
         let loss = -(logprob - self.sampled[row]).exp() * self.advantages[row];
         let [logprob, entropy] = row_log_prob(student, target, temperature, gradient.then_some(loss));
         values.copy_from_slice(&[loss, logprob, entropy]);
+    }
+
+    fn launch(&self, chunk: &LogitChunk<'_>) -> Result<()> {
+        let targets = chunk.upload(&self.targets)?;
+        let [sampled, advantages] = [chunk.upload(&self.sampled)?, chunk.upload(&self.advantages)?];
+        let rows = [Arg::from(&targets), Arg::from(&sampled), Arg::from(&advantages)];
+        let temperature = [Arg::F32(self.temperature as f32)];
+        let args: Vec<Arg> = chunk.logits().into_iter().chain(rows).chain(temperature).chain(chunk.results()).collect();
+        chunk.launch("policy_gradient_rows", &args)
     }
 
     fn portable(&self, student: burn::Tensor<2>, _: Option<burn::Tensor<2>>) -> burn::Tensor<2> {

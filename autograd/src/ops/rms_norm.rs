@@ -2,7 +2,7 @@
 
 use super::{Op, Recorded, ensure};
 use crate::cpu::rows;
-use crate::{Result, Tape, Tensor};
+use crate::{Result, Tape, Tensor, cuda};
 
 /// RMSNorm over consecutive groups as wide as the weight.
 pub struct RmsNorm {
@@ -46,6 +46,22 @@ impl Op for RmsNorm {
         rows::rms_norm_backward(&mut dx, dw.as_deref_mut(), grad.raw(), x.raw(), w.raw(), self.eps);
         let dx = record.needs[0].then(|| Tensor::cpu(dx, x.shape()));
         vec![dx, dw.map(|d| Tensor::cpu(d, w.shape()))]
+    }
+
+    fn cuda_forward(&self, inputs: &[&Tensor], _: &[bool]) -> Result<(Tensor, Vec<Tensor>)> {
+        let (x, w) = (inputs[0], inputs[1]);
+        cuda::rows::check_width(self.name(), "the width of the norm", w.cols())?;
+        let dims = [x.rows() * x.cols() / w.cols(), w.cols()];
+        Ok((Tensor::cuda(cuda::rows::rms_norm(x.array(), w.array(), dims, self.eps)?, x.shape()), vec![]))
+    }
+
+    fn cuda_backward(&self, record: &Recorded, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let (x, w) = (&record.inputs[0], &record.inputs[1]);
+        let dims = [x.rows() * x.cols() / w.cols(), w.cols()];
+        let arrays = [grad.array(), x.array(), w.array()];
+        let (dx, dw) = cuda::rows::rms_norm_backward(arrays, dims, self.eps, record.needs[1])?;
+        let dx = record.needs[0].then(|| Tensor::cuda(dx, x.shape()));
+        Ok(vec![dx, dw.map(|d| Tensor::cuda(d, w.shape()))])
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {

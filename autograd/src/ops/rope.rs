@@ -1,10 +1,11 @@
 //! Rotary position embedding (<https://arxiv.org/abs/2104.09864>), halves rotated as Hugging Face does.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::{Op, Recorded, ensure, ensure_index};
 use crate::cpu::rows;
+use crate::cuda::{self, Array, Gpu, rows::Rotation};
 use crate::{Index, Result, Tape, Tensor, portable};
 
 /// Cosines and sines of every position that a model can see.
@@ -13,6 +14,8 @@ pub struct RopeTable {
     half: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
+    /// Cosines and sines on a GPU, once an op has asked for them.
+    device: OnceLock<[Array; 2]>,
 }
 
 impl RopeTable {
@@ -25,13 +28,21 @@ impl RopeTable {
         let half = inverse_frequencies.len();
         let angles = (0..positions).flat_map(|p| inverse_frequencies.iter().map(move |f| p as f32 * f));
         let (cos, sin) = angles.map(|a| (a.cos() * magnitude, a.sin() * magnitude)).unzip();
-        Self { half, cos, sin }
+        Self { half, cos, sin, device: OnceLock::new() }
     }
 
     /// Positions in the table.
     #[must_use]
     pub fn positions(&self) -> usize {
         self.cos.len() / self.half.max(1)
+    }
+
+    fn on(&self, gpu: &'static Gpu) -> Result<&[Array; 2]> {
+        if let Some(arrays) = self.device.get() {
+            return Ok(arrays);
+        }
+        let arrays = [Array::f32(gpu.info().ordinal, &self.cos)?, Array::f32(gpu.info().ordinal, &self.sin)?];
+        Ok(self.device.get_or_init(|| arrays))
     }
 
     fn gather(&self, values: &[f32], positions: &Index) -> Vec<f32> {
@@ -73,6 +84,20 @@ impl QkRope {
 
     fn row_len(&self) -> usize {
         (self.heads[0] + 2 * self.heads[1]) * 2 * self.table.half
+    }
+
+    fn rotation<'a>(&'a self, gpu: &'static Gpu, norms: &[&'a Array]) -> Result<Rotation<'a>> {
+        let [cosines, sines] = self.table.on(gpu)?;
+        Ok(Rotation {
+            rows: self.positions.len(),
+            heads: self.heads,
+            dim: 2 * self.table.half,
+            eps: self.eps,
+            positions: self.positions.on(gpu)?,
+            cosines,
+            sines,
+            norms: norms.as_array().map(|[q, k]| [*q, *k]),
+        })
     }
 
     fn rotate(&self, y: &mut [f32], sign: f32) {
@@ -145,6 +170,27 @@ impl Op for QkRope {
             }));
         }
         grads
+    }
+
+    fn cuda_forward(&self, inputs: &[&Tensor], _: &[bool]) -> Result<(Tensor, Vec<Tensor>)> {
+        let x = inputs[0].array();
+        cuda::rows::check_width(self.name(), "half a head", self.table.half)?;
+        let norms: Vec<&Array> = inputs[1..].iter().map(|w| w.array()).collect();
+        let y = self.rotation(x.gpu(), &norms)?.forward(x)?;
+        Ok((Tensor::cuda(y, inputs[0].shape()), vec![]))
+    }
+
+    fn cuda_backward(&self, record: &Recorded, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let x = record.inputs[0].array();
+        let norms: Vec<&Array> = record.inputs[1..].iter().map(Tensor::array).collect();
+        let wanted = record.needs[1..].contains(&true);
+        let (dx, dnorms) = self.rotation(x.gpu(), &norms)?.backward(grad.array(), x, wanted)?;
+        let mut grads = vec![record.needs[0].then(|| Tensor::cuda(dx, grad.shape()))];
+        let dnorms = dnorms.map_or(vec![None; norms.len()], |d| d.into_iter().map(Some).collect());
+        for ((d, w), need) in dnorms.into_iter().zip(&record.inputs[1..]).zip(&record.needs[1..]) {
+            grads.push(d.filter(|_| *need).map(|d| Tensor::cuda(d, w.shape())));
+        }
+        Ok(grads)
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {

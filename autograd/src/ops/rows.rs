@@ -1,6 +1,7 @@
 //! Picking rows.
 
 use super::{Op, Recorded, ensure_index};
+use crate::cuda::{self, rows::Segments};
 use crate::{Index, Result, Tape, Tensor, portable};
 
 /// Picks rows by index; an index may repeat.
@@ -44,6 +45,21 @@ impl Op for SelectRows {
             }
         }
         vec![Some(Tensor::cpu(dx, shape))]
+    }
+
+    fn cuda_forward(&self, inputs: &[&Tensor], _: &[bool]) -> Result<(Tensor, Vec<Tensor>)> {
+        let x = inputs[0];
+        cuda::rows::check_width(self.name(), "the width", x.cols())?;
+        let shape = [self.rows.len(), x.cols()];
+        let y = cuda::rows::gather("select_rows_forward", x.array(), self.rows.on(x.array().gpu())?, shape)?;
+        Ok((Tensor::cuda(y, shape), vec![]))
+    }
+
+    fn cuda_backward(&self, record: &Recorded, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let shape = record.inputs[0].shape();
+        let segments = Segments::dense(self.rows.values(), shape[0]);
+        let dx = cuda::rows::select_rows_backward(grad.array(), &segments, shape)?;
+        Ok(vec![Some(Tensor::cuda(dx, shape))])
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {

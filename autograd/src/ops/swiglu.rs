@@ -2,7 +2,7 @@
 
 use super::{Op, Recorded, ensure};
 use crate::cpu::rows;
-use crate::{Result, Tape, Tensor};
+use crate::{Result, Tape, Tensor, cuda};
 
 /// `silu(gate) * up`.
 pub struct SwiGlu;
@@ -41,6 +41,18 @@ impl Op for SwiGlu {
         let mut dx = vec![0.0; x.raw().len()];
         rows::swiglu_backward(&mut dx, grad.raw(), x.raw(), grad.cols());
         vec![Some(Tensor::cpu(dx, x.shape()))]
+    }
+
+    fn cuda_forward(&self, inputs: &[&Tensor], _: &[bool]) -> Result<(Tensor, Vec<Tensor>)> {
+        let shape = [inputs[0].rows(), inputs[0].cols() / 2];
+        cuda::rows::check_width(self.name(), "the width of gate and up", shape[1])?;
+        Ok((Tensor::cuda(cuda::rows::swiglu(inputs[0].array(), shape)?, shape), vec![]))
+    }
+
+    fn cuda_backward(&self, record: &Recorded, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let x = &record.inputs[0];
+        let dx = cuda::rows::swiglu_backward(grad.array(), x.array(), grad.shape())?;
+        Ok(vec![Some(Tensor::cuda(dx, x.shape()))])
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {

@@ -7,7 +7,7 @@ use autograd::ops::{self, Attention, Distill, Divergence, Dropout, LowRank, Proj
 use autograd::{Device, Error, Result, Tape, Tensor};
 
 fn rows(shape: [usize; 2]) -> Tensor {
-    Tensor::zeros(Device::Cpu, shape)
+    Tensor::zeros(Device::Cpu, shape).expect("memory")
 }
 
 fn weight(shape: [usize; 2]) -> Tensor {
@@ -130,7 +130,7 @@ fn constants_of_losses() {
     let (x, head) = (rows([2, 3]), weight([5, 3]));
     let mut distill = |divergence, temperature| {
         let d = Distill { divergence, temperature };
-        ops::linear_distill(tape, [&x, &head], [&x, &head], &[1.0; 2], &d)
+        ops::linear_distill(tape, [&x, &head], [&x, &head], &[0; 2], &[1.0; 2], &d)
     };
     let jsd = |beta| Divergence::Jsd { beta };
     assert_refused!(distill(jsd(1.5), 1.0), Error::Domain { .. }, "beta", "1.5", "[0, 1]");
@@ -160,6 +160,7 @@ fn constants_of_losses() {
             tape,
             [&x, &head],
             [&x, &other],
+            &[0; 2],
             &[1.0; 2],
             &Distill { divergence: jsd(0.5), temperature: 1.0 }
         ),
@@ -202,7 +203,7 @@ fn layouts_and_devices() {
     );
     assert_refused!(ops::embedding(tape, &rows([4, 3]), &[0].into()), Error::Layout { .. }, "embedding", "weight");
     assert_refused!(ops::add(tape, &weight([2, 3]), &rows([2, 3])), Error::Layout { .. }, "add", "operand 0", "rows");
-    let far = Tensor::zeros(Device::Portable, [2, 3]);
+    let far = Tensor::zeros(Device::Portable, [2, 3]).expect("memory");
     assert_refused!(ops::add(tape, &rows([2, 3]), &far), Error::DeviceMismatch { .. }, "add", "cpu", "portable");
 }
 
@@ -218,7 +219,7 @@ fn lengths_and_device_names() {
 #[test]
 fn pages() {
     let shape = KvShape { heads: 2, kv_heads: 1, head_dim: 8 };
-    let mut pool = KvPool::new(Device::Cpu, shape, 1, 3);
+    let mut pool = KvPool::new(Device::Cpu, shape, 1, 3).expect("memory");
     let qkv = rows([4, 32]);
     let sequence = |rows, position, pages| PagedBatch::new(&[PagedRows { rows, position, pages }]);
     let good = sequence(0..4, 0, &[1]);
@@ -232,7 +233,7 @@ fn pages() {
     assert_refused!(pool.write(0, &qkv, &sequence(1..5, 0, &[1])), Error::Shape { .. }, "rows", "[4, 32]");
     assert_refused!(pool.write(1, &qkv, &good), Error::Index { .. }, "kv write", "layer 1", "0..1");
     assert_refused!(pool.attend(0, &qkv, &good, 1.0, Some(0)), Error::Domain { .. }, "window", "0");
-    let far = Tensor::zeros(Device::Portable, [4, 32]);
+    let far = Tensor::zeros(Device::Portable, [4, 32]).expect("memory");
     assert_refused!(pool.write(0, &far, &good), Error::DeviceMismatch { .. }, "kv write", "portable");
     assert_refused!(pool.attend(0, &far, &good, 1.0, None), Error::DeviceMismatch { .. }, "paged attention", "cpu");
 }

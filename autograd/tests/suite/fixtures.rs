@@ -181,7 +181,7 @@ fn losses_from_hidden_states() {
                 [("teacher_hidden", false), ("teacher_weight", true)].map(|(k, w)| tensor(device, &attrs[k], w));
             let divergence = Divergence::Jsd { beta: number(&attrs["beta"]) };
             let d = Distill { divergence, temperature: number(&attrs["temperature"]) };
-            ops::linear_distill(tape, pair, [&hidden, &head], weights, &d)
+            ops::linear_distill(tape, pair, [&hidden, &head], &vec![0; weights.len()], weights, &d)
         });
     }
 }
@@ -219,7 +219,8 @@ fn check_divergence(entry: &Value, divergence: Divergence) {
     let temperature = entry["temperature"].as_f64().unwrap_or(1.0);
     let d = Distill { divergence, temperature };
     check_rows(&format!("{d:?}"), entry, |tape, pair, teacher| {
-        ops::linear_distill(tape, pair, [teacher, pair[1]], &vec![1.0; teacher.rows()], &d)
+        let rows = teacher.rows();
+        ops::linear_distill(tape, pair, [teacher, pair[1]], &vec![0; rows], &vec![1.0; rows], &d)
     });
 }
 

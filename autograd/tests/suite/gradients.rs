@@ -7,14 +7,14 @@ use super::support::{Operand, assert_close, dot, random};
 use super::table::{Case, table};
 
 /// What one run gives: the output, the rows' values, a gradient per operand.
-struct Ran {
-    output: Vec<f32>,
-    rows: Rows,
-    grads: Vec<Option<Vec<f32>>>,
+pub(crate) struct Ran {
+    pub(crate) output: Vec<f32>,
+    pub(crate) rows: Rows,
+    pub(crate) grads: Vec<Option<Vec<f32>>>,
 }
 
 /// Gradients of `sum(output * seed)`; with `twice`, of the sum of two calls on the same tape.
-fn run(case: &Case, device: Device, twice: bool) -> Ran {
+pub(crate) fn run(case: &Case, device: Device, twice: bool) -> Ran {
     let tensors: Vec<Tensor> = case.operands.iter().map(|o| o.on(device)).collect();
     let inputs: Vec<&Tensor> = case.slots.iter().map(|&s| &tensors[s]).collect();
     let mut tape = if case.differentiable { Tape::recording() } else { Tape::off() };
@@ -26,7 +26,7 @@ fn run(case: &Case, device: Device, twice: bool) -> Ran {
         output = ops::add(&mut tape, &output, &again).expect("equal shapes");
     }
     let grads = if case.differentiable {
-        let seed = Tensor::new(device, seed(&output), output.shape()).expect("the seed fills the shape");
+        let seed = output.with_values(seed(&output)).expect("the seed fills the shape");
         tape.backward(&output, seed).unwrap_or_else(|e| panic!("{}: {e}", case.name))
     } else {
         Gradients::default()
@@ -41,7 +41,7 @@ fn seed(output: &Tensor) -> Vec<f32> {
 }
 
 /// Operands that some input other than a constant uses.
-fn variables(case: &Case) -> Vec<bool> {
+pub(crate) fn variables(case: &Case) -> Vec<bool> {
     let uses = |operand| {
         let mut slots = case.slots.iter().enumerate();
         case.differentiable && slots.any(|(input, &s)| s == operand && !case.constants.contains(&input))

@@ -44,7 +44,7 @@ fn grade(
 fn distill(device: Device, [student, teacher]: [&[f32]; 2], vocab: usize, weights: &[f32], d: Distill) -> Graded {
     let teacher = Tensor::new(device, teacher.to_vec(), [weights.len(), vocab]).expect("whole rows");
     grade(device, student, vocab, |tape, pair| {
-        ops::linear_distill(tape, pair, [&teacher, &identity(device, vocab)], weights, &d)
+        ops::linear_distill(tape, pair, [&teacher, &identity(device, vocab)], &vec![0; weights.len()], weights, &d)
     })
 }
 
@@ -231,8 +231,15 @@ fn from_hidden(rows: std::ops::Range<usize>, scale: f32) -> (f32, Rows, Gradient
     student.iter().for_each(|t| tape.watch(t));
     let [hidden, head] = &student;
     let d = at_one(jsd(0.5));
-    let (loss, rows) =
-        ops::linear_distill(&mut tape, [hidden, head], [&teacher[0], &teacher[1]], &weights, &d).expect("shapes fit");
+    let (loss, rows) = ops::linear_distill(
+        &mut tape,
+        [hidden, head],
+        [&teacher[0], &teacher[1]],
+        &vec![0; weights.len()],
+        &weights,
+        &d,
+    )
+    .expect("shapes fit");
     let one = Tensor::new(Device::Cpu, vec![1.0], [1, 1]).expect("one value");
     let grads = tape.backward(&loss, one).expect("watched");
     (loss.to_vec()[0], rows, grads, student)

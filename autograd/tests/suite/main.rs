@@ -1,6 +1,7 @@
 //! What the ops promise, through the public API: equality with burn, finite differences, published losses, PyTorch.
 
 mod adamw;
+mod cuda;
 mod errors;
 mod fixtures;
 mod gradients;

@@ -98,7 +98,7 @@ fn page_tables() -> Vec<Vec<u32>> {
 
 /// A pool whose pages an earlier sequence has filled, of all things with what a broken model writes.
 fn dirty_pool(device: Device, shape: KvShape) -> KvPool {
-    let mut pool = KvPool::new(device, shape, 2, POOL);
+    let mut pool = KvPool::new(device, shape, 2, POOL).expect("memory");
     let rows = POOL * PAGE_TOKENS;
     let width = row_len(shape);
     let old = Tensor::new(device, vec![f32::NAN; rows * width], [rows, width]).expect("whole rows");
@@ -139,13 +139,13 @@ fn a_copied_page_is_its_own() {
     let shape = SHAPES[0];
     for device in [Device::Cpu, Device::Portable] {
         let tensor = |rows, key| Tensor::new(device, random(rows * row_len(shape), key), [rows, row_len(shape)]);
-        let mut pool = KvPool::new(device, shape, 2, 4);
+        let mut pool = KvPool::new(device, shape, 2, 4).expect("memory");
         let old = tensor(10, 1).expect("whole rows");
         for layer in 0..2 {
             pool.write(layer, &old, &PagedBatch::new(&[PagedRows { rows: 0..10, position: 0, pages: &[2] }]))
                 .expect("page 2 is there");
         }
-        pool.copy_page(2, 0);
+        pool.copy_page(2, 0).expect("memory");
         let query = tensor(1, 3).expect("whole rows");
         let look = |pool: &KvPool, layer, page: u32| {
             let rows = PagedBatch::new(&[PagedRows { rows: 0..1, position: 9, pages: &[page] }]);

@@ -33,7 +33,7 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    fn new(
+    pub(crate) fn new(
         module: &'static str,
         name: impl Into<String>,
         operands: Vec<Operand>,
@@ -42,7 +42,7 @@ impl Case {
         Self::loss(module, name, operands, move |tape, x| Ok((run(tape, x)?, Rows::new())))
     }
 
-    fn loss(
+    pub(crate) fn loss(
         module: &'static str,
         name: impl Into<String>,
         operands: Vec<Operand>,
@@ -307,11 +307,12 @@ pub(crate) fn divergences(vocab: usize) -> Vec<Divergence> {
 
 fn distillation() -> Vec<Case> {
     let case = |dims @ [t, vocab, _]: [usize; 3], teacher_width: usize, divergence, temperature| {
-        let weights = weights(t);
+        let (weights, targets) = (weights(t), targets(t, vocab));
         let operands = [head(dims, 20), head([t, vocab, teacher_width], 24)].concat();
         let name = format!("{dims:?} {divergence:?} temperature {temperature}");
         let case = Case::loss("distill", name, operands, move |tape, x| {
-            ops::linear_distill(tape, [x[0], x[1]], [x[2], x[3]], &weights, &Distill { divergence, temperature })
+            let distill = Distill { divergence, temperature };
+            ops::linear_distill(tape, [x[0], x[1]], [x[2], x[3]], &targets, &weights, &distill)
         });
         let chooses = matches!(divergence, Divergence::TopK { k, .. } if k < vocab);
         let step = if chooses { (t < 100).then_some(5e-4) } else { case.step };

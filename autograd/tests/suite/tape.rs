@@ -164,7 +164,7 @@ fn nothing_watched_is_nothing_recorded() {
         let y = network(&mut tape, &layers, &x, true).expect("shapes fit");
         let y = network(&mut tape, &layers, &y, false).expect("shapes fit");
         assert!(!tape.tracks(&y));
-        let seed = y.zeros_like();
+        let seed = y.zeros_like().expect("memory");
         assert!(matches!(tape.backward(&y, seed), Err(Error::NotRecorded)));
     }
 }
@@ -175,7 +175,8 @@ fn a_seed_of_another_shape_is_refused() {
     let mut tape = Tape::recording();
     tape.watch(&x);
     let y = ops::add(&mut tape, &x, &x).expect("equal shapes");
-    let error = tape.backward(&y, Tensor::zeros(Device::Cpu, [4, 3])).err().expect("refused").to_string();
+    let error =
+        tape.backward(&y, Tensor::zeros(Device::Cpu, [4, 3]).expect("memory")).err().expect("refused").to_string();
     assert!(error.contains("backward") && error.contains("[4, 3]"), "{error}");
 }
 

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+use autograd::ops::Draw;
+
 use crate::request::{FinishReason, GenerateEvent, GenerateRequest, TokenEvent};
 use crate::sampler::{RngKey, Sampled, SamplingError, SamplingParams, Scratch, StopMatcher, TokenHistory, sample};
 use crate::text::{Detokenizer, Tokenizer};
@@ -60,6 +62,24 @@ impl Generation {
         let position = (self.prompt_len + self.history.generated()) as u64;
         let key = RngKey { seed: self.params.seed, request: self.index, position };
         sample(logits, &self.params, eos, &self.history, key, &mut Scratch::default())
+    }
+
+    /// The next draw, where it needs nothing but temperature and truncation of the model's own logits.
+    pub(super) fn plain_draw(&self) -> Option<Draw> {
+        let p = &self.params;
+        let listed = p.logprobs.is_some_and(|n| n > 0) || !p.logprob_token_ids.is_empty();
+        if listed || p.adjusts_logits(self.history.generated()) {
+            return None;
+        }
+        Some(Draw {
+            temperature: p.temperature,
+            top_k: p.top_k.unwrap_or(0),
+            top_p: p.top_p,
+            min_p: p.min_p,
+            seed: p.seed,
+            request: self.index,
+            position: (self.prompt_len + self.history.generated()) as u64,
+        })
     }
 
     /// Takes the drawn token: text, stop conditions, event.

@@ -103,12 +103,12 @@ impl Engine {
                 };
                 send(&reply, report);
             }
-            Work::OptimStep(step, reply) => send(&reply, self.session().map(|s| s.optim_step(&step))),
+            Work::OptimStep(step, reply) => send(&reply, self.session().and_then(|s| s.optim_step(&step))),
             Work::Publish(reply) => {
                 let version = self.publish();
                 send(&reply, version);
             }
-            Work::Export(reply) => send(&reply, self.session().map(|s| s.export())),
+            Work::Export(reply) => send(&reply, self.session().and_then(|s| s.export())),
             Work::Restore(state, reply) => {
                 let restored = self.session().and_then(|s| s.restore(state));
                 send(&reply, restored);

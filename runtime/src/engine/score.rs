@@ -45,7 +45,7 @@ impl SlotEngine {
     fn score_rows(&self, hidden: &Tensor, rows: &[usize], tokens: &[u32], top: usize, score: &mut Score) -> Result<()> {
         let places = rows.iter().map(|&row| row as u32).collect();
         let hidden = ops::select_rows(&mut Tape::off(), hidden, &places)?;
-        let logits = ops::logits(&hidden, self.serving.weights.output_head())?;
+        let logits = ops::logits(&hidden, self.serving.weights.output_head())?.read()?;
         let scored: Vec<(f64, Vec<(u32, f64)>)> = rows
             .par_iter()
             .zip(logits.par_chunks(self.config().vocab_size))

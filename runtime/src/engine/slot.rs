@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedBatch, PagedRows};
-use autograd::{Device, Tape, ops};
+use autograd::{Device, Tape, Tensor, ops};
 use rayon::prelude::*;
 
 use super::generation::{Generation, Progress};
@@ -49,7 +49,7 @@ impl SlotEngine {
         };
         let adapter = model.adapter.as_ref().map(|dir| Adapter::load(dir, &config, spec.device)).transpose()?;
         let shape = KvShape { heads: config.num_heads, kv_heads: config.num_kv_heads, head_dim: config.head_dim };
-        let num_pages = spec.engine.kv_bytes / (shape.page_bytes() * config.num_layers);
+        let num_pages = spec.engine.kv_bytes / (shape.page_bytes(spec.device) * config.num_layers);
         let scheduler = Scheduler::new(SchedulerConfig {
             token_budget: spec.engine.token_budget,
             max_running: spec.engine.max_running,
@@ -61,7 +61,7 @@ impl SlotEngine {
         let positions = config.max_position_embeddings;
         Ok(Self {
             slot,
-            pool: KvPool::new(spec.device, shape, config.num_layers, num_pages),
+            pool: KvPool::new(spec.device, shape, config.num_layers, num_pages)?,
             decoder: Decoder::new(config, positions),
             serving: Pass::inference(weights, adapter.map(Arc::new)),
             version: 0,
@@ -157,7 +157,7 @@ impl SlotEngine {
     /// Runs the planned tokens and draws the next ones.
     fn compute(&mut self, plan: &Plan) -> Result<Vec<(RequestId, Result<Sampled, SamplingError>)>> {
         for copy in &plan.copies {
-            self.pool.copy_page(copy.src.0, copy.dst.0);
+            self.pool.copy_page(copy.src.0, copy.dst.0)?;
         }
         let mut ids = Vec::with_capacity(plan.num_tokens());
         let pages: Vec<Vec<u32>> = plan.seqs.iter().map(|s| s.pages.iter().map(|p| p.0).collect()).collect();
@@ -184,12 +184,22 @@ impl SlotEngine {
         let rows = last_rows.iter().map(|(_, row)| *row as u32).collect();
         let hidden = ops::select_rows(&mut Tape::off(), &hidden, &rows)?;
         let logits = ops::logits(&hidden, self.serving.weights.output_head())?;
-        let eos = &self.decoder.config.eos_token_ids;
-        let draws = last_rows
-            .par_iter()
-            .zip(logits.par_chunks(self.decoder.config.vocab_size))
-            .map(|((id, _), logits)| (*id, self.running[id].draw(logits, eos)));
-        Ok(draws.collect())
+        let ids: Vec<RequestId> = last_rows.into_iter().map(|(id, _)| id).collect();
+        let sampled = self.sample(&ids, &logits)?;
+        Ok(ids.into_iter().zip(sampled).collect())
+    }
+
+    /// Draws a token for every row: on the GPU where the logits are there and no request needs them changed or listed.
+    fn sample(&self, ids: &[RequestId], logits: &Tensor) -> Result<Vec<Result<Sampled, SamplingError>>> {
+        let draws = matches!(logits.device(), Device::Cuda(_))
+            .then(|| ids.iter().map(|id| self.running[id].plain_draw()).collect::<Option<Vec<_>>>());
+        if let Some(draws) = draws.flatten() {
+            let drawn = ops::draw(logits, &draws)?;
+            return Ok(drawn.into_iter().map(|d| crate::sampler::from_device(d, logits.cols())).collect());
+        }
+        let (logits, eos) = (logits.read()?, &self.decoder.config.eos_token_ids);
+        let rows = ids.par_iter().zip(logits.par_chunks(self.decoder.config.vocab_size));
+        Ok(rows.map(|(id, logits)| self.running[id].draw(logits, eos)).collect())
     }
 
     /// Hands out sampled tokens and ends what has ended.

@@ -1,5 +1,7 @@
 //! One draw: adjust, temperature, top-k, top-p, min-p, inverse CDF.
 
+use autograd::ops::Drawn;
+
 use super::candidates::{Ranked, nucleus, rank_all, sort_head};
 use super::history::adjust;
 use super::softmax::{Softmax, checked_max};
@@ -26,6 +28,17 @@ pub struct Scratch {
     adjusted: Vec<f32>,
     weights: Vec<f32>,
     ranked: Vec<Ranked>,
+}
+
+/// What a draw on a GPU gave, for `vocab_size` logits.
+pub(crate) fn from_device(drawn: Drawn, vocab_size: usize) -> Result<Sampled, SamplingError> {
+    match drawn {
+        Drawn::Token { token, logprob, sampling_logprob } => {
+            Ok(Sampled { token, logprob, sampling_logprob, top: vec![], given: vec![] })
+        }
+        Drawn::NotFinite => Err(SamplingError::NonFiniteLogits),
+        Drawn::Impossible => Err(SamplingError::NoCandidate { vocab_size, masked: 0 }),
+    }
 }
 
 /// Draws the token that follows, given the `logits` of the whole vocabulary.

@@ -11,6 +11,7 @@ mod rng;
 mod softmax;
 mod stop;
 
+pub(crate) use draw::from_device;
 pub use draw::{Sampled, Scratch, sample};
 pub use history::TokenHistory;
 pub use params::SamplingParams;
@@ -38,6 +39,9 @@ pub enum SamplingError {
         /// The logit.
         value: f32,
     },
+    /// The same, found on a GPU, which does not say where.
+    #[error("a logit is not a number or infinite: the forward pass is broken")]
+    NonFiniteLogits,
     /// Every logit is -infinity, as the model gave them or after masking.
     #[error("no token is possible: all {vocab_size} logits are -inf after min_tokens masked {masked} ids")]
     NoCandidate {

@@ -114,7 +114,7 @@ impl SamplingParams {
     }
 
     /// Whether the logits are changed before the temperature, for a generation of `generated` tokens.
-    pub(super) fn adjusts_logits(&self, generated: usize) -> bool {
+    pub(crate) fn adjusts_logits(&self, generated: usize) -> bool {
         self.repetition_penalty != 1.0
             || self.frequency_penalty != 0.0
             || self.presence_penalty != 0.0

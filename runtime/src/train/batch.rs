@@ -71,7 +71,7 @@ pub(super) fn run(
         weights: &scored.weights,
     };
     let value = request.loss.compute(&mut tape, &batch)?;
-    report.loss = f64::from(value.loss.to_vec()[0]);
+    report.loss = f64::from(value.loss.read()?[0]);
     report.tokens = scored.targets.len() as f64;
     for (name, rows) in value.rows {
         report.sums.insert(name, rows.iter().map(|&v| f64::from(v)).sum());
@@ -82,7 +82,7 @@ pub(super) fn run(
     let gradients = match watch {
         Watch::Nothing => None,
         Watch::Weights(_) => {
-            let one = Tensor::new(student.device(), vec![1.0], [1, 1])?;
+            let one = Tensor::scalar(student.device(), 1.0)?;
             Some(tape.backward(&value.loss, one)?)
         }
     };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use autograd::adamw::{Moments, Step, square_sum};
+use autograd::adamw::{Moments, Step, global_norm};
 use autograd::{Gradients, Tensor};
 
 use super::batch::{self, Watch};
@@ -57,7 +57,7 @@ impl TrainSession {
             Trained::Full(_) => tensors(student.config()).into_iter().map(|spec| (spec.name, spec.shape)).collect(),
         };
         let mut session = Self { trained, checkpointing, names, moments: vec![], grads: vec![], step: 0, finite: true };
-        session.moments = session.weights().map(Moments::zeros).collect();
+        session.moments = session.weights().map(Moments::zeros).collect::<Result<_, _>>()?;
         session.grads = vec![None; session.moments.len()];
         Ok(session)
     }
@@ -102,63 +102,62 @@ impl TrainSession {
         let (report, gradients) = batch::run(request, student, teacher, &pass, watch)?;
         self.finite &= report.loss.is_finite();
         if let Some(gradients) = gradients {
-            self.collect(&weights, gradients);
+            self.collect(&weights, gradients)?;
         }
         Ok(report)
     }
 
-    fn collect(&mut self, weights: &[Tensor], mut gradients: Gradients) {
+    fn collect(&mut self, weights: &[Tensor], mut gradients: Gradients) -> Result<()> {
         for (sum, weight) in self.grads.iter_mut().zip(weights) {
             let Some(new) = gradients.remove(weight) else { continue };
             *sum = Some(match sum.take() {
-                Some(old) => old.accumulate(&new),
+                Some(old) => old.accumulate(&new)?,
                 None => new,
             });
         }
+        Ok(())
     }
 
     /// Clips, updates and clears the gradients.
-    pub(crate) fn optim_step(&mut self, request: &OptimStep) -> OptimReport {
+    pub(crate) fn optim_step(&mut self, request: &OptimStep) -> Result<OptimReport> {
         let grads: Vec<Option<Tensor>> = self.grads.iter_mut().map(Option::take).collect();
-        let grad_norm = grads.iter().flatten().map(square_sum).sum::<f64>().sqrt();
+        let grad_norm = global_norm(&grads.iter().flatten().collect::<Vec<_>>())?;
         let applied = std::mem::replace(&mut self.finite, true) && grad_norm.is_finite();
         if applied {
             let excess = request.max_grad_norm.map_or(1.0, |max| grad_norm / max).max(1.0);
             self.step += 1;
             let step = Step { lr: request.lr, number: self.step, grad_scale: 1.0 / excess };
-            self.update(&grads, request, step);
+            self.update(&grads, request, step)?;
         }
-        OptimReport { grad_norm, applied, step: self.step }
+        Ok(OptimReport { grad_norm, applied, step: self.step })
     }
 
-    fn update(&mut self, grads: &[Option<Tensor>], request: &OptimStep, step: Step) {
-        let update = |(weight, (grad, moments)): (&mut Tensor, (&Option<Tensor>, &mut Moments))| {
-            if let Some(grad) = grad {
-                request.adamw.update(weight, grad, moments, step);
-            }
+    fn update(&mut self, grads: &[Option<Tensor>], request: &OptimStep, step: Step) -> Result<()> {
+        let weights: Vec<&mut Tensor> = match &mut self.trained {
+            Trained::Lora { adapter, .. } => Arc::make_mut(adapter).iter_mut().collect(),
+            Trained::Full(weights) => Arc::make_mut(weights).iter_mut().collect(),
         };
-        let state = grads.iter().zip(&mut self.moments);
-        match &mut self.trained {
-            Trained::Lora { adapter, .. } => Arc::make_mut(adapter).iter_mut().zip(state).for_each(update),
-            Trained::Full(weights) => Arc::make_mut(weights).iter_mut().zip(state).for_each(update),
-        }
+        let state = weights.into_iter().zip(grads.iter().zip(&mut self.moments));
+        let mut trained: Vec<(&mut Tensor, &Tensor, &mut Moments)> =
+            state.filter_map(|(weight, (grad, moments))| Some((weight, grad.as_ref()?, moments))).collect();
+        Ok(request.adamw.update_all(&mut trained, step)?)
     }
 
     /// Everything that a resumed run needs.
-    pub(crate) fn export(&self) -> TrainState {
-        let named =
-            |name: String, t: &Tensor, shape: &[usize]| NamedTensor { name, shape: shape.to_vec(), values: t.to_vec() };
-        let weights = self.names.iter().zip(self.weights());
-        let moments = self.names.iter().zip(&self.moments);
-        TrainState {
-            weights: weights.map(|((name, shape), t)| named(name.clone(), t, shape)).collect(),
-            moments: moments
-                .flat_map(|((name, shape), moments)| {
-                    [("m", &moments.m), ("v", &moments.v)].map(|(side, t)| named(format!("{name}.{side}"), t, shape))
-                })
-                .collect(),
+    pub(crate) fn export(&self) -> Result<TrainState> {
+        let named = |name: String, t: &Tensor, shape: &[usize]| -> Result<NamedTensor> {
+            Ok(NamedTensor { name, shape: shape.to_vec(), values: t.read()? })
+        };
+        let trained = self.names.iter().zip(self.weights()).zip(&self.moments);
+        let weights = trained.map(|(((name, shape), t), moments)| named(name.clone(), moments.master(t), shape));
+        let moments = self.names.iter().zip(&self.moments).flat_map(|((name, shape), moments)| {
+            [("m", &moments.m), ("v", &moments.v)].map(|(side, t)| named(format!("{name}.{side}"), t, shape))
+        });
+        Ok(TrainState {
+            weights: weights.collect::<Result<_>>()?,
+            moments: moments.collect::<Result<_>>()?,
             step: self.step,
-        }
+        })
     }
 
     /// Puts an exported state back.
@@ -185,9 +184,11 @@ impl TrainSession {
         let mut moments = Vec::with_capacity(old.len());
         for (i, ((name, _), like)) in self.names.iter().zip(&old).enumerate() {
             weights.push(restored(like, name, &state.weights[i])?);
+            let Moments { m, v, master } = &self.moments[i];
             moments.push(Moments {
-                m: restored(like, &format!("{name}.m"), &state.moments[2 * i])?,
-                v: restored(like, &format!("{name}.v"), &state.moments[2 * i + 1])?,
+                m: restored(m, &format!("{name}.m"), &state.moments[2 * i])?,
+                v: restored(v, &format!("{name}.v"), &state.moments[2 * i + 1])?,
+                master: master.as_ref().map(|like| restored(like, name, &state.weights[i])).transpose()?,
             });
         }
         match &mut self.trained {

@@ -16,7 +16,8 @@ impl Loss for Distillation {
     fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {
         let (teacher_hidden, teacher_head) = batch.teacher.expect("the runtime runs the teacher that a loss needs");
         let student = [batch.student_hidden, batch.student_head];
-        let (loss, mut rows) = linear_distill(tape, student, [teacher_hidden, teacher_head], batch.weights, &self.0)?;
+        let teacher = [teacher_hidden, teacher_head];
+        let (loss, mut rows) = linear_distill(tape, student, teacher, batch.targets, batch.weights, &self.0)?;
         if let Some(kl) = rows.remove("reverse_kl") {
             rows.insert("teacher_kl", kl);
         }

@@ -17,8 +17,10 @@ impl Loss for HeldOut {
         let (hidden, head) = batch.teacher.expect("the runtime runs the teacher that a loss needs");
         let student = [batch.student_hidden, batch.student_head];
         let reverse = Distill { divergence: Divergence::Jsd { beta: 1.0 }, temperature: 1.0 };
-        let (loss, mut rows) = linear_distill(tape, student, [hidden, head], batch.weights, &reverse)?;
-        rows.insert("student_logprob", linear_log_prob(student, batch.targets, 1.0)?);
+        let (loss, mut rows) = linear_distill(tape, student, [hidden, head], batch.targets, batch.weights, &reverse)?;
+        if let Some(logprobs) = rows.remove("plain_logprob") {
+            rows.insert("student_logprob", logprobs);
+        }
         rows.insert("teacher_logprob", linear_log_prob([hidden, head], batch.targets, 1.0)?);
         Ok(LossValue { loss, rows })
     }

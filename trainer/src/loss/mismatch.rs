@@ -29,8 +29,9 @@ impl Loss for Mismatch {
 
     fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {
         let mut value = self.inner.compute(tape, batch)?;
-        let trainer = match value.rows.remove("logprob") {
-            // The policy gradient has them at the sampling temperature already.
+        // The policy gradient has them at the sampling temperature, a divergence at temperature 1.
+        let plain = value.rows.remove("plain_logprob").filter(|_| self.temperature == 1.0);
+        let trainer = match value.rows.remove("logprob").or(plain) {
             Some(logprobs) => logprobs,
             None => linear_log_prob([batch.student_hidden, batch.student_head], batch.targets, self.temperature)?,
         };

@@ -1,47 +1,16 @@
 //! Linear maps, several of one input at a time, with low-rank branches.
 
+mod dropout;
+mod gpu;
+
 use super::{Op, Recorded, ensure};
 use crate::cpu::gemm::{self, Map, Store};
 use crate::cpu::gemm_backward;
 use crate::cpu::rows::for_row_blocks;
-use crate::cpu::simd::{Simd, vectorized};
-use crate::rng::{PHILOX_BLOCK, philox_block};
 use crate::{Error, Result, Tape, Tensor, portable};
 
-/// Inverted dropout whose mask is a function of (key, element).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Dropout {
-    /// Probability that an element becomes zero, in `[0, 1)`.
-    pub probability: f64,
-    /// Names the mask: step, micro-batch and module.
-    pub key: u64,
-}
-
-impl Dropout {
-    /// Zeros elements in place and multiplies the others by `1 / (1 - probability)`.
-    fn apply(self, x: &mut [f32]) {
-        let keep = (1.0 / (1.0 - self.probability)) as f32;
-        // An element is dropped when its 32 random bits are below this.
-        let bound = (self.probability * 2f64.powi(32)) as u32;
-        for_row_blocks(x, PHILOX_BLOCK, |first, part| drop_blocks(part, self.key, first as u64, bound, keep));
-    }
-}
-
-vectorized! {
-    /// Blocks `first..` of the elements.
-    fn drop_blocks(x: &mut [f32], key: u64, first: u64, bound: u32, keep: f32) = drop_blocks_body
-}
-
-/// Plain loops over lanes, which the compiler turns into vectors of the instruction set at hand.
-#[inline(always)]
-fn drop_blocks_body<S: Simd>(x: &mut [f32], key: u64, first: u64, bound: u32, keep: f32) {
-    for (part, block) in x.chunks_mut(PHILOX_BLOCK).zip(first..) {
-        let bits = philox_block(key, block);
-        for (x, bits) in part.iter_mut().zip(bits.as_flattened()) {
-            *x = if *bits < bound { 0.0 } else { *x * keep };
-        }
-    }
-}
+pub use dropout::Dropout;
+use dropout::dropped;
 
 /// A low-rank branch `scale * (drop(x) A^T) B^T` (<https://arxiv.org/abs/2106.09685>).
 #[derive(Debug, Clone, Copy)]
@@ -148,18 +117,6 @@ impl Linear {
     }
 }
 
-/// The input of A.
-fn dropped(branch: Branch, x: &Tensor) -> Tensor {
-    match branch.dropout {
-        None => x.clone(),
-        Some(dropout) => {
-            let mut dropped = x.raw().to_vec();
-            dropout.apply(&mut dropped);
-            Tensor::cpu(dropped, x.shape())
-        }
-    }
-}
-
 /// `factor * dy W`, added to `onto` or to zero.
 fn input_gradient(onto: Option<Tensor>, dy: &Tensor, w: &Tensor, factor: f32) -> Tensor {
     let shape = [dy.rows(), w.cols()];
@@ -173,6 +130,14 @@ fn weight_gradient(dy: &Tensor, x: &Tensor, w: &Tensor, factor: f32) -> Tensor {
     let mut dw = vec![0.0; w.raw().len()];
     gemm_backward::weight_gradient(&mut dw, dy.raw(), x.raw(), [dy.rows(), w.rows(), w.cols()], factor);
     Tensor::cpu_with_layout(dw, w.shape(), w.layout())
+}
+
+/// `sum + x` on the host.
+fn add_onto(sum: Tensor, x: &Tensor) -> Tensor {
+    let shape = sum.shape();
+    let mut sum = sum.into_raw();
+    for_row_blocks(&mut sum, 1, |at, part| part.iter_mut().zip(&x.raw()[at..]).for_each(|(s, x)| *s += x));
+    Tensor::cpu(sum, shape)
 }
 
 /// Sum of the rows of `dy`.
@@ -264,7 +229,7 @@ impl Op for Linear {
             let w = inputs[part.w];
             maps.push(Map { x: x.raw(), w: w.raw(), dims: [w.rows(), w.cols()], first, store });
             if let Some(([a, _], branch)) = part.low_rank {
-                let (a, x) = (inputs[a], dropped(branch, x));
+                let (a, x) = (inputs[a], dropped(branch.dropout, x));
                 let mut down = vec![0.0; x.rows() * a.rows()];
                 gemm::linear(&mut down, x.raw(), a.raw(), [x.rows(), a.rows(), a.cols()], Store::Set);
                 downs.push(Tensor::cpu(down, [x.rows(), a.rows()]));
@@ -301,13 +266,13 @@ impl Op for Linear {
                 let d_down = (needs[0] || needs[a_at]).then(|| input_gradient(None, &dy, b, branch.scale));
                 if let Some(d_down) = &d_down {
                     if needs[0] {
-                        let through = dropped(branch, &input_gradient(None, d_down, a, 1.0));
+                        let through = dropped(branch.dropout, &input_gradient(None, d_down, a, 1.0));
                         dx = Some(match dx {
                             None => through,
-                            Some(dx) => through.accumulate(&dx),
+                            Some(dx) => add_onto(dx, &through),
                         });
                     }
-                    grads[a_at] = needs[a_at].then(|| weight_gradient(d_down, &dropped(branch, x), a, 1.0));
+                    grads[a_at] = needs[a_at].then(|| weight_gradient(d_down, &dropped(branch.dropout, x), a, 1.0));
                 }
                 grads[b_at] = needs[b_at].then(|| weight_gradient(&dy, down, b, branch.scale));
             }
@@ -324,6 +289,14 @@ impl Op for Linear {
         }
         grads[0] = dx;
         grads
+    }
+
+    fn cuda_forward(&self, inputs: &[&Tensor], _: &[bool]) -> Result<(Tensor, Vec<Tensor>)> {
+        gpu::forward(self, inputs)
+    }
+
+    fn cuda_backward(&self, record: &Recorded, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        gpu::backward(self, record, grad)
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {

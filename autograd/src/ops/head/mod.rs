@@ -4,6 +4,8 @@
 //! overwritten by the next chunk's. The gradients of hidden states and head are finished in the forward pass, so the
 //! head is multiplied once.
 
+mod gpu;
+
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
@@ -11,7 +13,9 @@ use rayon::prelude::*;
 use super::linear::portable_linear;
 use super::{Op, Recorded, ensure, ensure_index};
 use crate::cpu::{gemm, gemm_backward};
-use crate::{Error, Result, Tape, Tensor, portable};
+pub(super) use gpu::LogitChunk;
+
+use crate::{Device, Error, Result, Tape, Tensor, portable};
 
 /// Named values, one per row.
 pub type Rows = BTreeMap<&'static str, Vec<f32>>;
@@ -19,12 +23,16 @@ pub type Rows = BTreeMap<&'static str, Vec<f32>>;
 /// Bytes of logits held at a time, student and teacher together.
 const CHUNK_BYTES: usize = 64 << 20;
 
-/// Logits `[T, V]` of hidden states, for sampling: T is the number of sequences, not of tokens.
+/// Logits `[T, V]` of hidden states in f32, for sampling: T is the number of sequences, not of tokens.
 ///
 /// # Errors
 /// Shapes that do not fit.
-pub fn logits(hidden: &Tensor, head: &Tensor) -> Result<Vec<f32>> {
-    Ok(super::linear(&mut Tape::off(), hidden, head, None)?.to_vec())
+pub fn logits(hidden: &Tensor, head: &Tensor) -> Result<Tensor> {
+    if matches!(hidden.device(), Device::Cuda(_)) {
+        check_heads("logits", &[hidden, head])?;
+        return gpu::logits(hidden, head);
+    }
+    super::linear(&mut Tape::off(), hidden, head, None)
 }
 
 /// A loss of one row of logits.
@@ -43,6 +51,9 @@ pub(super) trait RowLoss: Send + Sync + 'static {
     /// Writes the row's values. With `gradient`, `student` ends as the gradient of the loss with respect to it.
     fn row(&self, row: usize, student: &mut [f32], teacher: &mut [f32], gradient: bool, values: &mut [f32]);
 
+    /// [`RowLoss::row`] for a chunk of rows on a GPU.
+    fn launch(&self, chunk: &LogitChunk<'_>) -> Result<()>;
+
     /// The rows' values `[T, VALUES]` as a burn expression of logits `[T, V]`.
     fn portable(&self, student: burn::Tensor<2>, teacher: Option<burn::Tensor<2>>) -> burn::Tensor<2>;
 }
@@ -57,7 +68,7 @@ pub(super) struct HeadLoss<R> {
 /// Runs a head loss on `[hidden, head]` or `[hidden, head, teacher hidden, teacher head]`.
 pub(super) fn head_loss<R: RowLoss>(tape: &mut Tape, op: HeadLoss<R>, inputs: &[&Tensor]) -> Result<(Tensor, Rows)> {
     let (loss, kept) = tape.apply_keeping(op, inputs)?;
-    let values = kept[0].to_vec();
+    let values = kept[0].read()?;
     let columns = R::VALUES.iter().enumerate();
     let rows = columns.map(|(c, &name)| (name, values.iter().skip(c).step_by(R::VALUES.len()).copied().collect()));
     Ok((loss, rows.collect()))
@@ -139,6 +150,14 @@ impl<R: RowLoss> Op for HeadLoss<R> {
             });
         }
         grads
+    }
+
+    fn cuda_forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Vec<Tensor>)> {
+        gpu::forward(self, inputs, needs)
+    }
+
+    fn cuda_backward(&self, record: &Recorded, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        gpu::backward(record, grad)
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {

@@ -3,6 +3,7 @@
 mod adapter;
 mod bad_files;
 mod command_line;
+mod data;
 mod recipes;
 mod resume;
 mod support;

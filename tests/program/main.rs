@@ -7,4 +7,5 @@ mod data;
 mod recipes;
 mod resume;
 mod support;
+mod teacher;
 mod training;

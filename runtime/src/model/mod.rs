@@ -11,6 +11,7 @@ mod qwen3;
 mod rope;
 mod weights;
 
+pub(crate) use adapter::Difference;
 pub use adapter::{Adapter, Branch};
 pub use decoder::{Decoder, Memory, Packed, Paged, Pass};
 pub use weights::{LayerWeights, ModelWeights};

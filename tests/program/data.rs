@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::support::{Ended, Workshop, fixture};
+use crate::support::{Ended, Workshop, arle_train, fixture, json_lines};
 
 const SYSTEM: &str = "kind = \"self\"\nsystem_prompt = \"You are a helpful assistant.\"";
 
@@ -117,4 +117,20 @@ fn a_row_without_its_context_is_refused() {
         .train("run", &["--set", "teacher.context_template=nothing", "--set", "teacher.context_column=hint"])
         .refused(2, &["teacher.context_template", "{context}"]);
     assert!(!workshop.path("run").exists());
+}
+
+#[test]
+fn sample_prompts_say_why_the_teacher_is_not_shown() {
+    let workshop = with_hints(|i| format!("number {i}"));
+    workshop.replace(SYSTEM, "kind = \"self\"\ncontext_column = \"hint\"");
+    let (recipe, out) = (workshop.name("recipe.toml"), workshop.name("run"));
+    let sets = ["--set", "eval.sample_prompts=[\"Why?\"]", "--set", "schedule.max_steps=2"];
+    let ended = arle_train(&[&[recipe.as_str(), "--out", &out], &sets[..]].concat());
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    let why = "not shown: its context comes from the data column `hint`";
+    assert!(ended.stderr.contains(&format!("[teacher] {why}")), "{}", ended.stderr);
+    let text = fs::read_to_string(workshop.path("run/samples.jsonl")).expect("samples");
+    let lines = json_lines(&text);
+    assert!(lines[0]["teacher_skipped"].as_str().is_some_and(|text| text.starts_with(why)), "{text}");
+    assert!(lines.iter().all(|line| line["completion"].is_string() && line.get("teacher").is_none()), "{text}");
 }

@@ -320,10 +320,17 @@ fn ctrl_c_before_the_run_begins_leaves_nothing() {
     let rows = workshop.path("rows.jsonl");
     fs::remove_file(&rows).expect("removed");
     assert!(Command::new("mkfifo").arg(&rows).status().expect("mkfifo runs").success());
-    let child = start(workshop.command("run", &[]));
+    let mut child = self::start(workshop.command("run", &[]));
     // Opens when the program reads it, and keeps it waiting for rows.
     let writer = fs::OpenOptions::new().write(true).open(&rows).expect("a pipe");
     interrupt(&child);
+    let start = Instant::now();
+    while child.try_wait().expect("a child").is_none() {
+        if start.elapsed() > Duration::from_secs(60) {
+            child.kill().expect("killed");
+        }
+        sleep(Duration::from_millis(1));
+    }
     let output = child.wait_with_output().expect("the program ends");
     drop(writer);
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -344,4 +351,18 @@ fn ctrl_c_in_the_first_measurement_keeps_it() {
     assert_whole(&workshop, "run");
     workshop.train("run", &[&settings[..], &["--resume"]].concat()).ok();
     assert_same_run(&workshop, "run", "whole");
+}
+
+#[test]
+fn a_closed_terminal_costs_no_checkpoint() {
+    let workshop = Workshop::new();
+    let (recipe, out) = (workshop.name("recipe.toml"), workshop.name("run"));
+    let long = ["--set", "schedule.max_steps=100000", "--set", "checkpoint.every=0", "--set", "eval.every=0"];
+    let mut child = start(command(TRAIN, &[&[recipe.as_str(), "--out", &out], &long[..]].concat()));
+    drop(child.stderr.take());
+    wait_until(&mut child, || lines(&workshop.path("run/metrics.jsonl")) > 3);
+    interrupt(&child);
+    assert_eq!(child.wait().expect("a child").code(), Some(130));
+    let step = lines(&workshop.path("run/metrics.jsonl")) - 1;
+    assert_eq!(workshop.names("run/checkpoints"), ["latest".to_owned(), format!("step_{step:06}")]);
 }

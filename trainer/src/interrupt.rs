@@ -1,8 +1,9 @@
 //! Ctrl-C: the first stops at the next step boundary, the second (or one before there is anything to save) at once.
 
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::progress::say;
 
 /// Whether someone asked to stop.
 #[derive(Debug, Clone, Default)]
@@ -30,7 +31,7 @@ impl Interrupt {
             if flags.asked.swap(true, Ordering::SeqCst) {
                 stop("stopped at once; --resume continues from the newest checkpoint, what came after it is lost");
             }
-            say("stopping after this step, with a checkpoint (again: stop at once, without)");
+            say("\nstopping after this step, with a checkpoint (again: stop at once, without)");
         })?;
         Ok(interrupt)
     }
@@ -50,12 +51,7 @@ impl Interrupt {
 /// Ends the process where it stands. Nothing is run down, which could wait for a thread in the middle of a step; files
 /// under their final names are whole at any time, as after a kill.
 fn stop(text: &str) -> ! {
-    say(text);
+    say(&format!("\n{text}"));
     // SAFETY: has no precondition.
     unsafe { libc::_exit(130) }
-}
-
-/// A line on stderr. That nobody reads it any more must not keep a second Ctrl-C from being heard.
-fn say(text: &str) {
-    let _unread = writeln!(std::io::stderr(), "\n{text}");
 }

@@ -72,6 +72,26 @@ fn check_logprobs(handle: &RuntimeHandle, expected: &Value, what: &str) {
 }
 
 #[test]
+fn exported_tensors_go_by_their_own_names() {
+    for dir in models() {
+        let files = Arc::new(ModelFiles::open(&dir).expect("the fixture opens"));
+        let weights = Arc::clone(&files.weights);
+        let student = SlotSpec { files, layers: None, adapter: None };
+        let training = Some(Training::Full { gradient_checkpointing: false });
+        let spec = RuntimeSpec { device: Device::Cpu, student, teacher: None, training, engine: engine(64, 8) };
+        let handle = RuntimeHandle::start(&spec, &|_, _| {}).expect("the fixture loads");
+        for tensor in handle.export_state().expect("a state").weights {
+            assert!(
+                tensor.values == weights.read(&tensor.name).expect("in the file"),
+                "{}: {}",
+                dir.display(),
+                tensor.name
+            );
+        }
+    }
+}
+
+#[test]
 fn every_family_has_a_fixture() {
     let families: Vec<Family> =
         models().iter().map(|dir| ModelFiles::open(dir).expect("the fixture opens").config.family).collect();

@@ -83,3 +83,32 @@ fn an_adapter_continues_to_be_trained_and_can_be_a_teacher() {
     let start = workshop.metrics("third")[0]["eval/kl"].as_f64().expect("a measurement");
     assert!(start.abs() < 1e-6, "student and teacher are the same checkpoint: {start}");
 }
+
+#[test]
+fn an_adapter_continues_only_with_its_own_ranks_and_scales() {
+    let workshop = Workshop::new();
+    workshop.train("first", &["--set", "lora.rank_pattern={\"up_proj\" = 2}"]).ok();
+    let adapter = format!("student.adapter={}", workshop.name("first/checkpoints/latest"));
+    let again = |set: &[&str]| {
+        let set: Vec<&str> = set.iter().flat_map(|set| ["--set", set]).collect();
+        workshop.train("second", &[&["--set", adapter.as_str(), "--set", "schedule.max_steps=1"], &set[..]].concat())
+    };
+    let same = "lora.rank_pattern={\"up_proj\" = 2}";
+    let first = "model.layers.0.self_attn.q_proj";
+    let cases: &[(&[&str], &[&str])] = &[
+        (&[same, "lora.r=8"], &[first, "rank 4", "rank 8"]),
+        (&[same, "lora.alpha=16.0"], &[first, "scale 2", "scale 4"]),
+        (&[same, "lora.rslora=true"], &[first, "scale 2", "scale 4"]),
+        (&[], &["model.layers.0.mlp.up_proj", "rank 2", "rank 4"]),
+        (&[same, "lora.target_modules=[\"q_proj\"]"], &["model.layers.0.self_attn.k_proj", "rank 4", "no branch"]),
+    ];
+    for (set, words) in cases {
+        again(set).refused(1, words);
+        again(set).refused(1, &["lora: ", "adapter to continue", "set r, alpha"]);
+    }
+    assert!(!workshop.path("second").exists(), "a refused run leaves nothing behind");
+    workshop.replace("[lora]\nr = 4\nalpha = 8.0\n", "");
+    again(&[]).refused(1, &["full fine-tune", "adapter"]);
+    workshop.replace("[data]", "[lora]\nr = 4\nalpha = 8.0\n[data]");
+    again(&[same]).ok();
+}

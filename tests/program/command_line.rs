@@ -250,22 +250,82 @@ fn wrong_input_is_refused() {
         (&["generate", "--model", &bare, "--chat", "Hi"], 1, &["token"]),
         (
             &["generate", "--model", &bare, "--tokens", "1", "--max-tokens", "4", "--temperature=-1"],
-            1,
-            &["temperature", "-1"],
+            2,
+            &["`--temperature` is -1", "must be 0 (greedy) or a positive number"],
         ),
         (
             &["generate", "--model", &bare, "--tokens", "1", "--max-tokens", "4", "--temperature", "nan"],
-            1,
-            &["temperature", "NaN"],
+            2,
+            &["--temperature", "NaN"],
         ),
-        (&["generate", "--model", &bare, "--tokens", "1", "--max-tokens", "4", "--top-p", "1.5"], 1, &["top_p", "1.5"]),
+        (
+            &["generate", "--model", &bare, "--tokens", "1", "--temperature", "-1"],
+            2,
+            &["`--temperature` is", "--temperature", "-1", "must be"],
+        ),
+        (
+            &["generate", "--model", &bare, "--tokens", "1", "--top-p", "2"],
+            2,
+            &["`--top-p` is", "--top-p", "2", "must be"],
+        ),
+        (
+            &["generate", "--model", &bare, "--tokens", "1", "--top-p", "-0.5"],
+            2,
+            &["`--top-p` is", "--top-p", "-0.5", "must be"],
+        ),
+        (
+            &["generate", "--model", &bare, "--tokens", "1", "--top-k", "0"],
+            2,
+            &["`--top-k` is", "--top-k", "0", "must be"],
+        ),
+        (
+            &["generate", "--model", &bare, "--tokens", "1", "--min-p", "1.5"],
+            2,
+            &["`--min-p` is", "--min-p", "1.5", "must be"],
+        ),
+        (
+            &["generate", "--model", &bare, "--tokens", "1", "--repetition-penalty", "-1"],
+            2,
+            &["`--repetition-penalty` is", "--repetition-penalty", "-1", "must be"],
+        ),
+        (
+            &["generate", "--model", &bare, "--tokens", "1", "--frequency-penalty", "2.5"],
+            2,
+            &["`--frequency-penalty` is", "--frequency-penalty", "2.5", "must be"],
+        ),
+        (
+            &["generate", "--model", &bare, "--tokens", "1", "--presence-penalty", "-3"],
+            2,
+            &["`--presence-penalty` is", "--presence-penalty", "-3", "must be"],
+        ),
+        (
+            &["generate", "--model", &bare, "--tokens", "1", "--min-tokens", "300"],
+            2,
+            &["`--min-tokens` is", "--min-tokens", "300", "must be"],
+        ),
+        (
+            &["generate", "--model", &bare, "--tokens", "1", "--logit-bias", "96=1"],
+            2,
+            &["`--logit-bias` is", "--logit-bias", "96", "must be"],
+        ),
+        (
+            &["generate", "--model", &bare, "--tokens", "1", "--stop-token-ids", "96"],
+            2,
+            &["`--stop-token-ids` is", "--stop-token-ids", "96", "must be"],
+        ),
+        (&["generate", "--model", &bare, "--tokens", "1", "--stop", ""], 2, &["`--stop` is", "--stop", "must be"]),
         (
             &["generate", "--model", &bare, "--tokens", "1", "--temperature", "0", "--top-k", "3"],
             2,
             &["--top-k", "greedy"],
         ),
         (&["generate", "--model", &bare, "--tokens", "1", "--logprobs", "2"], 2, &["--logprobs", "--json"]),
-        (&["generate", "--model", &bare, "--tokens", "1", "--max-tokens", "0"], 1, &["max_tokens", "0"]),
+        (&["generate", "--model", &bare, "--tokens", "1", "--max-tokens", "0"], 2, &["`--max-tokens` is 0"]),
+        (
+            &["generate", "--model", &bare, "--tokens", "1", "--json", "--logprobs", "97"],
+            2,
+            &["--logprobs", "97", "96"],
+        ),
         (&["generate", "--model", &bare, "--tokens", "1", "--n", "0"], 2, &["--n", "at least 1"]),
         (&["score", "--model", &bare, "--tokens", "1,x"], 2, &["--tokens", "\"x\""]),
         (&["score", "--model", &bare, "--tokens", ""], 2, &["--tokens"]),
@@ -290,6 +350,16 @@ fn wrong_input_is_refused() {
         assert_eq!(ended.code, Some(*code), "{args:?}: {ended:#?}");
         ended.refused(*code, words);
     }
+}
+
+#[test]
+fn a_bad_sampling_value_of_the_model_is_not_the_callers() {
+    let model = crate::support::Model::copy("tiny-chat");
+    model.set("generation_config.json", "top_p", json!(2.0));
+    let path = model.path();
+    let args = ["generate", "--model", &path, "--prompt", "Why", "--max-tokens", "2", "--json"];
+    arle(&args).refused(1, &["generation_config.json", "top_p = 2"]);
+    arle(&[&args[..], &["--top-p", "0.9"]].concat()).object();
 }
 
 #[test]

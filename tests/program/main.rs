@@ -3,7 +3,9 @@
 mod adapter;
 mod bad_files;
 mod command_line;
+mod data;
 mod recipes;
 mod resume;
 mod support;
+mod teacher;
 mod training;

@@ -1,11 +1,20 @@
-//! Ctrl-C: the first stops at the next step boundary, the second at once.
+//! Ctrl-C: the first stops at the next step boundary, the second (or one before there is anything to save) at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::progress::say;
+
 /// Whether someone asked to stop.
 #[derive(Debug, Clone, Default)]
-pub struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt(Arc<Flags>);
+
+#[derive(Debug, Default)]
+struct Flags {
+    /// There is a run folder, and someone who looks at `asked`.
+    running: AtomicBool,
+    asked: AtomicBool,
+}
 
 impl Interrupt {
     /// Listens for Ctrl-C (and SIGTERM, SIGHUP).
@@ -14,19 +23,35 @@ impl Interrupt {
     /// When another handler is installed already.
     pub fn listen() -> Result<Self, ctrlc::Error> {
         let interrupt = Self::default();
-        let asked = Arc::clone(&interrupt.0);
+        let flags = Arc::clone(&interrupt.0);
         ctrlc::set_handler(move || {
-            if asked.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
+            if !flags.running.load(Ordering::SeqCst) {
+                stop("interrupted before the run began; its folder is as it was");
             }
-            eprintln!("\nstopping after this step, with a checkpoint (again: stop at once, without)");
+            if flags.asked.swap(true, Ordering::SeqCst) {
+                stop("stopped at once; --resume continues from the newest checkpoint, what came after it is lost");
+            }
+            say("\nstopping after this step, with a checkpoint (again: stop at once, without)");
         })?;
         Ok(interrupt)
+    }
+
+    /// From now on there is something to save, so the first Ctrl-C waits for the next boundary.
+    pub(crate) fn begin(&self) {
+        self.0.running.store(true, Ordering::SeqCst);
     }
 
     /// Whether to stop at this boundary.
     #[must_use]
     pub fn asked(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.0.asked.load(Ordering::SeqCst)
     }
+}
+
+/// Ends the process where it stands. Nothing is run down, which could wait for a thread in the middle of a step; files
+/// under their final names are whole at any time, as after a kill.
+fn stop(text: &str) -> ! {
+    say(&format!("\n{text}"));
+    // SAFETY: has no precondition.
+    unsafe { libc::_exit(130) }
 }

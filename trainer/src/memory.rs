@@ -35,6 +35,16 @@ pub struct Plan<'a> {
     pub teacher: Option<&'a ModelConfig>,
     /// KV bytes of one slot, and the number of slots.
     pub kv: (u64, u64),
+    /// Tokens of the longest sequence that is trained on.
+    pub longest: usize,
+}
+
+impl Plan<'_> {
+    /// Tokens of the largest micro-batch: the limit, or a whole step when that is less.
+    fn micro_batch(&self) -> u64 {
+        let step = self.recipe.sequences_per_step().saturating_mul(self.longest);
+        self.recipe.runtime.tokens_per_microbatch.min(step) as u64
+    }
 }
 
 impl Forecast {
@@ -47,7 +57,7 @@ impl Forecast {
         };
         let adapter = if plan.recipe.lora.is_some() { trained } else { 0 };
         let weights = parameters(plan.student) + adapter + plan.teacher.map_or(0, parameters);
-        let tokens = plan.recipe.runtime.tokens_per_microbatch as u64;
+        let tokens = plan.micro_batch();
         let checkpointed = plan.recipe.runtime.gradient_checkpointing;
         let logits = 3 * HEAD_ROWS * plan.student.vocab_size as u64;
         Self {
@@ -220,6 +230,18 @@ mod tests {
         assert!(!remedy(forecast, true).contains("gradient_checkpointing"));
         assert!(remedy(Forecast { kv: 80, ..forecast }, false).contains("runtime.max_running"));
         assert!(remedy(Forecast { optimizer: 80, ..forecast }, false).contains("[lora]"));
+    }
+
+    #[test]
+    fn a_micro_batch_is_not_larger_than_a_step() {
+        let text = "[student]\nmodel = \"hf:org/base\"\n[teacher]\nsystem_prompt = \"x\"\n[data]\npath = \"p.jsonl\"\n\
+                    [schedule]\nmax_steps = 4\n[rollout]\nprompts_per_step = 4\ngroup_size = 2";
+        let recipe = Recipe::parse(text, "test", "test", std::path::Path::new("/"), &[]).expect("valid");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-chat");
+        let files = runtime::files::ModelFiles::open(std::path::Path::new(path)).expect("a fixture");
+        let plan = |longest| Plan { recipe: &recipe, student: &files.config, teacher: None, kv: (0, 1), longest };
+        assert_eq!((plan(100).micro_batch(), plan(1000).micro_batch()), (800, 2048));
+        assert!(Forecast::of(&plan(100)).activations < Forecast::of(&plan(1000)).activations);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Bars and lines on stderr.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -22,7 +22,7 @@ impl Progress {
     /// A line that stays.
     pub fn line(&self, text: &str) {
         if self.lines {
-            eprintln!("{text}");
+            say(text);
         }
     }
 
@@ -37,4 +37,10 @@ impl Progress {
         bar.enable_steady_tick(Duration::from_millis(200));
         bar
     }
+}
+
+/// A line on stderr. That nobody reads it any more (a closed terminal) must not stop a run, which would lose its
+/// checkpoint.
+pub(crate) fn say(text: &str) {
+    let _unread = writeln!(std::io::stderr(), "{text}");
 }

@@ -88,7 +88,13 @@ impl Encoder {
         Ok(Example { prompt: self.tokenizer.encode(&prompt, false)?, teacher_prompt, completion, shown })
     }
 
-    /// A prompt that is no row. The teacher's prompt is there unless it needs a column.
+    /// Column of the data that the teacher's context needs, which a prompt that is no row does not have.
+    #[must_use]
+    pub fn context_column(&self) -> Option<&str> {
+        self.context.as_ref()?.column.as_ref().map(|(column, _)| column.as_str())
+    }
+
+    /// A prompt that is no row. There is no teacher's prompt when that needs a column.
     ///
     /// # Errors
     /// What the chat template or the tokenizer refuse.

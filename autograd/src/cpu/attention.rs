@@ -91,10 +91,9 @@ pub(crate) fn attend(
             cuts.flat_map(move |(first, last)| (0..heads.kv).map(move |head| (s, head, first, last)))
         })
         .collect();
-    let out = SharedMut::new(out);
-    let log_sums = log_sums.map(SharedMut::new);
+    let call = Call { out: SharedMut::new(out), log_sums: log_sums.map(SharedMut::new), qkv, blocks, heads };
     let run = |&(s, head, first, last): &(usize, usize, usize, usize)| {
-        attend_rows(out, log_sums, qkv, blocks, &spans[s], heads, head, [first, last]);
+        attend_rows(call, &spans[s], head, [first, last]);
     };
     let work: usize = spans.iter().map(|s| s.len * (s.position + s.len)).sum::<usize>() * heads.query * heads.dim;
     if work < 1 << 16 { tasks.iter().for_each(run) } else { tasks.par_iter().for_each(run) }
@@ -103,27 +102,24 @@ pub(crate) fn attend(
 /// Query rows (tokens times heads of a group) that one task works on.
 const ROWS_PER_TASK: usize = 48;
 
+/// What the tasks of one call share.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    out: SharedMut,
+    log_sums: Option<SharedMut>,
+    qkv: &'a [f32],
+    blocks: &'a [f32],
+    heads: Heads,
+}
+
 vectorized! {
     /// Tokens `rows[0]..rows[1]` of a span against KV head `head`.
-    fn attend_rows(
-        out: SharedMut, log_sums: Option<SharedMut>, qkv: &[f32], blocks: &[f32], span: &Span<'_>, heads: Heads,
-        head: usize, rows: [usize; 2],
-    ) = attend_rows_body
+    fn attend_rows(call: Call<'_>, span: &Span<'_>, head: usize, rows: [usize; 2]) = attend_rows_body
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn attend_rows_body<S: Simd>(
-    out: SharedMut,
-    log_sums: Option<SharedMut>,
-    qkv: &[f32],
-    blocks: &[f32],
-    span: &Span<'_>,
-    heads: Heads,
-    head: usize,
-    [first, last]: [usize; 2],
-) {
-    let group = heads.query / heads.kv;
+fn attend_rows_body<S: Simd>(call: Call<'_>, span: &Span<'_>, head: usize, [first, last]: [usize; 2]) {
+    let group = call.heads.query / call.heads.kv;
     let mut scores = vec![0.0f32; TILE * (span.position + last).next_multiple_of(LANES)];
     let rows = (last - first) * group;
     for start in (0..rows).step_by(TILE) {
@@ -134,21 +130,16 @@ fn attend_rows_body<S: Simd>(
             let flat = start + i.min(count - 1);
             (first + flat / group, head * group + flat % group)
         });
-        tile::<S>(out, log_sums, qkv, blocks, span, heads, head, &index[..], count, &mut scores);
+        tile::<S>(call, span, head, &index, count, &mut scores);
     }
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 fn tile<S: Simd>(
-    out: SharedMut,
-    log_sums: Option<SharedMut>,
-    qkv: &[f32],
-    blocks: &[f32],
+    Call { out, log_sums, qkv, blocks, heads }: Call<'_>,
     span: &Span<'_>,
-    heads: Heads,
     head: usize,
-    index: &[(usize, usize)],
+    index: &[(usize, usize); TILE],
     count: usize,
     scores: &mut [f32],
 ) {

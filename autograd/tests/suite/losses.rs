@@ -1,10 +1,11 @@
 //! Published values of the losses, and what holds for every one of them.
 //!
-//! The golden values come from evaluating the definitions in double precision (generalized JSD as TRL defines it); an
-//! identity head makes hidden states and logits one thing.
+//! The golden values are those of `scripts/make_golden_losses.py` (generalized JSD as TRL defines it); an identity head
+//! makes hidden states and logits one thing.
 
 use autograd::ops::{self, Distill, Divergence, Rows};
 use autograd::{Device, Gradients, Tape, Tensor};
+use serde_json::Value;
 
 use super::support::{Operand, assert_close, bits, random};
 use super::table::divergences;
@@ -65,44 +66,53 @@ fn assert_near(what: &str, got: f32, want: f64) {
     assert!((f64::from(got) - want).abs() <= 1e-6, "{what}: {got}, not {want}");
 }
 
+/// The divergences of `golden_losses.json`; loss and gradient of each of its two positions.
 #[test]
-fn jsd_values() {
-    let table = [
-        (0.0, [1.227451304, 0.309511732, 1.496404141]),
-        (0.1, [0.098145733, 0.026873010, 0.116615278]),
-        (0.25, [0.184550234, 0.053653663, 0.216515825]),
-        (0.5, [0.225663131, 0.068087487, 0.263434719]),
-        (0.75, [0.164941677, 0.049579092, 0.193317132]),
-        (0.9, [0.080014395, 0.023570066, 0.094456500]),
-        (1.0, [0.907620910, 0.261068050, 1.080732314]),
-    ];
-    for (beta, values) in table {
-        for (temperature, want) in [1.0, 2.0, 0.9].into_iter().zip(values) {
-            for graded in first_position(Distill { divergence: jsd(beta), temperature }) {
-                assert_near(&format!("beta {beta} temperature {temperature}"), graded.loss, want);
+fn golden_values_and_gradients() {
+    let golden = golden();
+    let (student, teacher) = (numbers(&golden["student"]), numbers(&golden["teacher"]));
+    assert_eq!((&student[..4], &teacher[..4]), (&STUDENT[..], &TEACHER[..]));
+    for kind in ["jsd", "skew", "top_k"] {
+        for case in golden[kind].as_array().expect("cases") {
+            let beta = || number(&case["beta"]);
+            let divergence = match (kind, case["direction"].as_str()) {
+                ("jsd", _) => jsd(beta()),
+                ("top_k", _) => Divergence::TopK { k: number(&case["k"]) as usize, beta: beta() },
+                (_, Some("forward")) => Divergence::SkewedForward { alpha: number(&case["alpha"]) },
+                _ => Divergence::SkewedReverse { alpha: number(&case["alpha"]) },
+            };
+            let d = Distill { divergence, temperature: number(&case["temperature"]) };
+            let (losses, gradient) = (numbers(&case["loss"]), numbers(&case["gradient"]));
+            for device in DEVICES {
+                let both = distill(device, [&student, &teacher], 4, &[0.5, 0.5], d);
+                let mean = f64::from(losses[0] + losses[1]) / 2.0;
+                assert_near(&format!("{d:?}, mean of both"), both.loss, mean);
+                assert_close(&format!("{d:?}, rows"), &both.rows["loss"], &losses, 1e-6);
+                let halves: Vec<f32> = gradient.iter().map(|g| g / 2.0).collect();
+                assert_close(&format!("{d:?}, gradient"), &both.dz, &halves, 1e-6);
+                let masked = distill(device, [&student, &teacher], 4, &[1.0, 0.0], d);
+                assert_near(&format!("{d:?}, second masked"), masked.loss, losses[0].into());
+                assert_close(&format!("{d:?}, first gradient"), &masked.dz[..4], &gradient[..4], 1e-6);
+                assert_eq!(masked.dz[4..], [0.0; 4]);
             }
         }
     }
 }
 
-#[test]
-fn jsd_gradients() {
-    let table = [
-        (1.0, 0.0, [0.0066836, -0.5471417, 0.0579591, 0.4824990]),
-        (1.0, 0.1, [-0.0034336, -0.0342722, 0.0034564, 0.0342494]),
-        (1.0, 0.5, [-0.0265683, -0.0532702, 0.0035527, 0.0762859]),
-        (1.0, 0.9, [-0.0154686, -0.0155891, -0.0004428, 0.0315005]),
-        (1.0, 1.0, [-0.1988494, -0.1707520, -0.0136641, 0.3832655]),
-        (2.0, 0.0, [0.0030807, -0.1493638, 0.0296723, 0.1166107]),
-        (2.0, 0.5, [-0.0040401, -0.0267826, 0.0047951, 0.0260277]),
-        (2.0, 1.0, [-0.0311580, -0.0922390, 0.0124231, 0.1109739]),
-    ];
-    for (temperature, beta, gradient) in table {
-        for graded in first_position(Distill { divergence: jsd(beta), temperature }) {
-            for (i, want) in gradient.into_iter().enumerate() {
-                assert_near(&format!("temperature {temperature} beta {beta} [{i}]"), graded.dz[i], want);
-            }
-        }
+fn golden() -> Value {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/golden_losses.json");
+    serde_json::from_str(&std::fs::read_to_string(path).expect("a fixture")).expect("JSON")
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().expect("a number")
+}
+
+/// The numbers of a list, or of a list of lists one after the other.
+fn numbers(value: &Value) -> Vec<f32> {
+    match value {
+        Value::Array(items) => items.iter().flat_map(numbers).collect(),
+        one => vec![number(one) as f32],
     }
 }
 
@@ -120,48 +130,6 @@ fn values_of_two_tokens_and_of_the_limits() {
         let [native, _] = first_position(at_one(jsd(beta)));
         let ratio = f64::from(native.loss) / beta.min(1.0 - beta);
         assert!((ratio - want).abs() < 5e-3, "beta {beta}: {ratio}, not {want}");
-    }
-}
-
-#[test]
-fn top_k_and_skewed_values() {
-    let top_k = |k, beta| Divergence::TopK { k, beta };
-    let table = [
-        (top_k(1, 0.0), 1.130892963),
-        (top_k(2, 0.0), 1.218572923),
-        (top_k(1, 0.5), 0.221863672),
-        (top_k(2, 0.5), 0.225663131),
-        (top_k(1, 1.0), 0.629693894),
-        (top_k(2, 1.0), 0.726513318),
-        (Divergence::SkewedForward { alpha: 0.1 }, 0.803316776),
-        (Divergence::SkewedReverse { alpha: 0.1 }, 0.709657316),
-    ];
-    for (divergence, want) in table {
-        for graded in first_position(at_one(divergence)) {
-            assert_near(&format!("{divergence:?}"), graded.loss, want);
-        }
-    }
-}
-
-#[test]
-fn two_positions_are_summed_with_their_weights() {
-    let student = [STUDENT, [0.0; 4]].concat();
-    let teacher = [TEACHER, [3.0, 0.0, -1.0, 0.5]].concat();
-    for (beta, first, second, mean) in [
-        (0.0, 1.227451304, 0.874398396, 1.050924850),
-        (0.5, 0.225663131, 0.219299670, 0.222481401),
-        (1.0, 0.907620910, 1.128630790, 1.018125850),
-    ] {
-        for device in DEVICES {
-            let run = |weights: [f32; 2]| distill(device, [&student, &teacher], 4, &weights, at_one(jsd(beta)));
-            let both = run([0.5, 0.5]);
-            assert_near("mean of both", both.loss, mean);
-            assert_near("first row", both.rows["loss"][0], first);
-            assert_near("second row", both.rows["loss"][1], second);
-            let masked = run([1.0, 0.0]);
-            assert_near("second masked", masked.loss, first);
-            assert_eq!(masked.dz[4..], [0.0; 4]);
-        }
     }
 }
 

@@ -35,6 +35,17 @@ pub struct Adapter {
     pub layers: Vec<[Option<Branch>; 7]>,
 }
 
+/// Where two adapters differ in form; rank and scale of each branch that is there.
+#[derive(Debug)]
+pub(crate) struct Difference {
+    /// Name of the module.
+    pub(crate) module: String,
+    /// The first adapter's branch.
+    pub(crate) ours: Option<(usize, f32)>,
+    /// The second one's.
+    pub(crate) theirs: Option<(usize, f32)>,
+}
+
 /// Ranks and scales by module, as an adapter's configuration gives them.
 #[derive(Debug, Clone)]
 struct AdapterInfo {
@@ -182,13 +193,15 @@ impl Adapter {
         })
     }
 
-    /// The first module whose branch differs from `other`'s in presence, rank or scale.
-    pub(crate) fn first_difference(&self, other: &Self) -> Option<String> {
-        let form = |b: &Option<Branch>| b.as_ref().map(|b| (b.a.rows(), b.scale));
+    /// The first module whose branch differs from `other`'s in presence, rank or scale, and how.
+    pub(crate) fn first_difference(&self, other: &Self) -> Option<Difference> {
         let layers = self.layers.iter().zip(&other.layers).enumerate();
-        let modules = layers.flat_map(|(l, (a, b))| Module::ALL.into_iter().zip(a.iter().zip(b)).map(move |m| (l, m)));
-        let mut different = modules.filter(|(_, (_, (a, b)))| form(a) != form(b));
-        different.next().map(|(layer, (module, _))| module_name(layer, module))
+        let mut modules =
+            layers.flat_map(|(l, (a, b))| Module::ALL.into_iter().zip(a.iter().zip(b)).map(move |m| (l, m)));
+        modules.find_map(|(layer, (module, (a, b)))| {
+            let [ours, theirs] = [a, b].map(|branch| branch.as_ref().map(|b| (b.a.rows(), b.scale)));
+            (ours != theirs).then(|| Difference { module: module_name(layer, module), ours, theirs })
+        })
     }
 
     /// Tensors for writing, in the order of [`Adapter::named`].

@@ -11,6 +11,7 @@ mod qwen3;
 mod rope;
 mod weights;
 
+pub(crate) use adapter::Difference;
 pub use adapter::{Adapter, Branch};
 pub use decoder::{Decoder, Memory, Packed, Paged, Pass};
 pub use weights::{LayerWeights, ModelWeights};
@@ -163,14 +164,14 @@ pub struct TensorSpec {
     pub shard: Shard,
 }
 
-/// The table of a family.
-#[must_use]
-pub fn table(family: Family) -> &'static [Entry] {
-    match family {
-        Family::Llama => llama::TABLE,
-        Family::Qwen2 => qwen2::TABLE,
-        Family::Qwen3 => qwen3::TABLE,
-    }
+/// The table of a family: Llama's rows, and those that the family has besides.
+pub fn table(family: Family) -> impl Iterator<Item = &'static Entry> + Clone {
+    let more = match family {
+        Family::Llama => &[],
+        Family::Qwen2 => qwen2::MORE,
+        Family::Qwen3 => qwen3::MORE,
+    };
+    llama::TABLE.iter().chain(more)
 }
 
 /// Every tensor that a model of this configuration has.
@@ -186,8 +187,8 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
     let in_layer = |e: &&Entry| matches!(e.part, Part::Linear(_) | Part::Vector(_));
     let wanted = |e: &&Entry| !(e.part == Part::Head && config.tie_word_embeddings);
     let entries = table(config.family);
-    let outer = entries.iter().filter(|e| !in_layer(e)).filter(wanted).map(|e| spec(e, None));
-    let layers = (0..config.num_layers).flat_map(|l| entries.iter().filter(in_layer).map(move |e| spec(e, Some(l))));
+    let outer = entries.clone().filter(|e| !in_layer(e)).filter(wanted).map(|e| spec(e, None));
+    let layers = (0..config.num_layers).flat_map(|l| entries.clone().filter(in_layer).map(move |e| spec(e, Some(l))));
     outer.chain(layers).collect()
 }
 

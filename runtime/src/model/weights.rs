@@ -118,18 +118,16 @@ impl LayerWeights {
         let [q, k, v, o, gate, up, down] = &self.linear;
         let [qb, kb, vb, ..] = &self.bias;
         let [qn, kn] = self.qk_norm.as_ref().map_or([None, None], |[q, k]| [Some(q), Some(k)]);
-        let attention = [Some(q), qb.as_ref(), Some(k), kb.as_ref(), Some(v), vb.as_ref(), Some(o), qn, kn];
-        let rest = [Some(&self.post_norm), Some(gate), Some(up), Some(down)];
-        std::iter::once(&self.input_norm).chain(attention.into_iter().chain(rest).flatten())
+        let all = [&self.input_norm, q, k, v, o, &self.post_norm, gate, up, down];
+        all.into_iter().chain([qb.as_ref(), kb.as_ref(), vb.as_ref(), qn, kn].into_iter().flatten())
     }
 
     fn iter_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         let [q, k, v, o, gate, up, down] = &mut self.linear;
         let [qb, kb, vb, ..] = &mut self.bias;
         let [qn, kn] = self.qk_norm.as_mut().map_or([None, None], |[q, k]| [Some(q), Some(k)]);
-        let attention = [Some(q), qb.as_mut(), Some(k), kb.as_mut(), Some(v), vb.as_mut(), Some(o), qn, kn];
-        let rest = [Some(&mut self.post_norm), Some(gate), Some(up), Some(down)];
-        std::iter::once(&mut self.input_norm).chain(attention.into_iter().chain(rest).flatten())
+        let all = [&mut self.input_norm, q, k, v, o, &mut self.post_norm, gate, up, down];
+        all.into_iter().chain([qb.as_mut(), kb.as_mut(), vb.as_mut(), qn, kn].into_iter().flatten())
     }
 }
 
@@ -200,7 +198,7 @@ fn refuse_strangers(
     let tied_head = |name: &str| config.tie_word_embeddings && name == "lm_head.weight";
     let left_out = |name: &str| {
         let layer = name.strip_prefix("model.layers.").and_then(|n| n.split_once('.'));
-        let known = |suffix: &str| super::table(config.family).iter().any(|e| e.name == suffix);
+        let known = |suffix: &str| super::table(config.family).any(|e| e.name == suffix);
         layer.is_some_and(|(layer, suffix)| layer.parse::<usize>().is_ok_and(|l| l < count) && known(suffix))
     };
     let stranger = source.tensors().keys().find(|name| {

@@ -7,7 +7,7 @@ use autograd::{Gradients, Tensor};
 
 use super::batch::{self, Watch};
 use crate::engine::SlotEngine;
-use crate::model::{Adapter, ModelWeights, Pass, tensors};
+use crate::model::{Adapter, Difference, ModelWeights, Pass, tensors};
 use crate::request::{NamedTensor, OptimReport, OptimStep, TrainReport, TrainRequest, TrainState, Training};
 use crate::{Error, Result};
 
@@ -203,13 +203,17 @@ impl TrainSession {
 
 /// An adapter is saved with the configuration's ranks and scales, so one that is continued must have them.
 fn check_continues(adapter: &Adapter, configured: &Adapter) -> Result<()> {
-    match adapter.first_difference(configured) {
-        None => Ok(()),
-        Some(module) => Err(Error::Lora(format!(
-            "the adapter to continue differs from the configuration at {module}: \
-             set targets, rank, alpha and rslora as the adapter has them"
-        ))),
-    }
+    let Some(Difference { module, ours, theirs }) = adapter.first_difference(configured) else { return Ok(()) };
+    let form = |branch: Option<(usize, f32)>| match branch {
+        Some((rank, scale)) => format!("rank {rank} and scale {scale}"),
+        None => "no branch".to_owned(),
+    };
+    Err(Error::Lora(format!(
+        "the adapter to continue has {} at {module}, the configuration {}: set r, alpha, rslora, target_modules and \
+         the patterns as the adapter has them",
+        form(ours),
+        form(theirs)
+    )))
 }
 
 fn replace<'a>(places: impl Iterator<Item = &'a mut Tensor>, values: Vec<Tensor>) {

@@ -6,7 +6,7 @@ use clap::{ArgGroup, Args};
 use runtime::Generation;
 use runtime::files::ModelFiles;
 use runtime::request::{FinishReason, GenerateEvent, GenerateRequest, Slot, TokenEvent};
-use runtime::sampler::SamplingParams;
+use runtime::sampler::{SamplingError, SamplingParams};
 use serde_json::{Value, json};
 
 use super::model::ModelArgs;
@@ -65,19 +65,19 @@ struct SamplingArgs {
     #[arg(long, default_value_t = 0, value_name = "N")]
     min_tokens: usize,
     /// Divides the logits; 0 is greedy.
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Keep the fewest tokens with this much probability.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
     /// Keep so many of the most likely tokens.
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
     /// Drop tokens less likely than this times the most likely one.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     min_p: Option<f32>,
     /// Divide positive and multiply negative logits of tokens seen before.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
     /// Subtract this for every earlier occurrence in the completion.
     #[arg(long, default_value_t = 0.0, value_name = "X", allow_negative_numbers = true)]
@@ -124,7 +124,7 @@ impl SamplingArgs {
             return Err(Error::NoEffect { key: (*flag).to_owned(), because });
         }
         let unless_greedy = |value: Option<f64>| value.filter(|_| !greedy).map(|v| v as f32);
-        Ok(SamplingParams {
+        let params = SamplingParams {
             temperature,
             top_p: self.top_p.or(unless_greedy(defaults.top_p)).unwrap_or(1.0),
             // Configurations write 0 for "all tokens"; on the command line leaving the option out says so.
@@ -145,7 +145,29 @@ impl SamplingArgs {
             ignore_eos: self.ignore_eos,
             logprobs: self.logprobs,
             logprob_token_ids: Vec::new(),
-        })
+        };
+        params.validate(files.config.vocab_size).map_err(|error| self.blame(error))?;
+        Ok(params)
+    }
+
+    /// A value out of range is bad usage when it was given on the command line, and else the model's fault.
+    fn blame(&self, error: SamplingError) -> Error {
+        let SamplingError::OutOfRange { field, value, allowed } = error else {
+            return runtime::Error::from(error).into();
+        };
+        let from_model = match field {
+            "temperature" => self.temperature.is_none(),
+            "top_p" => self.top_p.is_none(),
+            "top_k" => self.top_k.is_none(),
+            "min_p" => self.min_p.is_none(),
+            "repetition_penalty" => self.repetition_penalty.is_none(),
+            _ => false,
+        };
+        if from_model {
+            let what = format!("generation_config.json of the model has {field} = {value}, must be {allowed}");
+            return Error::Models { what };
+        }
+        Error::value(&format!("--{}", field.replace('_', "-")), value, allowed)
     }
 }
 

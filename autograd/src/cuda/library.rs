@@ -47,7 +47,7 @@ impl Wanted {
             match unsafe { Library::new(&place) } {
                 Ok(library) => return Ok((library, place.display().to_string())),
                 // A bare name that the loader does not know is the usual case; a file that is there should load.
-                Err(e) if place.is_absolute() => broken = Some(format!("does not load: {e}")),
+                Err(e) if place.is_absolute() => broken = Some(format!("does not load: {}", words(&e))),
                 Err(_) => {}
             }
         }
@@ -180,10 +180,16 @@ pub(super) fn preload_driver() -> Result<()> {
         Ok((_, true)) => Ok(()),
         Ok((_, false)) => Err(no_driver("has another name inside")),
         Err(e) => {
-            let absent = e.to_string().contains("No such file");
-            Err(no_driver(&if absent { "was not found".to_owned() } else { format!("does not load: {e}") }))
+            let why = words(&e);
+            let absent = why.contains("No such file");
+            Err(no_driver(&if absent { "was not found".to_owned() } else { format!("does not load: {why}") }))
         }
     }
+}
+
+/// What the system's loader said.
+fn words(e: &libloading::Error) -> String {
+    std::error::Error::source(e).map_or_else(|| e.to_string(), ToString::to_string)
 }
 
 fn no_driver(why: &str) -> Error {
@@ -222,7 +228,7 @@ pub(super) use entry_points;
 pub(super) fn no_symbol(path: &str, e: &libloading::Error) -> Error {
     Error::MissingLibrary {
         library: path.to_owned(),
-        why: format!("lacks a function: {e}"),
+        why: format!("lacks a function: {}", words(e)),
         searched: "it".to_owned(),
         remedy: "Install the library of CUDA 12 or 13".to_owned(),
     }

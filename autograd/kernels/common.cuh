@@ -1,4 +1,4 @@
-// What every kernel needs: the bf16 type and reductions with a fixed order.
+// What every kernel needs: the bf16 type, reductions with a fixed order, asynchronous copies.
 #ifndef ARLE_COMMON_CUH
 #define ARLE_COMMON_CUH
 
@@ -12,6 +12,13 @@ __device__ inline float to_float(bf16 x) { return __uint_as_float(static_cast<un
 __device__ inline bf16 to_bf16(float x) {
     bf16 r;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r.bits) : "f"(x));
+    return r;
+}
+
+// Two floats as a bf16 pair, `low` in the lower half (the lower address).
+__device__ inline unsigned pack_bf16(float low, float high) {
+    unsigned r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
     return r;
 }
 
@@ -46,6 +53,16 @@ __device__ inline float block_max(float x) {
     __syncthreads();
     x = threadIdx.x % 32 < blockDim.x / 32 ? parts[threadIdx.x % 32] : __uint_as_float(0xff800000u);
     return warp_max(x);
+}
+
+__device__ inline unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
+
+__device__ inline void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most `PENDING` of this thread's groups are still under way.
+template <int PENDING>
+__device__ inline void copy_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
 #endif

@@ -5,8 +5,6 @@
 
 #include "common.cuh"
 
-__device__ inline unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
-
 // 2^x; exact for 0 (gives 1) and -inf (gives 0).
 __device__ inline float exp2_fast(float x) {
     float y;
@@ -25,14 +23,6 @@ __device__ inline void copy_async_16(unsigned to, const void* from, bool valid) 
 
 __device__ inline void copy_async_4(unsigned to, const void* from, bool valid) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(valid ? 4 : 0) : "memory");
-}
-
-__device__ inline void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-// Waits until at most `PENDING` of this thread's groups are still under way.
-template <int PENDING>
-__device__ inline void copy_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
 // Four 8x8 bf16 matrices; lane l gives the address of row l % 8 of matrix l / 8.

@@ -133,6 +133,21 @@ __forceinline__ T block_sum(T x) {
     return warp_sum(lane_id() < blockDim.x >> 5 ? warps[lane_id()] : T(0));
 }
 
+// Several sums for the price of one.
+template <int N>
+__forceinline__ void block_sums(float (&x)[N]) {
+    __shared__ float warps[N][32];
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        x[i] = warp_sum(x[i]);
+        if (lane_id() == 0) warps[i][threadIdx.x >> 5] = x[i];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < N; i++) x[i] = warp_sum(lane_id() < blockDim.x >> 5 ? warps[i][lane_id()] : 0.0f);
+}
+
 __forceinline__ float block_max(float x) {
     __shared__ float warps[32];
     x = warp_max(x);
@@ -140,6 +155,15 @@ __forceinline__ float block_max(float x) {
     if (lane_id() == 0) warps[threadIdx.x >> 5] = x;
     __syncthreads();
     return warp_max(lane_id() < blockDim.x >> 5 ? warps[lane_id()] : negative_infinity());
+}
+
+__forceinline__ int block_min(int x) {
+    __shared__ int warps[32];
+    x = __reduce_min_sync(ALL_LANES, x);
+    __syncthreads();
+    if (lane_id() == 0) warps[threadIdx.x >> 5] = x;
+    __syncthreads();
+    return __reduce_min_sync(ALL_LANES, lane_id() < blockDim.x >> 5 ? warps[lane_id()] : 0x7fffffff);
 }
 
 // ---- random numbers: Philox4x32-10 (Salmon et al. 2011), a function of key and counter ----
@@ -155,6 +179,9 @@ __forceinline__ uint4 philox(unsigned long long key, uint4 c) {
     }
     return c;
 }
+
+// The block's dynamic shared memory.
+extern __shared__ uint4 dynamic_shared[];
 
 // ---- asynchronous copies to shared memory, 16 bytes each ----
 

@@ -1,0 +1,448 @@
+// From logits [B, V] to tokens, as `runtime/src/sampler/draw.rs` defines it. Bound by bytes: one read of the logits for
+// plain sampling; rows with top-k, top-p or min-p are read again, from the L2 cache, by one block each.
+//
+// 1. `adjust_logits` (rows with bias, min_tokens or penalties): changed copies of logits.
+// 2. `sample_partials`, grid (ceil(V / CHUNK), B): maximum and sums of each chunk of ids.
+// 3. `sample_rows`, grid B: joins the chunks, draws, and gives both log-probabilities.
+// 4. `count_tokens`: the new tokens enter the histories.
+// The chunks do not depend on B, so a row's token does not depend on its neighbours. Plain sampling weighs tokens
+// relative to their chunk's maximum (the CPU: to the row's), which differs in the last rounding of f32.
+#include "logits.cuh"
+
+constexpr int CHUNK = 2048;
+constexpr int MAX_CHUNKS = 128;  // V up to 262144
+constexpr int PARTIAL_THREADS = 128;
+constexpr int DRAW_THREADS = 512;
+
+// Parameters of the rows, arrays [B]. A row that is not `active` is skipped: its outputs stay as they are.
+struct Rows {
+    const int *active, *changed;  // `changed` (or null): the token is chosen by `adjusted`, not by `logits`
+    const float* temperature;     // 0 takes the most likely token
+
+    __forceinline__ bool is_changed(int row) const {
+        return changed && changed[row];
+    }
+};
+
+// What one chunk contributes; sums are relative to the chunk's maximum.
+struct Side {
+    double at_temperature, plain;  // of exp((z - max) / T) and of exp(z - max)
+    float max;                     // -inf if there is no token
+    int first;                     // id of the first maximum
+};
+
+struct Partial {
+    Side model, choice;  // `choice` only for changed rows
+    int sound, pad;      // 0 if a logit is NaN or +inf
+};
+
+// Sums of this thread's logits, relative to the block's maximum.
+template <typename T>
+__forceinline__ Side chunk_side(const LogitRow<T>& row, int start, float temperature, int& sound) {
+    constexpr int VECTORS = CHUNK / PARTIAL_THREADS / 8;
+    float z[VECTORS][8], max = negative_infinity();
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++) {
+        row.load_raw(start + (v * PARTIAL_THREADS + threadIdx.x) * 8, z[v], negative_infinity());
+    }
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++)
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            sound = sound && z[v][j] < -negative_infinity();
+            max = fmaxf(max, z[v][j]);
+        }
+    Side side;
+    side.max = block_max(max);
+    int first = 0x7fffffff;
+    float sums[2] = {};
+    const float inverse = 1.0f / (temperature == 0.0f ? 1.0f : temperature);
+#pragma unroll
+    for (int v = VECTORS - 1; v >= 0; v--)
+#pragma unroll
+        for (int j = 7; j >= 0; j--) {
+            if (z[v][j] == side.max) first = start + (v * PARTIAL_THREADS + threadIdx.x) * 8 + j;
+            // Without a token in the chunk all gaps are NaN, and the sums are not used.
+            const float gap = z[v][j] - side.max, e = __expf(gap);
+            sums[0] += inverse == 1.0f ? e : __expf(gap * inverse);
+            sums[1] += e;
+        }
+    side.first = block_min(first);
+    side.at_temperature = block_sum((double)sums[0]);
+    side.plain = block_sum((double)sums[1]);
+    return side;
+}
+
+template <typename T>
+__forceinline__ void partials_of(const T* logits, long long stride, const float* adjusted, long long adjusted_stride,
+                                 int vocab, const Rows& rows, Partial* partials) {
+    const int row = blockIdx.y, start = blockIdx.x * CHUNK;
+    if (!rows.active[row]) return;
+    int sound = 1;
+    Partial partial;
+    partial.model = chunk_side(LogitRow<T>(logits, row, stride, vocab), start, rows.temperature[row], sound);
+    partial.choice = partial.model;
+    if (rows.is_changed(row)) {
+        partial.choice = chunk_side(LogitRow<float>(adjusted, row, adjusted_stride, vocab), start,
+                                    rows.temperature[row], sound);
+    }
+    partial.sound = __syncthreads_and(sound), partial.pad = 0;
+    if (threadIdx.x == 0) partials[row * gridDim.x + blockIdx.x] = partial;
+}
+
+// ---- the draw ----
+
+// `e^x` for x <= 0 in the very operations of the CPU's sampler, so that weights are equal to the bit; 0 below -87.
+__forceinline__ float exp_of_nonpositive(float x) {
+    const float ROUND = 12582912.0f;
+    const float bounded = x < -87.0f ? -87.0f : x;
+    const float shifted = __fadd_rn(__fmul_rn(bounded, 1.44269504088896340736f), ROUND);
+    const float power = __fsub_rn(shifted, ROUND);
+    const float high = __fsub_rn(bounded, __fmul_rn(power, 0.6933594f));
+    const float r = __fsub_rn(high, __fmul_rn(power, -2.1219444e-4f));
+    const float factors[7] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    float series = 1.0f / 5040;
+#pragma unroll
+    for (int i = 0; i < 7; i++) series = __fadd_rn(__fmul_rn(series, r), factors[i]);
+    const unsigned exponent = __float_as_uint(shifted) - __float_as_uint(ROUND) + 127u;
+    const float value = __fmul_rn(series, __uint_as_float(exponent << 23));
+    return x < -87.0f ? 0.0f : value;
+}
+
+// Sums of one side over the row.
+struct Joined {
+    float max = negative_infinity();
+    int first = 0;
+    double at_temperature = 0, plain = 0;
+
+    // exp((chunk's maximum - max) / T), by which its sums are multiplied; 0 where all its weights are.
+    __forceinline__ double factor(const Side& side, float temperature) const {
+        const double gap = ((double)side.max - max) / temperature;
+        return gap < -87.0 ? 0.0 : exp(gap);
+    }
+};
+
+// How the chosen row's tokens are weighed. `lowest` is the lowest rank that top-k and top-p keep.
+template <typename T>
+struct Weights {
+    LogitRow<T> row;
+    float max, temperature, min_p;
+    unsigned long long lowest;
+
+    // Relative to the most likely token, as the CPU computes it; 0 if `lowest` or `min_p` drop it.
+    __forceinline__ float kept(int id, float logit) const {
+        const float weight = unbounded(logit);
+        return weight >= min_p && (lowest == 0 || rank_of(logit + 0.0f, id) >= lowest) ? weight : 0.0f;
+    }
+
+    __forceinline__ float unbounded(float logit) const {
+        return exp_of_nonpositive(__fdiv_rn(__fsub_rn(logit, max), temperature));
+    }
+
+    // Calls f(id, logit) for this thread's tokens.
+    template <typename F>
+    __forceinline__ void each(F f) const {
+        row.each([&](int start) {
+            float z[8];
+            row.load_raw(start, z, negative_infinity());
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                if (start + j < row.vocab) f(start + j, z[j]);
+        });
+    }
+};
+
+// Measures of weights in the nucleus: integers, exact for weights of at least 2^-21.
+__forceinline__ unsigned long long fixed(float weight) {
+    return __double2ull_rn((double)weight * 35184372088832.0);  // 2^45; 2^18 of them fit in 64 bits
+}
+
+// The lowest rank that is kept, 0 if all are.
+template <typename T>
+__forceinline__ unsigned long long lowest_kept(const Weights<T>& weights, int top_k, float top_p,
+                                               Histogram& histogram) {
+    unsigned long long lowest = 0;
+    if (top_k > 0 && top_k < weights.row.vocab) {
+        lowest = lowest_of_top<false>(histogram, top_k, [&](auto add) {
+            weights.each([&](int id, float logit) { add(rank_of(logit + 0.0f, id), 1); });
+        });
+    }
+    if (top_p >= 1.0f) return lowest;
+    unsigned long long sum = 0;
+    weights.each([&](int id, float logit) {
+        if (rank_of(logit + 0.0f, id) >= lowest) sum += fixed(weights.unbounded(logit));
+    });
+    const unsigned long long goal = (unsigned long long)ceil((double)top_p * (double)block_sum(sum));
+    const unsigned long long nucleus = lowest_of_top<true>(histogram, goal, [&](auto add) {
+        weights.each([&](int id, float logit) {
+            const unsigned long long rank = rank_of(logit + 0.0f, id);
+            if (rank >= lowest) add(rank, fixed(weights.unbounded(logit)));
+        });
+    });
+    return max(lowest, nucleus);
+}
+
+// Called by one warp: the first index at which the running sum exceeds `target`, and the sum before it. If rounding
+// left the target above all, the last index with a positive value. -1 if no value is positive.
+__forceinline__ int first_above(const double* values, int count, double target, double& before) {
+    double sum = 0;
+    int last = -1;
+    double before_last = 0;
+    for (int base = 0; base < count; base += 32) {
+        const int i = base + lane_id();
+        const double value = i < count ? values[i] : 0.0;
+        double through = value;
+#pragma unroll
+        for (int offset = 1; offset < 32; offset <<= 1) {
+            const double lower = __shfl_up_sync(ALL_LANES, through, offset);
+            if (lane_id() >= offset) through += lower;
+        }
+        const double start = sum + (through - value);
+        const unsigned above = __ballot_sync(ALL_LANES, value > 0 && sum + through > target);
+        const unsigned positive = __ballot_sync(ALL_LANES, value > 0);
+        if (above) {
+            before = __shfl_sync(ALL_LANES, start, __ffs(above) - 1);
+            return base + __ffs(above) - 1;
+        }
+        if (positive) {
+            last = base + 31 - __clz(positive);
+            before_last = __shfl_sync(ALL_LANES, start, 31 - __clz(positive));
+        }
+        sum += __shfl_sync(ALL_LANES, through, 31);
+    }
+    before = before_last;
+    return last;
+}
+
+// The block finds the token of the chunk at `start` at which `before` plus the running sum of weight(id) passes `target`.
+template <typename F>
+__forceinline__ int search_chunk(int start, int vocab, double before, double target, F weight) {
+    constexpr int SHARE = CHUNK / DRAW_THREADS;
+    __shared__ double sums[DRAW_THREADS];
+    __shared__ int found;
+    double mine[SHARE], sum = 0;
+#pragma unroll
+    for (int j = 0; j < SHARE; j++) {
+        const int id = start + threadIdx.x * SHARE + j;
+        mine[j] = id < vocab ? weight(id) : 0.0;
+        sum += mine[j];
+    }
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    __shared__ double before_owner;
+    __shared__ int owner;
+    if (threadIdx.x < 32) {
+        double until = 0;
+        const int index = first_above(sums, DRAW_THREADS, target - before, until);
+        if (threadIdx.x == 0) owner = index, before_owner = until;
+    }
+    __syncthreads();
+    if (threadIdx.x == max(owner, 0)) {
+        double running = before + before_owner;
+        int token = -1;
+#pragma unroll
+        for (int j = 0; j < SHARE; j++) {
+            if (mine[j] > 0 && (token < 0 || running <= target)) token = start + threadIdx.x * SHARE + j;
+            running += mine[j];
+        }
+        found = token;
+    }
+    __syncthreads();
+    return found;
+}
+
+// Inverts the cumulative weights in id order at uniform * sum. `sums` holds the weights of the chunks, and
+// weigher(chunk) gives a function from its ids to their weights.
+template <typename F>
+__forceinline__ int invert(const double* sums, int vocab, double uniform, F weigher) {
+    __shared__ double total, before;
+    __shared__ int chunk;
+    const int chunks = (vocab + CHUNK - 1) / CHUNK;
+    if (threadIdx.x < 32) {
+        double sum = 0;
+        for (int i = lane_id(); i < chunks; i += 32) sum += sums[i];
+        sum = warp_sum(sum);
+        double until = 0;
+        const int index = first_above(sums, chunks, uniform * sum, until);
+        if (threadIdx.x == 0) chunk = max(index, 0), total = sum, before = until;
+    }
+    __syncthreads();
+    return search_chunk(chunk * CHUNK, vocab, before, uniform * total, weigher(chunk));
+}
+
+// A row in which top-k, top-p or min-p drop tokens. (Not inlined: it is most of the kernel's code.)
+template <typename T>
+__noinline__ int draw_truncated(Weights<T> weights, int top_k, float top_p, double uniform, double* sums,
+                                Histogram& histogram) {
+    const int vocab = weights.row.vocab, chunks = (vocab + CHUNK - 1) / CHUNK;
+    weights.lowest = lowest_kept(weights, top_k, top_p, histogram);
+    // A warp sums a chunk.
+    for (int chunk = threadIdx.x >> 5; chunk < chunks; chunk += DRAW_THREADS / 32) {
+        double sum = 0;
+        for (int at = lane_id() * 8; at < CHUNK; at += 32 * 8) {
+            float z[8];
+            weights.row.load_raw(chunk * CHUNK + at, z, negative_infinity());
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                const int id = chunk * CHUNK + at + j;
+                if (id < vocab) sum += weights.kept(id, z[j]);
+            }
+        }
+        sum = warp_sum(sum);
+        if (lane_id() == 0) sums[chunk] = sum;
+    }
+    __syncthreads();
+    return invert(sums, vocab, uniform, [&](int) {
+        return [&](int id) { return (double)weights.kept(id, to_float(weights.row.logits[id])); };
+    });
+}
+
+// A row whose tokens are all possible: the chunks' sums are known.
+template <typename T>
+__forceinline__ int draw_plain(const LogitRow<T>& row, const Joined& joined, const Side* sides, int side_stride,
+                               float temperature, double uniform, double* sums) {
+    const int chunks = (row.vocab + CHUNK - 1) / CHUNK;
+    const auto side = [&](int chunk) -> const Side& {
+        return *reinterpret_cast<const Side*>(reinterpret_cast<const char*>(sides) + (long long)chunk * side_stride);
+    };
+    for (int chunk = threadIdx.x; chunk < chunks; chunk += DRAW_THREADS) {
+        const double factor = joined.factor(side(chunk), temperature);
+        sums[chunk] = factor == 0.0 ? 0.0 : side(chunk).at_temperature * factor;
+    }
+    __syncthreads();
+    const float inverse = 1.0f / temperature;
+    return invert(sums, row.vocab, uniform, [&](int chunk) {
+        const float max = side(chunk).max;
+        const double factor = joined.factor(side(chunk), temperature);
+        return [&row, max, inverse, factor](int id) {
+            return (double)__expf((to_float(row.logits[id]) - max) * inverse) * factor;
+        };
+    });
+}
+
+// Joins one side of a row's partials; all threads get the result.
+template <typename Get>
+__forceinline__ Joined join(int chunks, float temperature, Get side) {
+    Joined joined;
+    float max = negative_infinity();
+    for (int i = threadIdx.x; i < chunks; i += DRAW_THREADS) max = fmaxf(max, side(i).max);
+    joined.max = block_max(max);
+    int first = 0x7fffffff;
+    double at_temperature = 0, plain = 0;
+    for (int i = threadIdx.x; i < chunks; i += DRAW_THREADS) {
+        const Side& s = side(i);
+        if (s.max == negative_infinity()) continue;
+        if (s.max == joined.max) first = min(first, s.first);
+        at_temperature += s.at_temperature * exp(((double)s.max - joined.max) / temperature);
+        plain += s.plain * exp((double)s.max - joined.max);
+    }
+    joined.first = block_min(first);
+    joined.at_temperature = block_sum(at_temperature);
+    joined.plain = block_sum(plain);
+    return joined;
+}
+
+constexpr int NOT_FINITE = -1, NO_CANDIDATE = -2;
+
+struct Draw {
+    const int* top_k;
+    const float *top_p, *min_p;
+    const unsigned long long *seed, *request, *position;
+};
+
+// The uniform number in [0, 1) of (seed, request, position).
+__forceinline__ double uniform_of(const Draw& draw, int row) {
+    const unsigned long long index = draw.position[row], stream = draw.request[row];
+    const uint4 counter = make_uint4((unsigned)index, (unsigned)(index >> 32), (unsigned)stream, (unsigned)(stream >> 32));
+    const uint4 words = philox(draw.seed[row], counter);
+    return (double)(((unsigned long long)words.x << 32 | words.y) >> 11) / 9007199254740992.0;
+}
+
+template <typename T>
+__forceinline__ int draw_token(const LogitRow<T>& row, const Joined& joined, const Side* sides, float temperature,
+                               const Draw& draw, int index, double* sums, Histogram& histogram) {
+    const int top_k = draw.top_k[index];
+    const float top_p = draw.top_p[index], min_p = draw.min_p[index];
+    const double uniform = uniform_of(draw, index);
+    if (top_k > 0 || top_p < 1.0f || min_p > 0.0f) {
+        return draw_truncated<T>({row, joined.max, temperature, min_p, 0}, top_k, top_p, uniform, sums,
+                                 histogram);
+    }
+    return draw_plain(row, joined, sides, sizeof(Partial), temperature, uniform, sums);
+}
+
+template <typename T>
+__forceinline__ void sample(const T* logits, long long stride, const float* adjusted, long long adjusted_stride,
+                            int vocab, const Rows& rows, const Draw& draw, const Partial* partials, int* tokens,
+                            float* log_probs, float* sampling_log_probs) {
+    const int index = blockIdx.x, chunks = (vocab + CHUNK - 1) / CHUNK;
+    if (!rows.active[index]) return;
+    const Partial* mine = partials + (long long)index * chunks;
+    const bool changed = rows.is_changed(index), greedy = rows.temperature[index] == 0.0f;
+    const float temperature = greedy ? 1.0f : rows.temperature[index];
+    int sound = 1;
+    for (int i = threadIdx.x; i < chunks; i += DRAW_THREADS) sound = sound && mine[i].sound;
+    sound = __syncthreads_and(sound);
+    const Joined model = join(chunks, temperature, [&](int i) -> const Side& { return mine[i].model; });
+    const Joined choice =
+        changed ? join(chunks, temperature, [&](int i) -> const Side& { return mine[i].choice; }) : model;
+    __shared__ double sums[MAX_CHUNKS];
+    __shared__ Histogram histogram;
+    const auto drawn = [&](const auto& row) {
+        const Side* sides = changed ? &mine->choice : &mine->model;
+        return draw_token(row, choice, sides, temperature, draw, index, sums, histogram);
+    };
+    int token;
+    if (!sound) {
+        token = NOT_FINITE;
+    } else if (model.max == negative_infinity() || choice.max == negative_infinity()) {
+        token = NO_CANDIDATE;
+    } else if (greedy) {
+        token = choice.first;
+    } else {
+        token = changed ? drawn(LogitRow<float>(adjusted, index, adjusted_stride, vocab))
+                        : drawn(LogitRow<T>(logits, index, stride, vocab));
+    }
+    if (threadIdx.x != 0) return;
+    tokens[index] = token;
+    if (token < 0) return;
+    const double gap = (double)to_float(logits[index * stride + token]) - model.max;
+    log_probs[index] = (float)(gap - log(model.plain));
+    sampling_log_probs[index] = greedy ? log_probs[index] : (float)(gap / temperature - log(model.at_temperature));
+}
+
+// Block PARTIAL_THREADS; partials [B, ceil(V / CHUNK)] of sizeof(Partial) = 56 bytes, 8-aligned.
+extern "C" __global__ void __launch_bounds__(PARTIAL_THREADS)
+    sample_partials(const float* logits, long long stride, const float* adjusted, long long adjusted_stride, int vocab,
+                    const int* active, const int* changed, const float* temperature, Partial* partials) {
+    partials_of(logits, stride, adjusted, adjusted_stride, vocab, {active, changed, temperature}, partials);
+}
+
+extern "C" __global__ void __launch_bounds__(PARTIAL_THREADS)
+    sample_partials_bf16(const bf16* logits, long long stride, const float* adjusted, long long adjusted_stride,
+                         int vocab, const int* active, const int* changed, const float* temperature,
+                         Partial* partials) {
+    partials_of(logits, stride, adjusted, adjusted_stride, vocab, {active, changed, temperature}, partials);
+}
+
+// Block DRAW_THREADS. top_k 0 keeps all. `tokens` gets -1 where a logit is NaN or +inf, -2 where no token is possible
+// (log-probabilities stay as they are then). Log-probabilities are of the unchanged logits, at temperature 1 and at T.
+extern "C" __global__ void __launch_bounds__(DRAW_THREADS)
+    sample_rows(const float* logits, long long stride, const float* adjusted, long long adjusted_stride, int vocab,
+                const int* active, const int* changed, const float* temperature, const int* top_k, const float* top_p,
+                const float* min_p, const unsigned long long* seed, const unsigned long long* request,
+                const unsigned long long* position, const Partial* partials, int* tokens, float* log_probs,
+                float* sampling_log_probs) {
+    sample(logits, stride, adjusted, adjusted_stride, vocab, {active, changed, temperature},
+           {top_k, top_p, min_p, seed, request, position}, partials, tokens, log_probs, sampling_log_probs);
+}
+
+extern "C" __global__ void __launch_bounds__(DRAW_THREADS)
+    sample_rows_bf16(const bf16* logits, long long stride, const float* adjusted, long long adjusted_stride, int vocab,
+                     const int* active, const int* changed, const float* temperature, const int* top_k,
+                     const float* top_p, const float* min_p, const unsigned long long* seed,
+                     const unsigned long long* request, const unsigned long long* position, const Partial* partials,
+                     int* tokens, float* log_probs, float* sampling_log_probs) {
+    sample(logits, stride, adjusted, adjusted_stride, vocab, {active, changed, temperature},
+           {top_k, top_p, min_p, seed, request, position}, partials, tokens, log_probs, sampling_log_probs);
+}

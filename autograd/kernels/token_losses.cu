@@ -1,0 +1,142 @@
+// Losses of given tokens, one row of logits [n, V] a block: cross-entropy, policy gradient, log-probability.
+//
+// With q = softmax(z / T): a loss f ln q[target] has the gradient f (onehot - q) / T. Bound by bytes of device memory: a
+// token costs 4 bytes for the values and 4 + 2 for the gradient (half of the reads with bf16 logits).
+// -inf counts as LOWEST_LOGIT; NaN spreads. Targets are in [0, V). grid n, block THREADS.
+#include "logits.cuh"
+
+constexpr int THREADS = 512;
+
+// A row's distribution.
+struct Softmax {
+    float max = NO_MAXIMUM, sum = 0, along = 0;  // with e = exp((z - max) / T): sums of e and of e (z - max)
+
+    __forceinline__ void raise(float to, float inverse) {
+        const float factor = __expf((max - to) * inverse);
+        along = factor * (along + (max - to) * sum);
+        sum *= factor;
+        max = to;
+    }
+
+    template <typename T>
+    __forceinline__ Softmax(const LogitRow<T>& row, float inverse) {
+        row.each([&](int start) {
+            float z[8];
+            row.load(start, z);
+            float top = z[0];
+#pragma unroll
+            for (int j = 1; j < 8; j++) top = fmaxf(top, z[j]);
+            if (top > max) raise(top, inverse);
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                const float gap = z[j] - max, e = __expf(gap * inverse);
+                sum += e;
+                along = fmaf(e, gap, along);
+            }
+        });
+        raise(block_max(max), inverse);
+        float sums[2] = {sum, along};
+        block_sums(sums);
+        sum = sums[0], along = sums[1];
+    }
+
+    __forceinline__ float entropy(float inverse) const {
+        return (float)(log((double)sum) - (double)inverse * along / sum);
+    }
+
+    __forceinline__ float log_prob(float z, float inverse) const {
+        return (float)((double)inverse * (clamped(z) - max) - log((double)sum));
+    }
+};
+
+// dz = factor * (onehot - q).
+template <typename T>
+__forceinline__ void write_gradient(const LogitRow<T>& row, const Softmax& softmax, float inverse, int target,
+                                    float factor, bf16* dz) {
+    const float log_sum = logf(softmax.sum);
+    row.each([&](int start) {
+        float d[8] = {};
+        if (factor != 0.0f) {
+            row.load(start, d);
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                const float q = __expf(fmaf(d[j] - softmax.max, inverse, -log_sum));
+                d[j] = factor * ((start + j == target ? 1.0f : 0.0f) - q);
+            }
+        }
+        if (is_aligned(dz) && start + 8 <= row.vocab) return store8(dz + start, d);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            if (start + j < row.vocab) dz[start + j] = to_bf16(d[j]);
+    });
+}
+
+// values [n, 3]: loss, ln q[target], entropy. `sampled` null: cross-entropy, loss -ln q; else the policy gradient,
+// loss -exp(ln q - sampled) advantage.
+template <typename T>
+__forceinline__ void token_loss(const T* z, long long stride, int vocab, const int* targets, const float* sampled,
+                                const float* advantages, float temperature, const float* weights, float* values,
+                                bf16* dz, long long dz_stride) {
+    const int i = blockIdx.x, target = targets[i];
+    const LogitRow<T> row(z, i, stride, vocab);
+    const float inverse = 1.0f / temperature;
+    const Softmax softmax(row, inverse);
+    const float log_prob = softmax.log_prob(to_float(row.logits[target]), inverse);
+    const float loss = sampled ? -expf(log_prob - sampled[i]) * advantages[i] : -log_prob;
+    if (threadIdx.x == 0) {
+        values[3LL * i] = loss, values[3LL * i + 1] = log_prob, values[3LL * i + 2] = softmax.entropy(inverse);
+    }
+    if (!dz) return;
+    const float weight = weights[i], slope = sampled ? loss : -1.0f;
+    write_gradient(row, softmax, inverse, target, weight == 0.0f ? 0.0f : weight * slope * inverse, dz + i * dz_stride);
+}
+
+// ln q[target] alone, [n].
+template <typename T>
+__forceinline__ void log_prob(const T* z, long long stride, int vocab, const int* targets, float temperature,
+                              float* values) {
+    const LogitRow<T> row(z, blockIdx.x, stride, vocab);
+    const float inverse = 1.0f / temperature;
+    const Softmax softmax(row, inverse);
+    if (threadIdx.x == 0) {
+        values[blockIdx.x] = softmax.log_prob(to_float(row.logits[targets[blockIdx.x]]), inverse);
+    }
+}
+
+// `dz` [n, V] bf16 (or null) gets weights[row] times the loss's gradient; rows of weight 0 become zeros.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    cross_entropy_rows(const float* z, long long stride, int vocab, const int* targets, const float* weights,
+                       float* values, bf16* dz, long long dz_stride) {
+    token_loss(z, stride, vocab, targets, nullptr, nullptr, 1.0f, weights, values, dz, dz_stride);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    cross_entropy_rows_bf16(const bf16* z, long long stride, int vocab, const int* targets, const float* weights,
+                            float* values, bf16* dz, long long dz_stride) {
+    token_loss(z, stride, vocab, targets, nullptr, nullptr, 1.0f, weights, values, dz, dz_stride);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    policy_gradient_rows(const float* z, long long stride, int vocab, const int* targets, const float* sampled,
+                         const float* advantages, float temperature, const float* weights, float* values, bf16* dz,
+                         long long dz_stride) {
+    token_loss(z, stride, vocab, targets, sampled, advantages, temperature, weights, values, dz, dz_stride);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    policy_gradient_rows_bf16(const bf16* z, long long stride, int vocab, const int* targets, const float* sampled,
+                              const float* advantages, float temperature, const float* weights, float* values,
+                              bf16* dz, long long dz_stride) {
+    token_loss(z, stride, vocab, targets, sampled, advantages, temperature, weights, values, dz, dz_stride);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    log_prob_rows(const float* z, long long stride, int vocab, const int* targets, float temperature, float* values) {
+    log_prob(z, stride, vocab, targets, temperature, values);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    log_prob_rows_bf16(const bf16* z, long long stride, int vocab, const int* targets, float temperature,
+                       float* values) {
+    log_prob(z, stride, vocab, targets, temperature, values);
+}

@@ -7,7 +7,7 @@
 // so a row's bits do not depend on its neighbours. K is a multiple of 8.
 //
 // grid ceil(N / 16), block 32 * warps (1 to 8), no dynamic shared memory. More warps hide latency better for long rows.
-#include "mma.cuh"
+#include "common.cuh"
 
 constexpr int COLUMNS = 16, ROWS = 8, MAX_WARPS = 8;
 constexpr int DEPTH = 4;  // blocks of 32 in flight: 8 loads of W
@@ -50,8 +50,8 @@ __forceinline__ void accumulate(const Linear& f, float (&d)[4]) {
         }
 #pragma unroll
         for (int i = 0; i < DEPTH; i++) {
-            mma(d, {a0[i].x, a1[i].x, a0[i].y, a1[i].y}, b[i].x, b[i].y);
-            mma(d, {a0[i].z, a1[i].z, a0[i].w, a1[i].w}, b[i].z, b[i].w);
+            multiply_add(d, {a0[i].x, a1[i].x, a0[i].y, a1[i].y}, b[i].x, b[i].y);
+            multiply_add(d, {a0[i].z, a1[i].z, a0[i].w, a1[i].w}, b[i].z, b[i].w);
         }
     }
 }

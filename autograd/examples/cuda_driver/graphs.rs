@@ -14,7 +14,7 @@ pub(crate) fn graphs(gpu: &'static Gpu, report: &mut Report, scale: &Function) {
         let (input, weight) = (gpu.upload(&x)?, gpu.upload(&w)?);
         let count = (N * N) as u32;
         let scaled = |y: &Buffer, x: &Buffer, s: f32, offset: i32| {
-            gpu.launch_function(scale, [count.div_ceil(256), 1, 1], 256, 0, &[
+            gpu.launch_function(scale, [count.div_ceil(256), 1, 1], [256, 1, 1], 0, &[
                 y.into(),
                 x.into(),
                 count.into(),

@@ -134,7 +134,7 @@ fn kernels(gpu: &'static Gpu, report: &mut Report, scale: &Function, reverse: &F
         let (x, y) = (gpu.upload(&host)?, gpu.alloc(400_000)?);
         gpu.fill_bytes(&y, 0xff)?;
         let args = [Arg::from(&y), (&x).into(), 100_000u32.into(), 2.0f32.into(), (-3).into()];
-        gpu.launch_function(scale, [391, 1, 1], 256, 0, &args)?;
+        gpu.launch_function(scale, [391, 1, 1], [256, 1, 1], 0, &args)?;
         let expected: Vec<f32> = host.iter().map(|x| 2.0 * x - 3.0).collect();
         same(&gpu.download(&y, 0, 100_000)?, &expected)?;
         Ok(format!("{} launch counted", scale.launches()))
@@ -143,18 +143,18 @@ fn kernels(gpu: &'static Gpu, report: &mut Report, scale: &Function, reverse: &F
         let host = random(1024);
         let (x, y) = (gpu.upload(&host)?, gpu.alloc(4096)?);
         let args = [Arg::from(&y), (&x).into(), (96u32 << 8).into()];
-        gpu.launch_function(reverse, [4, 1, 1], 256, 96 << 10, &args)?;
+        gpu.launch_function(reverse, [4, 1, 1], [256, 1, 1], 96 << 10, &args)?;
         let expected: Vec<f32> = host.chunks(256).flat_map(|block| block.iter().rev().copied()).collect();
         same(&gpu.download(&y, 0, 1024)?, &expected)?;
         Ok("allowed on demand".to_owned())
     });
-    let launch = |args: &[Arg], block, shared| gpu.launch_function(reverse, [1, 1, 1], block, shared, args);
+    let launch = |args: &[Arg], block, shared| gpu.launch_function(reverse, [1, 1, 1], [block, 1, 1], shared, args);
     let (null, n) = (Arg::Ptr(0), Arg::U32(0));
     report.refused("too few arguments", launch(&[null], 32, 0), &["reverse", "3 parameters"]);
     report.refused("an argument of the wrong size", launch(&[null, n, n], 32, 0), &["parameter 1 has 8 bytes"]);
     report.refused("a block too large", launch(&[null, null, n], 4096, 0), &["launch of reverse", "block 4096"]);
     report.refused("too much shared memory", launch(&[null, null, n], 32, 1 << 20), &["shared memory"]);
-    report.refused("an unknown kernel", gpu.launch("no_such", [1; 3], 32, 0, &[]), &["no_such"]);
+    report.refused("an unknown kernel", gpu.launch("no_such", [1; 3], [32, 1, 1], 0, &[]), &["no_such"]);
     report.check("kernels of the program", || {
         let start = Instant::now();
         gpu.prepare_kernels(&|line| println!("      {line}"))?;
@@ -233,7 +233,7 @@ fn speed(gpu: &'static Gpu, report: &mut Report, scale: &Function) {
         let x = gpu.alloc(4096)?;
         let args = [Arg::from(&x), (&x).into(), 1024u32.into(), 1.0f32.into(), 0.into()];
         let call = MatMul::nt(x.ptr(), x.ptr(), x.ptr(), 16, 16, 16, DType::Bf16, DType::Bf16);
-        let launch = || gpu.launch_function(scale, [4, 1, 1], 256, 0, &args);
+        let launch = || gpu.launch_function(scale, [4, 1, 1], [256, 1, 1], 0, &args);
         let time = |run: &dyn Fn() -> Result<()>| -> Result<f64> {
             (0..100).try_for_each(|_| run())?;
             gpu.synchronize()?;

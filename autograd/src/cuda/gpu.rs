@@ -126,6 +126,12 @@ impl Gpu {
         Ok(gpu)
     }
 
+    /// Whether this process can use a GPU: libraries, driver and card are there.
+    #[must_use]
+    pub fn is_present() -> bool {
+        Self::get(0).is_ok()
+    }
+
     /// How many cards this process sees.
     ///
     /// # Errors

@@ -248,7 +248,7 @@ impl Gpu {
         &'static self,
         name: &str,
         grid: [u32; 3],
-        block: u32,
+        block: [u32; 3],
         shared_bytes: u32,
         args: &[Arg],
     ) -> Result<()> {
@@ -263,7 +263,7 @@ impl Gpu {
         &'static self,
         function: &Function,
         grid @ [x, y, z]: [u32; 3],
-        block: u32,
+        block: [u32; 3],
         shared_bytes: u32,
         args: &[Arg],
     ) -> Result<()> {
@@ -287,9 +287,9 @@ impl Gpu {
                 x,
                 y,
                 z,
-                block,
-                1,
-                1,
+                block[0],
+                block[1],
+                block[2],
                 shared_bytes,
                 self.stream,
                 arguments,
@@ -297,7 +297,7 @@ impl Gpu {
             )
         };
         if status != CUresult::CUDA_SUCCESS {
-            let call = format!("launch of {}: grid {grid:?}, block {block}, shared {shared_bytes}", function.name);
+            let call = format!("launch of {}: grid {grid:?}, block {block:?}, shared {shared_bytes}", function.name);
             return super::driver::check(&call, status);
         }
         function.launches.fetch_add(1, Ordering::Relaxed);

@@ -6,6 +6,8 @@
 //! captures a [`Graph`], the others wait.
 
 mod arena;
+mod array;
+pub(crate) mod attention;
 mod cache;
 mod compile;
 mod cublaslt;
@@ -15,14 +17,18 @@ mod gpu;
 mod graph;
 mod kernels;
 mod library;
+pub(crate) mod linear;
 mod matmul;
 mod nvrtc;
+pub(crate) mod optimizer;
 mod pool;
 mod products;
+pub(crate) mod rows;
 mod staging;
 mod table;
 mod transfer;
 
+pub(crate) use array::Array;
 pub use cache::cache_dir;
 pub use compile::{ARCHES, Built, compile, compile_all};
 pub use event::Event;

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::cuda::optimizer::{self, Trained};
-use crate::cuda::{Array, DType};
+use crate::cuda::Array;
 use crate::{Device, Result, Tensor};
 
 /// Constants of AdamW.
@@ -69,7 +69,7 @@ impl AdamW {
         }
     }
 
-    /// Updates a weight and its moments in place; other holders of the weight keep the old values.
+    /// Updates a weight and its moments in place; other holders of the weight keep the old values, except on a GPU.
     ///
     /// # Errors
     /// The device is out of memory or lost.
@@ -134,12 +134,8 @@ fn native(weight: &mut Tensor, grad: &Tensor, moments: &mut Moments, f: &Factors
     });
 }
 
-/// The masters are updated and rounded to the weights' own precision, in place where nobody else holds a weight.
+/// The masters are updated and rounded to the weights' own precision, in place: whoever holds a weight sees it.
 fn on_gpu(trained: &mut [(&mut Tensor, &Tensor, &mut Moments)], f: &Factors) -> Result<()> {
-    for (weight, ..) in trained.iter_mut().filter(|(weight, ..)| !weight.array().is_alone()) {
-        let old = weight.array();
-        **weight = Tensor::cuda(Array::uninit(old.gpu(), old.len(), DType::Bf16)?, weight.shape());
-    }
     let rows: Vec<Trained<'_>> = trained
         .iter()
         .map(|(weight, grad, moments)| Trained {

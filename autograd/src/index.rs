@@ -11,9 +11,25 @@ pub struct Index(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// None where only a GPU has them.
     values: Vec<u32>,
+    len: usize,
     /// The copy on a GPU, made when an op first asks for it.
-    device: OnceLock<Buffer>,
+    device: OnceLock<Part>,
+}
+
+/// A run of words in GPU memory.
+#[derive(Debug, Clone)]
+pub(crate) struct Part {
+    pub(crate) buffer: Arc<Buffer>,
+    /// Bytes before the first word.
+    pub(crate) offset: usize,
+}
+
+impl Part {
+    pub(crate) fn ptr(&self) -> u64 {
+        self.buffer.ptr() + self.offset as u64
+    }
 }
 
 impl Index {
@@ -26,13 +42,13 @@ impl Index {
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.values.len()
+        self.0.len
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.values.is_empty()
+        self.0.len == 0
     }
 
     /// The numbers as places in a slice.
@@ -42,12 +58,17 @@ impl Index {
 
     /// Address of the numbers on `gpu`.
     pub(crate) fn on(&self, gpu: &'static Gpu) -> Result<u64> {
-        if let Some(buffer) = self.0.device.get() {
-            debug_assert_eq!(buffer.gpu().info().ordinal, gpu.info().ordinal, "one device a process");
-            return Ok(buffer.ptr());
+        if let Some(part) = self.0.device.get() {
+            debug_assert_eq!(part.buffer.gpu().info().ordinal, gpu.info().ordinal, "one device a process");
+            return Ok(part.ptr());
         }
-        let buffer = gpu.upload(&self.0.values)?;
-        Ok(self.0.device.get_or_init(|| buffer).ptr())
+        let buffer = Arc::new(gpu.upload(&self.0.values)?);
+        Ok(self.0.device.get_or_init(|| Part { buffer, offset: 0 }).ptr())
+    }
+
+    /// `len` numbers that only the GPU has and that change from run to run of a graph. Ops cannot check them.
+    pub(crate) fn on_device(part: Part, len: usize) -> Self {
+        Self(Arc::new(Inner { values: vec![], len, device: OnceLock::from(part) }))
     }
 }
 
@@ -59,7 +80,7 @@ impl From<&[u32]> for Index {
 
 impl From<Vec<u32>> for Index {
     fn from(values: Vec<u32>) -> Self {
-        Self(Arc::new(Inner { values, device: OnceLock::new() }))
+        Self(Arc::new(Inner { len: values.len(), values, device: OnceLock::new() }))
     }
 }
 

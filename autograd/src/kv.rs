@@ -78,6 +78,11 @@ impl PagedBatch {
         &self.positions
     }
 
+    /// Rows that only the GPU knows of; no op can check them.
+    pub(crate) fn on_device(arrays: PagedArrays, positions: Index) -> Self {
+        Self { sequences: vec![], positions, device: OnceLock::from(arrays) }
+    }
+
     fn on(&self, gpu: &'static Gpu) -> Result<&PagedArrays> {
         if let Some(arrays) = self.device.get() {
             return Ok(arrays);
@@ -232,6 +237,9 @@ impl KvPool {
         let KvShape { heads, kv_heads, head_dim } = self.shape;
         ensure(x.cols() == (heads + 2 * kv_heads) * head_dim, op, "rows [T, (heads + 2 kv_heads) * D]", &[x])?;
         ensure_index(op, "layer", layer, self.layers.len())?;
+        if batch.sequences.is_empty() && !batch.positions.is_empty() {
+            return ensure(batch.positions.len() == x.rows(), op, "a row for every sequence", &[x]);
+        }
         let mut next = 0;
         for s in &batch.sequences {
             ensure(s.rows.start == next, op, "sequences that cover the rows one after another", &[x])?;

@@ -8,6 +8,7 @@
 pub mod adamw;
 mod cpu;
 pub mod cuda;
+pub mod decode;
 pub mod device;
 mod error;
 mod index;

@@ -248,6 +248,45 @@ impl Tensor {
         }
     }
 
+    /// The same values in memory of their own, where weights are updated in place (on a GPU); else a clone.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn copied(&self) -> Result<Self> {
+        match &self.data {
+            Data::Cuda(array) => Ok(Self::cuda(array.copied()?, self.shape)),
+            Data::Cpu(..) | Data::Portable(_) => Ok(self.clone()),
+        }
+    }
+
+    /// Overwrites the values on a GPU, for all who hold them, with `from`'s.
+    ///
+    /// # Errors
+    /// The device was lost.
+    ///
+    /// # Panics
+    /// When the tensors differ in shape or precision, or are not on a GPU.
+    pub fn assign(&self, from: &Self) -> Result<()> {
+        assert_eq!(self.shape, from.shape, "an assignment between unlike tensors");
+        from.array().copy_to(self.array())
+    }
+
+    /// Moves tensors of one width to rows that follow each other in memory, where an op that uses them together can then
+    /// take them as one (on a GPU; elsewhere nothing happens).
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn join(tensors: &mut [&mut Self]) -> Result<()> {
+        if !tensors.iter().all(|t| matches!(t.data, Data::Cuda(_))) {
+            return Ok(());
+        }
+        let joined = Array::joined(&tensors.iter().map(|t| t.array()).collect::<Vec<_>>())?;
+        for (tensor, array) in tensors.iter_mut().zip(joined) {
+            **tensor = Self::cuda(array, tensor.shape);
+        }
+        Ok(())
+    }
+
     /// `self + other`, the sum of two gradients of one value.
     ///
     /// # Errors

@@ -109,6 +109,40 @@ impl Array {
         Ok(out)
     }
 
+    /// The same values elsewhere.
+    pub(crate) fn copied(&self) -> Result<Self> {
+        let out = Self::uninit(self.gpu(), self.len, self.dtype)?;
+        self.copy_to(&out)?;
+        Ok(out)
+    }
+
+    /// Copies of arrays of one precision, behind each other in one buffer.
+    pub(crate) fn joined(arrays: &[&Self]) -> Result<Vec<Self>> {
+        let whole = Self::uninit(arrays[0].gpu(), arrays.iter().map(|a| a.len).sum(), arrays[0].dtype)?;
+        let mut first = 0;
+        let part = |array: &&Self| {
+            let part = whole.part(first, array.len);
+            first += array.len;
+            array.copy_to(&part)?;
+            Ok(part)
+        };
+        arrays.iter().map(part).collect()
+    }
+
+    /// All of `arrays` as one, if they lie behind each other in one buffer.
+    pub(crate) fn as_one(arrays: &[&Self]) -> Option<Self> {
+        let (first, rest) = arrays.split_first()?;
+        let mut whole = (*first).clone();
+        for next in rest {
+            let adjacent = Arc::ptr_eq(&whole.buffer, &next.buffer) && next.ptr() == whole.ptr() + whole.bytes() as u64;
+            if !(adjacent && next.dtype == whole.dtype) {
+                return None;
+            }
+            whole.len += next.len;
+        }
+        Some(whole)
+    }
+
     /// Overwrites the values of `to`, which is as long and as precise.
     pub(crate) fn copy_to(&self, to: &Self) -> Result<()> {
         assert_eq!((self.len, self.dtype), (to.len, to.dtype), "a copy between unlike arrays");

@@ -1,10 +1,12 @@
 //! Attention over packed sequences and over pages, and the pages' writes.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::rows::blocks;
 use super::{Arg, Array, Buffer, DType, Gpu};
 use crate::cpu::attention::Heads;
+use crate::index::Part;
 use crate::{Error, Index, Result};
 
 /// Head widths that there are kernels for.
@@ -145,11 +147,12 @@ pub(crate) fn packed_backward(saved: [&Array; 4], sequences: &PackedArrays, head
 
 /// A batch of rows over pages, as the kernels want it.
 pub(crate) struct PagedArrays {
-    borders: Buffer,
-    lengths: Buffer,
-    table: Buffer,
+    /// Rows `borders[s]..borders[s + 1]` are sequence s's; not needed where each has one row.
+    borders: Option<Buffer>,
+    lengths: Part,
+    table: Part,
     table_stride: usize,
-    row_sequences: Buffer,
+    row_sequences: Part,
     positions: Index,
     /// Rows of each sequence, and the longest memory.
     row_counts: Vec<usize>,
@@ -189,17 +192,39 @@ impl PagedArrays {
                 Some(TileList::new(gpu, &row_counts, tiles(256).rows)?),
             ]
         };
+        let part = |values: &[u32]| -> Result<Part> { Ok(Part { buffer: Arc::new(gpu.upload(values)?), offset: 0 }) };
         Ok(Self {
-            borders: gpu.upload(&borders)?,
+            borders: Some(gpu.upload(&borders)?),
             longest: lengths.iter().copied().max().unwrap_or(0) as usize,
-            lengths: gpu.upload(&lengths)?,
-            table: gpu.upload(&table)?,
+            lengths: part(&lengths)?,
+            table: part(&table)?,
             table_stride,
-            row_sequences: gpu.upload(&row_sequences)?,
+            row_sequences: part(&row_sequences)?,
             positions,
             row_counts,
             tiles,
         })
+    }
+
+    /// One row of each of `rows` sequences, whose lengths and pages only the GPU has.
+    pub(crate) fn on_device(
+        [lengths, table, row_sequences]: [Part; 3],
+        table_stride: usize,
+        positions: Index,
+    ) -> Self {
+        let row_counts = vec![1; positions.len()];
+        let longest = table_stride * PAGE;
+        Self {
+            borders: None,
+            lengths,
+            table,
+            table_stride,
+            row_sequences,
+            positions,
+            row_counts,
+            longest,
+            tiles: [None, None],
+        }
     }
 }
 
@@ -209,9 +234,9 @@ pub(crate) fn write(pool: &Array, qkv: &Array, batch: &PagedArrays, heads: Heads
     let args = [
         pool.arg(),
         qkv.arg(),
-        Arg::from(&batch.row_sequences),
+        Arg::Ptr(batch.row_sequences.ptr()),
         Arg::Ptr(batch.positions.on(gpu)?),
-        Arg::from(&batch.table),
+        Arg::Ptr(batch.table.ptr()),
         Arg::I32(batch.table_stride as i32),
         Arg::I32(heads.query as i32),
         Arg::I32(heads.kv as i32),
@@ -233,10 +258,10 @@ pub(crate) fn paged(pool: &Array, qkv: &Array, batch: &PagedArrays, heads: Heads
                 Arg::Ptr(0),
                 qkv.arg(),
                 pool.arg(),
-                Arg::from(&batch.table),
+                Arg::Ptr(batch.table.ptr()),
                 Arg::I32(batch.table_stride as i32),
-                Arg::from(&batch.borders),
-                Arg::from(&batch.lengths),
+                batch.borders.as_ref().map_or(Arg::Ptr(0), Arg::from),
+                Arg::Ptr(batch.lengths.ptr()),
                 Arg::from(&tiles.buffer),
             ];
             let args: Vec<Arg> = head.into_iter().chain(heads_args(heads)).collect();
@@ -261,9 +286,9 @@ fn decode(out: &Array, pool: &Array, qkv: &Array, batch: &PagedArrays, heads: He
         state.arg(),
         qkv.arg(),
         pool.arg(),
-        Arg::from(&batch.table),
+        Arg::Ptr(batch.table.ptr()),
         Arg::I32(batch.table_stride as i32),
-        Arg::from(&batch.lengths),
+        Arg::Ptr(batch.lengths.ptr()),
         q_heads,
         kv_heads,
         chunk,
@@ -279,7 +304,7 @@ fn decode(out: &Array, pool: &Array, qkv: &Array, batch: &PagedArrays, heads: He
     if parts == 1 {
         return Ok(());
     }
-    let args = [out.arg(), partial.arg(), state.arg(), Arg::from(&batch.lengths), q_heads, chunk, parts_arg, window];
+    let args = [out.arg(), partial.arg(), state.arg(), Arg::Ptr(batch.lengths.ptr()), q_heads, chunk, parts_arg, window];
     let grid = [count as u32, heads.query as u32, 1];
     gpu.launch(&format!("attention_combine_d{d}"), grid, [d as u32, 1, 1], 0, &args)
 }

@@ -17,7 +17,7 @@ mod policy_gradient;
 mod rms_norm;
 mod rope;
 mod rows;
-mod sample;
+pub(crate) mod sample;
 mod swiglu;
 
 pub use add::{Add, add};

@@ -1,6 +1,9 @@
 //! Drawing tokens on a GPU, where the logits are.
 
-use crate::cuda::{Arg, Array, DType};
+use std::sync::Arc;
+
+use crate::cuda::{Arg, Array, DType, Gpu};
+use crate::index::Part;
 use crate::{Error, Result, Tensor};
 
 /// How one row's token is drawn. The meaning of the fields is the sampler's of the runtime, which draws on the host.
@@ -50,42 +53,84 @@ const PARTIAL_BYTES: usize = 56;
 /// # Errors
 /// Logits that are not on a GPU, another number of draws than rows, a device that is lost.
 pub fn draw(logits: &Tensor, draws: &[Draw]) -> Result<Vec<Drawn>> {
-    let [rows, vocab] = logits.shape();
+    let [rows, _] = logits.shape();
     super::ensure(draws.len() == rows, "draw", "one draw for every row", &[logits])?;
     if !matches!(logits.device(), crate::Device::Cuda(_)) {
         let right = logits.device().to_string();
         return Err(Error::DeviceMismatch { op: "draw", left: "cuda".to_owned(), right });
     }
+    let arrays = DrawArrays::upload(logits.array().gpu(), draws)?;
+    let results = launch(logits, &arrays)?;
+    Ok(collect(&results.read()?, rows))
+}
+
+/// Parameters of rows on a GPU, `[rows]` each; addresses within one buffer.
+pub(crate) struct DrawArrays {
+    part: Part,
+    rows: usize,
+}
+
+impl DrawArrays {
+    /// Words of four bytes that a row's parameters take.
+    pub(crate) const WORDS: usize = 11;
+
+    fn upload(gpu: &'static Gpu, draws: &[Draw]) -> Result<Self> {
+        let buffer = Arc::new(gpu.upload(&Self::words(draws, draws.len()))?);
+        Ok(Self { part: Part { buffer, offset: 0 }, rows: draws.len() })
+    }
+
+    /// Parameters that are written to `part` before every launch.
+    pub(crate) fn on_device(part: Part, rows: usize) -> Self {
+        Self { part, rows }
+    }
+
+    /// The words of `draws` and, up to `rows`, of rows that are left out: seeds, requests and positions of eight bytes,
+    /// then whether a row is active, top-k, temperature, top-p and min-p.
+    pub(crate) fn words(draws: &[Draw], rows: usize) -> Vec<u32> {
+        let mut words = vec![0; rows * Self::WORDS];
+        for (row, d) in draws.iter().enumerate() {
+            for (i, long) in [d.seed, d.request, d.position].into_iter().enumerate() {
+                let at = 2 * (i * rows + row);
+                (words[at], words[at + 1]) = (long as u32, (long >> 32) as u32);
+            }
+            let short = [1, d.top_k as u32, d.temperature.to_bits(), d.top_p.to_bits(), d.min_p.to_bits()];
+            for (i, word) in short.into_iter().enumerate() {
+                words[(6 + i) * rows + row] = word;
+            }
+        }
+        words
+    }
+
+    /// Address of the parameter whose words begin at `word` times the number of rows.
+    fn arg(&self, word: usize) -> Arg {
+        Arg::Ptr(self.part.ptr() + (4 * word * self.rows) as u64)
+    }
+}
+
+/// Tokens, then both log-probabilities, `[3 B]`.
+pub(crate) fn launch(logits: &Tensor, draws: &DrawArrays) -> Result<Array> {
+    let [rows, vocab] = logits.shape();
     let (z, gpu) = (logits.array(), logits.array().gpu());
-    let ints = |f: fn(&Draw) -> u32| gpu.upload(&draws.iter().map(f).collect::<Vec<_>>());
-    let floats = |f: fn(&Draw) -> f32| gpu.upload(&draws.iter().map(f).collect::<Vec<_>>());
-    let longs = |f: fn(&Draw) -> u64| gpu.upload(&draws.iter().map(f).collect::<Vec<_>>());
-    let (active, changed) = (ints(|_| 1)?, ints(|_| 0)?);
-    let temperature = floats(|d| d.temperature)?;
-    let (top_k, top_p, min_p) = (ints(|d| d.top_k as u32)?, floats(|d| d.top_p)?, floats(|d| d.min_p)?);
-    let (seed, request, position) = (longs(|d| d.seed)?, longs(|d| d.request)?, longs(|d| d.position)?);
     let chunks = vocab.div_ceil(CHUNK);
     let partials = gpu.alloc(rows * chunks * PARTIAL_BYTES)?;
     let stride = Arg::U64(vocab as u64);
-    let head = [
-        z.arg(),
-        stride,
-        Arg::Ptr(0),
-        stride,
-        Arg::I32(vocab as i32),
-        Arg::from(&active),
-        Arg::from(&changed),
-        Arg::from(&temperature),
-    ];
+    let none = Arg::Ptr(0);
+    let [active, top_k, temperature, top_p, min_p] = [6, 7, 8, 9, 10].map(|word| draws.arg(word));
+    let head = [z.arg(), stride, none, stride, Arg::I32(vocab as i32), active, none, temperature];
     let args: Vec<Arg> = head.iter().copied().chain([Arg::from(&partials)]).collect();
     gpu.launch("sample_partials", [chunks as u32, rows as u32, 1], [128, 1, 1], 0, &args)?;
-    // Tokens, then both log-probabilities: one copy brings them all.
     let results = Array::uninit(gpu, 3 * rows, DType::F32)?;
-    let rest = [&top_k, &top_p, &min_p, &seed, &request, &position, &partials].map(Arg::from);
+    let [seed, request, position] = [0, 2, 4].map(|word| draws.arg(word));
+    let rest = [top_k, top_p, min_p, seed, request, position, Arg::from(&partials)];
     let outputs = [0, 1, 2].map(|i| results.part(i * rows, rows).arg());
     let args: Vec<Arg> = head.into_iter().chain(rest).chain(outputs).collect();
     gpu.launch("sample_rows", [rows as u32, 1, 1], [512, 1, 1], 0, &args)?;
-    let results = results.read()?;
+    Ok(results)
+}
+
+/// The first `count` rows of what [`launch`] wrote.
+pub(crate) fn collect(results: &[f32], count: usize) -> Vec<Drawn> {
+    let rows = results.len() / 3;
     let drawn = |row: usize| match results[row].to_bits() as i32 {
         -1 => Drawn::NotFinite,
         -2 => Drawn::Impossible,
@@ -95,5 +140,5 @@ pub fn draw(logits: &Tensor, draws: &[Draw]) -> Result<Vec<Drawn>> {
             sampling_logprob: results[2 * rows + row],
         },
     };
-    Ok((0..rows).map(drawn).collect())
+    (0..count).map(drawn).collect()
 }

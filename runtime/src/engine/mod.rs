@@ -2,6 +2,7 @@
 //!
 //! Generations of a slot share its continuous batch; scoring and training steps run between two steps of it.
 
+mod decode;
 mod generation;
 mod score;
 mod slot;
@@ -128,7 +129,7 @@ impl Engine {
     fn publish(&mut self) -> Result<u64> {
         let session = self.training.as_ref();
         let session = session.ok_or_else(|| Error::Request("this runtime was started without training".to_owned()))?;
-        Ok(self.student.publish(session.serving_pass(&self.student)))
+        self.student.publish(session.serving_pass(&self.student))
     }
 }
 

@@ -8,6 +8,7 @@ use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedBatch, PagedRows};
 use autograd::{Device, Tape, Tensor, ops};
 use rayon::prelude::*;
 
+use super::decode::DecodeGraphs;
 use super::generation::{Generation, Progress};
 use crate::config::ModelConfig;
 use crate::kv::CacheKey;
@@ -25,9 +26,13 @@ pub(crate) struct SlotEngine {
     pub(super) serving: Pass,
     version: u64,
     tokenizer: Option<Arc<Tokenizer>>,
-    scheduler: Scheduler,
-    pool: KvPool,
-    running: BTreeMap<RequestId, Generation>,
+    pub(super) scheduler: Scheduler,
+    pub(super) pool: KvPool,
+    pub(super) running: BTreeMap<RequestId, Generation>,
+    /// Decode steps on a GPU.
+    pub(super) graphs: DecodeGraphs,
+    /// Whether `serving` is this slot's own copy of trained weights.
+    owns_copy: bool,
 }
 
 impl SlotEngine {
@@ -68,6 +73,8 @@ impl SlotEngine {
             tokenizer: model.files.tokenizer.clone(),
             scheduler,
             running: BTreeMap::new(),
+            graphs: DecodeGraphs::default(),
+            owns_copy: false,
         })
     }
 
@@ -101,11 +108,24 @@ impl SlotEngine {
     }
 
     /// Answers requests with `pass` from now on; cached prefixes of older weights are dropped.
-    pub(super) fn publish(&mut self, pass: Pass) -> u64 {
-        self.serving = pass;
+    ///
+    /// Training on a GPU changes weights in place, so requests are answered with a copy, which stays where it is: the
+    /// captured decode steps read it.
+    pub(super) fn publish(&mut self, pass: Pass) -> Result<u64> {
+        if matches!(self.device(), Device::Cuda(_)) {
+            if self.owns_copy {
+                self.serving.assign(&pass)?;
+            } else {
+                self.serving = pass.copied_from(&self.serving)?;
+                self.graphs = DecodeGraphs::default();
+                self.owns_copy = true;
+            }
+        } else {
+            self.serving = pass;
+        }
         self.version += 1;
         self.scheduler.publish(self.slot as u8, self.version);
-        self.version
+        Ok(self.version)
     }
 
     fn cache_key(&self) -> CacheKey {
@@ -158,6 +178,9 @@ impl SlotEngine {
     fn compute(&mut self, plan: &Plan) -> Result<Vec<(RequestId, Result<Sampled, SamplingError>)>> {
         for copy in &plan.copies {
             self.pool.copy_page(copy.src.0, copy.dst.0)?;
+        }
+        if let Some(sampled) = self.decode(plan)? {
+            return Ok(sampled);
         }
         let mut ids = Vec::with_capacity(plan.num_tokens());
         let pages: Vec<Vec<u32>> = plan.seqs.iter().map(|s| s.pages.iter().map(|p| p.0).collect()).collect();

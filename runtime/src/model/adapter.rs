@@ -204,6 +204,23 @@ impl Adapter {
         })
     }
 
+    /// The same branches in memory of their own, where training changes them in place.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn copied(&self) -> Result<Self> {
+        let mut copy = self.clone();
+        for tensor in copy.iter_mut() {
+            *tensor = tensor.copied()?;
+        }
+        Ok(copy)
+    }
+
+    /// Tensors, in the order of [`Adapter::named`].
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Tensor> {
+        self.branches().flat_map(|(.., branch)| [&branch.a, &branch.b])
+    }
+
     /// Tensors for writing, in the order of [`Adapter::named`].
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         self.layers.iter_mut().flatten().flatten().flat_map(|branch| [&mut branch.a, &mut branch.b])

@@ -42,6 +42,33 @@ impl Pass {
     }
 }
 
+impl Pass {
+    /// The same in memory of its own, except for base weights that `old` has too: those are not trained.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub(crate) fn copied_from(&self, old: &Self) -> Result<Self> {
+        let frozen = Arc::ptr_eq(&self.weights, &old.weights);
+        let weights = if frozen { self.weights.clone() } else { Arc::new(self.weights.copied()?) };
+        let adapter = self.adapter.as_ref().map(|a| a.copied().map(Arc::new)).transpose()?;
+        Ok(Self { weights, adapter, ..self.clone() })
+    }
+
+    /// Overwrites this copy's values with those of `from`, of which it was made.
+    ///
+    /// # Errors
+    /// The device was lost.
+    pub(crate) fn assign(&self, from: &Self) -> Result<()> {
+        if !Arc::ptr_eq(&self.weights, &from.weights) {
+            self.weights.iter().zip(from.weights.iter()).try_for_each(|(to, from)| to.assign(from))?;
+        }
+        if let (Some(to), Some(from)) = (&self.adapter, &from.adapter) {
+            to.iter().zip(from.iter()).try_for_each(|(to, from)| to.assign(from))?;
+        }
+        Ok(())
+    }
+}
+
 /// Where attention finds keys and values.
 pub trait Memory {
     /// Attention of one layer's new rows of queries, keys and values, which become part of the memory.

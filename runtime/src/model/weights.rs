@@ -62,7 +62,22 @@ impl ModelWeights {
         }
         progress(total, total);
         refuse_strangers(source, &used, config, count)?;
-        Ok(Self::assemble(config.num_layers, specs.iter().zip(loaded)))
+        let mut weights = Self::assemble(config.num_layers, specs.iter().zip(loaded));
+        weights.layers.iter_mut().try_for_each(LayerWeights::join)?;
+        Ok(weights)
+    }
+
+    /// The same weights in memory of their own, where training changes them in place.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn copied(&self) -> Result<Self> {
+        let mut copy = self.clone();
+        for tensor in copy.iter_mut() {
+            *tensor = tensor.copied()?;
+        }
+        copy.layers.iter_mut().try_for_each(LayerWeights::join)?;
+        Ok(copy)
     }
 
     /// Puts tensors in their places. The table names each place once, and required ones always.
@@ -113,6 +128,17 @@ impl ModelWeights {
 }
 
 impl LayerWeights {
+    /// Puts maps of one input behind each other in memory.
+    fn join(&mut self) -> Result<()> {
+        let [q, k, v, _, gate, up, _] = &mut self.linear;
+        Tensor::join(&mut [q, k, v])?;
+        Tensor::join(&mut [gate, up])?;
+        if let [Some(q), Some(k), Some(v), ..] = &mut self.bias {
+            Tensor::join(&mut [q, k, v])?;
+        }
+        Ok(())
+    }
+
     /// Tensors in table order.
     fn iter(&self) -> impl Iterator<Item = &Tensor> {
         let [q, k, v, o, gate, up, down] = &self.linear;

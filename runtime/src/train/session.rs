@@ -37,7 +37,7 @@ impl TrainSession {
                 let adapter = match &student.serving().adapter {
                     Some(adapter) => {
                         check_continues(adapter, &Adapter::init(student.config(), lora, student.device())?)?;
-                        adapter.clone()
+                        Arc::new(adapter.copied()?)
                     }
                     None => Arc::new(Adapter::init(student.config(), lora, student.device())?),
                 };
@@ -49,7 +49,7 @@ impl TrainSession {
                         "a full fine-tune cannot start from an adapter; merge it first".to_owned(),
                     ));
                 }
-                (Trained::Full(student.weights()), *gradient_checkpointing)
+                (Trained::Full(Arc::new(student.weights().copied()?)), *gradient_checkpointing)
             }
         };
         let names = match &trained {

@@ -21,11 +21,18 @@ pub(super) fn forward(op: &Linear, inputs: &[&Tensor]) -> Result<(Tensor, Vec<Te
     let residual = op.residual(inputs).map(|r| r.array());
     let onto = residual.map_or(Onto::Nothing, Onto::Other);
     let (mut first, mut downs) = (0, vec![]);
+    let joined = joined(&places, inputs);
+    if let Some((w, bias)) = &joined {
+        let w = Columns::all(w, k);
+        product(Columns::all(&y, stride), onto, [whole(x), w], bias.as_ref(), [t, stride, k], 1.0)?;
+    }
     for part in &places {
         let w = inputs[part.w];
         let columns = Columns { array: &y, first, stride };
-        let bias = part.bias.map(|b| inputs[b].array());
-        product(columns, onto, [whole(x), whole(w)], bias, [t, w.rows(), k], 1.0)?;
+        if joined.is_none() {
+            let bias = part.bias.map(|b| inputs[b].array());
+            product(columns, onto, [whole(x), whole(w)], bias, [t, w.rows(), k], 1.0)?;
+        }
         if let Some(([a, b], branch)) = part.low_rank {
             let (a, b) = (inputs[a], inputs[b]);
             let r = a.rows();
@@ -42,6 +49,18 @@ pub(super) fn forward(op: &Linear, inputs: &[&Tensor]) -> Result<(Tensor, Vec<Te
     Ok((Tensor::cuda(y, [t, stride]), downs))
 }
 
+/// The parts' weights, and their biases, as one matrix where they lie behind each other.
+fn joined(places: &[Places], inputs: &[&Tensor]) -> Option<(Array, Option<Array>)> {
+    let weights: Vec<&Array> = places.iter().map(|p| inputs[p.w].array()).collect();
+    let biases: Vec<&Array> = places.iter().filter_map(|p| p.bias).map(|b| inputs[b].array()).collect();
+    let bias = match biases.len() {
+        0 => None,
+        n if n == places.len() => Some(Array::as_one(&biases)?),
+        _ => return None,
+    };
+    Some((Array::as_one(&weights)?, bias))
+}
+
 /// The sum that becomes the gradient of x.
 struct InputGradient {
     sum: Option<Array>,
@@ -50,14 +69,14 @@ struct InputGradient {
 
 impl InputGradient {
     /// Adds `factor * dy W`.
-    fn add(&mut self, dy: Columns<'_>, w: &Tensor, dims: [usize; 3]) -> Result<()> {
+    fn add(&mut self, dy: Columns<'_>, w: Columns<'_>, dims: [usize; 3]) -> Result<()> {
         let fresh = self.sum.is_none();
         let sum = match self.sum.take() {
             Some(sum) => sum,
             None => Array::uninit(dy.array.gpu(), self.len, DType::Bf16)?,
         };
         let onto = if fresh { Onto::Nothing } else { Onto::Output };
-        input_gradient(Columns::all(&sum, dims[2]), onto, [dy, whole(w)], dims, 1.0)?;
+        input_gradient(Columns::all(&sum, dims[2]), onto, [dy, w], dims, 1.0)?;
         self.sum = Some(sum);
         Ok(())
     }
@@ -71,12 +90,18 @@ pub(super) fn backward(op: &Linear, record: &Recorded, grad: &Tensor) -> Result<
     let mut dx = InputGradient { sum: None, len: t * k };
     let (mut first, mut downs) = (0, record.kept.iter());
     let mut sums = None;
+    let weights: Vec<&Array> = op.places().iter().map(|p| inputs[p.w].array()).collect();
+    let joined = Array::as_one(&weights).filter(|_| needs[0]);
+    if let Some(w) = &joined {
+        let dy = Columns::all(grad.array(), grad.cols());
+        dx.add(dy, Columns::all(w, k), [t, grad.cols(), k])?;
+    }
     for part in op.places() {
         let w = &inputs[part.w];
         let n = w.rows();
         let dy = Columns { array: grad.array(), first, stride: grad.cols() };
-        if needs[0] {
-            dx.add(dy, w, [t, n, k])?;
+        if needs[0] && joined.is_none() {
+            dx.add(dy, whole(w), [t, n, k])?;
         }
         if needs[part.w] {
             grads[part.w] = Some(weight_grad([dy, whole(x)], [t, n, k], 1.0)?);
@@ -132,7 +157,7 @@ fn branch_gradients(
         return Ok(());
     }
     if branch.dropout.is_none() {
-        return dx.add(d_down, a, [t, r, k]);
+        return dx.add(d_down, whole(a), [t, r, k]);
     }
     let through = Array::uninit(x.array().gpu(), t * k, DType::Bf16)?;
     input_gradient(Columns::all(&through, k), Onto::Nothing, [d_down, whole(a)], [t, r, k], 1.0)?;

@@ -1,4 +1,4 @@
-// Helpers of all kernels: bf16, vectors of 16 bytes, reductions in a fixed order, asynchronous copies, matrix fragments.
+// What all kernels share: bf16, vectors of 16 bytes, sums in a fixed order, asynchronous copies, matrix fragments.
 //
 // Compiled by NVRTC without toolkit headers; `-default-device` makes every function below a device function.
 #pragma once

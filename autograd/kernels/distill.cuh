@@ -7,7 +7,6 @@
 
 constexpr int THREADS = 512;
 
-
 enum Kind { FORWARD, REVERSE, MIXED, SKEWED_FORWARD, SKEWED_REVERSE };
 
 // Running sums of one side, relative to the largest logit seen. With e = exp((z - max) / T):

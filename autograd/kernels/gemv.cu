@@ -1,12 +1,13 @@
-// Linear maps of one to eight rows: y [B, N] = x [B, K] W [N, K]^T (+ bias) (+ scale * down B^T) (+ residual), as decoding
-// needs them. Bound by the bytes of W, which are read once.
+// Linear maps of one to eight rows, as decoding needs them: y = x W^T (+ bias) (+ scale * down B^T) (+ residual) for
+// x [B, K] and W [N, K]. Bound by the bytes of W, which are read once.
 //
 // A block does 16 columns of y. Its warps take turns on blocks of 32 values of K, whose 16 x 32 weights a warp loads
 // straight into matrix fragments: the order of k within such a block is free as long as x has the same, so each lane
-// takes 16 bytes (8 consecutive k) of two rows. Rows past B are zeros; every row's sum has the same order whatever B is,
-// so a row's bits do not depend on its neighbours. K is a multiple of 8.
+// takes 16 bytes (8 consecutive k) of two rows. Rows past B are zeros. Every row's sum has the same order whatever B
+// is, so a row's bits do not depend on its neighbours. K is a multiple of 8.
 //
-// grid ceil(N / 16), block 32 * warps (1 to 8), no dynamic shared memory. More warps hide latency better for long rows.
+// grid ceil(N / 16), block 32 * warps (1 to 8), no dynamic shared memory. More warps hide latency better for long rows,
+// and change the order of addition: choose them by N and K alone.
 #include "common.cuh"
 
 constexpr int COLUMNS = 16, ROWS = 8, MAX_WARPS = 8;

@@ -2,7 +2,7 @@
 #pragma once
 #include "common.cuh"
 
-// What stands past the end of a row: below LOWEST_LOGIT, so that its exponential is zero even where all logits are -inf.
+// What stands past the end of a row: so far below LOWEST_LOGIT that it adds nothing even where all logits are -inf.
 constexpr float PAST_THE_END = 4 * LOWEST_LOGIT;
 // Start of a running maximum: between the two.
 constexpr float NO_MAXIMUM = 2 * LOWEST_LOGIT;
@@ -112,7 +112,7 @@ __forceinline__ unsigned long long lowest_of_top(Histogram& histogram, unsigned 
     __shared__ unsigned long long state[3];  // chosen digits, measure above them, whether all of the bin is in
     unsigned long long prefix = 0, above = 0;
     for (int shift = 40; shift >= 0; shift -= 10) {
-        __syncthreads();
+        // Nobody reads the histogram any more: the choice of a bin ends with a barrier.
         histogram.clear();
         __syncthreads();
         visit([&](unsigned long long rank, unsigned long long measure) {

@@ -141,7 +141,8 @@ __forceinline__ void write_shares(const Share& shares, float* out, float* buffer
 // d(qkv rotated) and the raw qkv to d(qkv raw); `d_qkv` may be `d_out`. With weights: dx = r (w g - x r^2 mean(w g x)).
 //
 // `partials` (or null) [gridDim.x, 2, D] f32 gets the blocks' shares of the gradients of q_weight and k_weight, for
-// `sum_partials` (row stride 2 D). Shared memory with partials: threads / group * D floats, else none. Blocks loop: any grid.
+// `sum_partials` (row stride 2 D). Dynamic shared memory: threads / group * D floats with partials, else none. Blocks
+// loop: any grid.
 extern "C" __global__ void qk_norm_rope_backward(const bf16* d_out, const bf16* qkv, bf16* d_qkv, const int* positions,
                                                  const float* cosines, const float* sines, const bf16* q_weight,
                                                  const bf16* k_weight, float* partials, int rows, int q_heads,

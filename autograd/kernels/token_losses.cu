@@ -1,7 +1,7 @@
 // Losses of given tokens, one row of logits [n, V] a block: cross-entropy, policy gradient, log-probability.
 //
-// With q = softmax(z / T): a loss f ln q[target] has the gradient f (onehot - q) / T. Bound by bytes of device memory: a
-// token costs 4 bytes for the values and 4 + 2 for the gradient (half of the reads with bf16 logits).
+// With q = softmax(z / T): a loss f ln q[target] has the gradient f (onehot - q) / T. Bound by bytes of device memory:
+// a token costs 4 for the values and 4 + 2 for the gradient (half of the reads with bf16 logits).
 // -inf counts as LOWEST_LOGIT; NaN spreads. Targets are in [0, V). grid n, block THREADS.
 #include "logits.cuh"
 

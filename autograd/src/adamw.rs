@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::cuda::optimizer::{self, Trained};
 use crate::cuda::Array;
+use crate::cuda::optimizer::{self, Trained};
 use crate::{Device, Result, Tensor};
 
 /// Constants of AdamW.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::cuda::attention::PagedArrays;
-use crate::cuda::{Array, Buffer, Graph, GraphMemory, Gpu};
+use crate::cuda::{Array, Buffer, Gpu, Graph, GraphMemory};
 use crate::index::Part;
 use crate::kv::PagedBatch;
 use crate::ops::sample::{self, DrawArrays};

@@ -58,6 +58,18 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
 }
 
+impl EngineConfig {
+    /// Tokens of one scheduler step that keep `device` busy: a GPU wants whole prompts, a CPU short steps between which
+    /// running sequences get their next token.
+    #[must_use]
+    pub fn usual_token_budget(device: Device) -> usize {
+        match device {
+            Device::Cuda(_) => 16384,
+            Device::Cpu | Device::Portable => 512,
+        }
+    }
+}
+
 /// What is trained.
 #[derive(Debug, Clone)]
 pub enum Training {

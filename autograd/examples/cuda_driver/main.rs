@@ -152,7 +152,7 @@ fn kernels(gpu: &'static Gpu, report: &mut Report, scale: &Function, reverse: &F
     let (null, n) = (Arg::Ptr(0), Arg::U32(0));
     report.refused("too few arguments", launch(&[null], 32, 0), &["reverse", "3 parameters"]);
     report.refused("an argument of the wrong size", launch(&[null, n, n], 32, 0), &["parameter 1 has 8 bytes"]);
-    report.refused("a block too large", launch(&[null, null, n], 4096, 0), &["launch of reverse", "block 4096"]);
+    report.refused("a block too large", launch(&[null, null, n], 4096, 0), &["launch of reverse", "block [4096"]);
     report.refused("too much shared memory", launch(&[null, null, n], 32, 1 << 20), &["shared memory"]);
     report.refused("an unknown kernel", gpu.launch("no_such", [1; 3], [32, 1, 1], 0, &[]), &["no_such"]);
     report.check("kernels of the program", || {

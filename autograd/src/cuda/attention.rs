@@ -207,11 +207,7 @@ impl PagedArrays {
     }
 
     /// One row of each of `rows` sequences, whose lengths and pages only the GPU has.
-    pub(crate) fn on_device(
-        [lengths, table, row_sequences]: [Part; 3],
-        table_stride: usize,
-        positions: Index,
-    ) -> Self {
+    pub(crate) fn on_device([lengths, table, row_sequences]: [Part; 3], table_stride: usize, positions: Index) -> Self {
         let row_counts = vec![1; positions.len()];
         let longest = table_stride * PAGE;
         Self {
@@ -304,7 +300,8 @@ fn decode(out: &Array, pool: &Array, qkv: &Array, batch: &PagedArrays, heads: He
     if parts == 1 {
         return Ok(());
     }
-    let args = [out.arg(), partial.arg(), state.arg(), Arg::Ptr(batch.lengths.ptr()), q_heads, chunk, parts_arg, window];
+    let args =
+        [out.arg(), partial.arg(), state.arg(), Arg::Ptr(batch.lengths.ptr()), q_heads, chunk, parts_arg, window];
     let grid = [count as u32, heads.query as u32, 1];
     gpu.launch(&format!("attention_combine_d{d}"), grid, [d as u32, 1, 1], 0, &args)
 }

@@ -65,7 +65,7 @@ entry_points! {
     }
 }
 
-const WANTED: Wanted = Wanted { stem: "libcublasLt.so", package: "nvidia-cublas" };
+const WANTED: Wanted = Wanted { stem: "libcublasLt.so", package: "nvidia-cublas", companions: None };
 
 /// The process's cuBLASLt, loaded by the first call.
 pub(super) fn functions() -> Result<&'static Functions> {

@@ -23,6 +23,8 @@ pub(super) struct Wanted {
     pub(super) stem: &'static str,
     /// Its package on PyPI; `-cu12` is appended for CUDA 12.
     pub(super) package: &'static str,
+    /// Start of the names of files beside it that it opens by name: the loader does not look beside it.
+    pub(super) companions: Option<&'static str>,
 }
 
 impl Wanted {
@@ -45,7 +47,10 @@ impl Wanted {
         for place in search.places(&files) {
             // SAFETY: the initializers of NVIDIA's libraries may run at any time, on any thread.
             match unsafe { Library::new(&place) } {
-                Ok(library) => return Ok((library, place.display().to_string())),
+                Ok(library) => {
+                    self.preload_companions(&place);
+                    return Ok((library, place.display().to_string()));
+                }
                 // A bare name that the loader does not know is the usual case; a file that is there should load.
                 Err(e) if place.is_absolute() => broken = Some(format!("does not load: {}", words(&e))),
                 Err(_) => {}
@@ -71,6 +76,21 @@ impl Wanted {
             searched: search.describe(),
             remedy: format!("{}; or name its directory in {LISTED}", self.install(newest)),
         })
+    }
+}
+
+impl Wanted {
+    /// Loads the companions of a library that was found by its path; what is loaded is found by name.
+    fn preload_companions(&self, library: &Path) {
+        let (Some(prefix), Some(dir)) = (self.companions, library.parent().filter(|dir| dir.is_absolute())) else {
+            return;
+        };
+        for companion in children(dir, prefix) {
+            // SAFETY: as for the library itself. One that does not load is reported by the library that needs it.
+            if let Ok(companion) = unsafe { Library::new(companion) } {
+                std::mem::forget(companion);
+            }
+        }
     }
 }
 
@@ -238,7 +258,7 @@ pub(super) fn no_symbol(path: &str, e: &libloading::Error) -> Error {
 mod tests {
     use super::*;
 
-    const WANTED: Wanted = Wanted { stem: "libarletest.so", package: "nvidia-arle-test" };
+    const WANTED: Wanted = Wanted { stem: "libarletest.so", package: "nvidia-arle-test", companions: None };
 
     fn put(root: &Path, file: &str) -> PathBuf {
         let path = root.join(file);

@@ -1,7 +1,7 @@
 //! NVIDIA cards: driver, memory, kernels, matrix products and graphs.
 //!
 //! Nothing of NVIDIA's is needed to build or to start: the driver, cuBLASLt and NVRTC are looked for when the first
-//! [`Gpu`] is asked for ([`library`]). A [`Gpu`] has one stream, so its work runs in the order of the calls; that order
+//! [`Gpu`] is asked for (`library.rs`). A [`Gpu`] has one stream, so its work runs in the order of the calls; that order
 //! is what makes the reuse of memory ([`Buffer`]) and of staging memory safe. Any thread may call. While a thread
 //! captures a [`Graph`], the others wait.
 

@@ -28,7 +28,8 @@ entry_points! {
     }
 }
 
-const WANTED: Wanted = Wanted { stem: "libnvrtc.so", package: "nvidia-cuda-nvrtc" };
+const WANTED: Wanted =
+    Wanted { stem: "libnvrtc.so", package: "nvidia-cuda-nvrtc", companions: Some("libnvrtc-builtins.so.") };
 
 /// Options of every compilation. Cached kernels are named by them.
 pub(super) const OPTIONS: [&str; 2] = ["--std=c++17", "-default-device"];

@@ -21,6 +21,7 @@ pub(super) const HEADERS: &[(&str, &str)] = &[
     ("attention.cuh", text!("attention.cuh")),
     ("common.cuh", text!("common.cuh")),
     ("distill.cuh", text!("distill.cuh")),
+    ("draw.cuh", text!("draw.cuh")),
     ("logits.cuh", text!("logits.cuh")),
     ("mma.cuh", text!("mma.cuh")),
 ];

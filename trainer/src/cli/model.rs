@@ -57,7 +57,7 @@ impl ModelArgs {
             teacher: None,
             training: None,
             engine: EngineConfig {
-                token_budget: 512,
+                token_budget: EngineConfig::usual_token_budget(self.device),
                 max_running: sequences.max(1),
                 max_waiting: sequences.max(1),
                 kv_bytes: usize::try_from(kv_bytes).unwrap_or(usize::MAX),

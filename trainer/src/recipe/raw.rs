@@ -219,19 +219,20 @@ impl Default for RawLog {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawRuntime {
-    /// `auto`, `cpu` or `portable`.
+    /// `auto`, `cpu`, `cuda`, `cuda:N` or `portable`.
     pub device: String,
     /// Key of every random number of the run.
     pub seed: u64,
-    /// Tokens of one scheduler step, at most.
-    pub token_budget: usize,
-    /// Sequences generated at once. Default: those of one step, at most 64.
+    /// Tokens of one scheduler step, at most. Default: 512, on a GPU 16384.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_budget: Option<usize>,
+    /// Sequences generated at once. Default: those of one step, at most 64, on a GPU 256.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_running: Option<usize>,
     /// Bytes of KV memory per model. Default: what `max_running` sequences of full length need.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_bytes: Option<u64>,
-    /// Tokens of one training micro-batch, at most. Default: 2048, or one sequence of full length.
+    /// Tokens of one training micro-batch, at most. Default: 2048, on a GPU 8192, or one sequence of full length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_microbatch: Option<usize>,
     /// Keep only each layer's input during the forward pass and compute the layer again in the backward pass.
@@ -243,7 +244,7 @@ impl Default for RawRuntime {
         Self {
             device: "auto".to_owned(),
             seed: 0,
-            token_budget: 512,
+            token_budget: None,
             max_running: None,
             kv_bytes: None,
             tokens_per_microbatch: None,

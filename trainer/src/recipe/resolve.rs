@@ -5,6 +5,8 @@ mod optim;
 mod teacher;
 
 use super::raw::{OneOrMany, RawRecipe};
+use runtime::request::EngineConfig;
+
 use super::{Data, Eval, HeldOut, Objective, Recipe, Runtime, Student};
 use crate::data::Format;
 use crate::{Error, Result};
@@ -259,14 +261,20 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
         .device
         .parse()
         .map_err(|e: autograd::Error| Error::value("runtime.device", format!("{:?}", runtime.device), e.to_string()))?;
-    at_least_one("runtime.token_budget", runtime.token_budget)?;
+    let gpu = matches!(device, autograd::Device::Cuda(_));
+    let budget = *runtime.token_budget.get_or_insert(EngineConfig::usual_token_budget(device));
+    let token_budget = at_least_one("runtime.token_budget", budget)?;
     let per_step = raw.rollout.prompts_per_step * raw.rollout.group_size;
-    let max_running = at_least_one("runtime.max_running", *runtime.max_running.get_or_insert(per_step.min(64)))?;
+    let max_running = at_least_one(
+        "runtime.max_running",
+        *runtime.max_running.get_or_insert(per_step.min(if gpu { 256 } else { 64 })),
+    )?;
     if runtime.kv_bytes == Some(0) {
         return Err(Error::value("runtime.kv_bytes", 0, "at least one page"));
     }
     let longest = raw.rollout.max_prompt_tokens + raw.rollout.max_new_tokens;
-    let tokens_per_microbatch = *runtime.tokens_per_microbatch.get_or_insert(longest.max(2048));
+    let tokens_per_microbatch =
+        *runtime.tokens_per_microbatch.get_or_insert(longest.max(if gpu { 8192 } else { 2048 }));
     if tokens_per_microbatch < longest {
         let rule = format!(
             "at least `rollout.max_prompt_tokens` + `rollout.max_new_tokens` ({longest}), one sequence of full length"
@@ -276,7 +284,7 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
     Ok(Runtime {
         device,
         seed: runtime.seed,
-        token_budget: runtime.token_budget,
+        token_budget,
         max_running,
         kv_bytes: runtime.kv_bytes,
         tokens_per_microbatch,

@@ -2,7 +2,8 @@
 //!
 //! A matrix may be a range of columns of a wider one: its rows are `stride` values apart.
 
-use super::{Array, DType, MatMul};
+use super::rows::blocks;
+use super::{Arg, Array, DType, MatMul};
 use crate::Result;
 
 /// Columns `first..` of an array of rows of `stride` values.
@@ -44,12 +45,91 @@ pub(crate) fn product(
     [t, n, k]: [usize; 3],
     factor: f32,
 ) -> Result<()> {
+    if factor == 1.0 && few_rows([t, n, k]) && w.stride == k && y.array.dtype() == DType::Bf16 {
+        return small_product(y, onto, [x, w], bias, [t, n, k]);
+    }
     let m = MatMul::nt(x.ptr(), w.ptr(), y.ptr(), t, n, k, DType::Bf16, y.array.dtype());
     let mut m = m.strides(x.stride, w.stride, y.stride).scaled(factor);
     if let Some(bias) = bias {
         m = m.bias(bias.ptr());
     }
     run(m, y, onto)
+}
+
+/// Whether the kernel for few rows is faster than cuBLASLt: measured on an H200 for decoding models of 0.6B and 4B.
+fn few_rows([t, _, k]: [usize; 3]) -> bool {
+    t <= 8 && k <= 4096 && k.is_multiple_of(8)
+}
+
+/// The product of at most eight rows, at the rate of the weight's bytes.
+fn small_product(
+    y: Columns<'_>,
+    onto: Onto<'_>,
+    [x, w]: [Columns<'_>; 2],
+    bias: Option<&Array>,
+    [t, n, k]: [usize; 3],
+) -> Result<()> {
+    let residual = match onto {
+        Onto::Nothing => 0,
+        Onto::Output => y.ptr(),
+        Onto::Other(array) => Columns { array, ..y }.ptr(),
+    };
+    let int = |v: usize| Arg::I32(v as i32);
+    let args = [
+        Arg::Ptr(x.ptr()),
+        Arg::U64(x.stride as u64),
+        Arg::Ptr(w.ptr()),
+        bias.map_or(Arg::Ptr(0), Array::arg),
+        Arg::Ptr(residual),
+        Arg::Ptr(y.ptr()),
+        Arg::U64(y.stride as u64),
+        int(t),
+        int(n),
+        int(k),
+        Arg::Ptr(0),
+        Arg::Ptr(0),
+        int(0),
+        int(n),
+        int(n),
+        Arg::F32(0.0),
+    ];
+    let warps = (k / 128).clamp(1, 8) as u32;
+    y.array.gpu().launch("gemv", [blocks(n, 16), 1, 1], [32 * warps, 1, 1], 0, &args)
+}
+
+/// Rows up to which [`low_rank_up`] beats a product for every map.
+pub(crate) const FEW_ROWS: usize = 512;
+
+/// One of at most three maps side by side; rank 0 where it has no branch.
+#[derive(Clone, Copy)]
+pub(crate) struct Up<'a> {
+    pub(crate) b: Option<&'a Array>,
+    pub(crate) columns: usize,
+    pub(crate) rank: usize,
+    pub(crate) scale: f32,
+}
+
+/// `y += scale * down B^T` in the columns of each map; `down` has the maps' ranks side by side.
+pub(crate) fn low_rank_up(y: &Array, down: &Array, maps: &[Up<'_>], rows: usize) -> Result<()> {
+    let stride: usize = maps.iter().map(|m| m.columns).sum();
+    let ranks: usize = maps.iter().map(|m| m.rank).sum();
+    let absent = Up { b: None, columns: 0, rank: 0, scale: 0.0 };
+    let at = |i: usize| maps.get(i).copied().unwrap_or(absent);
+    let maps = [at(0), at(1), at(2)];
+    let mut end = 0;
+    let ends = maps.map(|m| {
+        end += m.columns;
+        Arg::I32(end as i32)
+    });
+    let head = [y.arg(), Arg::U64(stride as u64), down.arg(), Arg::I32(ranks as i32), Arg::I32(rows as i32)];
+    let args: Vec<Arg> = head
+        .into_iter()
+        .chain(maps.map(|m| m.b.map_or(Arg::Ptr(0), Array::arg)))
+        .chain(ends)
+        .chain(maps.map(|m| Arg::I32(m.rank as i32)))
+        .chain(maps.map(|m| Arg::F32(m.scale)))
+        .collect();
+    y.gpu().launch("lora_up", [blocks(stride, 128), blocks(rows, 16), 1], [128, 1, 1], 0, &args)
 }
 
 /// `dx = factor * dy W (+ onto)`: dy `[t, n]`, w `[n, k]`.

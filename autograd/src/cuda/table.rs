@@ -107,6 +107,7 @@ pub(super) const FILES: &[File] = &[
         kernels: &["adjust_logits", "adjust_logits_bf16", "clear_history", "count_tokens", "mark_prompt"],
     },
     File { name: "kv_cache.cu", source: text!("kv_cache.cu"), kernels: &["kv_copy_page", "kv_write"] },
+    File { name: "lora.cu", source: text!("lora.cu"), kernels: &["lora_up"] },
     File { name: "norm.cu", source: text!("norm.cu"), kernels: &["rms_norm_backward", "rms_norm_forward"] },
     File {
         name: "optimizer.cu",

@@ -213,6 +213,16 @@ impl Adapter {
         for tensor in copy.iter_mut() {
             *tensor = tensor.copied()?;
         }
+        for layer in &mut copy.layers {
+            let [q, k, v, _, gate, up, _] = layer;
+            for group in [&mut [q, k, v][..], &mut [gate, up][..]] {
+                // Maps of one input: their A are multiplied by together.
+                let mut maps: Vec<&mut Tensor> = group.iter_mut().filter_map(|b| Some(&mut b.as_mut()?.a)).collect();
+                if !maps.is_empty() {
+                    Tensor::join(&mut maps)?;
+                }
+            }
+        }
         Ok(copy)
     }
 

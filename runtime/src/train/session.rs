@@ -39,7 +39,7 @@ impl TrainSession {
                         check_continues(adapter, &Adapter::init(student.config(), lora, student.device())?)?;
                         Arc::new(adapter.copied()?)
                     }
-                    None => Arc::new(Adapter::init(student.config(), lora, student.device())?),
+                    None => Arc::new(Adapter::init(student.config(), lora, student.device())?.copied()?),
                 };
                 (Trained::Lora { adapter, dropout: lora.dropout }, lora.gradient_checkpointing)
             }

@@ -1,8 +1,8 @@
 //! Linear maps on a GPU: cuBLASLt on the columns of one output.
 
 use super::dropout::dropped_array;
-use super::{Linear, Places, Recorded};
-use crate::cuda::linear::{Columns, Onto, input_gradient, product, weight_gradient};
+use super::{Branch, Linear, Places, Recorded};
+use crate::cuda::linear::{Columns, FEW_ROWS, Onto, Up, input_gradient, low_rank_up, product, weight_gradient};
 use crate::cuda::rows::{add, column_sums};
 use crate::cuda::{Array, DType};
 use crate::{Result, Tensor};
@@ -12,41 +12,102 @@ fn whole(w: &Tensor) -> Columns<'_> {
     Columns::all(w.array(), w.cols())
 }
 
-/// Keeps the branches' `drop(x) A^T`, in order.
+/// Keeps the branches' `drop(x) A^T` side by side, when there are branches.
 pub(super) fn forward(op: &Linear, inputs: &[&Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
     let (x, places) = (inputs[0], op.places());
     let (t, k) = (x.rows(), x.cols());
     let stride: usize = places.iter().map(|p| inputs[p.w].rows()).sum();
     let y = Array::uninit(x.array().gpu(), t * stride, DType::Bf16)?;
-    let residual = op.residual(inputs).map(|r| r.array());
-    let onto = residual.map_or(Onto::Nothing, Onto::Other);
-    let (mut first, mut downs) = (0, vec![]);
-    let joined = joined(&places, inputs);
-    if let Some((w, bias)) = &joined {
-        let w = Columns::all(w, k);
+    let onto = op.residual(inputs).map_or(Onto::Nothing, |r| Onto::Other(r.array()));
+    if let Some((w, bias)) = joined(&places, inputs) {
+        let w = Columns::all(&w, k);
         product(Columns::all(&y, stride), onto, [whole(x), w], bias.as_ref(), [t, stride, k], 1.0)?;
-    }
-    for part in &places {
-        let w = inputs[part.w];
-        let columns = Columns { array: &y, first, stride };
-        if joined.is_none() {
+    } else {
+        let mut first = 0;
+        for part in &places {
+            let (w, columns) = (inputs[part.w], Columns { array: &y, first, stride });
             let bias = part.bias.map(|b| inputs[b].array());
             product(columns, onto, [whole(x), whole(w)], bias, [t, w.rows(), k], 1.0)?;
+            first += w.rows();
         }
-        if let Some(([a, b], branch)) = part.low_rank {
-            let (a, b) = (inputs[a], inputs[b]);
-            let r = a.rows();
-            let down = Array::uninit(y.gpu(), t * r, DType::Bf16)?;
-            let input = dropped_array(branch.dropout, x.array())?;
-            let input = Columns::all(&input, k);
-            product(Columns::all(&down, r), Onto::Nothing, [input, whole(a)], None, [t, r, k], 1.0)?;
-            let dims = [t, w.rows(), r];
-            product(columns, Onto::Output, [Columns::all(&down, r), whole(b)], None, dims, branch.scale)?;
-            downs.push(Tensor::cuda(down, [t, r]));
-        }
-        first += w.rows();
     }
-    Ok((Tensor::cuda(y, [t, stride]), downs))
+    let branches = Branches::of(&places);
+    if branches.0.is_empty() {
+        return Ok((Tensor::cuda(y, [t, stride]), vec![]));
+    }
+    let down = branches.down(inputs)?;
+    add_branches(&y, &down, &places, inputs)?;
+    Ok((Tensor::cuda(y, [t, stride]), vec![down]))
+}
+
+/// The parts that have a branch: places of a and b, and the rest.
+struct Branches(Vec<([usize; 2], Branch)>);
+
+impl Branches {
+    fn of(places: &[Places]) -> Self {
+        Self(places.iter().filter_map(|p| p.low_rank).collect())
+    }
+
+    /// Ranks of all branches together.
+    fn ranks<T: std::borrow::Borrow<Tensor>>(&self, inputs: &[T]) -> usize {
+        self.0.iter().map(|([a, _], _)| inputs[*a].borrow().rows()).sum()
+    }
+
+    /// All A as one matrix where they lie behind each other and see the same input.
+    fn joined<T: std::borrow::Borrow<Tensor>>(&self, inputs: &[T]) -> Option<Array> {
+        if self.0.iter().any(|(_, branch)| branch.dropout.is_some()) {
+            return None;
+        }
+        Array::as_one(&self.0.iter().map(|([a, _], _)| inputs[*a].borrow().array()).collect::<Vec<_>>())
+    }
+
+    /// `drop(x) A^T` of every branch, side by side.
+    fn down(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+        let (x, ranks) = (inputs[0], self.ranks(inputs));
+        let (t, k) = (x.rows(), x.cols());
+        let down = Array::uninit(x.array().gpu(), t * ranks, DType::Bf16)?;
+        if let Some(a) = self.joined(inputs) {
+            let operands = [whole(x), Columns::all(&a, k)];
+            product(Columns::all(&down, ranks), Onto::Nothing, operands, None, [t, ranks, k], 1.0)?;
+            return Ok(Tensor::cuda(down, [t, ranks]));
+        }
+        let mut first = 0;
+        for ([a, _], branch) in &self.0 {
+            let (a, input) = (inputs[*a], dropped_array(branch.dropout, x.array())?);
+            let columns = Columns { array: &down, first, stride: ranks };
+            product(columns, Onto::Nothing, [Columns::all(&input, k), whole(a)], None, [t, a.rows(), k], 1.0)?;
+            first += a.rows();
+        }
+        Ok(Tensor::cuda(down, [t, ranks]))
+    }
+}
+
+/// Adds `scale * down B^T` of every branch to its columns of y.
+fn add_branches(y: &Array, down: &Tensor, places: &[Places], inputs: &[&Tensor]) -> Result<()> {
+    let [t, ranks] = down.shape();
+    let up = |part: &Places| match part.low_rank {
+        None => Up { b: None, columns: inputs[part.w].rows(), rank: 0, scale: 0.0 },
+        Some(([_, b], branch)) => {
+            let b = inputs[b];
+            Up { b: Some(b.array()), columns: b.rows(), rank: b.cols(), scale: branch.scale }
+        }
+    };
+    let maps: Vec<Up<'_>> = places.iter().map(up).collect();
+    let whole_vectors = maps.iter().all(|m| m.columns.is_multiple_of(8) && m.rank.is_multiple_of(8));
+    if t <= FEW_ROWS && maps.len() <= 3 && whole_vectors {
+        return low_rank_up(y, down.array(), &maps, t);
+    }
+    let stride: usize = maps.iter().map(|m| m.columns).sum();
+    let (mut first, mut rank) = (0, 0);
+    for map in &maps {
+        if let Some(b) = map.b {
+            let operands = [Columns { array: down.array(), first: rank, stride: ranks }, Columns::all(b, map.rank)];
+            let columns = Columns { array: y, first, stride };
+            product(columns, Onto::Output, operands, None, [t, map.columns, map.rank], map.scale)?;
+        }
+        (first, rank) = (first + map.columns, rank + map.rank);
+    }
+    Ok(())
 }
 
 /// The parts' weights, and their biases, as one matrix where they lie behind each other.
@@ -83,20 +144,21 @@ impl InputGradient {
 }
 
 pub(super) fn backward(op: &Linear, record: &Recorded, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-    let (inputs, needs) = (&record.inputs, &record.needs);
+    let (inputs, needs, places) = (&record.inputs, &record.needs, op.places());
     let x = &inputs[0];
     let (t, k) = (x.rows(), x.cols());
     let mut grads = vec![None; inputs.len()];
     let mut dx = InputGradient { sum: None, len: t * k };
-    let (mut first, mut downs) = (0, record.kept.iter());
-    let mut sums = None;
-    let weights: Vec<&Array> = op.places().iter().map(|p| inputs[p.w].array()).collect();
-    let joined = Array::as_one(&weights).filter(|_| needs[0]);
-    if let Some(w) = &joined {
+    let weights: Vec<&Array> = places.iter().map(|p| inputs[p.w].array()).collect();
+    let joined = Array::as_one(&weights);
+    if let Some(w) = joined.as_ref().filter(|_| needs[0]) {
         let dy = Columns::all(grad.array(), grad.cols());
         dx.add(dy, Columns::all(w, k), [t, grad.cols(), k])?;
     }
-    for part in op.places() {
+    let biased = places.iter().any(|p| p.bias.is_some_and(|b| needs[b]));
+    let sums = biased.then(|| column_sums(grad.array(), [t, grad.cols()])).transpose()?;
+    let mut first = 0;
+    for part in &places {
         let w = &inputs[part.w];
         let n = w.rows();
         let dy = Columns { array: grad.array(), first, stride: grad.cols() };
@@ -106,19 +168,13 @@ pub(super) fn backward(op: &Linear, record: &Recorded, grad: &Tensor) -> Result<
         if needs[part.w] {
             grads[part.w] = Some(weight_grad([dy, whole(x)], [t, n, k], 1.0)?);
         }
-        if let Some(bias) = part.bias.filter(|&b| needs[b]) {
-            let all = match sums.take() {
-                Some(all) => all,
-                None => column_sums(grad.array(), [t, grad.cols()])?,
-            };
-            grads[bias] = Some(Tensor::cuda(all.part(first, n), [1, n]));
-            sums = Some(all);
-        }
-        if part.low_rank.is_some() {
-            let down = downs.next().expect("one for every branch");
-            branch_gradients(record, &part, dy, down, &mut dx, &mut grads)?;
+        if let (Some(bias), Some(sums)) = (part.bias.filter(|&b| needs[b]), &sums) {
+            grads[bias] = Some(Tensor::cuda(sums.part(first, n), [1, n]));
         }
         first += n;
+    }
+    if !record.kept.is_empty() {
+        branch_gradients(record, &places, grad, &mut dx, &mut grads)?;
     }
     if op.residual && needs[1] {
         grads[1] = Some(grad.clone());
@@ -127,40 +183,76 @@ pub(super) fn backward(op: &Linear, record: &Recorded, grad: &Tensor) -> Result<
     Ok(grads)
 }
 
-/// Gradients of a and b, and the branch's share of the gradient of x.
+/// Gradients of every a and b, and the branches' share of the gradient of x.
 fn branch_gradients(
     record: &Recorded,
-    part: &Places,
-    dy: Columns<'_>,
-    down: &Tensor,
+    places: &[Places],
+    grad: &Tensor,
     dx: &mut InputGradient,
     grads: &mut [Option<Tensor>],
 ) -> Result<()> {
-    let Some(([a_at, b_at], branch)) = part.low_rank else { return Ok(()) };
-    let (inputs, needs) = (&record.inputs, &record.needs);
-    let (x, a, b) = (&inputs[0], &inputs[a_at], &inputs[b_at]);
-    let [t, n, k, r] = [x.rows(), b.rows(), x.cols(), a.rows()];
-    if needs[b_at] {
-        grads[b_at] = Some(weight_grad([dy, whole(down)], [t, n, r], branch.scale)?);
+    let (inputs, needs, down) = (&record.inputs, &record.needs, &record.kept[0]);
+    let (x, [t, ranks]) = (&inputs[0], down.shape());
+    let k = x.cols();
+    let d_down = Array::uninit(x.array().gpu(), t * ranks, DType::Bf16)?;
+    let (mut first, mut rank) = (0, 0);
+    for part in places {
+        let dy = Columns { array: grad.array(), first, stride: grad.cols() };
+        if let Some(([_, b_at], branch)) = part.low_rank {
+            let b = &inputs[b_at];
+            let dims @ [_, _, r] = [t, b.rows(), b.cols()];
+            let at = |array| Columns { array, first: rank, stride: ranks };
+            if needs[b_at] {
+                grads[b_at] = Some(weight_grad([dy, at(down.array())], dims, branch.scale)?);
+            }
+            input_gradient(at(&d_down), Onto::Nothing, [dy, whole(b)], dims, branch.scale)?;
+            rank += r;
+        }
+        first += inputs[part.w].rows();
     }
-    if !(needs[0] || needs[a_at]) {
-        return Ok(());
+    let branches = Branches::of(places);
+    let all = Columns::all(&d_down, ranks);
+    if let Some(a) = branches.joined(inputs) {
+        if branches.0.iter().any(|([a, _], _)| needs[*a]) {
+            let da = weight_grad([all, whole(x)], [t, ranks, k], 1.0)?;
+            let mut rank = 0;
+            for ([a, _], _) in &branches.0 {
+                let r = inputs[*a].rows();
+                grads[*a] = needs[*a].then(|| Tensor::cuda(da.array().part(rank * k, r * k), [r, k]));
+                rank += r;
+            }
+        }
+        return if needs[0] { dx.add(all, Columns::all(&a, k), [t, ranks, k]) } else { Ok(()) };
     }
-    let d_down = Array::uninit(x.array().gpu(), t * r, DType::Bf16)?;
-    input_gradient(Columns::all(&d_down, r), Onto::Nothing, [dy, whole(b)], [t, n, r], branch.scale)?;
-    let d_down = Columns::all(&d_down, r);
-    if needs[a_at] {
-        let input = dropped_array(branch.dropout, x.array())?;
-        grads[a_at] = Some(weight_grad([d_down, Columns::all(&input, k)], [t, r, k], 1.0)?);
+    let mut rank = 0;
+    for ([a_at, _], branch) in &branches.0 {
+        let (a, columns) = (&inputs[*a_at], Columns { array: &d_down, first: rank, stride: ranks });
+        let dims @ [_, r, _] = [t, a.rows(), k];
+        if needs[*a_at] {
+            let input = dropped_array(branch.dropout, x.array())?;
+            grads[*a_at] = Some(weight_grad([columns, Columns::all(&input, k)], dims, 1.0)?);
+        }
+        if needs[0] {
+            through_dropout(dx, branch, columns, a, dims)?;
+        }
+        rank += r;
     }
-    if !needs[0] {
-        return Ok(());
-    }
+    Ok(())
+}
+
+/// Adds a branch's share of the gradient of x, which went through dropout.
+fn through_dropout(
+    dx: &mut InputGradient,
+    branch: &Branch,
+    d_down: Columns<'_>,
+    a: &Tensor,
+    dims @ [t, _, k]: [usize; 3],
+) -> Result<()> {
     if branch.dropout.is_none() {
-        return dx.add(d_down, whole(a), [t, r, k]);
+        return dx.add(d_down, whole(a), dims);
     }
-    let through = Array::uninit(x.array().gpu(), t * k, DType::Bf16)?;
-    input_gradient(Columns::all(&through, k), Onto::Nothing, [d_down, whole(a)], [t, r, k], 1.0)?;
+    let through = Array::uninit(d_down.array.gpu(), t * k, DType::Bf16)?;
+    input_gradient(Columns::all(&through, k), Onto::Nothing, [d_down, whole(a)], dims, 1.0)?;
     let through = dropped_array(branch.dropout, &through)?;
     dx.sum = Some(match dx.sum.take() {
         Some(sum) => add(&sum, &through)?,

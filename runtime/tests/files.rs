@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use runtime::Error;
 use runtime::files::{GenerationDefaults, ModelFiles};
+use runtime::source::ModelSource;
 use runtime::weights::check_finite;
 
 fn models() -> PathBuf {
@@ -75,4 +76,54 @@ fn missing_and_broken_files_are_named() {
     assert!(error(dir.path()).contains("config.json"));
     std::fs::write(dir.path().join("text.gguf"), "hello").unwrap();
     assert!(error(&dir.path().join("text.gguf")).contains("not a GGUF file"));
+}
+
+#[test]
+fn random_weights_have_the_shapes_of_the_configuration() {
+    let config = models().join("qwen3-gqa-tied/config.json");
+    let files = ModelFiles::random(&config).unwrap();
+    let saved = ModelFiles::open(config.parent().unwrap()).unwrap();
+    assert_eq!(files.weights.tensors(), saved.weights.tensors());
+    assert!(files.tokenizer.is_none());
+
+    let name = "model.embed_tokens.weight";
+    let values = files.weights.read(name).unwrap();
+    let width = files.config.hidden_size;
+    assert_eq!(files.weights.read_rows(name, 3..5).unwrap(), values[3 * width..5 * width]);
+    let other = files.weights.read("model.layers.0.mlp.gate_proj.weight").unwrap();
+    assert_ne!(values[..100], other[..100]);
+    let norm = files.weights.read("model.layers.1.self_attn.k_norm.weight").unwrap();
+    assert!(norm.iter().all(|&v| v == 1.0));
+
+    let count = values.len() as f64;
+    let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / count;
+    let deviation = (values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / count).sqrt();
+    // Within five standard errors of both estimates.
+    assert!(mean.abs() < 5.0 * 0.02 / count.sqrt(), "mean {mean}");
+    assert!((deviation - 0.02).abs() < 5.0 * 0.02 / (2.0 * count).sqrt(), "deviation {deviation}");
+}
+
+#[test]
+fn published_shapes_are_read() {
+    for (name, parameters) in [("0.6b", 596_049_920), ("1.7b", 1_720_574_976), ("4b", 4_022_468_096_usize)] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../configs/models/qwen3-{name}.json"));
+        let files = ModelFiles::random(&path).unwrap();
+        let sizes = files.weights.tensors().values().map(|shape| shape.iter().product::<usize>());
+        assert_eq!(sizes.sum::<usize>(), parameters, "{name}");
+    }
+}
+
+#[test]
+fn a_configuration_that_is_none_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |text: &str| {
+        std::fs::write(dir.path().join("c.json"), text).unwrap();
+        let source = format!("random:{}", dir.path().join("c.json").display());
+        ModelSource::parse(&source).unwrap().open(&|_| ()).err().expect("refused").to_string()
+    };
+    assert!(refused("{").contains("c.json"));
+    assert!(refused("{}").contains("model_type"));
+    assert!(refused(r#"{"model_type": "mamba"}"#).contains("mamba"));
+    let absent = ModelSource::parse("random:no/such.json").unwrap().open(&|_| ()).err().expect("refused").to_string();
+    assert!(absent.contains("no/such.json"), "{absent}");
 }

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod bad_files;
+mod bench;
 mod command_line;
 mod data;
 mod recipes;

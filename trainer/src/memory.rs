@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use autograd::Device;
+use autograd::cuda::{Gpu, MemoryStats};
 use autograd::kv::{KvShape, PAGE_TOKENS};
 use runtime::config::ModelConfig;
 
@@ -172,13 +174,13 @@ fn activations_per_token(config: &ModelConfig, checkpointed: bool) -> u64 {
     if checkpointed { layers * hidden + 2 * layer } else { (layers + 1) * layer }
 }
 
-/// Bytes of keys and values for `sequences` of `tokens` tokens each, in whole pages.
+/// Bytes of keys and values for sequences of so many tokens, in whole pages.
 #[must_use]
-pub fn kv_bytes(config: &ModelConfig, sequences: usize, tokens: usize) -> u64 {
+pub fn kv_bytes(config: &ModelConfig, device: Device, lengths: impl IntoIterator<Item = usize>) -> u64 {
     let shape = KvShape { heads: config.num_heads, kv_heads: config.num_kv_heads, head_dim: config.head_dim };
     // One more page a sequence: a shared last page is copied before it is written.
-    let pages = sequences * (tokens.div_ceil(PAGE_TOKENS) + 1);
-    (pages * shape.page_bytes(autograd::Device::Cpu) * config.num_layers) as u64
+    let pages: usize = lengths.into_iter().map(|tokens| tokens.div_ceil(PAGE_TOKENS) + 1).sum();
+    (pages * shape.page_bytes(device) * config.num_layers) as u64
 }
 
 /// Tells the binaries' allocator to keep freed pages for the next step instead of giving them back to the system.
@@ -212,6 +214,22 @@ pub fn peak() -> u64 {
     };
     let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
     u64::try_from(maximum).unwrap_or(0) * unit
+}
+
+/// Counters of the memory of `device`, when it is a card.
+#[must_use]
+pub fn on_card(device: Device) -> Option<MemoryStats> {
+    let Device::Cuda(ordinal) = device else { return None };
+    Gpu::get(ordinal).ok().map(Gpu::memory)
+}
+
+/// Forgets the peak of a card so far.
+pub fn count_peak_from_now(device: Device) {
+    if let Device::Cuda(ordinal) = device
+        && let Ok(gpu) = Gpu::get(ordinal)
+    {
+        gpu.reset_peak();
+    }
 }
 
 #[cfg(test)]

@@ -46,7 +46,10 @@ pub(super) fn run(
         let teacher = teacher.ok_or_else(missing)?;
         check_teacher(request, teacher)?;
         let packed = pack(&request.sequences, |s| s.teacher_prompt.as_deref());
-        Some((rows_of(teacher.decoder(), &mut Tape::off(), teacher.serving(), &packed)?, teacher))
+        let hidden = rows_of(teacher.decoder(), &mut Tape::off(), teacher.serving(), &packed)?;
+        // The seconds of a phase are those of the device, not of handing it the work; the loss is read anyway.
+        teacher.device().synchronize()?;
+        Some((hidden, teacher))
     } else {
         None
     };
@@ -83,7 +86,9 @@ pub(super) fn run(
         Watch::Nothing => None,
         Watch::Weights(_) => {
             let one = Tensor::scalar(student.device(), 1.0)?;
-            Some(tape.backward(&value.loss, one)?)
+            let gradients = tape.backward(&value.loss, one)?;
+            student.device().synchronize()?;
+            Some(gradients)
         }
     };
     report.backward_seconds = started.elapsed().as_secs_f64();

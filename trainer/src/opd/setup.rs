@@ -39,8 +39,7 @@ pub(super) struct Setup {
 /// # Errors
 /// A source that cannot be had, or files that are damaged.
 pub(crate) fn open(source: &str, progress: Progress) -> Result<Arc<ModelFiles>> {
-    let path = ModelSource::parse(source)?.resolve(&|line| progress.line(line))?;
-    Ok(Arc::new(ModelFiles::open(&path)?))
+    Ok(Arc::new(ModelSource::parse(source)?.open(&|line| progress.line(line))?))
 }
 
 impl Setup {
@@ -188,7 +187,8 @@ fn kv_bytes<'a>(recipe: &Recipe, config: &ModelConfig, examples: impl Iterator<I
     }
     let prompt = examples.map(|e| e.prompt.len().max(e.teacher_prompt.as_ref().map_or(0, Vec::len))).max().unwrap_or(0);
     let new = recipe.eval.as_ref().map_or(0, |eval| eval.max_new_tokens).max(recipe.rollout.max_new_tokens);
-    memory::kv_bytes(config, recipe.runtime.max_running, prompt + new)
+    let running = std::iter::repeat_n(prompt + new, recipe.runtime.max_running);
+    memory::kv_bytes(config, recipe.runtime.device, running)
 }
 
 /// Limits that every row has to keep.

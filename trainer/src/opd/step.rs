@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use autograd::rng;
+use runtime::RuntimeHandle;
 use runtime::request::{GenerateRequest, OptimReport, OptimStep, Slot, TrainReport, TrainRequest};
 use runtime::train::Loss;
 
 use super::batch::{Completion, Source, split};
 use super::phases::Phases;
 use super::rollout::{Purpose, generate, params, request};
-use super::setup::Setup;
 use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::prompt::Example;
@@ -22,9 +22,11 @@ use crate::{Result, loss, memory};
 const MIX: u64 = 0x4D49_5821;
 
 /// Takes steps.
-pub(super) struct Stepper<'a> {
+pub(crate) struct Stepper<'a> {
     recipe: &'a Recipe,
-    setup: &'a Setup,
+    runtime: &'a RuntimeHandle,
+    /// Rows to train on.
+    train: &'a [Example],
     progress: Progress,
     /// Loss of the student's own completions.
     on_policy: Arc<dyn Loss>,
@@ -33,19 +35,24 @@ pub(super) struct Stepper<'a> {
 }
 
 /// What a step did.
-pub(super) struct Outcome {
+pub(crate) struct Outcome {
     /// Its numbers.
-    pub(super) metrics: Metrics,
+    pub(crate) metrics: Metrics,
     /// Its seconds.
     pub(super) phases: Phases,
     /// Whether the weights changed: loss and gradients were finite.
-    pub(super) applied: bool,
+    pub(crate) applied: bool,
 }
 
 impl<'a> Stepper<'a> {
-    /// Takes the steps of `recipe`.
+    /// Takes the steps of `recipe` on the rows `train`.
     #[must_use]
-    pub(super) fn new(recipe: &'a Recipe, setup: &'a Setup, progress: Progress) -> Self {
+    pub(crate) fn new(
+        recipe: &'a Recipe,
+        runtime: &'a RuntimeHandle,
+        train: &'a [Example],
+        progress: Progress,
+    ) -> Self {
         let sampling = recipe.rollout.sampling.temperature;
         // Greedy tokens have the log-probabilities of temperature 1.
         let temperature = if sampling == 0.0 { 1.0 } else { sampling };
@@ -57,14 +64,14 @@ impl<'a> Stepper<'a> {
         };
         let on_policy: Arc<dyn Loss> =
             if recipe.mismatch { Arc::new(loss::Mismatch::new(on_policy, temperature)) } else { on_policy };
-        Self { recipe, setup, progress, on_policy, off_policy }
+        Self { recipe, runtime, train, progress, on_policy, off_policy }
     }
 
     /// Step `step` (from 0) of `total` on the given training rows.
     ///
     /// # Errors
     /// What the runtime refuses.
-    pub(super) fn take(&self, step: u64, total: u64, rows: &[usize]) -> Result<Outcome> {
+    pub(crate) fn take(&self, step: u64, total: u64, rows: &[usize]) -> Result<Outcome> {
         let start = Instant::now();
         let mut phases = Phases::default();
         let completions = phases.time("rollout", || self.complete(step, rows))?;
@@ -73,10 +80,12 @@ impl<'a> Stepper<'a> {
         let lr = self.recipe.schedule.at(step, total);
         let optim = OptimStep { lr, adamw: self.recipe.optim.adamw, max_grad_norm: self.recipe.optim.max_grad_norm };
         let report = phases.time("optim", || {
-            let report = self.setup.runtime.optim_step(optim)?;
+            let report = self.runtime.optim_step(optim)?;
             if report.applied {
-                self.setup.runtime.publish()?;
+                self.runtime.publish()?;
             }
+            // The update's time belongs to this phase and not to the next rollout.
+            self.recipe.runtime.device.synchronize().map_err(runtime::Error::from)?;
             Ok::<_, crate::Error>(report)
         })?;
         let mut metrics = Metrics::at(step + 1);
@@ -84,6 +93,8 @@ impl<'a> Stepper<'a> {
         seen.report(&mut metrics);
         report_optim(&mut metrics, lr, &report);
         report_speed(&mut metrics, &phases, start.elapsed().as_secs_f64(), &seen);
+        metrics.set("time/forward", sums.forward_seconds);
+        metrics.set("time/backward", sums.backward_seconds);
         Ok(Outcome { metrics, phases, applied: report.applied })
     }
 
@@ -97,7 +108,7 @@ impl<'a> Stepper<'a> {
         let mut asked: Vec<(&Example, Source)> = Vec::new();
         let mut completions = Vec::new();
         for (position, &row) in rows.iter().enumerate() {
-            let example = &self.setup.train[row];
+            let example = &self.train[row];
             let prompt = step * rows.len() as u64 + position as u64;
             let (slot, source, purpose) = if rng::uniform(seed, MIX, prompt) < objective.lmbda {
                 (Slot::Student, Source::Student, Purpose::Train)
@@ -119,7 +130,7 @@ impl<'a> Stepper<'a> {
             }
         }
         let bar = self.progress.bar("rollout", (requests.len() * recipe.rollout.max_new_tokens) as u64, "tokens");
-        let generated = generate(&self.setup.runtime, requests, &bar)?;
+        let generated = generate(self.runtime, requests, &bar)?;
         let sampled = asked.into_iter().zip(&generated);
         completions
             .extend(sampled.map(|((example, source), generated)| Completion::sampled(example, generated, source)));
@@ -139,7 +150,7 @@ impl<'a> Stepper<'a> {
                 Source::Other => &self.off_policy,
             };
             let start = Instant::now();
-            let report = self.setup.runtime.forward_backward(TrainRequest {
+            let report = self.runtime.forward_backward(TrainRequest {
                 sequences,
                 loss: Arc::clone(loss),
                 normalizer,
@@ -160,6 +171,8 @@ impl<'a> Stepper<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Sums {
     loss: f64,
+    forward_seconds: f64,
+    backward_seconds: f64,
     by_name: BTreeMap<&'static str, (f64, f64)>,
     maxima: BTreeMap<&'static str, f64>,
 }
@@ -168,6 +181,8 @@ impl Sums {
     /// Adds a micro-batch.
     pub(super) fn add(&mut self, report: &TrainReport) {
         self.loss += report.loss;
+        self.forward_seconds += report.forward_seconds;
+        self.backward_seconds += report.backward_seconds;
         for (&name, &sum) in &report.sums {
             let (total, tokens) = self.by_name.entry(name).or_default();
             *total += sum;

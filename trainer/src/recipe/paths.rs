@@ -17,8 +17,10 @@ pub(super) fn make_absolute(table: &mut toml::Table, folder: &Path) -> Result<()
         change(table, key, &|text| join(&folder, text));
     }
     for key in SOURCES {
-        change(table, key, &|text| {
-            if text.is_empty() || has_scheme(text) { text.to_owned() } else { join(&folder, text) }
+        change(table, key, &|text| match text.strip_prefix("random:") {
+            Some(config) if !config.is_empty() => format!("random:{}", join(&folder, config)),
+            _ if text.is_empty() || has_scheme(text) => text.to_owned(),
+            _ => join(&folder, text),
         });
     }
     Ok(())

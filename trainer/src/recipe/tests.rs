@@ -179,6 +179,10 @@ fn teacher_kind_is_told_from_its_keys() {
     let text = MINIMAL.replace("kind = \"self\"", "model = \"../teacher\"");
     let recipe = load(&text, &[]).expect("valid");
     assert_eq!(recipe.teacher.expect("a teacher").weights, TeacherWeights::Model("/recipes/../teacher".to_owned()));
+    let text = MINIMAL.replace("kind = \"self\"", "model = \"random:shape.json\"");
+    let recipe = load(&text, &[]).expect("valid");
+    let random = TeacherWeights::Model("random:/recipes/shape.json".to_owned());
+    assert_eq!(recipe.teacher.expect("a teacher").weights, random);
     let text = MINIMAL.replace("kind = \"self\"", "path = \"run/latest\"");
     let recipe = load(&text, &[]).expect("valid");
     assert_eq!(recipe.teacher.expect("a teacher").weights, TeacherWeights::Checkpoint("/recipes/run/latest".into()));

@@ -1,0 +1,235 @@
+//! Steps of on-policy distillation on random prompts, taken by the trainer's own code.
+
+use std::path::Path;
+
+use clap::Args;
+use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec};
+use serde_json::{Map, Value, json};
+
+use super::{BenchArgs, Report, prompt};
+use crate::metrics::Metrics;
+use crate::opd::{self, Outcome, Stepper};
+use crate::progress::Progress;
+use crate::prompt::Example;
+use crate::recipe::{Override, Recipe};
+use crate::{Error, Result, memory};
+
+/// New tokens when `--new` does not say.
+const NEW: usize = 256;
+/// Phases as they are reported, and the metrics that hold their seconds.
+const PHASES: [(&str, &str); 5] = [
+    ("rollout", "time/rollout"),
+    ("teacher", "time/teacher"),
+    ("forward", "time/forward"),
+    ("backward", "time/backward"),
+    ("optimizer", "time/optim"),
+];
+
+/// Which step to measure.
+#[derive(Debug, Args)]
+pub(super) struct OpdArgs {
+    /// Measure steps of on-policy distillation instead: rollout, teacher, forward, backward, AdamW, publish.
+    #[arg(long, requires = "teacher")]
+    pub(super) opd: bool,
+    /// --opd: the model that grades.
+    #[arg(long, value_name = "MODEL", requires = "opd")]
+    teacher: Option<String>,
+    /// --opd: train every weight instead of a LoRA of rank 32 on all linear layers.
+    #[arg(long, requires = "opd")]
+    full: bool,
+    /// --opd: prompts of a step.
+    #[arg(long, default_value_t = 64, value_name = "N", requires = "opd")]
+    prompts: usize,
+    /// --opd: steps that are measured.
+    #[arg(long, default_value_t = 5, value_name = "N", requires = "opd")]
+    steps: usize,
+    /// --opd: steps before those.
+    #[arg(long, default_value_t = 2, value_name = "N", requires = "opd")]
+    warmup: usize,
+    /// --opd: change one key of the recipe, as in loss.kind=forward_kl or runtime.tokens_per_microbatch=8192.
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "opd")]
+    set: Vec<String>,
+}
+
+pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
+    if args.opd.steps == 0 {
+        return Err(Error::value("--steps", 0, "at least 1"));
+    }
+    let recipe = recipe(args)?;
+    let spec = spec(args, &recipe, progress)?;
+    let vocab = spec.student.files.config.vocab_size as u32;
+    let runtime = opd::start(&spec, progress)?;
+    let (per_step, total) = (recipe.rollout.prompts_per_step, args.opd.warmup + args.opd.steps);
+    let rows: Vec<Example> = (0..(per_step * total) as u64)
+        .map(|number| Example {
+            prompt: prompt(number, args.prompt_len, vocab),
+            teacher_prompt: None,
+            completion: None,
+            shown: String::new(),
+        })
+        .collect();
+    let stepper = Stepper::new(&recipe, &runtime, &rows, progress);
+    let mut outcomes = Vec::with_capacity(args.opd.steps);
+    for step in 0..total {
+        if step == args.opd.warmup {
+            memory::count_peak_from_now(recipe.runtime.device);
+        }
+        let rows: Vec<usize> = (step * per_step..(step + 1) * per_step).collect();
+        let outcome = stepper.take(step as u64, total as u64, &rows)?;
+        progress.line(&step_line(step, &outcome.metrics));
+        if step >= args.opd.warmup {
+            outcomes.push(outcome);
+        }
+    }
+    Ok(report(args, &recipe, &outcomes))
+}
+
+/// The recipe of such a step. Nothing reads its `data.path`.
+fn recipe(args: &BenchArgs) -> Result<Recipe> {
+    let (model, opd) = (&args.model, &args.opd);
+    let mut raw = json!({
+        "student": {"model": model.model},
+        "teacher": {"model": opd.teacher},
+        "data": {"path": "random prompts"},
+        "rollout": {
+            "prompts_per_step": opd.prompts,
+            "max_prompt_tokens": args.prompt_len,
+            "max_new_tokens": args.new.unwrap_or(NEW),
+            "ignore_eos": true,
+        },
+        "loss": {"kind": "jsd"},
+        "schedule": {"max_steps": opd.warmup + opd.steps},
+        "runtime": {"device": model.device.to_string(), "max_running": opd.prompts},
+    });
+    if !opd.full {
+        raw["lora"] = json!({"r": 32});
+    }
+    if let Some(layers) = &model.layers {
+        raw["student"]["layers"] = json!(layers);
+    }
+    if let Some(adapter) = &model.adapter {
+        raw["student"]["adapter"] = json!(adapter);
+    }
+    let text = toml::to_string(&raw).map_err(|e| Error::value("bench", "the arguments", e.to_string()))?;
+    let overrides: Vec<Override> = opd.set.iter().map(|text| Override::parse(text)).collect::<Result<_>>()?;
+    for change in &overrides {
+        check_has_effect(&change.key(), opd.full)?;
+    }
+    Recipe::parse(&text, "bench --opd", "bench", Path::new("."), &overrides)
+}
+
+/// Refuses keys that are options of this program, or that no single step depends on.
+fn check_has_effect(key: &str, full: bool) -> Result<()> {
+    let section = key.split('.').next().unwrap_or_default();
+    let because = match (section, key) {
+        ("lora", _) if full => "with --full",
+        (_, "runtime.device") => "beside --device",
+        (_, "rollout.max_prompt_tokens") => "beside --prompt-len",
+        ("rollout" | "loss" | "optim" | "lora" | "log" | "runtime", _) => return Ok(()),
+        _ => "on one step; --set takes keys of rollout, loss, optim, lora, log and runtime here",
+    };
+    Err(Error::NoEffect { key: format!("--set {key}"), because: because.to_owned() })
+}
+
+/// Both models, with room for a step's sequences.
+fn spec(args: &BenchArgs, recipe: &Recipe, progress: Progress) -> Result<RuntimeSpec> {
+    let files = opd::open(&recipe.student.model, progress)?;
+    let teacher = opd::open(args.opd.teacher.as_deref().unwrap_or_default(), progress)?;
+    let tokens = args.prompt_len + recipe.rollout.max_new_tokens;
+    if args.prompt_len == 0 || tokens > files.config.max_position_embeddings {
+        let context = files.config.max_position_embeddings;
+        let what =
+            format!("{tokens} tokens a sequence, {} of the prompt; the model takes 1 to {context}", args.prompt_len);
+        return Err(Error::Models { what });
+    }
+    let running = |config| {
+        let lengths = std::iter::repeat_n(tokens, recipe.runtime.max_running);
+        memory::kv_bytes(config, recipe.runtime.device, lengths)
+    };
+    let kv_bytes = recipe.runtime.kv_bytes.unwrap_or_else(|| running(&files.config).max(running(&teacher.config)));
+    let student = SlotSpec { files, layers: recipe.student.layers.clone(), adapter: recipe.student.adapter.clone() };
+    Ok(RuntimeSpec {
+        device: recipe.runtime.device,
+        student,
+        teacher: Some(SlotSpec { files: teacher, layers: None, adapter: None }),
+        training: Some(recipe.training()),
+        engine: EngineConfig {
+            token_budget: recipe.runtime.token_budget,
+            max_running: recipe.runtime.max_running,
+            max_waiting: recipe.sequences_per_step(),
+            kv_bytes: usize::try_from(kv_bytes).unwrap_or(usize::MAX),
+            prefix_cache: true,
+        },
+    })
+}
+
+fn step_line(step: usize, metrics: &Metrics) -> String {
+    let phases = PHASES.map(|(name, key)| format!("{name} {:.3}", metrics.get(key).unwrap_or(0.0)));
+    format!("step {}   {:.3} s   {}", step + 1, metrics.get("time/step").unwrap_or(0.0), phases.join("   "))
+}
+
+/// Medians over the steps.
+fn report(args: &BenchArgs, recipe: &Recipe, outcomes: &[Outcome]) -> Report {
+    let of = |key: &str| median(outcomes.iter().filter_map(|outcome| outcome.metrics.get(key)).collect());
+    let step = of("time/step");
+    let phases = PHASES.map(|(name, key)| (name, of(key)));
+    let known: f64 = phases.iter().map(|(_, seconds)| seconds).sum();
+    let tokens = (recipe.sequences_per_step() * recipe.rollout.max_new_tokens) as f64;
+    let processed = tokens + (recipe.sequences_per_step() * args.prompt_len) as f64;
+    let training = known - phases[0].1;
+    let mut values = Map::from_iter([("step".to_owned(), json!(step))]);
+    let mut text = format!("step      {step:>8.3} s   {:>9.0} sequence tok/s\n", processed / step);
+    for (name, seconds) in phases.into_iter().chain([("other", step - known)]) {
+        values.insert(name.to_owned(), json!(seconds));
+        text += &format!("{name:<10}{seconds:>7.3} s\n");
+    }
+    let skipped = outcomes.iter().filter(|outcome| !outcome.applied).count();
+    let more = [
+        ("generated_tokens", tokens),
+        ("sequence_tokens", processed),
+        ("rollout_tokens_per_s", tokens / phases[0].1),
+        ("training_tokens_per_s", processed / training),
+        ("sequence_tokens_per_s", processed / step),
+        ("loss", of("loss")),
+        ("mismatch_kl", of("mismatch_kl")),
+        ("mismatch_max", of("mismatch_max")),
+        ("skipped_steps", skipped as f64),
+    ];
+    values.extend(more.map(|(name, value)| (name.to_owned(), json!(value))));
+    values.insert(
+        "steps".to_owned(),
+        outcomes.iter().map(|outcome| Value::from(outcome.metrics.as_json().clone())).collect(),
+    );
+    text += &format!(
+        "rollout {:.0} tok/s   training {:.0} tok/s   loss {:.4}   mismatch KL {:.2e}, largest {:.2e}   skipped {skipped}\n",
+        tokens / phases[0].1,
+        processed / training,
+        of("loss"),
+        of("mismatch_kl"),
+        of("mismatch_max")
+    );
+    Report { values, text }
+}
+
+/// The middle value, the mean of the two middle ones of an even number; NaN of none.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let half = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        n if n.is_multiple_of(2) => f64::midpoint(values[half - 1], values[half]),
+        _ => values[half],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn a_median_is_in_the_middle() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert!(median(vec![]).is_nan());
+    }
+}

@@ -99,6 +99,9 @@ pub struct LoraConfig {
     pub rank_pattern: std::collections::BTreeMap<String, usize>,
     /// Alphas of modules whose name matches `(.*\.)?KEY$`.
     pub alpha_pattern: std::collections::BTreeMap<String, f64>,
+    /// Answer requests with the branches added to the weights (on a GPU): faster, but the weights' precision rounds what
+    /// the branches add, so that the sampler's log-probabilities differ from the trainer's.
+    pub merge_for_requests: bool,
     /// Seed of A's initial values.
     pub seed: u64,
     /// Keep only each layer's input during the forward pass and run the layer again during backward.

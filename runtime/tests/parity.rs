@@ -252,6 +252,7 @@ fn a_fresh_adapter_changes_nothing() {
         target_modules: vec!["all-linear".to_owned()],
         rank_pattern: Default::default(),
         alpha_pattern: Default::default(),
+        merge_for_requests: false,
         seed: 1,
         gradient_checkpointing: false,
     };

@@ -28,7 +28,7 @@ pub use distill::{Distill, linear_distill};
 pub use divergence::Divergence;
 pub use embedding::{Embedding, embedding};
 pub use head::{Rows, logits};
-pub use linear::{Dropout, Linear, LowRank, Projection, linear, project};
+pub use linear::{Dropout, Linear, LowRank, Projection, linear, merge, project};
 pub use log_prob::linear_log_prob;
 pub use policy_gradient::linear_policy_gradient;
 pub use rms_norm::{RmsNorm, rms_norm};

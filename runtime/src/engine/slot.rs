@@ -24,6 +24,8 @@ pub(crate) struct SlotEngine {
     slot: Slot,
     pub(super) decoder: Decoder,
     pub(super) serving: Pass,
+    /// The frozen weights under `serving`'s branches.
+    base: Arc<ModelWeights>,
     version: u64,
     tokenizer: Option<Arc<Tokenizer>>,
     pub(super) scheduler: Scheduler,
@@ -68,6 +70,7 @@ impl SlotEngine {
             slot,
             pool: KvPool::new(spec.device, shape, config.num_layers, num_pages)?,
             decoder: Decoder::new(config, positions),
+            base: weights.clone(),
             serving: Pass::inference(weights, adapter.map(Arc::new)),
             version: 0,
             tokenizer: model.files.tokenizer.clone(),
@@ -92,7 +95,7 @@ impl SlotEngine {
     }
 
     pub(crate) fn weights(&self) -> Arc<ModelWeights> {
-        self.serving.weights.clone()
+        self.base.clone()
     }
 
     pub(crate) fn device(&self) -> Device {
@@ -117,6 +120,9 @@ impl SlotEngine {
                 self.serving.assign(&pass)?;
             } else {
                 self.serving = pass.copied_from(&self.serving)?;
+                if !self.serving.merge && self.serving.adapter.is_none() {
+                    self.base = self.serving.weights.clone();
+                }
                 self.graphs = DecodeGraphs::default();
                 self.owns_copy = true;
             }

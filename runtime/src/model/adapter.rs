@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use autograd::ops::{Dropout, LowRank};
 use autograd::rng::uniform;
 use autograd::{Device, Tensor};
 use regex::Regex;
@@ -26,6 +27,14 @@ pub struct Branch {
     pub b: Tensor,
     /// `alpha / r`, or `alpha / sqrt(r)` for rank-stabilised adapters.
     pub scale: f32,
+}
+
+impl Branch {
+    /// The branch as the ops want it.
+    #[must_use]
+    pub fn low_rank(&self, dropout: Option<Dropout>) -> LowRank<'_> {
+        LowRank { a: &self.a, b: &self.b, scale: self.scale, dropout }
+    }
 }
 
 /// Branches of a model's linear maps. Clones share the tensors.

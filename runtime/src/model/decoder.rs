@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use autograd::kv::{KvPool, PagedBatch};
-use autograd::ops::{self, Attention, Dropout, LowRank, Projection, QkRope, RopeTable, Sequences};
+use autograd::ops::{self, Attention, Dropout, Projection, QkRope, RopeTable, Sequences};
 use autograd::{Device, Index, Tape, Tensor};
 
 use super::{Adapter, ModelWeights, Module, rope};
@@ -32,13 +32,15 @@ pub struct Pass {
     pub dropout: Option<Dropout>,
     /// Keep only each layer's input and run the layer again during backward.
     pub checkpointing: bool,
+    /// Answer requests with the branches added to the weights, rounded to their precision (on a GPU).
+    pub merge: bool,
 }
 
 impl Pass {
     /// Inference with these weights.
     #[must_use]
     pub fn inference(weights: Arc<ModelWeights>, adapter: Option<Arc<Adapter>>) -> Self {
-        Self { weights, adapter, dropout: None, checkpointing: false }
+        Self { weights, adapter, dropout: None, checkpointing: false, merge: false }
     }
 }
 
@@ -48,6 +50,10 @@ impl Pass {
     /// # Errors
     /// The device is out of memory.
     pub(crate) fn copied_from(&self, old: &Self) -> Result<Self> {
+        if let Some(adapter) = self.adapter.as_ref().filter(|_| self.merge) {
+            let weights = Arc::new(self.weights.merged(adapter)?);
+            return Ok(Self { weights, adapter: None, ..self.clone() });
+        }
         let frozen = Arc::ptr_eq(&self.weights, &old.weights);
         let weights = if frozen { self.weights.clone() } else { Arc::new(self.weights.copied()?) };
         let adapter = self.adapter.as_ref().map(|a| a.copied().map(Arc::new)).transpose()?;
@@ -59,6 +65,9 @@ impl Pass {
     /// # Errors
     /// The device was lost.
     pub(crate) fn assign(&self, from: &Self) -> Result<()> {
+        if let Some(adapter) = from.adapter.as_ref().filter(|_| from.merge) {
+            return self.weights.assign_merged(&from.weights, adapter);
+        }
         if !Arc::ptr_eq(&self.weights, &from.weights) {
             self.weights.iter().zip(from.weights.iter()).try_for_each(|(to, from)| to.assign(from))?;
         }
@@ -222,7 +231,7 @@ fn project(
         Projection {
             weight: &weights.linear[module as usize],
             bias: weights.bias[module as usize].as_ref(),
-            low_rank: branch.map(|branch| LowRank { a: &branch.a, b: &branch.b, scale: branch.scale, dropout }),
+            low_rank: branch.map(|branch| branch.low_rank(dropout)),
         }
     };
     let maps: Vec<Projection<'_>> = modules.iter().map(map).collect();

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use autograd::{Device, Tensor};
+use autograd::{Device, Tensor, ops};
 
-use super::{Part, TensorSpec, Vector, tensors};
+use super::{Adapter, Part, TensorSpec, Vector, tensors};
 use crate::config::ModelConfig;
 use crate::weights::{WeightSource, check_finite};
 use crate::{Error, Result};
@@ -78,6 +78,38 @@ impl ModelWeights {
         }
         copy.layers.iter_mut().try_for_each(LayerWeights::join)?;
         Ok(copy)
+    }
+
+    /// The weights with an adapter's branches added to them, in memory of their own where they differ.
+    ///
+    /// # Errors
+    /// The device is no GPU, or out of memory.
+    pub(crate) fn merged(&self, adapter: &Adapter) -> Result<Self> {
+        let mut copy = self.clone();
+        for (layer, branches) in copy.layers.iter_mut().zip(&adapter.layers) {
+            for (weight, branch) in layer.linear.iter_mut().zip(branches) {
+                if let Some(branch) = branch {
+                    *weight = ops::merge(weight, &branch.low_rank(None), None)?;
+                }
+            }
+            layer.join()?;
+        }
+        Ok(copy)
+    }
+
+    /// Overwrites what [`ModelWeights::merged`] made with the same of another state of the adapter.
+    ///
+    /// # Errors
+    /// The device was lost.
+    pub(crate) fn assign_merged(&self, base: &Self, adapter: &Adapter) -> Result<()> {
+        for ((to, from), branches) in self.layers.iter().zip(&base.layers).zip(&adapter.layers) {
+            for ((to, from), branch) in to.linear.iter().zip(&from.linear).zip(branches) {
+                if let Some(branch) = branch {
+                    ops::merge(from, &branch.low_rank(None), Some(to))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Puts tensors in their places. The table names each place once, and required ones always.

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 
 /// The trained copy; the base that requests share stays as it is.
 enum Trained {
-    Lora { adapter: Arc<Adapter>, dropout: f64 },
+    Lora { adapter: Arc<Adapter>, dropout: f64, merge: bool },
     Full(Arc<ModelWeights>),
 }
 
@@ -41,7 +41,10 @@ impl TrainSession {
                     }
                     None => Arc::new(Adapter::init(student.config(), lora, student.device())?.copied()?),
                 };
-                (Trained::Lora { adapter, dropout: lora.dropout }, lora.gradient_checkpointing)
+                (
+                    Trained::Lora { adapter, dropout: lora.dropout, merge: lora.merge_for_requests },
+                    lora.gradient_checkpointing,
+                )
             }
             Training::Full { gradient_checkpointing } => {
                 if student.serving().adapter.is_some() {
@@ -72,7 +75,9 @@ impl TrainSession {
     /// How the trained weights answer requests.
     pub(crate) fn serving_pass(&self, student: &SlotEngine) -> Pass {
         match &self.trained {
-            Trained::Lora { adapter, .. } => Pass::inference(student.weights(), Some(adapter.clone())),
+            Trained::Lora { adapter, merge, .. } => {
+                Pass { merge: *merge, ..Pass::inference(student.weights(), Some(adapter.clone())) }
+            }
             Trained::Full(weights) => Pass::inference(weights.clone(), None),
         }
     }

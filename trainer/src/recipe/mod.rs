@@ -232,6 +232,8 @@ pub struct Runtime {
     pub tokens_per_microbatch: usize,
     /// Recompute layers in the backward pass.
     pub gradient_checkpointing: bool,
+    /// Generate with the adapter added to the weights.
+    pub merge_adapter: bool,
 }
 
 impl Recipe {
@@ -319,6 +321,7 @@ impl Recipe {
                 rank_pattern: lora.rank_pattern.clone(),
                 alpha_pattern: lora.alpha_pattern.clone(),
                 seed: self.runtime.seed,
+                merge_for_requests: self.runtime.merge_adapter,
                 gradient_checkpointing,
             }),
         }

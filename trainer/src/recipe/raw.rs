@@ -237,6 +237,9 @@ pub struct RawRuntime {
     pub tokens_per_microbatch: Option<usize>,
     /// Keep only each layer's input during the forward pass and compute the layer again in the backward pass.
     pub gradient_checkpointing: bool,
+    /// Generate with the adapter added to the weights, rounded to bf16 (on a GPU): faster rollouts, and sampler and
+    /// trainer no longer compute the same numbers; `mismatch_kl` shows by how much.
+    pub merge_adapter: bool,
 }
 
 impl Default for RawRuntime {
@@ -249,6 +252,7 @@ impl Default for RawRuntime {
             kv_bytes: None,
             tokens_per_microbatch: None,
             gradient_checkpointing: false,
+            merge_adapter: false,
         }
     }
 }

@@ -262,6 +262,9 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
         .parse()
         .map_err(|e: autograd::Error| Error::value("runtime.device", format!("{:?}", runtime.device), e.to_string()))?;
     let gpu = matches!(device, autograd::Device::Cuda(_));
+    if runtime.merge_adapter && (!gpu || raw.lora.is_none()) {
+        return Err(Error::value("runtime.merge_adapter", true, "false without a GPU and without a [lora]"));
+    }
     let budget = *runtime.token_budget.get_or_insert(EngineConfig::usual_token_budget(device));
     let token_budget = at_least_one("runtime.token_budget", budget)?;
     let per_step = raw.rollout.prompts_per_step * raw.rollout.group_size;
@@ -289,5 +292,6 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
         kv_bytes: runtime.kv_bytes,
         tokens_per_microbatch,
         gradient_checkpointing: runtime.gradient_checkpointing,
+        merge_adapter: runtime.merge_adapter,
     })
 }

@@ -1,7 +1,7 @@
 //! Linear maps on a GPU: cuBLASLt on the columns of one output.
 
 use super::dropout::dropped_array;
-use super::{Branch, Linear, Places, Recorded};
+use super::{Branch, Linear, LowRank, Places, Recorded};
 use crate::cuda::linear::{Columns, FEW_ROWS, Onto, Up, input_gradient, low_rank_up, product, weight_gradient};
 use crate::cuda::rows::{add, column_sums};
 use crate::cuda::{Array, DType};
@@ -259,6 +259,19 @@ fn through_dropout(
         None => through,
     });
     Ok(())
+}
+
+/// `W + scale * B A`, rounded to the weight's precision, in `into` or in new memory.
+pub(super) fn merge(weight: &Tensor, branch: &LowRank<'_>, into: Option<&Tensor>) -> Result<Tensor> {
+    let [n, k] = weight.shape();
+    let out = match into {
+        Some(tensor) => tensor.clone(),
+        None => Tensor::cuda(Array::uninit(weight.array().gpu(), n * k, DType::Bf16)?, [n, k]),
+    };
+    let dims = [n, branch.a.rows(), k];
+    let operands = [whole(branch.b), whole(branch.a)];
+    input_gradient(whole(&out), Onto::Other(weight.array()), operands, dims, branch.scale)?;
+    Ok(out)
 }
 
 fn weight_grad(dy_x: [Columns<'_>; 2], [t, n, k]: [usize; 3], factor: f32) -> Result<Tensor> {

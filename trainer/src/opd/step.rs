@@ -84,6 +84,10 @@ impl<'a> Stepper<'a> {
         seen.report(&mut metrics);
         report_optim(&mut metrics, lr, &report);
         report_speed(&mut metrics, &phases, start.elapsed().as_secs_f64(), &seen);
+        if let Some(gpu) = self.setup.runtime.stats()?.gpu {
+            metrics.set("gpu/peak_bytes", gpu.memory.peak_reserved as f64);
+            metrics.set("gpu/driver_allocations", gpu.memory.driver_allocations as f64);
+        }
         Ok(Outcome { metrics, phases, applied: report.applied })
     }
 

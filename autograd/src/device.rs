@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::cuda::Gpu;
+use crate::cuda::library::is_driver_absent;
 use crate::{Error, Result};
 
 /// A device family.
@@ -40,7 +42,7 @@ impl FromStr for Device {
             why: "not one of auto, cpu, cuda, cuda:0 (cuda:1, ..), portable".to_owned(),
         };
         match name {
-            "auto" => Ok(if crate::cuda::Gpu::is_present() { Self::Cuda(0) } else { Self::Cpu }),
+            "auto" => Ok(Self::auto().0),
             "cpu" => Ok(Self::Cpu),
             "portable" => Ok(Self::Portable),
             "cuda" => Ok(Self::Cuda(0)),
@@ -61,6 +63,16 @@ impl Device {
         match self {
             Self::Cpu | Self::Portable => Ok(()),
             Self::Cuda(ordinal) => crate::cuda::Gpu::get(ordinal)?.synchronize(),
+        }
+    }
+
+    /// The first GPU, or the CPU where there is none or it cannot be used; then with the reason, unless the machine has
+    /// no driver for one.
+    #[must_use]
+    pub fn auto() -> (Self, Option<Error>) {
+        match Gpu::with_libraries(0) {
+            Ok(_) => (Self::Cuda(0), None),
+            Err(e) => (Self::Cpu, Some(e).filter(|e| !is_driver_absent(e))),
         }
     }
 

@@ -296,6 +296,17 @@ pub struct RuntimeStats {
     pub student: crate::scheduler::SchedulerStats,
     /// The teacher's scheduler, when there is a teacher.
     pub teacher: Option<crate::scheduler::SchedulerStats>,
+    /// The GPU, when that is the device.
+    pub gpu: Option<GpuStats>,
+}
+
+/// Counters of a GPU in this process.
+#[derive(Debug, Clone)]
+pub struct GpuStats {
+    /// How often each kernel ran, and `matmul` for products by cuBLASLt; those that did not run are left out.
+    pub launches: Vec<(&'static str, u64)>,
+    /// Its memory; `peak_reserved` is the most that this process took from the card.
+    pub memory: autograd::cuda::MemoryStats,
 }
 
 /// A named tensor of an export, row-major on the host.

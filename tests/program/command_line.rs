@@ -353,6 +353,53 @@ fn wrong_input_is_refused() {
 }
 
 #[test]
+fn kernels_are_built_for_known_architectures_only() {
+    for arch in ["sm_42", "sm_90", "hopper", ""] {
+        arle(&["kernels", "build", "--arch", arch]).refused(2, &["`--arch` is", arch, "sm_80", "sm_90a", "sm_100a"]);
+    }
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_an_error_and_auto_does_without() {
+    let model = fixture("models/llama-gqa-tied");
+    // No machine has that many; one without a driver says that instead.
+    let args = |device| ["score", "--model", &model, "--tokens", "5,6", "--json", "--device", device];
+    let ended = arle(&args("cuda:63"));
+    ended.refused(1, &[]);
+    assert!(ended.stderr.contains("NVIDIA's driver") || ended.stderr.contains("cuda:63"), "{}", ended.stderr);
+    arle(&args("auto")).object();
+    arle(&args("cuda:x")).refused(2, &["--device", "cuda:x", "cuda:0"]);
+
+    let workshop = crate::support::Workshop::new();
+    let ended = workshop.train("run", &["--set", "runtime.device=cuda:63"]);
+    ended.refused(1, &[]);
+    assert!(ended.stderr.contains("NVIDIA's driver") || ended.stderr.contains("cuda:63"), "{}", ended.stderr);
+    assert!(!workshop.path("run").exists(), "a run that cannot start leaves nothing behind");
+}
+
+#[test]
+fn auto_says_why_a_gpus_driver_is_not_used() {
+    let (model, folder) = (fixture("models/llama-gqa-tied"), tempfile::tempdir().expect("a folder"));
+    std::fs::write(folder.path().join("libcuda.so.1"), "no library").expect("written");
+    let run = |device| {
+        let args = ["score", "--model", &model, "--tokens", "5,6", "--device", device];
+        let mut command = crate::support::command(crate::support::ARLE, &args);
+        command.env("LD_LIBRARY_PATH", folder.path());
+        crate::support::finish(command)
+    };
+    let ended = run("auto");
+    // With a real driver elsewhere the loader goes on to that one.
+    if ended.stderr.is_empty() {
+        return;
+    }
+    let note = ended.stderr.lines().find(|line| line.starts_with("note: running on the CPU")).expect("a note");
+    assert!(note.contains("libcuda.so.1") && note.contains("does not load"), "{note}");
+    ended.ok();
+    assert_eq!(run("cpu").stderr, "");
+    run("cuda").refused(1, &["libcuda.so.1", "does not load"]);
+}
+
+#[test]
 fn a_bad_sampling_value_of_the_model_is_not_the_callers() {
     let model = crate::support::Model::copy("tiny-chat");
     model.set("generation_config.json", "top_p", json!(2.0));

@@ -67,12 +67,14 @@ pub enum Error {
         what: String,
     },
     /// The run does not fit.
-    #[error("the run needs about {need} but {have} is available; {remedy}")]
+    #[error("the run needs about {need} but {have} is available on {device}; {remedy}")]
     Memory {
         /// The forecast.
         need: String,
-        /// What the machine has.
+        /// What the device has.
         have: String,
+        /// The device.
+        device: autograd::Device,
         /// Which key to change.
         remedy: String,
     },

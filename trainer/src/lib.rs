@@ -4,6 +4,7 @@
 pub mod checkpoint;
 pub mod cli;
 pub mod data;
+pub mod device;
 mod error;
 mod guard;
 pub mod interrupt;

@@ -5,19 +5,20 @@ use std::fmt;
 use autograd::Device;
 use autograd::cuda::{Gpu, MemoryStats};
 use autograd::kv::{KvShape, PAGE_TOKENS};
+use autograd::ops::gpu_loss_bytes;
 use runtime::config::ModelConfig;
 
 use crate::recipe::{Lora, Recipe};
 use crate::{Error, Result};
 
 const F32: u64 = 4;
-/// Rows of logits that a head op holds at once, generously.
+/// Rows of logits that a head op holds at once on the host, generously.
 const HEAD_ROWS: u64 = 256;
 
 /// Bytes by purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forecast {
-    /// Frozen and trained weights of both models.
+    /// Frozen and trained weights of both models, with the copies that training on a GPU needs.
     pub weights: u64,
     /// Gradients and both moments of what is trained.
     pub optimizer: u64,
@@ -31,6 +32,8 @@ pub struct Forecast {
 pub struct Plan<'a> {
     /// The recipe.
     pub recipe: &'a Recipe,
+    /// Where it runs.
+    pub device: Device,
     /// The student, its layers already chosen.
     pub student: &'a ModelConfig,
     /// A teacher with weights of its own.
@@ -61,12 +64,21 @@ impl Forecast {
         let weights = parameters(plan.student) + adapter + plan.teacher.map_or(0, parameters);
         let tokens = plan.micro_batch();
         let checkpointed = plan.recipe.runtime.gradient_checkpointing;
-        let logits = 3 * HEAD_ROWS * plan.student.vocab_size as u64;
+        let value = plan.device.value_bytes() as u64;
+        let vocab = plan.student.vocab_size;
+        let (copies, logits) = match plan.device {
+            Device::Cpu | Device::Portable => (0, 3 * HEAD_ROWS * vocab as u64 * F32),
+            // The f32 masters, and the copy that answers requests.
+            Device::Cuda(_) => {
+                let models = 1 + usize::from(plan.recipe.teacher.is_some());
+                (trained * (F32 + value), gpu_loss_bytes(tokens as usize, vocab, models) as u64)
+            }
+        };
         Self {
-            weights: weights * F32,
+            weights: weights * value + copies,
             optimizer: 3 * trained * F32,
             kv: plan.kv.0 * plan.kv.1,
-            activations: (tokens * activations_per_token(plan.student, checkpointed) + logits) * F32,
+            activations: tokens * activations_per_token(plan.student, checkpointed) * value + logits,
         }
     }
 
@@ -80,7 +92,7 @@ impl Forecast {
     ///
     /// # Errors
     /// [`Error::Memory`].
-    pub fn check(&self, available: Option<u64>, checkpointed: bool) -> Result<()> {
+    pub fn check(&self, device: Device, available: Option<u64>, checkpointed: bool) -> Result<()> {
         let Some(available) = available.filter(|&available| available < self.total()) else { return Ok(()) };
         let largest = self.weights.max(self.optimizer).max(self.kv).max(self.activations);
         let remedy = if largest == self.kv {
@@ -97,6 +109,7 @@ impl Forecast {
         Err(Error::Memory {
             need: Bytes(self.total()).to_string(),
             have: Bytes(available).to_string(),
+            device,
             remedy: remedy.to_owned(),
         })
     }
@@ -165,7 +178,7 @@ fn lora_parameters(config: &ModelConfig, lora: &Lora) -> u64 {
     layer * config.num_layers as u64
 }
 
-/// Floats kept per token for the backward pass: the inputs of every op of a layer, of all layers or of one.
+/// Values kept per token for the backward pass: the inputs of every op of a layer, of all layers or of one.
 fn activations_per_token(config: &ModelConfig, checkpointed: bool) -> u64 {
     let hidden = config.hidden_size as u64;
     let heads = ((config.num_heads + 2 * config.num_kv_heads) * config.head_dim) as u64;
@@ -194,9 +207,33 @@ pub fn keep_freed_pages() {
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
 }
 
-/// Memory that can be had now without swapping; `None` where the system does not tell.
-#[must_use]
-pub fn available() -> Option<u64> {
+/// `cpu`, `portable`, or a card's number and name.
+///
+/// # Errors
+/// A card that cannot be used.
+pub fn describe(device: Device) -> Result<String> {
+    Ok(match device {
+        Device::Cpu | Device::Portable => device.to_string(),
+        Device::Cuda(ordinal) => format!("{device} ({})", gpu(ordinal)?.info().name),
+    })
+}
+
+/// Bytes that can be had on `device` now, on the host without swapping; `None` where the system does not tell.
+///
+/// # Errors
+/// A card that cannot be used.
+pub fn available(device: Device) -> Result<Option<u64>> {
+    Ok(match device {
+        Device::Cpu | Device::Portable => available_on_host(),
+        Device::Cuda(ordinal) => Some(gpu(ordinal)?.free_bytes().map_err(runtime::Error::from)? as u64),
+    })
+}
+
+fn gpu(ordinal: usize) -> Result<&'static Gpu> {
+    Ok(Gpu::get(ordinal).map_err(runtime::Error::from)?)
+}
+
+fn available_on_host() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -239,27 +276,88 @@ mod tests {
     #[test]
     fn a_run_that_does_not_fit_names_the_key_that_helps() {
         let forecast = Forecast { weights: 10, optimizer: 20, kv: 5, activations: 40 };
-        forecast.check(Some(75), false).expect("fits exactly");
-        forecast.check(None, false).expect("nothing known, nothing refused");
+        forecast.check(Device::Cpu, Some(75), false).expect("fits exactly");
+        forecast.check(Device::Cpu, None, false).expect("nothing known, nothing refused");
         let remedy = |forecast: Forecast, checkpointed| {
-            forecast.check(Some(74), checkpointed).expect_err("too large").to_string()
+            forecast.check(Device::Cuda(1), Some(74), checkpointed).expect_err("too large").to_string()
         };
         assert!(remedy(forecast, false).contains("runtime.gradient_checkpointing"));
+        assert!(remedy(forecast, false).contains("available on cuda:1"));
         assert!(!remedy(forecast, true).contains("gradient_checkpointing"));
         assert!(remedy(Forecast { kv: 80, ..forecast }, false).contains("runtime.max_running"));
         assert!(remedy(Forecast { optimizer: 80, ..forecast }, false).contains("[lora]"));
     }
 
+    /// Steps of four prompts, each twice.
+    fn recipe(more: &str) -> Recipe {
+        let text = format!(
+            "[student]\nmodel = \"hf:org/base\"\n[teacher]\nsystem_prompt = \"x\"\n[data]\npath = \"p.jsonl\"\n\
+             [schedule]\nmax_steps = 4\n[rollout]\nprompts_per_step = 4\ngroup_size = 2\n\
+             [runtime]\ndevice = \"cpu\"\n{more}"
+        );
+        Recipe::parse(&text, "test", "test", std::path::Path::new("/"), &[]).expect("valid")
+    }
+
+    fn config() -> ModelConfig {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-chat");
+        runtime::files::ModelFiles::open(std::path::Path::new(path)).expect("a fixture").config.clone()
+    }
+
     #[test]
     fn a_micro_batch_is_not_larger_than_a_step() {
-        let text = "[student]\nmodel = \"hf:org/base\"\n[teacher]\nsystem_prompt = \"x\"\n[data]\npath = \"p.jsonl\"\n\
-                    [schedule]\nmax_steps = 4\n[rollout]\nprompts_per_step = 4\ngroup_size = 2";
-        let recipe = Recipe::parse(text, "test", "test", std::path::Path::new("/"), &[]).expect("valid");
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-chat");
-        let files = runtime::files::ModelFiles::open(std::path::Path::new(path)).expect("a fixture");
-        let plan = |longest| Plan { recipe: &recipe, student: &files.config, teacher: None, kv: (0, 1), longest };
+        let (recipe, config) = (recipe(""), config());
+        let plan = |longest| Plan {
+            recipe: &recipe,
+            device: Device::Cpu,
+            student: &config,
+            teacher: None,
+            kv: (0, 1),
+            longest,
+        };
         assert_eq!((plan(100).micro_batch(), plan(1000).micro_batch()), (800, 2048));
         assert!(Forecast::of(&plan(100)).activations < Forecast::of(&plan(1000)).activations);
+    }
+
+    #[test]
+    fn a_gpu_holds_values_of_two_bytes_masters_and_a_copy_to_serve() {
+        let config = config();
+        let forecast = |recipe: &Recipe, device, teacher| {
+            Forecast::of(&Plan { recipe, device, student: &config, teacher, kv: (0, 1), longest: 100 })
+        };
+        let all = parameters(&config);
+        let full = recipe("");
+        let on_gpu = forecast(&full, Device::Cuda(0), Some(&config));
+        // The trained weights, the served ones and the teacher's, and the masters.
+        assert_eq!(on_gpu.weights, all * (3 * 2 + 4));
+        assert_eq!(on_gpu.optimizer, all * 12);
+        let on_host = forecast(&full, Device::Cpu, Some(&config));
+        assert_eq!((on_host.weights, on_host.optimizer), (all * 2 * 4, all * 12));
+        // 800 rows: f32 logits of student and teacher and a bf16 gradient, all rows at once.
+        let logits = 800 * config.vocab_size.next_multiple_of(8) as u64 * (2 * 4 + 2);
+        assert_eq!(on_gpu.activations, 800 * activations_per_token(&config, false) * 2 + logits);
+
+        let lora = recipe("[lora]\nr = 8\nalpha = 8.0");
+        let adapter = lora_parameters(&config, lora.lora.as_ref().expect("it is there"));
+        let on_gpu = forecast(&lora, Device::Cuda(0), None);
+        assert_eq!(on_gpu.weights, all * 2 + adapter * (2 + 2 + 4));
+        assert_eq!(on_gpu.optimizer, adapter * 12);
+    }
+
+    #[test]
+    fn pages_of_a_gpu_hold_values_of_two_bytes() {
+        let config = config();
+        // 33 tokens are three pages, and one to copy.
+        let values = 2 * 4 * 2 * PAGE_TOKENS * config.num_kv_heads * config.head_dim * config.num_layers;
+        assert_eq!(kv_bytes(&config, 2, 33, Device::Cuda(0)), values as u64 * 2);
+        assert!(kv_bytes(&config, 2, 33, Device::Cpu) >= values as u64 * 4);
+    }
+
+    #[test]
+    fn logits_on_a_gpu_are_held_two_gib_at_a_time() {
+        let bytes = gpu_loss_bytes(1 << 20, 151_936, 2) as u64;
+        // f32 of two models fill the chunk; the gradient is a quarter of that.
+        let whole = (2u64 << 30) + (2 << 30) / 4;
+        assert!(bytes <= whole && bytes > whole / 100 * 99, "{bytes}");
     }
 
     #[test]

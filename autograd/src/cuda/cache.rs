@@ -20,6 +20,16 @@ pub fn cache_dir() -> Option<PathBuf> {
         .or_else(|| set("HOME").map(|dir| dir.join(".cache/arle")))
 }
 
+/// The directory of compiled kernels.
+///
+/// # Errors
+/// When the environment names no place for it.
+pub fn kernel_dir() -> Result<PathBuf> {
+    let dir = cache_dir()
+        .ok_or_else(|| Error::KernelCache { path: "kernels".to_owned(), why: "there is no place for it".to_owned() })?;
+    Ok(dir.join("kernels"))
+}
+
 const SUM: usize = 32;
 
 /// The directory of compiled kernels.
@@ -30,11 +40,7 @@ pub(super) struct Cache {
 impl Cache {
     /// The one of this process.
     pub(super) fn of_process() -> Result<Self> {
-        let dir = cache_dir().ok_or_else(|| Error::KernelCache {
-            path: "kernels".to_owned(),
-            why: "there is no place for it".to_owned(),
-        })?;
-        Ok(Self { dir: dir.join("kernels") })
+        Ok(Self { dir: kernel_dir()? })
     }
 
     #[cfg(test)]

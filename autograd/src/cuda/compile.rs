@@ -9,8 +9,12 @@ use super::nvrtc::{Nvrtc, OPTIONS};
 use super::table::{FILES, File, HEADERS};
 use crate::{Error, Result};
 
-/// Architectures that every kernel must compile for; `arle kernels build` takes these and their kin.
+/// Architectures that every kernel must compile for.
 pub const ARCHES: [&str; 4] = ["sm_80", "sm_89", "sm_90a", "sm_100a"];
+
+/// Architectures of cards from Ampere on, as [`super::Gpu::arch`] names them. An NVRTC may be too old for the last.
+pub const KNOWN_ARCHES: [&str; 10] =
+    ["sm_80", "sm_86", "sm_87", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_110a", "sm_120a", "sm_121a"];
 
 /// What became of one kernel file.
 #[derive(Debug, Clone)]

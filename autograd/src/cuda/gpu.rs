@@ -9,8 +9,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockW
 
 use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute, CUevent, CUstream, CUstream_flags};
 
+use super::cublaslt;
 use super::driver::{self, cu};
 use super::kernels::Kernels;
+use super::nvrtc::Nvrtc;
 use super::pool::Pool;
 use super::products::Products;
 use super::staging::{Ring, Spare};
@@ -126,10 +128,15 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// Whether this process can use a GPU: libraries, driver and card are there.
-    #[must_use]
-    pub fn is_present() -> bool {
-        Self::get(0).is_ok()
+    /// [`Gpu::get`], and the libraries that every op needs are loaded.
+    ///
+    /// # Errors
+    /// As [`Gpu::get`]; when NVRTC or cuBLASLt is missing.
+    pub fn with_libraries(ordinal: usize) -> Result<&'static Self> {
+        let gpu = Self::get(ordinal)?;
+        Nvrtc::get()?;
+        cublaslt::functions()?;
+        Ok(gpu)
     }
 
     /// How many cards this process sees.

@@ -72,7 +72,7 @@ impl Wanted {
         let newest = driver.map_or(MAJORS[0], |(major, _)| major.min(MAJORS[0]));
         Err(Error::MissingLibrary {
             library: files.join(" or "),
-            why: broken.unwrap_or_else(|| "was not found".to_owned()),
+            why: broken.unwrap_or_else(|| ABSENT.to_owned()),
             searched: search.describe(),
             remedy: format!("{}; or name its directory in {LISTED}", self.install(newest)),
         })
@@ -175,9 +175,18 @@ fn python_path(python: &Path) -> Vec<PathBuf> {
     String::from_utf8_lossy(&output).lines().filter(|line| !line.is_empty()).map(PathBuf::from).collect()
 }
 
+/// The driver's library.
+const DRIVER: &str = "libcuda.so.1";
+/// Why a library is missing that is not there at all.
+const ABSENT: &str = "was not found";
+
+/// Whether the error says that this machine has no driver, and not that something is wrong with it.
+pub(crate) fn is_driver_absent(e: &Error) -> bool {
+    matches!(e, Error::MissingLibrary { library, why, .. } if library == DRIVER && why == ABSENT)
+}
+
 /// Makes the driver's library known to `cudarc`, which opens it by name: what is loaded under that name it finds.
 pub(super) fn preload_driver() -> Result<()> {
-    const FILE: &str = "libcuda.so.1";
     // Where containers, distributions and WSL keep it besides the loader's path.
     const PLACES: [&str; 6] = [
         "/usr/lib/x86_64-linux-gnu",
@@ -189,8 +198,8 @@ pub(super) fn preload_driver() -> Result<()> {
     ];
     // SAFETY: opening the driver's library runs initializers that may run at any time, on any thread.
     let opened = |place: &Path| unsafe { Library::new(place) };
-    let mut library = opened(Path::new(FILE));
-    for place in PLACES.map(|dir| Path::new(dir).join(FILE)) {
+    let mut library = opened(Path::new(DRIVER));
+    for place in PLACES.map(|dir| Path::new(dir).join(DRIVER)) {
         if library.is_err() && place.is_file() {
             library = opened(&place);
         }
@@ -202,7 +211,7 @@ pub(super) fn preload_driver() -> Result<()> {
         Err(e) => {
             let why = words(&e);
             let absent = why.contains("No such file");
-            Err(no_driver(&if absent { "was not found".to_owned() } else { format!("does not load: {why}") }))
+            Err(no_driver(&if absent { ABSENT.to_owned() } else { format!("does not load: {why}") }))
         }
     }
 }
@@ -214,7 +223,7 @@ fn words(e: &libloading::Error) -> String {
 
 fn no_driver(why: &str) -> Error {
     Error::MissingLibrary {
-        library: "libcuda.so.1".to_owned(),
+        library: DRIVER.to_owned(),
         why: why.to_owned(),
         searched: "the loader's path and the places where drivers are installed".to_owned(),
         remedy: "It is part of NVIDIA's driver: on a machine with an NVIDIA GPU install the driver (580 or newer for \
@@ -327,6 +336,14 @@ mod tests {
         put(dir.path(), "cuda/lib64/libarletest.so.13");
         let error = WANTED.open(&search, Some((13, 0))).unwrap_err().to_string();
         assert!(error.contains("does not load") && error.contains("cuda/lib64"), "{error}");
+    }
+
+    #[test]
+    fn only_an_absent_driver_means_that_there_is_no_gpu() {
+        assert!(is_driver_absent(&no_driver(ABSENT)));
+        assert!(!is_driver_absent(&no_driver("does not load: wrong ELF class")));
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_driver_absent(&WANTED.open(&search(dir.path()), None).err().unwrap()));
     }
 
     #[test]

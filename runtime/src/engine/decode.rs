@@ -26,12 +26,15 @@ fn room(count: usize) -> usize {
     count.next_multiple_of(step)
 }
 
+/// Every sequence's draw.
+type Draws = Vec<(RequestId, Result<Sampled, SamplingError>)>;
+
 /// Pages that graphs have room for at least.
 const PAGES: usize = 16;
 
 impl SlotEngine {
     /// Runs the plan as one captured step if it is one new token of each of some sequences, drawn in the plain way.
-    pub(super) fn decode(&mut self, plan: &Plan) -> Result<Option<Vec<(RequestId, Result<Sampled, SamplingError>)>>> {
+    pub(super) fn decode(&mut self, plan: &Plan) -> Result<Option<Draws>> {
         let Device::Cuda(ordinal) = self.device() else { return Ok(None) };
         let single = plan.seqs.iter().all(|s| s.sample && s.tokens.len() == 1);
         let draws = plan.seqs.iter().map(|s| self.running[&s.id].plain_draw()).collect::<Option<Vec<_>>>();

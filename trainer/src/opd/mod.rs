@@ -140,6 +140,7 @@ impl Run<'_> {
             after: self.last.as_ref(),
             phases: &self.phases,
             steps: self.state.step,
+            gpu: self.setup.runtime.stats()?.gpu,
         };
         if self.json { summary.print_json() } else { summary.print() }
     }

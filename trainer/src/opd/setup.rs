@@ -48,6 +48,8 @@ impl Setup {
     /// # Errors
     /// Models that cannot be compared, rows that do not fit, more memory than there is.
     pub(super) fn new(recipe: &Recipe, progress: Progress) -> Result<Self> {
+        let device = recipe.runtime.device.device;
+        recipe.runtime.device.start(progress)?;
         let rows = Rows::load(&recipe.data)?;
         let student = open(&recipe.student.model, progress)?;
         let student_slot = SlotSpec {
@@ -87,18 +89,24 @@ impl Setup {
             example.completion.as_ref().map_or(0, Vec::len).max(recipe.rollout.max_new_tokens) + example.prompt.len()
         };
         let longest = train.iter().map(length).max().unwrap_or(0);
-        let forecast =
-            Forecast::of(&Plan { recipe, student: &config, teacher: teacher_config, kv: (kv_bytes, slots), longest });
-        let available = memory::available();
+        let forecast = Forecast::of(&Plan {
+            recipe,
+            device,
+            student: &config,
+            teacher: teacher_config,
+            kv: (kv_bytes, slots),
+            longest,
+        });
+        let available = memory::available(device)?;
         let room = available.map_or_else(String::new, |bytes| format!(" (available: {})", memory::Bytes(bytes)));
-        progress.line(&format!("memory     {forecast}{room}"));
-        forecast.check(available, recipe.runtime.gradient_checkpointing)?;
+        progress.line(&format!("memory     {}: {forecast}{room}", memory::describe(device)?));
+        forecast.check(device, available, recipe.runtime.gradient_checkpointing)?;
         let export = match &recipe.lora {
             Some(lora) => Export::Adapter(AdapterConfig::new(recipe, lora)),
             None => Export::Model(Box::new(ModelExport::new(student, recipe.student.layers.clone()))),
         };
         let spec = RuntimeSpec {
-            device: recipe.runtime.device,
+            device,
             student: student_slot,
             teacher: teacher_slot,
             training: Some(recipe.training()),
@@ -188,7 +196,7 @@ fn kv_bytes<'a>(recipe: &Recipe, config: &ModelConfig, examples: impl Iterator<I
     let prompt = examples.map(|e| e.prompt.len().max(e.teacher_prompt.as_ref().map_or(0, Vec::len))).max().unwrap_or(0);
     let new = recipe.eval.as_ref().map_or(0, |eval| eval.max_new_tokens).max(recipe.rollout.max_new_tokens);
     let running = std::iter::repeat_n(prompt + new, recipe.runtime.max_running);
-    memory::kv_bytes(config, recipe.runtime.device, running)
+    memory::kv_bytes(config, recipe.runtime.device.device, running)
 }
 
 /// Limits that every row has to keep.

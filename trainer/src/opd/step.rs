@@ -85,7 +85,7 @@ impl<'a> Stepper<'a> {
                 self.runtime.publish()?;
             }
             // The update's time belongs to this phase and not to the next rollout.
-            self.recipe.runtime.device.synchronize().map_err(runtime::Error::from)?;
+            self.recipe.runtime.device.device.synchronize().map_err(runtime::Error::from)?;
             Ok::<_, crate::Error>(report)
         })?;
         let mut metrics = Metrics::at(step + 1);
@@ -95,6 +95,10 @@ impl<'a> Stepper<'a> {
         report_speed(&mut metrics, &phases, start.elapsed().as_secs_f64(), &seen);
         metrics.set("time/forward", sums.forward_seconds);
         metrics.set("time/backward", sums.backward_seconds);
+        if let Some(gpu) = self.runtime.stats()?.gpu {
+            metrics.set("gpu/peak_bytes", gpu.memory.peak_reserved as f64);
+            metrics.set("gpu/driver_allocations", gpu.memory.driver_allocations as f64);
+        }
         Ok(Outcome { metrics, phases, applied: report.applied })
     }
 

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
+use runtime::request::GpuStats;
 use serde_json::{Map, Value, json};
 
 use super::phases::Phases;
+use crate::memory::Bytes;
 use crate::metrics::Metrics;
 use crate::progress::say;
 use crate::recipe::Recipe;
@@ -72,6 +74,7 @@ pub(super) struct Summary<'a> {
     pub(super) after: Option<&'a Metrics>,
     pub(super) phases: &'a Phases,
     pub(super) steps: u64,
+    pub(super) gpu: Option<GpuStats>,
 }
 
 impl Summary<'_> {
@@ -86,6 +89,10 @@ impl Summary<'_> {
         text += &format!("\n  {:<28} {:>10} {:>10}\n", "phase", "seconds", "share");
         for (phase, seconds) in self.phases.seconds() {
             text += &format!("  {phase:<28} {seconds:>10.1} {:>8.0} %\n", 100.0 * seconds / self.phases.total());
+        }
+        if let Some(gpu) = &self.gpu {
+            text +=
+                &format!("\n  {:<28} {:>10}\n", "peak GPU memory", Bytes(gpu.memory.peak_reserved as u64).to_string());
         }
         let what = if self.recipe.lora.is_some() { "adapter" } else { "model" };
         text += &format!(
@@ -121,7 +128,7 @@ impl Summary<'_> {
     pub(super) fn print_json(&self) -> Result<()> {
         let after = self.after.map_or_else(Map::new, |metrics| metrics.as_json().clone());
         let after: Map<String, Value> = after.into_iter().filter(|(name, _)| name.starts_with("eval/")).collect();
-        let fields = [
+        let mut fields = vec![
             ("summary", json!(self.recipe.name)),
             ("steps", json!(self.steps)),
             ("before", json!(self.before)),
@@ -129,6 +136,7 @@ impl Summary<'_> {
             ("seconds", json!(self.phases.seconds())),
             ("checkpoint", json!(self.checkpoint)),
         ];
+        fields.extend(self.gpu.as_ref().map(|gpu| ("gpu_peak_bytes", json!(gpu.memory.peak_reserved))));
         print_line(&fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 }

@@ -17,6 +17,7 @@ pub use overrides::Override;
 pub use raw::{Lora, OneOrMany, Rollout, Sampling};
 
 use crate::data::{Format, Message};
+use crate::device::Choice;
 use crate::schedule::Schedule;
 use crate::{Error, Result};
 
@@ -219,7 +220,7 @@ pub struct Eval {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Runtime {
     /// Where to run.
-    pub device: autograd::Device,
+    pub device: Choice,
     /// Key of every random number.
     pub seed: u64,
     /// Tokens of one scheduler step.

@@ -9,6 +9,7 @@ use runtime::request::EngineConfig;
 
 use super::{Data, Eval, HeldOut, Objective, Recipe, Runtime, Student};
 use crate::data::Format;
+use crate::device::Choice;
 use crate::{Error, Result};
 
 /// Checks every range, refuses keys without effect, and fills the defaults in.
@@ -257,15 +258,15 @@ fn eval(raw: &mut RawRecipe, held_out: bool) -> Result<Option<Eval>> {
 
 fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
     let runtime = &mut raw.runtime;
-    let device = runtime
+    let device: Choice = runtime
         .device
         .parse()
         .map_err(|e: autograd::Error| Error::value("runtime.device", format!("{:?}", runtime.device), e.to_string()))?;
-    let gpu = matches!(device, autograd::Device::Cuda(_));
+    let gpu = matches!(device.device, autograd::Device::Cuda(_));
     if runtime.merge_adapter && (!gpu || raw.lora.is_none()) {
         return Err(Error::value("runtime.merge_adapter", true, "false without a GPU and without a [lora]"));
     }
-    let budget = *runtime.token_budget.get_or_insert(EngineConfig::usual_token_budget(device));
+    let budget = *runtime.token_budget.get_or_insert(EngineConfig::usual_token_budget(device.device));
     let token_budget = at_least_one("runtime.token_budget", budget)?;
     let per_step = raw.rollout.prompts_per_step * raw.rollout.group_size;
     let max_running = at_least_one(

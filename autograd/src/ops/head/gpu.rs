@@ -79,6 +79,24 @@ pub(super) fn logits(hidden: &Tensor, head: &Tensor) -> Result<Tensor> {
     Ok(Tensor::cuda(z, [dims[0], dims[1]]))
 }
 
+/// Values from one row of logits to the next.
+fn row_stride(vocab: usize) -> usize {
+    vocab.next_multiple_of(8)
+}
+
+/// Rows whose logits are held at once.
+fn chunk_rows(rows: usize, stride: usize, models: usize) -> usize {
+    (CHUNK_BYTES / (stride * models * 4)).clamp(64, 8192).min(rows.max(1))
+}
+
+/// Bytes on a GPU that a loss of `rows` rows holds while it runs: f32 logits of `models` models (student, or student and
+/// teacher) and the bf16 gradient of the student's.
+#[must_use]
+pub fn gpu_loss_bytes(rows: usize, vocab: usize, models: usize) -> usize {
+    let stride = row_stride(vocab);
+    chunk_rows(rows, stride, models) * stride * (4 * models + 2)
+}
+
 /// Keeps the rows' values, then the finished gradients of hidden states and head where they are needed.
 pub(super) fn forward<R: RowLoss>(
     op: &HeadLoss<R>,
@@ -90,9 +108,9 @@ pub(super) fn forward<R: RowLoss>(
     row_kernels::check_width(R::NAME, "the width of hidden states", h)?;
     let gpu = hidden.array().gpu();
     let gradient = needs.contains(&true);
-    let stride = v.next_multiple_of(8);
+    let stride = row_stride(v);
     let models = inputs.len() / 2;
-    let chunk = (CHUNK_BYTES / (stride * models * 4)).clamp(64, 8192).min(t.max(1));
+    let chunk = chunk_rows(t, stride, models);
     let logits = |wanted: bool, dtype| wanted.then(|| Array::uninit(gpu, chunk * stride, dtype)).transpose();
     let student = Array::uninit(gpu, chunk * stride, DType::F32)?;
     let teacher = logits(models > 1, DType::F32)?;

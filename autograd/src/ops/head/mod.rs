@@ -14,6 +14,7 @@ use super::linear::portable_linear;
 use super::{Op, Recorded, ensure, ensure_index};
 use crate::cpu::{gemm, gemm_backward};
 pub(super) use gpu::LogitChunk;
+pub use gpu::gpu_loss_bytes;
 
 use crate::{Device, Error, Result, Tape, Tensor, portable};
 

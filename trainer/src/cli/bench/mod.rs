@@ -78,7 +78,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
 fn add_memory(report: &mut Report, args: &BenchArgs) {
     report.values.insert("peak_memory_bytes".to_owned(), json!(memory::peak()));
     report.text += &format!("peak memory     {}", Bytes(memory::peak()));
-    if let Some(card) = memory::on_card(args.model.device) {
+    if let Some(card) = memory::on_card(args.model.device.device) {
         report.values.insert("card_peak_bytes".to_owned(), json!(card.peak_in_use));
         report.values.insert("card_reserved_bytes".to_owned(), json!(card.peak_reserved));
         let [used, reserved] = [card.peak_in_use, card.peak_reserved].map(|bytes| Bytes(bytes as u64));

@@ -72,7 +72,7 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
     let mut outcomes = Vec::with_capacity(args.opd.steps);
     for step in 0..total {
         if step == args.opd.warmup {
-            memory::count_peak_from_now(recipe.runtime.device);
+            memory::count_peak_from_now(recipe.runtime.device.device);
         }
         let rows: Vec<usize> = (step * per_step..(step + 1) * per_step).collect();
         let outcome = stepper.take(step as u64, total as u64, &rows)?;
@@ -99,7 +99,7 @@ fn recipe(args: &BenchArgs) -> Result<Recipe> {
         },
         "loss": {"kind": "jsd"},
         "schedule": {"max_steps": opd.warmup + opd.steps},
-        "runtime": {"device": model.device.to_string(), "max_running": opd.prompts},
+        "runtime": {"device": model.device.device.to_string(), "max_running": opd.prompts},
     });
     if !opd.full {
         raw["lora"] = json!({"r": 32});
@@ -144,12 +144,12 @@ fn spec(args: &BenchArgs, recipe: &Recipe, progress: Progress) -> Result<Runtime
     }
     let running = |config| {
         let lengths = std::iter::repeat_n(tokens, recipe.runtime.max_running);
-        memory::kv_bytes(config, recipe.runtime.device, lengths)
+        memory::kv_bytes(config, recipe.runtime.device.device, lengths)
     };
     let kv_bytes = recipe.runtime.kv_bytes.unwrap_or_else(|| running(&files.config).max(running(&teacher.config)));
     let student = SlotSpec { files, layers: recipe.student.layers.clone(), adapter: recipe.student.adapter.clone() };
     Ok(RuntimeSpec {
-        device: recipe.runtime.device,
+        device: recipe.runtime.device.device,
         student,
         teacher: Some(SlotSpec { files: teacher, layers: None, adapter: None }),
         training: Some(recipe.training()),

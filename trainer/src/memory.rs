@@ -348,8 +348,8 @@ mod tests {
         let config = config();
         // 33 tokens are three pages, and one to copy.
         let values = 2 * 4 * 2 * PAGE_TOKENS * config.num_kv_heads * config.head_dim * config.num_layers;
-        assert_eq!(kv_bytes(&config, 2, 33, Device::Cuda(0)), values as u64 * 2);
-        assert!(kv_bytes(&config, 2, 33, Device::Cpu) >= values as u64 * 4);
+        assert_eq!(kv_bytes(&config, Device::Cuda(0), [33, 33]), values as u64 * 2);
+        assert!(kv_bytes(&config, Device::Cpu, [33, 33]) >= values as u64 * 4);
     }
 
     #[test]

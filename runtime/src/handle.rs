@@ -1,23 +1,24 @@
 //! The one door to the device.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::engine::Engine;
 use crate::request::{
     FinishReason, GenerateEvent, GenerateRequest, Generated, OptimReport, OptimStep, RuntimeSpec, RuntimeStats, Score,
-    ScoreRequest, Slot, TrainReport, TrainRequest, TrainState,
+    ScoreRequest, Slot, Snapshot, TrainReport, TrainRequest, TrainState,
 };
 use crate::scheduler::RequestId;
+use crate::sink::Sink;
 use crate::{Error, Result};
 
 /// Where an answer goes.
-pub(crate) type Reply<T> = Sender<Result<T>>;
+pub(crate) type Reply<T> = Sink<Result<T>>;
 
 /// What the device thread is asked to do.
 pub(crate) enum Work {
-    Generate(RequestId, GenerateRequest, Sender<GenerateEvent>),
+    Generate(RequestId, GenerateRequest, Sink<GenerateEvent>),
     Cancel(Slot, RequestId),
     Score(ScoreRequest, Reply<Score>),
     ForwardBackward(TrainRequest, Reply<TrainReport>),
@@ -34,25 +35,40 @@ pub(crate) enum Work {
 pub struct RuntimeHandle {
     work: Sender<Work>,
     next_id: Arc<AtomicU64>,
+    snapshot: Arc<Mutex<Snapshot>>,
+}
+
+/// Keeps a submitted generation alive. Dropping it cancels the request and frees its pages; a request that has ended is
+/// not changed by that.
+#[must_use = "a dropped ticket cancels its request"]
+pub struct Ticket {
+    id: RequestId,
+    slot: Slot,
+    work: Sender<Work>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        // The device thread may be gone already; then there is nothing to cancel.
+        drop(self.work.send(Work::Cancel(self.slot, self.id)));
+    }
 }
 
 /// A running generation. Dropping it cancels the request and frees its pages.
 pub struct Generation {
-    id: RequestId,
-    slot: Slot,
+    /// `None` once the request has ended.
+    ticket: Option<Ticket>,
     events: Receiver<GenerateEvent>,
-    work: Sender<Work>,
-    ended: bool,
 }
 
 impl Generation {
     /// The next event, waiting for it; `None` after [`GenerateEvent::Done`] or [`GenerateEvent::Failed`].
     pub fn next_event(&mut self) -> Option<GenerateEvent> {
-        if self.ended {
-            return None;
-        }
+        self.ticket.as_ref()?;
         let event = self.events.recv().unwrap_or_else(|_| GenerateEvent::Failed(stopped()));
-        self.ended = !matches!(event, GenerateEvent::Token(_));
+        if !matches!(event, GenerateEvent::Token(_)) {
+            self.ticket = None;
+        }
         Some(event)
     }
 
@@ -81,15 +97,6 @@ impl Generation {
     }
 }
 
-impl Drop for Generation {
-    fn drop(&mut self) {
-        if !self.ended {
-            // The device thread may be gone already; then there is nothing to cancel.
-            drop(self.work.send(Work::Cancel(self.slot, self.id)));
-        }
-    }
-}
-
 impl RuntimeHandle {
     /// Loads the models (calling `progress(done, total)` for tensors) and starts the device thread.
     ///
@@ -97,18 +104,20 @@ impl RuntimeHandle {
     /// What loading refuses; a KV memory that holds no page.
     pub fn start(spec: &RuntimeSpec, progress: &dyn Fn(usize, usize)) -> Result<Self> {
         let engine = Engine::new(spec, progress)?;
+        let snapshot = Arc::new(Mutex::new(engine.snapshot()));
+        let published = Arc::clone(&snapshot);
         let (work, queue) = channel();
         // The engine is one of the pool's workers: a parallel loop then starts without waking a thread and going to sleep.
         let workers = rayon::ThreadPoolBuilder::new().build().map_err(|e| Error::Stopped(e.to_string()))?;
         let thread = std::thread::Builder::new().name("device".to_owned());
-        let run = move || workers.install(move || engine.run(&queue));
+        let run = move || workers.install(move || engine.run(&queue, &published));
         thread.spawn(run).map_err(|e| Error::Stopped(e.to_string()))?;
-        Ok(Self { work, next_id: Arc::default() })
+        Ok(Self { work, next_id: Arc::default(), snapshot })
     }
 
-    fn ask<T>(&self, work: impl FnOnce(Reply<T>) -> Work) -> Result<T> {
+    fn ask<T: Send + 'static>(&self, work: impl FnOnce(Reply<T>) -> Work) -> Result<T> {
         let (reply, answer) = channel();
-        self.work.send(work(reply)).map_err(|_| stopped())?;
+        self.work.send(work(reply.into())).map_err(|_| stopped())?;
         answer.recv().map_err(|_| stopped())?
     }
 
@@ -117,11 +126,21 @@ impl RuntimeHandle {
     /// # Errors
     /// The device thread has ended.
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation> {
-        let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let (sender, events) = channel();
+        let ticket = self.generate_into(request, sender.into())?;
+        Ok(Generation { ticket: Some(ticket), events })
+    }
+
+    /// Starts a generation whose events `events` takes, on the device thread, as they come; the last one is
+    /// [`GenerateEvent::Done`] or [`GenerateEvent::Failed`]. A sink that is closed cancels the request.
+    ///
+    /// # Errors
+    /// The device thread has ended.
+    pub fn generate_into(&self, request: GenerateRequest, events: Sink<GenerateEvent>) -> Result<Ticket> {
+        let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let slot = request.slot;
-        self.work.send(Work::Generate(id, request, sender)).map_err(|_| stopped())?;
-        Ok(Generation { id, slot, events, work: self.work.clone(), ended: false })
+        self.work.send(Work::Generate(id, request, events)).map_err(|_| stopped())?;
+        Ok(Ticket { id, slot, work: self.work.clone() })
     }
 
     /// Log-probabilities of given tokens.
@@ -130,6 +149,14 @@ impl RuntimeHandle {
     /// Tokens that the model cannot see at once, or ids that it does not have.
     pub fn score(&self, request: ScoreRequest) -> Result<Score> {
         self.ask(|reply| Work::Score(request, reply))
+    }
+
+    /// [`RuntimeHandle::score`] whose answer `reply` takes, on the device thread.
+    ///
+    /// # Errors
+    /// The device thread has ended.
+    pub fn score_into(&self, request: ScoreRequest, reply: Sink<Result<Score>>) -> Result<()> {
+        self.work.send(Work::Score(request, reply)).map_err(|_| stopped())
     }
 
     /// One micro-batch: forward, loss and, when asked, backward. Gradients add up until the next
@@ -174,7 +201,13 @@ impl RuntimeHandle {
         self.ask(|reply| Work::Restore(state, reply))
     }
 
-    /// Counters.
+    /// The state after the newest step. Never waits for the device: during a long training step it is the state before it.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counters, once all work before has been done.
     ///
     /// # Errors
     /// The device thread has ended.

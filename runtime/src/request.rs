@@ -289,6 +289,24 @@ pub struct OptimReport {
     pub step: u64,
 }
 
+/// What can be known of the runtime without asking the device thread.
+#[derive(Debug, Clone, Copy)]
+pub struct Snapshot {
+    /// The student.
+    pub student: SlotSnapshot,
+    /// The teacher, when there is one.
+    pub teacher: Option<SlotSnapshot>,
+}
+
+/// One slot of a [`Snapshot`].
+#[derive(Debug, Clone, Copy)]
+pub struct SlotSnapshot {
+    /// Version of the weights that requests are answered with.
+    pub version: u64,
+    /// Its scheduler.
+    pub scheduler: crate::scheduler::SchedulerStats,
+}
+
 /// Counters and gauges of a slot.
 #[derive(Debug, Clone, Default)]
 pub struct RuntimeStats {

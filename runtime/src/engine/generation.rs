@@ -1,12 +1,12 @@
 //! One request's way from logits to text.
 
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 
 use autograd::ops::Draw;
 
 use crate::request::{FinishReason, GenerateEvent, GenerateRequest, TokenEvent};
 use crate::sampler::{RngKey, Sampled, SamplingError, SamplingParams, Scratch, StopMatcher, TokenHistory, sample};
+use crate::sink::Sink;
 use crate::text::{Detokenizer, Tokenizer};
 use crate::{Error, Result};
 
@@ -17,7 +17,7 @@ pub(super) struct Generation {
     prompt_len: usize,
     history: TokenHistory,
     text: Option<(Detokenizer, StopMatcher)>,
-    events: Sender<GenerateEvent>,
+    events: Sink<GenerateEvent>,
     /// Prompt tokens that the first step did not compute; `None` before it.
     cached_tokens: Option<usize>,
 }
@@ -32,7 +32,7 @@ impl Generation {
     pub(super) fn new(
         request: GenerateRequest,
         tokenizer: Option<&Arc<Tokenizer>>,
-        events: Sender<GenerateEvent>,
+        events: Sink<GenerateEvent>,
     ) -> Result<Self> {
         let missing =
             || Error::Request("text or stop strings were asked for, but the model has no tokenizer".to_owned());

@@ -8,12 +8,13 @@ mod score;
 mod slot;
 
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Mutex, PoisonError};
 
 use autograd::Device;
 use autograd::cuda::Gpu;
 
 use crate::handle::{Reply, Work};
-use crate::request::{GpuStats, RuntimeSpec, RuntimeStats, Slot};
+use crate::request::{GpuStats, RuntimeSpec, RuntimeStats, Slot, Snapshot};
 use crate::train::TrainSession;
 use crate::{Error, Result};
 
@@ -52,14 +53,17 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Answers work until every handle is gone.
-    pub(crate) fn run(mut self, work: &Receiver<Work>) {
+    /// Answers work until every handle is gone; `published` follows.
+    pub(crate) fn run(mut self, work: &Receiver<Work>, published: &Mutex<Snapshot>) {
         loop {
             loop {
                 let next =
                     if self.is_idle() { work.recv().map_err(|_| TryRecvError::Disconnected) } else { work.try_recv() };
                 match next {
-                    Ok(item) => self.answer(item),
+                    Ok(item) => {
+                        self.answer(item);
+                        self.publish_snapshot(published);
+                    }
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
                 }
@@ -67,7 +71,16 @@ impl Engine {
             for slot in [Some(&mut self.student), self.teacher.as_mut()].into_iter().flatten() {
                 slot.step();
             }
+            self.publish_snapshot(published);
         }
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot { student: self.student.snapshot(), teacher: self.teacher.as_ref().map(SlotEngine::snapshot) }
+    }
+
+    fn publish_snapshot(&self, published: &Mutex<Snapshot>) {
+        *published.lock().unwrap_or_else(PoisonError::into_inner) = self.snapshot();
     }
 
     fn is_idle(&self) -> bool {

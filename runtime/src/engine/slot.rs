@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 
 use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedBatch, PagedRows};
 use autograd::{Device, Tape, Tensor, ops};
@@ -13,9 +12,10 @@ use super::generation::{Generation, Progress};
 use crate::config::ModelConfig;
 use crate::kv::CacheKey;
 use crate::model::{Adapter, Decoder, ModelWeights, Paged, Pass};
-use crate::request::{FinishReason, GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSpec};
+use crate::request::{FinishReason, GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSnapshot, SlotSpec};
 use crate::sampler::{Sampled, SamplingError};
 use crate::scheduler::{Plan, RequestId, Scheduler, SchedulerConfig, SchedulerStats, SeqRequest};
+use crate::sink::Sink;
 use crate::text::Tokenizer;
 use crate::{Error, Result};
 
@@ -110,6 +110,10 @@ impl SlotEngine {
         self.scheduler.stats()
     }
 
+    pub(super) fn snapshot(&self) -> SlotSnapshot {
+        SlotSnapshot { version: self.version, scheduler: self.scheduler.stats() }
+    }
+
     /// Answers requests with `pass` from now on; cached prefixes of older weights are dropped.
     ///
     /// Training on a GPU changes weights in place, so requests are answered with a copy, which stays where it is: the
@@ -140,13 +144,13 @@ impl SlotEngine {
     }
 
     /// Queues a generation, or reports on its stream why not.
-    pub(super) fn submit(&mut self, id: RequestId, request: GenerateRequest, events: Sender<GenerateEvent>) {
+    pub(super) fn submit(&mut self, id: RequestId, request: GenerateRequest, events: Sink<GenerateEvent>) {
         if let Err(e) = self.try_submit(id, request, &events) {
             drop(events.send(GenerateEvent::Failed(e)));
         }
     }
 
-    fn try_submit(&mut self, id: RequestId, request: GenerateRequest, events: &Sender<GenerateEvent>) -> Result<()> {
+    fn try_submit(&mut self, id: RequestId, request: GenerateRequest, events: &Sink<GenerateEvent>) -> Result<()> {
         check_ids(&request.prompt, self.config())?;
         request.params.validate(self.config().vocab_size)?;
         let seq = SeqRequest {

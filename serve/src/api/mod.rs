@@ -1,0 +1,11 @@
+//! The endpoints, a file each, and what their answers have in common.
+
+mod body;
+pub(crate) mod chat;
+pub(crate) mod completions;
+mod envelope;
+pub(crate) mod health;
+pub(crate) mod models;
+pub(crate) mod score;
+pub(crate) mod stats;
+pub(crate) mod tokenize;

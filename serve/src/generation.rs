@@ -1,0 +1,179 @@
+//! The sequences of one request on their way through the runtime.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use runtime::request::{FinishReason, GenerateEvent, GenerateRequest, Score, ScoreRequest, TokenEvent};
+use runtime::sampler::SamplingParams;
+use runtime::{Closed, Sink, Ticket};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::admission::Places;
+use crate::api_error::ApiError;
+use crate::app::App;
+use crate::metrics::Watch;
+use crate::models::ServedModel;
+
+/// What a request wants to be generated.
+pub(crate) struct Job {
+    pub(crate) model: Arc<ServedModel>,
+    /// The model's place in the list.
+    pub(crate) index: usize,
+    /// Token ids of each prompt, and how to continue it; `None` asks for no token.
+    pub(crate) prompts: Vec<(Vec<u32>, Option<SamplingParams>)>,
+    /// Completions of each prompt.
+    pub(crate) copies: usize,
+}
+
+/// A running request: `copies` sequences for each of its prompts, numbered in this order. Dropping it cancels them all.
+pub(crate) struct Running {
+    events: mpsc::UnboundedReceiver<(usize, Instant, GenerateEvent)>,
+    tickets: Vec<Option<Ticket>>,
+    open: usize,
+    deadline: Instant,
+    timeout: Duration,
+    watch: Watch,
+    _places: Places,
+}
+
+/// What happens to a sequence.
+pub(crate) enum Event {
+    Token(TokenEvent),
+    /// Its last event, with the text held back so far.
+    End {
+        reason: FinishReason,
+        text: String,
+        cached_tokens: usize,
+    },
+}
+
+/// A finished sequence.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) tokens: Vec<TokenEvent>,
+    pub(crate) text: String,
+    pub(crate) reason: FinishReason,
+    pub(crate) cached_tokens: usize,
+}
+
+impl Finished {
+    fn nothing() -> Self {
+        Self { tokens: vec![], text: String::new(), reason: FinishReason::Length, cached_tokens: 0 }
+    }
+
+    /// Mean log-probability of a token, by which `best_of` chooses.
+    pub(crate) fn mean_logprob(&self) -> f64 {
+        let sum: f64 = self.tokens.iter().map(|token| token.logprob).sum();
+        sum / self.tokens.len().max(1) as f64
+    }
+}
+
+impl Running {
+    /// Takes places for all sequences and submits them, or refuses all.
+    pub(crate) fn start(app: &App, job: Job) -> Result<Self, ApiError> {
+        let count = job.prompts.len() * job.copies;
+        let places = app.admission.enter(count, app.metrics.usual_seconds(job.index))?;
+        let mut watch = app.metrics.watch(job.index, job.copies);
+        let (sender, events) = mpsc::unbounded_channel();
+        let mut tickets = Vec::with_capacity(count);
+        let text = job.model.files.tokenizer.is_some();
+        for (prompt, params) in job.prompts {
+            watch.prompt(prompt.len());
+            for copy in 0..job.copies {
+                let Some(params) = params.clone() else {
+                    tickets.push(None);
+                    continue;
+                };
+                let (sender, choice) = (sender.clone(), tickets.len());
+                let sink = move |event| sender.send((choice, Instant::now(), event)).map_err(|_| Closed);
+                let request =
+                    GenerateRequest { slot: job.model.slot, prompt: prompt.clone(), params, index: copy as u64, text };
+                tickets.push(Some(app.runtime.generate_into(request, Sink::new(sink))?));
+            }
+        }
+        let timeout = app.config.request_timeout;
+        let (open, deadline) = (tickets.iter().flatten().count(), Instant::now() + timeout);
+        Ok(Self { events, tickets, open, deadline, timeout, watch, _places: places })
+    }
+
+    /// Sequences, running or not.
+    pub(crate) fn count(&self) -> usize {
+        self.tickets.len()
+    }
+
+    /// The next event of any sequence; `None` when all have ended.
+    pub(crate) async fn next(&mut self) -> Option<Result<(usize, Event), ApiError>> {
+        if self.open == 0 {
+            return None;
+        }
+        let Ok(received) = tokio::time::timeout_at(self.deadline, self.events.recv()).await else {
+            return Some(Err(self.fail(ApiError::timeout(self.timeout.as_secs()))));
+        };
+        let Some((choice, at, event)) = received else {
+            return Some(Err(
+                self.fail(ApiError::unavailable("the device thread has ended; the server's log says why"))
+            ));
+        };
+        Some(match event {
+            GenerateEvent::Token(token) => {
+                self.watch.token(choice, at);
+                Ok((choice, Event::Token(token)))
+            }
+            GenerateEvent::Done { reason, text, cached_tokens } => {
+                self.watch.end(choice, at, reason, cached_tokens);
+                self.tickets[choice] = None;
+                self.open -= 1;
+                Ok((choice, Event::End { reason, text, cached_tokens }))
+            }
+            GenerateEvent::Failed(error) => Err(self.fail(error.into())),
+        })
+    }
+
+    /// One failed sequence fails the request.
+    fn fail(&mut self, error: ApiError) -> ApiError {
+        self.watch.failed();
+        self.open = 0;
+        self.tickets.iter_mut().for_each(|ticket| *ticket = None);
+        error
+    }
+
+    /// Waits for all sequences.
+    pub(crate) async fn collect(mut self) -> Result<Vec<Finished>, ApiError> {
+        let mut finished: Vec<Finished> = (0..self.count()).map(|_| Finished::nothing()).collect();
+        while let Some(event) = self.next().await {
+            let (choice, event) = event?;
+            let one = &mut finished[choice];
+            match event {
+                Event::Token(token) => {
+                    one.text.push_str(&token.text);
+                    one.tokens.push(token);
+                }
+                Event::End { reason, text, cached_tokens } => {
+                    one.text.push_str(&text);
+                    (one.reason, one.cached_tokens) = (reason, cached_tokens);
+                }
+            }
+        }
+        Ok(finished)
+    }
+}
+
+/// Log-probabilities of given tokens.
+pub(crate) async fn score(app: &App, index: usize, request: ScoreRequest) -> Result<Score, ApiError> {
+    let _places = app.admission.enter(1, app.metrics.usual_seconds(index))?;
+    let (sender, answer) = oneshot::channel();
+    // A sink may be called again; this one's request is answered once.
+    let sender = std::sync::Mutex::new(Some(sender));
+    let reply = move |score| {
+        let sender = sender.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        sender.map_or(Err(Closed), |sender| sender.send(score).map_err(|_| Closed))
+    };
+    app.runtime.score_into(request, Sink::new(reply))?;
+    let timeout = app.config.request_timeout;
+    match tokio::time::timeout(timeout, answer).await {
+        Err(_) => Err(ApiError::timeout(timeout.as_secs())),
+        Ok(Err(_)) => Err(ApiError::unavailable("the device thread has ended; the server's log says why")),
+        Ok(Ok(score)) => Ok(score?),
+    }
+}

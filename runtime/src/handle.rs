@@ -1,13 +1,14 @@
 //! The one door to the device.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::engine::Engine;
 use crate::request::{
-    FinishReason, GenerateEvent, GenerateRequest, Generated, OptimReport, OptimStep, RuntimeSpec, RuntimeStats, Score,
-    ScoreRequest, Slot, Snapshot, TrainReport, TrainRequest, TrainState,
+    EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, Generated, OptimReport, OptimStep, RuntimeSpec,
+    RuntimeStats, Score, ScoreRequest, Slot, Snapshot, TrainReport, TrainRequest, TrainState,
 };
 use crate::scheduler::RequestId;
 use crate::sink::Sink;
@@ -21,9 +22,12 @@ pub(crate) enum Work {
     Generate(RequestId, GenerateRequest, Sink<GenerateEvent>),
     Cancel(Slot, RequestId),
     Score(ScoreRequest, Reply<Score>),
+    Embed(EmbedRequest, Reply<Vec<f32>>),
     ForwardBackward(TrainRequest, Reply<TrainReport>),
     OptimStep(OptimStep, Reply<OptimReport>),
     Publish(Reply<u64>),
+    AddAdapter(PathBuf, Reply<Slot>),
+    RemoveAdapter(Slot, Reply<()>),
     Export(Reply<TrainState>),
     Restore(TrainState, Reply<()>),
     Stats(Reply<RuntimeStats>),
@@ -159,6 +163,14 @@ impl RuntimeHandle {
         self.work.send(Work::Score(request, reply)).map_err(|_| stopped())
     }
 
+    /// One vector for a text, on the host, of the model's hidden width; `reply` takes it on the device thread.
+    ///
+    /// # Errors
+    /// The device thread has ended. In the answer: tokens that the model cannot see at once, or ids that it does not have.
+    pub fn embed_into(&self, request: EmbedRequest, reply: Sink<Result<Vec<f32>>>) -> Result<()> {
+        self.work.send(Work::Embed(request, reply)).map_err(|_| stopped())
+    }
+
     /// One micro-batch: forward, loss and, when asked, backward. Gradients add up until the next
     /// [`RuntimeHandle::optim_step`].
     ///
@@ -185,6 +197,23 @@ impl RuntimeHandle {
         self.ask(Work::Publish)
     }
 
+    /// Loads a PEFT adapter onto the student's base weights, which exist once; it answers in a slot of its own, with KV memory
+    /// of its own (as much as the student's).
+    ///
+    /// # Errors
+    /// An adapter that does not fit its base; a runtime that trains.
+    pub fn add_adapter(&self, folder: PathBuf) -> Result<Slot> {
+        self.ask(|reply| Work::AddAdapter(folder, reply))
+    }
+
+    /// Frees an adapter and its KV memory.
+    ///
+    /// # Errors
+    /// A slot that is no adapter, or one with requests that have not ended.
+    pub fn remove_adapter(&self, slot: Slot) -> Result<()> {
+        self.ask(|reply| Work::RemoveAdapter(slot, reply))
+    }
+
     /// Trained weights and moments, copied to the host.
     ///
     /// # Errors
@@ -204,7 +233,7 @@ impl RuntimeHandle {
     /// The state after the newest step. Never waits for the device: during a long training step it is the state before it.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Counters, once all work before has been done.

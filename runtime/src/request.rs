@@ -9,16 +9,30 @@ use crate::files::ModelFiles;
 use crate::sampler::SamplingParams;
 use crate::train::Loss;
 
-/// Which of the two resident models a request is for.
+/// Which of the resident models a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Slot {
     /// The model that generates, serves and, in a training run, learns.
     Student,
     /// The model that grades.
     Teacher,
+    /// An adapter on the student's base, loaded by [`crate::RuntimeHandle::add_adapter`].
+    Adapter(u32),
+}
+
+impl Slot {
+    /// Its part of a prefix cache's key. Every slot has a cache of its own, so that adapters may share one.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Student => 0,
+            Self::Teacher => 1,
+            Self::Adapter(_) => 2,
+        }
+    }
 }
 
 /// Everything the runtime needs to start.
+#[derive(Clone)]
 pub struct RuntimeSpec {
     /// Where to run.
     pub device: Device,
@@ -216,6 +230,26 @@ pub struct Score {
     pub top: Vec<Vec<(u32, f64)>>,
 }
 
+/// Ask for one vector that stands for a text.
+#[derive(Debug, Clone)]
+pub struct EmbedRequest {
+    /// Which model.
+    pub slot: Slot,
+    /// The text's tokens.
+    pub tokens: Vec<u32>,
+    /// How the final hidden states become one.
+    pub pooling: Pooling,
+}
+
+/// How the final hidden states `[T, H]`, after the last norm, become one vector `[H]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// That of the last token, which alone has seen all others.
+    Last,
+    /// Their mean.
+    Mean,
+}
+
 /// One sequence of a training or evaluation batch.
 #[derive(Debug, Clone)]
 pub struct TrainSequence {
@@ -290,12 +324,26 @@ pub struct OptimReport {
 }
 
 /// What can be known of the runtime without asking the device thread.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Snapshot {
     /// The student.
     pub student: SlotSnapshot,
     /// The teacher, when there is one.
     pub teacher: Option<SlotSnapshot>,
+    /// Adapters by the number of their slot.
+    pub adapters: Vec<(u32, SlotSnapshot)>,
+}
+
+impl Snapshot {
+    /// A slot's part, when the slot is there.
+    #[must_use]
+    pub fn of(&self, slot: Slot) -> Option<SlotSnapshot> {
+        match slot {
+            Slot::Student => Some(self.student),
+            Slot::Teacher => self.teacher,
+            Slot::Adapter(number) => self.adapters.iter().find(|(n, _)| *n == number).map(|&(_, adapter)| adapter),
+        }
+    }
 }
 
 /// One slot of a [`Snapshot`].

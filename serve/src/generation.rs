@@ -1,9 +1,9 @@
 //! The sequences of one request on their way through the runtime.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use runtime::request::{FinishReason, GenerateEvent, GenerateRequest, Score, ScoreRequest, TokenEvent};
+use runtime::request::{EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, Score, ScoreRequest, TokenEvent};
 use runtime::sampler::SamplingParams;
 use runtime::{Closed, Sink, Ticket};
 use tokio::sync::{mpsc, oneshot};
@@ -52,14 +52,20 @@ pub(crate) enum Event {
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) tokens: Vec<TokenEvent>,
-    pub(crate) text: String,
+    /// Text that was held back until the end; what comes before it is the tokens'.
+    pub(crate) rest: String,
     pub(crate) reason: FinishReason,
     pub(crate) cached_tokens: usize,
 }
 
 impl Finished {
     fn nothing() -> Self {
-        Self { tokens: vec![], text: String::new(), reason: FinishReason::Length, cached_tokens: 0 }
+        Self { tokens: vec![], rest: String::new(), reason: FinishReason::Length, cached_tokens: 0 }
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let texts = self.tokens.iter().map(|token| token.text.as_str());
+        texts.chain([self.rest.as_str()]).collect()
     }
 
     /// Mean log-probability of a token, by which `best_of` chooses.
@@ -145,13 +151,9 @@ impl Running {
             let (choice, event) = event?;
             let one = &mut finished[choice];
             match event {
-                Event::Token(token) => {
-                    one.text.push_str(&token.text);
-                    one.tokens.push(token);
-                }
+                Event::Token(token) => one.tokens.push(token),
                 Event::End { reason, text, cached_tokens } => {
-                    one.text.push_str(&text);
-                    (one.reason, one.cached_tokens) = (reason, cached_tokens);
+                    (one.rest, one.reason, one.cached_tokens) = (text, reason, cached_tokens);
                 }
             }
         }
@@ -161,19 +163,33 @@ impl Running {
 
 /// Log-probabilities of given tokens.
 pub(crate) async fn score(app: &App, index: usize, request: ScoreRequest) -> Result<Score, ApiError> {
+    ask(app, index, |reply| app.runtime.score_into(request, reply)).await
+}
+
+/// One vector for a text.
+pub(crate) async fn embed(app: &App, index: usize, request: EmbedRequest) -> Result<Vec<f32>, ApiError> {
+    ask(app, index, |reply| app.runtime.embed_into(request, reply)).await
+}
+
+/// Submits what has one answer, and waits for it in one place.
+async fn ask<T: Send + 'static>(
+    app: &App,
+    index: usize,
+    submit: impl FnOnce(Sink<runtime::Result<T>>) -> runtime::Result<()>,
+) -> Result<T, ApiError> {
     let _places = app.admission.enter(1, app.metrics.usual_seconds(index))?;
     let (sender, answer) = oneshot::channel();
     // A sink may be called again; this one's request is answered once.
-    let sender = std::sync::Mutex::new(Some(sender));
-    let reply = move |score| {
-        let sender = sender.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        sender.map_or(Err(Closed), |sender| sender.send(score).map_err(|_| Closed))
+    let sender = Mutex::new(Some(sender));
+    let reply = move |answer| {
+        let sender = sender.lock().unwrap_or_else(PoisonError::into_inner).take();
+        sender.map_or(Err(Closed), |sender| sender.send(answer).map_err(|_| Closed))
     };
-    app.runtime.score_into(request, Sink::new(reply))?;
+    submit(Sink::new(reply))?;
     let timeout = app.config.request_timeout;
     match tokio::time::timeout(timeout, answer).await {
         Err(_) => Err(ApiError::timeout(timeout.as_secs())),
         Ok(Err(_)) => Err(ApiError::unavailable("the device thread has ended; the server's log says why")),
-        Ok(Ok(score)) => Ok(score?),
+        Ok(Ok(answer)) => Ok(answer?),
     }
 }

@@ -23,6 +23,7 @@ mod ids;
 mod logprobs;
 mod metrics;
 mod models;
+mod output;
 mod prompt;
 mod request_id;
 mod router;

@@ -47,10 +47,8 @@ impl ServedModel {
 
     /// This model's part of the runtime's state.
     pub(crate) fn of(&self, snapshot: &Snapshot) -> SlotSnapshot {
-        match self.slot {
-            Slot::Student => snapshot.student,
-            Slot::Teacher => snapshot.teacher.unwrap_or(snapshot.student),
-        }
+        // A served slot is there from the beginning.
+        snapshot.of(self.slot).unwrap_or(snapshot.student)
     }
 
     /// What names a model with these weights.

@@ -7,6 +7,7 @@ mod command_line;
 mod data;
 mod recipes;
 mod resume;
+mod serve;
 mod support;
 mod teacher;
 mod training;

@@ -2,11 +2,13 @@
 //!
 //! Generations of a slot share its continuous batch; scoring and training steps run between two steps of it.
 
+mod adapters;
 mod decode;
 mod generation;
 mod score;
 mod slot;
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Mutex, PoisonError};
 
@@ -25,6 +27,11 @@ pub(crate) struct Engine {
     student: SlotEngine,
     teacher: Option<SlotEngine>,
     training: Option<TrainSession>,
+    /// Adapters on the student's base, by number.
+    adapters: BTreeMap<u32, SlotEngine>,
+    next_adapter: u32,
+    /// What it was started with.
+    spec: RuntimeSpec,
 }
 
 impl Engine {
@@ -46,7 +53,8 @@ impl Engine {
             }
         }
         let training = spec.training.as_ref().map(|t| TrainSession::new(t, &student)).transpose()?;
-        let mut engine = Self { student, teacher, training };
+        let (adapters, spec) = (BTreeMap::new(), spec.clone());
+        let mut engine = Self { student, teacher, training, adapters, next_adapter: 0, spec };
         if engine.training.is_some() {
             engine.publish()?;
         }
@@ -71,12 +79,15 @@ impl Engine {
             for slot in [Some(&mut self.student), self.teacher.as_mut()].into_iter().flatten() {
                 slot.step();
             }
+            self.adapters.values_mut().for_each(SlotEngine::step);
             self.publish_snapshot(published);
         }
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
-        Snapshot { student: self.student.snapshot(), teacher: self.teacher.as_ref().map(SlotEngine::snapshot) }
+        let teacher = self.teacher.as_ref().map(SlotEngine::snapshot);
+        let adapters = self.adapters.iter().map(|(&number, slot)| (number, slot.snapshot())).collect();
+        Snapshot { student: self.student.snapshot(), teacher, adapters }
     }
 
     fn publish_snapshot(&self, published: &Mutex<Snapshot>) {
@@ -84,7 +95,8 @@ impl Engine {
     }
 
     fn is_idle(&self) -> bool {
-        self.student.is_idle() && self.teacher.as_ref().is_none_or(SlotEngine::is_idle)
+        let models = self.student.is_idle() && self.teacher.as_ref().is_none_or(SlotEngine::is_idle);
+        models && self.adapters.values().all(SlotEngine::is_idle)
     }
 
     fn slot(&mut self, slot: Slot) -> Result<&mut SlotEngine> {
@@ -93,6 +105,10 @@ impl Engine {
             Slot::Teacher => {
                 self.teacher.as_mut().ok_or_else(|| Error::Request("this runtime holds no teacher".to_owned()))
             }
+            Slot::Adapter(number) => self
+                .adapters
+                .get_mut(&number)
+                .ok_or_else(|| Error::Request(format!("adapter {number} is not loaded (any more)"))),
         }
     }
 
@@ -112,6 +128,10 @@ impl Engine {
                 let score = self.slot(request.slot).and_then(|slot| slot.score(&request));
                 send(&reply, score);
             }
+            Work::Embed(request, reply) => {
+                let vector = self.slot(request.slot).and_then(|slot| slot.embed(&request));
+                send(&reply, vector);
+            }
             Work::ForwardBackward(request, reply) => {
                 let (teacher, training) = (self.teacher.as_ref(), self.training.as_mut());
                 let report = match training {
@@ -124,6 +144,14 @@ impl Engine {
             Work::Publish(reply) => {
                 let version = self.publish();
                 send(&reply, version);
+            }
+            Work::AddAdapter(folder, reply) => {
+                let slot = self.add_adapter(folder);
+                send(&reply, slot);
+            }
+            Work::RemoveAdapter(slot, reply) => {
+                let removed = self.remove_adapter(slot);
+                send(&reply, removed);
             }
             Work::Export(reply) => send(&reply, self.session().and_then(|s| s.export())),
             Work::Restore(state, reply) => {

@@ -134,13 +134,13 @@ impl SlotEngine {
             self.serving = pass;
         }
         self.version += 1;
-        self.scheduler.publish(self.slot as u8, self.version);
+        self.scheduler.publish(self.slot.number(), self.version);
         Ok(self.version)
     }
 
     fn cache_key(&self) -> CacheKey {
         // Pages never leave the process, so one tokenizer, adapter and page format per slot and version is all there is.
-        CacheKey { slot: self.slot as u8, weights_version: self.version, adapter: 0, tokenizer: 0, kv_format: 0 }
+        CacheKey { slot: self.slot.number(), weights_version: self.version, adapter: 0, tokenizer: 0, kv_format: 0 }
     }
 
     /// Queues a generation, or reports on its stream why not.

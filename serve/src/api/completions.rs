@@ -202,7 +202,7 @@ fn choice(shape: &Shape, scored: &Scored, one: &Finished, index: usize) -> Resul
             offset += token.text.chars().count();
         }
     }
-    text.push_str(&one.text);
+    text.push_str(&one.text());
     let mut choice = json!({
         "index": index,
         "text": text,

@@ -69,6 +69,8 @@ pub(super) struct Usage {
     pub(super) prompt: usize,
     pub(super) cached: usize,
     pub(super) completion: usize,
+    /// Those of them that were reasoning.
+    pub(super) reasoning: usize,
 }
 
 impl Usage {
@@ -79,6 +81,7 @@ impl Usage {
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning},
         })
     }
 }

@@ -3,6 +3,7 @@
 mod body;
 pub(crate) mod chat;
 pub(crate) mod completions;
+pub(crate) mod embeddings;
 mod envelope;
 pub(crate) mod health;
 pub(crate) mod models;

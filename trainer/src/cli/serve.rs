@@ -40,6 +40,9 @@ pub(super) struct ServeArgs {
     /// Name that requests use; may be given several times [default: the last part of the source].
     #[arg(long, value_name = "NAME")]
     served_model_name: Vec<String>,
+    /// PEFT adapter folder on the model, under a name of its own; may be given several times. Each has KV memory of its own.
+    #[arg(long, value_name = "NAME=DIR", value_parser = parse_adapter)]
+    adapter: Vec<(String, PathBuf)>,
     /// A second model with the same vocabulary, under a name of its own.
     #[arg(long, value_name = "MODEL")]
     teacher: Option<String>,
@@ -119,6 +122,12 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(unit).ok_or_else(|| "more bytes than there can be".to_owned())
 }
 
+fn parse_adapter(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, folder) =
+        text.split_once('=').ok_or("expected NAME=DIR, as in pirate=runs/quickstart/checkpoints/latest")?;
+    Ok((name.to_owned(), PathBuf::from(folder)))
+}
+
 pub(super) fn run(args: &ServeArgs) -> Result<()> {
     log_to_stderr();
     let progress = Progress::new(false);
@@ -133,7 +142,12 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
     let spec = args.spec(&student, teacher.as_ref(), progress)?;
     let config = args.config(spec.engine.max_running)?;
     let runtime = opd::start(&spec, progress)?;
-    let server = Server::bind(runtime, args.models(student, teacher), config)?;
+    let mut models = args.models(&student, teacher);
+    for (name, folder) in &args.adapter {
+        let slot = runtime.add_adapter(folder.clone())?;
+        models.push(ServedModel { names: vec![name.clone()], slot, files: Arc::clone(&student) });
+    }
+    let server = Server::bind(runtime, models, config)?;
     print(&format!("listening on http://{}\n", server.address()))?;
     server.run(&stop)?;
     say("stopped");
@@ -141,10 +155,10 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
 }
 
 impl ServeArgs {
-    fn models(&self, student: Arc<ModelFiles>, teacher: Option<Arc<ModelFiles>>) -> Vec<ServedModel> {
+    fn models(&self, student: &Arc<ModelFiles>, teacher: Option<Arc<ModelFiles>>) -> Vec<ServedModel> {
         let own = || vec![short_name(&self.model)];
         let names = if self.served_model_name.is_empty() { own() } else { self.served_model_name.clone() };
-        let student = ServedModel { names, slot: Slot::Student, files: student };
+        let student = ServedModel { names, slot: Slot::Student, files: Arc::clone(student) };
         let name = self.teacher.as_deref().map(short_name).unwrap_or_default();
         let teacher = teacher.map(|files| ServedModel { names: vec![name], slot: Slot::Teacher, files });
         [Some(student), teacher].into_iter().flatten().collect()
@@ -170,7 +184,7 @@ impl ServeArgs {
         let kv = limits.kv_bytes.unwrap_or_else(|| usual(&student.config));
         let models: Vec<&ModelConfig> = [Some(student), teacher].into_iter().flatten().map(|f| &f.config).collect();
         let weights: u64 = models.iter().map(|c| memory::parameters(c) * device.value_bytes() as u64).sum();
-        let kv_total = kv * models.len() as u64;
+        let kv_total = kv * (models.len() + self.adapter.len()) as u64;
         progress.line(&format!("memory: weights {} + KV {}", Bytes(weights), Bytes(kv_total)));
         if let Some(available) = memory::available(device)?.filter(|&available| available < weights + kv_total) {
             let need = Bytes(weights + kv_total).to_string();

@@ -192,6 +192,8 @@ pub enum GenerateEvent {
         text: String,
         /// Prompt tokens that came from the prefix cache.
         cached_tokens: usize,
+        /// Seconds from its arrival at the device thread to its first step.
+        queue_seconds: f64,
     },
     /// The request failed; nothing follows.
     Failed(crate::Error),

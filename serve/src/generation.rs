@@ -126,8 +126,8 @@ impl Running {
                 self.watch.token(choice, at);
                 Ok((choice, Event::Token(token)))
             }
-            GenerateEvent::Done { reason, text, cached_tokens } => {
-                self.watch.end(choice, at, reason, cached_tokens);
+            GenerateEvent::Done { reason, text, cached_tokens, queue_seconds } => {
+                self.watch.end(choice, at, reason, cached_tokens, queue_seconds);
                 self.tickets[choice] = None;
                 self.open -= 1;
                 Ok((choice, Event::End { reason, text, cached_tokens }))

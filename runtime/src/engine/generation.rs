@@ -1,6 +1,7 @@
 //! One request's way from logits to text.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use autograd::ops::Draw;
 
@@ -20,6 +21,8 @@ pub(super) struct Generation {
     events: Sink<GenerateEvent>,
     /// Prompt tokens that the first step did not compute; `None` before it.
     cached_tokens: Option<usize>,
+    arrived: Instant,
+    queue_seconds: f64,
 }
 
 /// Whether a generation goes on.
@@ -49,12 +52,17 @@ impl Generation {
             text: text.transpose()?,
             events,
             cached_tokens: None,
+            arrived: Instant::now(),
+            queue_seconds: 0.0,
         })
     }
 
     /// The first planned step begins at position `start`.
     pub(super) fn started(&mut self, start: usize) {
-        self.cached_tokens.get_or_insert(start);
+        if self.cached_tokens.is_none() {
+            self.cached_tokens = Some(start);
+            self.queue_seconds = self.arrived.elapsed().as_secs_f64();
+        }
     }
 
     /// Draws the next token.
@@ -127,7 +135,8 @@ impl Generation {
             Ok(text) => text,
             Err(e) => return self.fail(e),
         };
-        let done = GenerateEvent::Done { reason, text, cached_tokens: self.cached_tokens.unwrap_or(0) };
+        let (cached_tokens, queue_seconds) = (self.cached_tokens.unwrap_or(0), self.queue_seconds);
+        let done = GenerateEvent::Done { reason, text, cached_tokens, queue_seconds };
         // Nobody listens any more: the request is over in any case.
         drop(self.events.send(done));
         Progress::Ended(reason)

@@ -56,10 +56,11 @@ const COUNTERS: [In<AtomicU64>; 3] = [
     ("arle_generation_tokens_total", "Tokens sampled for requests.", |m| &m.generated_tokens),
 ];
 
-const HISTOGRAMS: [In<Histogram>; 5] = [
+const HISTOGRAMS: [In<Histogram>; 6] = [
     ("arle_time_to_first_token_seconds", "From the request to its first token.", |m| &m.first_token),
     ("arle_inter_token_latency_seconds", "Between two tokens of a sequence.", |m| &m.between),
     ("arle_e2e_request_latency_seconds", "From the request to a sequence's end.", |m| &m.whole),
+    ("arle_request_queue_time_seconds", "From a sequence's arrival to its first step.", |m| &m.queued),
     ("arle_request_prompt_tokens", "Tokens of a prompt.", |m| &m.prompt_length),
     ("arle_request_generation_tokens", "Tokens of a completion.", |m| &m.generated_length),
 ];

@@ -77,6 +77,7 @@ struct ModelMetrics {
     first_token: Histogram,
     between: Histogram,
     whole: Histogram,
+    queued: Histogram,
     prompt_length: Histogram,
     generated_length: Histogram,
 }
@@ -92,6 +93,7 @@ impl ModelMetrics {
             first_token: Histogram::new(FIRST_TOKEN),
             between: Histogram::new(BETWEEN),
             whole: Histogram::new(WHOLE),
+            queued: Histogram::new(WHOLE),
             prompt_length: Histogram::new(TOKENS),
             generated_length: Histogram::new(TOKENS),
         }

@@ -51,8 +51,16 @@ impl Watch {
         self.model.generated_tokens.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A sequence ended at `at`.
-    pub(crate) fn end(&mut self, sequence: usize, at: Instant, reason: FinishReason, cached_tokens: usize) {
+    /// A sequence ended at `at`, having waited `queued` seconds for its first step.
+    pub(crate) fn end(
+        &mut self,
+        sequence: usize,
+        at: Instant,
+        reason: FinishReason,
+        cached_tokens: usize,
+        queued: f64,
+    ) {
+        self.model.queued.observe(queued);
         let one = &mut self.sequences[sequence];
         one.outcome = Some(reason.into());
         self.model.whole.observe((at - self.started).as_secs_f64());

@@ -11,7 +11,6 @@ use runtime::config::ModelConfig;
 use runtime::files::ModelFiles;
 use runtime::request::{EngineConfig, RuntimeSpec, Slot, SlotSpec};
 use serve::{Keys, SamplingDefaults, ServeConfig, ServedModel, Server, Stop};
-use tracing_subscriber::util::SubscriberInitExt;
 
 use super::print;
 use crate::device::Choice;

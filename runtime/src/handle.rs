@@ -10,6 +10,7 @@ use crate::request::{
     EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, Generated, OptimReport, OptimStep, RuntimeSpec,
     RuntimeStats, Score, ScoreRequest, Slot, Snapshot, TrainReport, TrainRequest, TrainState,
 };
+use crate::sampler::Constraint;
 use crate::scheduler::RequestId;
 use crate::sink::Sink;
 use crate::{Error, Result};
@@ -19,7 +20,7 @@ pub(crate) type Reply<T> = Sink<Result<T>>;
 
 /// What the device thread is asked to do.
 pub(crate) enum Work {
-    Generate(RequestId, GenerateRequest, Sink<GenerateEvent>),
+    Generate(RequestId, GenerateRequest, Option<Box<dyn Constraint>>, Sink<GenerateEvent>),
     Cancel(Slot, RequestId),
     Score(ScoreRequest, Reply<Score>),
     Embed(EmbedRequest, Reply<Vec<f32>>),
@@ -131,19 +132,25 @@ impl RuntimeHandle {
     /// The device thread has ended.
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation> {
         let (sender, events) = channel();
-        let ticket = self.generate_into(request, sender.into())?;
+        let ticket = self.generate_into(request, None, sender.into())?;
         Ok(Generation { ticket: Some(ticket), events })
     }
 
     /// Starts a generation whose events `events` takes, on the device thread, as they come; the last one is
-    /// [`GenerateEvent::Done`] or [`GenerateEvent::Failed`]. A sink that is closed cancels the request.
+    /// [`GenerateEvent::Done`] or [`GenerateEvent::Failed`]. A sink that is closed cancels the request. `constraint`
+    /// restricts the tokens; the logits of such a request go through the host.
     ///
     /// # Errors
     /// The device thread has ended.
-    pub fn generate_into(&self, request: GenerateRequest, events: Sink<GenerateEvent>) -> Result<Ticket> {
+    pub fn generate_into(
+        &self,
+        request: GenerateRequest,
+        constraint: Option<Box<dyn Constraint>>,
+        events: Sink<GenerateEvent>,
+    ) -> Result<Ticket> {
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let slot = request.slot;
-        self.work.send(Work::Generate(id, request, events)).map_err(|_| stopped())?;
+        self.work.send(Work::Generate(id, request, constraint, events)).map_err(|_| stopped())?;
         Ok(Ticket { id, slot, work: self.work.clone() })
     }
 

@@ -127,6 +127,9 @@ impl From<runtime::Error> for ApiError {
             }
             Error::Submit(SubmitError::EmptyPrompt) => Self::invalid("prompt", message),
             Error::Sampling(SamplingError::OutOfRange { field, .. }) => Self::invalid(field, message),
+            Error::Sampling(SamplingError::NoCandidate { .. } | SamplingError::Constraint(_)) => {
+                Self::request(StatusCode::BAD_REQUEST, "no_token_possible", message)
+            }
             Error::ChatTemplate(_) => Self::invalid("messages", message),
             Error::Stopped(_) => Self::unavailable(message),
             _ => Self::internal(message),

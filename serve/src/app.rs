@@ -7,6 +7,7 @@ use runtime::RuntimeHandle;
 
 use crate::admission::Admission;
 use crate::config::ServeConfig;
+use crate::grammar::Grammars;
 use crate::metrics::Metrics;
 use crate::models::Models;
 
@@ -16,6 +17,8 @@ pub(crate) struct App {
     pub(crate) models: Models,
     pub(crate) admission: Admission,
     pub(crate) metrics: Metrics,
+    /// One for each model.
+    pub(crate) grammars: Vec<Grammars>,
     pub(crate) config: ServeConfig,
     phase: AtomicU8,
     /// Seconds since 1970 when it started.
@@ -41,6 +44,7 @@ impl App {
     pub(crate) fn new(runtime: RuntimeHandle, models: Models, config: ServeConfig) -> Self {
         Self {
             metrics: Metrics::new(&models),
+            grammars: models.iter().map(|_| Grammars::default()).collect(),
             admission: Admission::new(config.max_sequences),
             phase: AtomicU8::new(Phase::WarmingUp as u8),
             created: crate::ids::unix_time(),

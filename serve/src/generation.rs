@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::admission::Places;
 use crate::api_error::ApiError;
 use crate::app::App;
+use crate::grammar::Grammar;
 use crate::metrics::Watch;
 use crate::models::ServedModel;
 
@@ -24,6 +25,8 @@ pub(crate) struct Job {
     pub(crate) prompts: Vec<(Vec<u32>, Option<SamplingParams>)>,
     /// Completions of each prompt.
     pub(crate) copies: usize,
+    /// The form that they must have.
+    pub(crate) grammar: Option<Grammar>,
 }
 
 /// A running request: `copies` sequences for each of its prompts, numbered in this order. Dropping it cancels them all.
@@ -93,9 +96,10 @@ impl Running {
                 };
                 let (sender, choice) = (sender.clone(), tickets.len());
                 let sink = move |event| sender.send((choice, Instant::now(), event)).map_err(|_| Closed);
+                let constraint = job.grammar.as_ref().map(Grammar::follow);
                 let request =
                     GenerateRequest { slot: job.model.slot, prompt: prompt.clone(), params, index: copy as u64, text };
-                tickets.push(Some(app.runtime.generate_into(request, Sink::new(sink))?));
+                tickets.push(Some(app.runtime.generate_into(request, constraint, Sink::new(sink))?));
             }
         }
         let timeout = app.config.request_timeout;

@@ -19,6 +19,7 @@ mod config;
 mod error;
 mod fields;
 mod generation;
+mod grammar;
 mod ids;
 mod logprobs;
 mod metrics;

@@ -69,6 +69,14 @@ impl Sampling {
         Ok(Self { params, max_tokens: max_tokens(fields)?, n })
     }
 
+    /// Refuses what contradicts an answer of a given form.
+    pub(crate) fn check_form(&self) -> Result<(), ApiError> {
+        if self.params.ignore_eos {
+            return Err(ApiError::invalid("ignore_eos", "`ignore_eos` contradicts an answer that ends with its form"));
+        }
+        Ok(())
+    }
+
     /// Reports so many alternatives to each token.
     pub(crate) fn report(&mut self, alternatives: Option<usize>) {
         self.params.logprobs = alternatives;

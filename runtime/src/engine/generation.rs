@@ -1,12 +1,14 @@
 //! One request's way from logits to text.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use autograd::ops::Draw;
 
 use crate::request::{FinishReason, GenerateEvent, GenerateRequest, TokenEvent};
-use crate::sampler::{RngKey, Sampled, SamplingError, SamplingParams, Scratch, StopMatcher, TokenHistory, sample};
+use crate::sampler::{
+    Constraint, RngKey, Sampled, SamplingError, SamplingParams, Scratch, StopMatcher, TokenHistory, sample_among,
+};
 use crate::sink::Sink;
 use crate::text::{Detokenizer, Tokenizer};
 use crate::{Error, Result};
@@ -19,6 +21,8 @@ pub(super) struct Generation {
     history: TokenHistory,
     text: Option<(Detokenizer, StopMatcher)>,
     events: Sink<GenerateEvent>,
+    /// Locked by the one draw of a step.
+    constraint: Option<Mutex<Box<dyn Constraint>>>,
     /// Prompt tokens that the first step did not compute; `None` before it.
     cached_tokens: Option<usize>,
     arrived: Instant,
@@ -34,6 +38,7 @@ pub(super) enum Progress {
 impl Generation {
     pub(super) fn new(
         request: GenerateRequest,
+        constraint: Option<Box<dyn Constraint>>,
         tokenizer: Option<&Arc<Tokenizer>>,
         events: Sink<GenerateEvent>,
     ) -> Result<Self> {
@@ -51,6 +56,7 @@ impl Generation {
             params: request.params,
             text: text.transpose()?,
             events,
+            constraint: constraint.map(Mutex::new),
             cached_tokens: None,
             arrived: Instant::now(),
             queue_seconds: 0.0,
@@ -69,14 +75,19 @@ impl Generation {
     pub(super) fn draw(&self, logits: &[f32], eos: &[u32]) -> Result<Sampled, SamplingError> {
         let position = (self.prompt_len + self.history.generated()) as u64;
         let key = RngKey { seed: self.params.seed, request: self.index, position };
-        sample(logits, &self.params, eos, &self.history, key, &mut Scratch::default())
+        let allowed = self.constraint.as_ref().map(|constraint| {
+            let mut constraint = constraint.lock().unwrap_or_else(PoisonError::into_inner);
+            constraint.allowed().map_err(SamplingError::Constraint)
+        });
+        let (allowed, scratch) = (allowed.transpose()?, &mut Scratch::default());
+        sample_among(logits, allowed.as_ref(), &self.params, eos, &self.history, key, scratch)
     }
 
     /// The next draw, where it needs nothing but temperature and truncation of the model's own logits.
     pub(super) fn plain_draw(&self) -> Option<Draw> {
         let p = &self.params;
         let listed = p.logprobs.is_some_and(|n| n > 0) || !p.logprob_token_ids.is_empty();
-        if listed || p.adjusts_logits(self.history.generated()) {
+        if listed || self.constraint.is_some() || p.adjusts_logits(self.history.generated()) {
             return None;
         }
         Some(Draw {
@@ -95,6 +106,12 @@ impl Generation {
         let token = sampled.token;
         self.history.push(token);
         let stop_id = (!self.params.ignore_eos && eos.contains(&token)) || self.params.stop_token_ids.contains(&token);
+        if let Some(constraint) = self.constraint.as_mut().filter(|_| !stop_id) {
+            let constraint = constraint.get_mut().unwrap_or_else(PoisonError::into_inner);
+            if let Err(why) = constraint.accept(token) {
+                return self.fail(SamplingError::Constraint(why).into());
+            }
+        }
         let (text, stop_text) = match self.advance_text((!stop_id).then_some(token)) {
             Ok(advanced) => advanced,
             Err(e) => return self.fail(e),

@@ -114,8 +114,8 @@ impl Engine {
 
     fn answer(&mut self, work: Work) {
         match work {
-            Work::Generate(id, request, events) => match self.slot(request.slot) {
-                Ok(slot) => slot.submit(id, request, events),
+            Work::Generate(id, request, constraint, events) => match self.slot(request.slot) {
+                Ok(slot) => slot.submit(id, request, constraint, events),
                 // A receiver that is gone asked for nothing any more; the same below.
                 Err(e) => drop(events.send(crate::request::GenerateEvent::Failed(e))),
             },

@@ -13,7 +13,7 @@ use crate::config::ModelConfig;
 use crate::kv::CacheKey;
 use crate::model::{Adapter, Decoder, ModelWeights, Paged, Pass};
 use crate::request::{FinishReason, GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSnapshot, SlotSpec};
-use crate::sampler::{Sampled, SamplingError};
+use crate::sampler::{Constraint, Sampled, SamplingError};
 use crate::scheduler::{Plan, RequestId, Scheduler, SchedulerConfig, SchedulerStats, SeqRequest};
 use crate::sink::Sink;
 use crate::text::Tokenizer;
@@ -144,13 +144,25 @@ impl SlotEngine {
     }
 
     /// Queues a generation, or reports on its stream why not.
-    pub(super) fn submit(&mut self, id: RequestId, request: GenerateRequest, events: Sink<GenerateEvent>) {
-        if let Err(e) = self.try_submit(id, request, &events) {
+    pub(super) fn submit(
+        &mut self,
+        id: RequestId,
+        request: GenerateRequest,
+        constraint: Option<Box<dyn Constraint>>,
+        events: Sink<GenerateEvent>,
+    ) {
+        if let Err(e) = self.try_submit(id, request, constraint, &events) {
             drop(events.send(GenerateEvent::Failed(e)));
         }
     }
 
-    fn try_submit(&mut self, id: RequestId, request: GenerateRequest, events: &Sink<GenerateEvent>) -> Result<()> {
+    fn try_submit(
+        &mut self,
+        id: RequestId,
+        request: GenerateRequest,
+        constraint: Option<Box<dyn Constraint>>,
+        events: &Sink<GenerateEvent>,
+    ) -> Result<()> {
         check_ids(&request.prompt, self.config())?;
         request.params.validate(self.config().vocab_size)?;
         let seq = SeqRequest {
@@ -159,7 +171,7 @@ impl SlotEngine {
             prompt: request.prompt.as_slice().into(),
             max_new_tokens: request.params.max_tokens,
         };
-        let generation = Generation::new(request, self.tokenizer.as_ref(), events.clone())?;
+        let generation = Generation::new(request, constraint, self.tokenizer.as_ref(), events.clone())?;
         self.scheduler.submit(seq)?;
         self.running.insert(id, generation);
         Ok(())

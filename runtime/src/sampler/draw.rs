@@ -5,7 +5,7 @@ use autograd::ops::Drawn;
 use super::candidates::{Ranked, nucleus, rank_all, sort_head};
 use super::history::adjust;
 use super::softmax::{Softmax, checked_max};
-use super::{RngKey, SamplingError, SamplingParams, TokenHistory};
+use super::{RngKey, SamplingError, SamplingParams, TokenHistory, TokenSet};
 
 /// A drawn token and what the model thought of it. Log-probabilities are natural logs.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,18 +56,40 @@ pub fn sample(
     key: RngKey,
     scratch: &mut Scratch,
 ) -> Result<Sampled, SamplingError> {
+    sample_among(logits, None, params, eos, history, key, scratch)
+}
+
+/// [`sample`] where only the tokens `allowed` are possible. What is reported of a token stays the model's own distribution.
+///
+/// # Panics
+/// As [`sample`].
+pub fn sample_among(
+    logits: &[f32],
+    allowed: Option<&TokenSet>,
+    params: &SamplingParams,
+    eos: &[u32],
+    history: &TokenHistory,
+    key: RngKey,
+    scratch: &mut Scratch,
+) -> Result<Sampled, SamplingError> {
     let Scratch { adjusted, weights, ranked } = scratch;
     let no_candidate = |masked| SamplingError::NoCandidate { vocab_size: logits.len(), masked };
     let max = checked_max(logits)?;
     if max == f32::NEG_INFINITY {
         return Err(no_candidate(0));
     }
-    let changed = params.adjusts_logits(history.generated());
+    let changed = params.adjusts_logits(history.generated()) || allowed.is_some();
     let (mut choice, mut choice_max) = (logits, max);
     if changed {
         adjusted.clear();
         adjusted.extend_from_slice(logits);
-        let masked = adjust(adjusted, params, eos, history);
+        let mut masked = adjust(adjusted, params, eos, history);
+        if let Some(allowed) = allowed {
+            for (_, logit) in (0..).zip(adjusted.iter_mut()).filter(|&(id, _)| !allowed.contains(id)) {
+                *logit = f32::NEG_INFINITY;
+                masked += 1;
+            }
+        }
         choice_max = checked_max(adjusted)?;
         if choice_max == f32::NEG_INFINITY {
             return Err(no_candidate(masked));

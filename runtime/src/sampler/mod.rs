@@ -4,6 +4,7 @@
 //! never on the neighbours in its batch.
 
 mod candidates;
+mod constraint;
 mod draw;
 mod history;
 mod params;
@@ -11,8 +12,9 @@ mod rng;
 mod softmax;
 mod stop;
 
+pub use constraint::{Constraint, TokenSet};
 pub(crate) use draw::from_device;
-pub use draw::{Sampled, Scratch, sample};
+pub use draw::{Sampled, Scratch, sample, sample_among};
 pub use history::TokenHistory;
 pub use params::SamplingParams;
 pub use rng::RngKey;
@@ -42,12 +44,17 @@ pub enum SamplingError {
     /// The same, found on a GPU, which does not say where.
     #[error("a logit is not a number or infinite: the forward pass is broken")]
     NonFiniteLogits,
+    /// What restricts the generation failed.
+    #[error("the form that the answer must have: {0}")]
+    Constraint(String),
     /// Every logit is -infinity, as the model gave them or after masking.
-    #[error("no token is possible: all {vocab_size} logits are -inf after min_tokens masked {masked} ids")]
+    #[error(
+        "no token is possible: all {vocab_size} logits are -inf after min_tokens and the form of the answer masked {masked} ids"
+    )]
     NoCandidate {
         /// Number of logits.
         vocab_size: usize,
-        /// Ids that `min_tokens` masked.
+        /// Ids that were masked.
         masked: usize,
     },
 }

@@ -15,6 +15,7 @@ use crate::api_error::ApiError;
 use crate::app::{App, Shared};
 use crate::fields::{Fields, NO_EFFECT};
 use crate::generation::{Event, Finished, Job, Running, score};
+use crate::grammar::Form;
 use crate::logprobs::{Lists, of_prompt};
 use crate::models::ServedModel;
 use crate::prompt::{Input, Prompt, room};
@@ -50,6 +51,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
     let streaming = Streaming::take(&mut fields)?;
     let best_of = best_of(&mut fields, sampling.n, streaming.is_some())?;
     let shape = Shape::take(&mut fields, &model)?;
+    let form = Form::take_structured(&mut fields)?;
     fields.only("suffix", &[json!("")], "text after the completion needs a model trained for it")?;
     fields.accept(NO_EFFECT);
     fields.finish()?;
@@ -62,9 +64,16 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         fits(ids.len(), model.context(), "prompt")?;
         wanted.push((ids.clone(), sampling.params(&model, ids.len(), room(&model, pages, ids.len()), USUAL_TOKENS)?));
     }
+    let grammar = match form {
+        None => None,
+        Some(form) => {
+            sampling.check_form()?;
+            Some(app.grammars[index].compile(form, &model, "structured_outputs").await?)
+        }
+    };
     let prompts = shape.score(&app, index, &model, prompts).await?;
     let envelope = Envelope::new("cmpl-", &app, &model, name);
-    let running = Running::start(&app, Job { model, index, prompts: wanted, copies: best_of })?;
+    let running = Running::start(&app, Job { model, index, prompts: wanted, copies: best_of, grammar })?;
     match streaming {
         Some(streaming) => {
             let stream = Stream::new(envelope, streaming, shape, prompts, running.count())?;

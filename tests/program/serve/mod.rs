@@ -2,6 +2,7 @@
 
 mod client;
 mod completions;
+mod forms;
 mod load;
 mod refusals;
 mod routes;

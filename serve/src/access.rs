@@ -70,6 +70,30 @@ pub(crate) async fn require_key(State(app): State<Shared>, request: Request, nex
     if admitted { next.run(request).await } else { unauthorized("this route needs an API key") }
 }
 
+/// Lets a request with an admin key pass. Where there are no keys at all, one from this machine passes, unless a page of an
+/// origin that was not admitted sent it: a browser sends such a request without asking.
+pub(crate) async fn require_admin_key(State(app): State<Shared>, request: Request, next: Next) -> Response {
+    let config = &app.config;
+    let headers = request.headers();
+    let refused = match (&config.admin_keys, &config.api_keys) {
+        (Some(keys), _) if keys.admits(headers) => None,
+        (Some(_), _) => Some(unauthorized("this route needs an admin key")),
+        (None, Some(_)) => Some(
+            ApiError::forbidden("this route needs an admin key, and the server has none (--admin-key-file)")
+                .into_response(),
+        ),
+        (None, None) => headers.get(header::ORIGIN).and_then(|origin| {
+            let known = config.cors_origins.iter().any(|known| known == "*" || known.as_bytes() == origin.as_bytes());
+            (!known)
+                .then(|| ApiError::forbidden("pages of this origin may not change the server's state").into_response())
+        }),
+    };
+    match refused {
+        Some(refused) => refused,
+        None => next.run(request).await,
+    }
+}
+
 fn unauthorized(why: &str) -> Response {
     let message = format!("{why}: send the header \"Authorization: Bearer KEY\"");
     let mut response = ApiError::unauthorized(message).into_response();

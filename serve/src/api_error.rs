@@ -72,6 +72,15 @@ impl ApiError {
         Self::request(StatusCode::NOT_FOUND, "route_not_found", format!("there is no route {path}"))
     }
 
+    pub(crate) fn no_training() -> Self {
+        let message = "this server is in no training run (arle-train RECIPE --serve HOST:PORT)";
+        Self::request(StatusCode::NOT_FOUND, "train_control_unconfigured", message)
+    }
+
+    pub(crate) fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_error", Some("forbidden"), message)
+    }
+
     pub(crate) fn method_not_allowed(method: &str, path: &str) -> Self {
         let message = format!("{path} does not take {method}; the header Allow says what it takes");
         Self::request(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)

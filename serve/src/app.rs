@@ -10,6 +10,7 @@ use crate::config::ServeConfig;
 use crate::grammar::Grammars;
 use crate::metrics::Metrics;
 use crate::models::Models;
+use crate::train::TrainControl;
 
 /// The state behind every route.
 pub(crate) struct App {
@@ -20,6 +21,8 @@ pub(crate) struct App {
     /// One for each model.
     pub(crate) grammars: Vec<Grammars>,
     pub(crate) config: ServeConfig,
+    /// The training run that the server is in.
+    pub(crate) training: Option<Arc<dyn TrainControl>>,
     phase: AtomicU8,
     /// Seconds since 1970 when it started.
     pub(crate) created: u64,
@@ -46,6 +49,7 @@ impl App {
             metrics: Metrics::new(&models),
             grammars: models.iter().map(|_| Grammars::default()).collect(),
             admission: Admission::new(config.max_sequences),
+            training: None,
             phase: AtomicU8::new(Phase::WarmingUp as u8),
             created: crate::ids::unix_time(),
             runtime,

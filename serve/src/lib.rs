@@ -31,9 +31,11 @@ mod router;
 mod sampling;
 mod server;
 mod sse;
+mod train;
 
 pub use access::Keys;
 pub use config::{SamplingDefaults, ServeConfig};
 pub use error::{Error, Result};
 pub use models::ServedModel;
 pub use server::{Server, Stop};
+pub use train::{TrainControl, TrainEvent, TrainStatus};

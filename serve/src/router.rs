@@ -27,11 +27,20 @@ pub(crate) fn router(app: &Shared) -> Result<Router> {
         .route("/tokenize", post(api::tokenize::tokenize))
         .route("/detokenize", post(api::tokenize::detokenize))
         .route("/tokenizer_info", get(api::tokenize::info))
+        .route("/v1/train/status", get(api::train::status))
+        .route("/v1/train/events", get(api::train::events))
         .route("/metrics", get(api::stats::metrics))
         .route("/v1/stats", get(api::stats::stats))
         .route_layer(from_fn_with_state(Arc::clone(app), access::require_key));
+    let admin = Router::new()
+        .route("/v1/train/stop", post(api::train::stop))
+        .route("/v1/train/save", post(api::train::save))
+        .route("/v1/train/pause", post(api::train::pause))
+        .route("/v1/train/resume", post(api::train::resume))
+        .route_layer(from_fn_with_state(Arc::clone(app), access::require_admin_key));
     let router = open
         .merge(keyed)
+        .merge(admin)
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(map_response(no_sniffing))

@@ -5,7 +5,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -15,9 +14,10 @@ use runtime::request::GenerateRequest;
 use runtime::sampler::SamplingParams;
 use tokio::sync::watch;
 
-use crate::app::{App, Phase, Shared};
+use crate::app::{App, Phase};
 use crate::models::{Models, ServedModel};
 use crate::router::router;
+use crate::train::TrainControl;
 use crate::{Error, Result, ServeConfig};
 
 /// A head of a request that takes longer is not waited for; also how long a connection may be idle.
@@ -33,8 +33,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    app: Shared,
-    routes: Router,
+    app: App,
 }
 
 /// Asks a running server to stop; from any thread, a signal's too.
@@ -75,9 +74,14 @@ impl Server {
             return Err(Error::Open { address });
         }
         listener.set_nonblocking(true)?;
-        let app = Arc::new(App::new(runtime, Models::new(models)?, config));
-        let routes = router(&app)?;
-        Ok(Self { listener, address, app, routes })
+        Ok(Self { listener, address, app: App::new(runtime, Models::new(models)?, config) })
+    }
+
+    /// Shows and steers this training run under `/v1/train`.
+    #[must_use]
+    pub fn with_training(mut self, run: Arc<dyn TrainControl>) -> Self {
+        self.app.training = Some(run);
+        self
     }
 
     /// Where it listens.
@@ -102,11 +106,13 @@ impl Server {
 
     async fn serve(self, mut stop: watch::Receiver<bool>) -> Result<()> {
         let listener = tokio::net::TcpListener::from_std(self.listener)?;
-        let app = Arc::clone(&self.app);
-        let mut warm_up = pin!(tokio::task::spawn_blocking(move || warm_up(&app)));
+        let app = Arc::new(self.app);
+        let routes = router(&app)?;
+        let cold = Arc::clone(&app);
+        let mut warm_up = pin!(tokio::task::spawn_blocking(move || warm_up(&cold)));
         let mut warm = false;
         let connections = GracefulShutdown::new();
-        let service = TowerToHyperService::new(self.routes);
+        let service = TowerToHyperService::new(routes);
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
         loop {
@@ -115,7 +121,7 @@ impl Server {
                 warmed = &mut warm_up, if !warm => {
                     warmed.map_err(std::io::Error::other)??;
                     warm = true;
-                    self.app.enter(Phase::Ready);
+                    app.enter(Phase::Ready);
                     tracing::info!("ready");
                 }
                 accepted = listener.accept() => match accepted {
@@ -138,18 +144,11 @@ impl Server {
             }
         }
         drop(listener);
-        self.app.enter(Phase::Draining);
-        let limit = self.app.config.drain_timeout;
-        tracing::info!(
-            sequences = self.app.admission.taken(),
-            "stopping; what runs may go on for {} s",
-            limit.as_secs()
-        );
+        app.enter(Phase::Draining);
+        let limit = app.config.drain_timeout;
+        tracing::info!(sequences = app.admission.taken(), "stopping; what runs may go on for {} s", limit.as_secs());
         if tokio::time::timeout(limit, connections.shutdown()).await.is_err() {
-            tracing::warn!(
-                sequences = self.app.admission.taken(),
-                "the time to stop is over; what still runs is cancelled"
-            );
+            tracing::warn!(sequences = app.admission.taken(), "the time to stop is over; what still runs is cancelled");
         }
         Ok(())
     }

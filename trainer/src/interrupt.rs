@@ -41,6 +41,11 @@ impl Interrupt {
         self.0.running.store(true, Ordering::SeqCst);
     }
 
+    /// Stops the run at the next boundary.
+    pub(crate) fn ask(&self) {
+        self.0.asked.store(true, Ordering::SeqCst);
+    }
+
     /// Whether to stop at this boundary.
     #[must_use]
     pub fn asked(&self) -> bool {

@@ -10,3 +10,4 @@ pub(crate) mod models;
 pub(crate) mod score;
 pub(crate) mod stats;
 pub(crate) mod tokenize;
+pub(crate) mod train;

@@ -6,3 +6,4 @@ mod forms;
 mod load;
 mod refusals;
 mod routes;
+mod training;

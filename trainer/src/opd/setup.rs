@@ -32,6 +32,10 @@ pub(super) struct Setup {
     pub(super) held_out: Vec<Example>,
     /// How weights are written.
     pub(super) export: Export,
+    /// The student's files.
+    pub(super) student: Arc<ModelFiles>,
+    /// The teacher's.
+    pub(super) teacher: Option<Arc<ModelFiles>>,
 }
 
 /// Opens a model source, telling what takes time.
@@ -103,8 +107,9 @@ impl Setup {
         forecast.check(device, available, recipe.runtime.gradient_checkpointing)?;
         let export = match &recipe.lora {
             Some(lora) => Export::Adapter(AdapterConfig::new(recipe, lora)),
-            None => Export::Model(Box::new(ModelExport::new(student, recipe.student.layers.clone()))),
+            None => Export::Model(Box::new(ModelExport::new(Arc::clone(&student), recipe.student.layers.clone()))),
         };
+        let teacher = teacher_slot.as_ref().map(|slot| Arc::clone(&slot.files));
         let spec = RuntimeSpec {
             device,
             student: student_slot,
@@ -119,7 +124,7 @@ impl Setup {
             },
         };
         let runtime = start(&spec, progress)?;
-        Ok(Self { runtime, encoder, train, held_out, export })
+        Ok(Self { runtime, encoder, train, held_out, export, student, teacher })
     }
 }
 

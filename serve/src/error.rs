@@ -48,6 +48,6 @@ pub enum Error {
         /// Name of the model.
         model: String,
         /// Why.
-        source: runtime::Error,
+        source: Box<runtime::Error>,
     },
 }

@@ -89,7 +89,7 @@ impl Lists {
 
 /// vLLM's `prompt_logprobs`: for every token but the first, an object by token id.
 pub(crate) fn of_prompt(tokenizer: Option<&Tokenizer>, ids: &[u32], score: &Score) -> Value {
-    let one = |((&id, &logprob), top): ((&u32, &Option<f64>), &Vec<(u32, f64)>)| {
+    let one = |id: u32, logprob: Option<f64>, top: &[(u32, f64)]| {
         let Some(logprob) = logprob else { return Value::Null };
         let describe = |id: u32, logprob: f64, rank: Option<usize>| {
             let decoded = tokenizer.map(|tokenizer| spelling(tokenizer, id));
@@ -102,5 +102,6 @@ pub(crate) fn of_prompt(tokenizer: Option<&Tokenizer>, ids: &[u32], score: &Scor
         listed.entry(id.to_string()).or_insert_with(|| describe(id, logprob, None));
         Value::Object(listed)
     };
-    ids.iter().zip(&score.logprobs).zip(&score.top).map(one).collect()
+    let places = ids.iter().zip(&score.logprobs).zip(&score.top);
+    places.map(|((&id, &logprob), top)| one(id, logprob, top)).collect()
 }

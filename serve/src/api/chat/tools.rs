@@ -120,7 +120,7 @@ fn check(index: usize, tool: &Value, forced: bool) -> Result<(), ApiError> {
         return refuse("type", "only \"function\" is supported");
     }
     let function = &tool["function"];
-    if !function["name"].as_str().is_some_and(|name| !name.is_empty()) {
+    if function["name"].as_str().is_none_or(str::is_empty) {
         return refuse("function.name", "a name is needed");
     }
     if !(function["parameters"].is_object() || function["parameters"].is_null()) {

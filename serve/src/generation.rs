@@ -81,7 +81,7 @@ impl Finished {
 impl Running {
     /// Takes places for all sequences and submits them, or refuses all.
     pub(crate) fn start(app: &App, job: Job) -> Result<Self, ApiError> {
-        let count = job.prompts.len() * job.copies;
+        let count = job.prompts.len().saturating_mul(job.copies);
         let places = app.admission.enter(count, app.metrics.usual_seconds(job.index))?;
         let mut watch = app.metrics.watch(job.index, job.copies);
         let (sender, events) = mpsc::unbounded_channel();

@@ -232,6 +232,8 @@ struct Stream {
     streaming: Streaming,
     shape: Shape,
     usage: Usage,
+    /// Choices of each prompt.
+    copies: usize,
     /// By choice: what comes before it, until it is sent.
     beginnings: Vec<Option<(String, Option<Lists>, Value)>>,
     /// By choice: characters sent.
@@ -256,7 +258,7 @@ impl Stream {
             let empty = text.is_empty() && more.as_object().is_none_or(|more| more.is_empty());
             beginnings.push((!empty).then_some((text, lists, more)));
         }
-        Ok(Self { envelope, streaming, shape, usage, beginnings, offsets: vec![0; count] })
+        Ok(Self { envelope, streaming, shape, usage, copies, beginnings, offsets: vec![0; count] })
     }
 
     fn chunk(&self, choice: Value) -> Value {
@@ -299,7 +301,10 @@ impl Encoder for Stream {
                 choice["text"] = json!(token.text);
             }
             Event::End { reason, text, cached_tokens } => {
-                self.usage.cached += cached_tokens;
+                // Copies share their prompt; what the first one found counts.
+                if index.is_multiple_of(self.copies) {
+                    self.usage.cached += cached_tokens;
+                }
                 choice["text"] = json!(text);
                 choice["finish_reason"] = json!(reason.as_str());
             }

@@ -25,6 +25,7 @@ fn every_wrong_field_is_named() {
         ("n", json!(0)),
         ("n", json!(-1)),
         ("n", json!(100_000)),
+        ("n", json!(1_u64 << 63)),
         ("best_of", json!(0)),
         ("seed", json!(1.5)),
         ("max_tokens", json!(-1)),

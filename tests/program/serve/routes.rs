@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::client::Server;
-use crate::support::fixture;
+use crate::support::{fixture, fixtures, read_json};
 
 #[test]
 fn models_have_all_their_names() {
@@ -67,4 +67,62 @@ fn both_renderings_of_the_metrics_agree() {
     for name in named {
         assert!(stats.get(name).is_some(), "{name} is only in /metrics");
     }
+}
+
+/// The adapter's numbers are PEFT's, the base's are transformers'.
+#[test]
+fn a_name_selects_the_adapter() {
+    let adapter = format!("tuned={}", fixture("adapters/llama-all-linear"));
+    let base = "models/llama-gqa-tied";
+    let server = Server::start(&fixture(base), &["--adapter", &adapter, "--served-model-name", "base"]);
+    for (name, folder) in [("base", base), ("tuned", "adapters/llama-all-linear")] {
+        let expected = read_json(&fixtures().join(folder).join("expected.json"));
+        let score = server.post("/v1/score", &json!({"model": name, "input": expected["tokens"]})).ok();
+        for (got, want) in
+            score["data"].as_array().expect("scores").iter().zip(expected["logprobs"].as_array().expect("lists"))
+        {
+            let pairs = got["logprobs"].as_array().expect("a list").iter().zip(want.as_array().expect("a list"));
+            for (got, want) in pairs.skip(1) {
+                let (got, want) = (got.as_f64().expect("a number"), want.as_f64().expect("a number"));
+                assert!((got - want).abs() < 1e-4 * want.abs().max(1.0), "{name}: {got}, expected {want}");
+            }
+        }
+        let greedy: Vec<Vec<u32>> = serde_json::from_value(expected["greedy"].clone()).expect("ids");
+        let body = json!({
+            "model": name, "prompt": expected["tokens"], "max_tokens": greedy[0].len(), "temperature": 0,
+            "ignore_eos": true, "return_token_ids": true,
+        });
+        let answer = server.post("/v1/completions", &body).ok();
+        for (choice, greedy) in answer["choices"].as_array().expect("choices").iter().zip(&greedy) {
+            assert_eq!(choice["token_ids"], json!(greedy), "{name}");
+        }
+    }
+}
+
+#[test]
+fn embeddings_are_unit_vectors_in_two_encodings() {
+    let server = Server::tiny(&[]);
+    let ask = |more: Value| {
+        let mut body = json!({"input": ["the sea", "a fish"]});
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        server.post("/v1/embeddings", &body).ok()["data"].clone()
+    };
+    let vector = |value: &Value| -> Vec<f32> { serde_json::from_value(value["embedding"].clone()).expect("numbers") };
+    let floats = ask(json!({}));
+    for (place, one) in floats.as_array().expect("vectors").iter().enumerate() {
+        let values = vector(one);
+        assert_eq!((one["index"].as_u64(), values.len()), (Some(place as u64), 32));
+        assert!((values.iter().map(|v| v * v).sum::<f32>() - 1.0).abs() < 1e-5);
+    }
+    assert_ne!(vector(&floats[0]), vector(&floats[1]));
+    assert_ne!(vector(&ask(json!({"pooling": "mean"}))[0]), vector(&floats[0]));
+    assert_eq!(vector(&ask(json!({"dimensions": 3}))[0]).len(), 3);
+    // 32 numbers of 4 bytes are 128 bytes, hence 172 characters.
+    let text = ask(json!({"encoding_format": "base64"}))[0]["embedding"].as_str().expect("text").to_owned();
+    assert_eq!(text.len(), 172);
+    server.post("/v1/embeddings", &json!({"input": "a", "dimensions": 33})).refused(
+        400,
+        Some("dimensions"),
+        "invalid_parameter",
+    );
 }

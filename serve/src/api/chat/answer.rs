@@ -246,7 +246,10 @@ impl Encoder for Stream {
         match event {
             Event::Token(token) => self.token(index, &token, chunks),
             Event::End { reason, text, cached_tokens } => {
-                self.usage.cached = cached_tokens;
+                // The choices share their prompt; what the first one found counts.
+                if index == 0 {
+                    self.usage.cached = cached_tokens;
+                }
                 let reader = &mut self.readers[index];
                 let calls = reader.calls;
                 let parts = reader.end(&text);

@@ -81,6 +81,10 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "permission_error", Some("forbidden"), message)
     }
 
+    pub(crate) fn conflict(message: impl Into<String>) -> Self {
+        Self::request(StatusCode::CONFLICT, "conflict", message)
+    }
+
     pub(crate) fn method_not_allowed(method: &str, path: &str) -> Self {
         let message = format!("{path} does not take {method}; the header Allow says what it takes");
         Self::request(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)

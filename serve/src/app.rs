@@ -7,7 +7,6 @@ use runtime::RuntimeHandle;
 
 use crate::admission::Admission;
 use crate::config::ServeConfig;
-use crate::grammar::Grammars;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::train::TrainControl;
@@ -18,8 +17,6 @@ pub(crate) struct App {
     pub(crate) models: Models,
     pub(crate) admission: Admission,
     pub(crate) metrics: Metrics,
-    /// One for each model.
-    pub(crate) grammars: Vec<Grammars>,
     pub(crate) config: ServeConfig,
     /// The training run that the server is in.
     pub(crate) training: Option<Arc<dyn TrainControl>>,
@@ -46,8 +43,7 @@ pub(crate) enum Phase {
 impl App {
     pub(crate) fn new(runtime: RuntimeHandle, models: Models, config: ServeConfig) -> Self {
         Self {
-            metrics: Metrics::new(&models),
-            grammars: models.iter().map(|_| Grammars::default()).collect(),
+            metrics: Metrics::default(),
             admission: Admission::new(config.max_sequences),
             training: None,
             phase: AtomicU8::new(Phase::WarmingUp as u8),

@@ -17,6 +17,8 @@ pub struct ServeConfig {
     pub admin_keys: Option<Keys>,
     /// Sequences that may run or wait at a time; more are refused with 429.
     pub max_sequences: usize,
+    /// Adapters that may be loaded at a time; KV memory is planned for as many.
+    pub max_adapters: usize,
     /// Longest body of a request.
     pub max_body_bytes: usize,
     /// A request that takes longer ends with 504, or with an error in its stream.

@@ -14,13 +14,11 @@ use crate::api_error::ApiError;
 use crate::app::App;
 use crate::grammar::Grammar;
 use crate::metrics::Watch;
-use crate::models::ServedModel;
+use crate::models::Model;
 
 /// What a request wants to be generated.
 pub(crate) struct Job {
-    pub(crate) model: Arc<ServedModel>,
-    /// The model's place in the list.
-    pub(crate) index: usize,
+    pub(crate) model: Arc<Model>,
     /// Token ids of each prompt, and how to continue it; `None` asks for no token.
     pub(crate) prompts: Vec<(Vec<u32>, Option<SamplingParams>)>,
     /// Completions of each prompt.
@@ -82,11 +80,11 @@ impl Running {
     /// Takes places for all sequences and submits them, or refuses all.
     pub(crate) fn start(app: &App, job: Job) -> Result<Self, ApiError> {
         let count = job.prompts.len().saturating_mul(job.copies);
-        let places = app.admission.enter(count, app.metrics.usual_seconds(job.index))?;
-        let mut watch = app.metrics.watch(job.index, job.copies);
+        let places = app.admission.enter(count, job.model.metrics.usual_seconds())?;
+        let mut watch = Watch::new(Arc::clone(&job.model.metrics), job.copies);
         let (sender, events) = mpsc::unbounded_channel();
         let mut tickets = Vec::with_capacity(count);
-        let text = job.model.files.tokenizer.is_some();
+        let text = job.model.files().tokenizer.is_some();
         for (prompt, params) in job.prompts {
             watch.prompt(prompt.len());
             for copy in 0..job.copies {
@@ -97,8 +95,13 @@ impl Running {
                 let (sender, choice) = (sender.clone(), tickets.len());
                 let sink = move |event| sender.send((choice, Instant::now(), event)).map_err(|_| Closed);
                 let constraint = job.grammar.as_ref().map(Grammar::follow);
-                let request =
-                    GenerateRequest { slot: job.model.slot, prompt: prompt.clone(), params, index: copy as u64, text };
+                let request = GenerateRequest {
+                    slot: job.model.slot(),
+                    prompt: prompt.clone(),
+                    params,
+                    index: copy as u64,
+                    text,
+                };
                 tickets.push(Some(app.runtime.generate_into(request, constraint, Sink::new(sink))?));
             }
         }
@@ -166,22 +169,22 @@ impl Running {
 }
 
 /// Log-probabilities of given tokens.
-pub(crate) async fn score(app: &App, index: usize, request: ScoreRequest) -> Result<Score, ApiError> {
-    ask(app, index, |reply| app.runtime.score_into(request, reply)).await
+pub(crate) async fn score(app: &App, model: &Model, request: ScoreRequest) -> Result<Score, ApiError> {
+    ask(app, model, |reply| app.runtime.score_into(request, reply)).await
 }
 
 /// One vector for a text.
-pub(crate) async fn embed(app: &App, index: usize, request: EmbedRequest) -> Result<Vec<f32>, ApiError> {
-    ask(app, index, |reply| app.runtime.embed_into(request, reply)).await
+pub(crate) async fn embed(app: &App, model: &Model, request: EmbedRequest) -> Result<Vec<f32>, ApiError> {
+    ask(app, model, |reply| app.runtime.embed_into(request, reply)).await
 }
 
 /// Submits what has one answer, and waits for it in one place.
 async fn ask<T: Send + 'static>(
     app: &App,
-    index: usize,
+    model: &Model,
     submit: impl FnOnce(Sink<runtime::Result<T>>) -> runtime::Result<()>,
 ) -> Result<T, ApiError> {
-    let _places = app.admission.enter(1, app.metrics.usual_seconds(index))?;
+    let _places = app.admission.enter(1, model.metrics.usual_seconds())?;
     let (sender, answer) = oneshot::channel();
     // A sink may be called again; this one's request is answered once.
     let sender = Mutex::new(Some(sender));

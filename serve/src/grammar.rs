@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
 use crate::fields::Fields;
-use crate::models::ServedModel;
+use crate::models::Model;
 use crate::prompt::off_loop;
 
 /// A form, as a request asks for it.
@@ -92,7 +92,7 @@ impl Grammars {
     pub(crate) async fn compile(
         &self,
         form: Form,
-        model: &Arc<ServedModel>,
+        model: &Arc<Model>,
         field: &'static str,
     ) -> Result<Grammar, ApiError> {
         let (model, factory) = (Arc::clone(model), self.clone());
@@ -129,10 +129,10 @@ impl Constraint for Follower {
 }
 
 /// All tokens as bytes, special ones apart from texts.
-fn make_factory(model: &ServedModel) -> Result<ParserFactory, String> {
+fn make_factory(model: &Model) -> Result<ParserFactory, String> {
     let name = model.name();
-    let tokenizer = model.files.tokenizer.as_ref().ok_or_else(|| format!("{name} has no tokenizer"))?;
-    let eos = model.files.config.eos_token_ids.first();
+    let tokenizer = model.files().tokenizer.as_ref().ok_or_else(|| format!("{name} has no tokenizer"))?;
+    let eos = model.files().config.eos_token_ids.first();
     let eos = *eos.ok_or_else(|| format!("{name} has no end-of-sequence token to end a form with"))?;
     let word = |id: u32| match tokenizer.token_bytes(id) {
         Some(bytes) if tokenizer.is_special(id) => [&[TokTrie::SPECIAL_TOKEN_MARKER][..], &bytes].concat(),

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::api_error::ApiError;
-use crate::models::ServedModel;
+use crate::models::Model;
 
 /// `prompt` and `input`: a text, some texts, the ids of one prompt, or of some.
 #[derive(Debug, Deserialize)]
@@ -36,12 +36,12 @@ pub(crate) async fn off_loop<T: Send + 'static>(
 
 impl Input {
     /// All prompts as token ids; `field` is the name of the input.
-    pub(crate) async fn encode(self, model: &Arc<ServedModel>, field: &'static str) -> Result<Vec<Prompt>, ApiError> {
+    pub(crate) async fn encode(self, model: &Arc<Model>, field: &'static str) -> Result<Vec<Prompt>, ApiError> {
         let model = Arc::clone(model);
         off_loop(move || self.encode_now(&model, field)).await
     }
 
-    fn encode_now(self, model: &ServedModel, field: &'static str) -> Result<Vec<Prompt>, ApiError> {
+    fn encode_now(self, model: &Model, field: &'static str) -> Result<Vec<Prompt>, ApiError> {
         let text = |text: String| -> Result<Prompt, ApiError> {
             Ok(Prompt { ids: model.tokenizer()?.encode(&text, true)?, text: Some(text) })
         };
@@ -63,7 +63,7 @@ impl Input {
 }
 
 /// There must be something, and the model must know it.
-pub(crate) fn check_ids(ids: &[u32], model: &ServedModel, field: &'static str) -> Result<(), ApiError> {
+pub(crate) fn check_ids(ids: &[u32], model: &Model, field: &'static str) -> Result<(), ApiError> {
     if ids.is_empty() {
         return Err(ApiError::invalid(field, format!("`{field}` has no token; at least one is needed")));
     }
@@ -77,7 +77,7 @@ pub(crate) fn check_ids(ids: &[u32], model: &ServedModel, field: &'static str) -
 }
 
 /// Tokens that may follow a prompt, by the model's context and by the pages that there are.
-pub(crate) fn room(model: &ServedModel, total_pages: usize, prompt: usize) -> usize {
+pub(crate) fn room(model: &Model, total_pages: usize, prompt: usize) -> usize {
     // The last sampled token is never computed, so it needs no page.
     let pages = (total_pages * runtime::kv::PAGE_SIZE + 1).saturating_sub(prompt);
     model.context().saturating_sub(prompt).min(pages)
@@ -96,7 +96,7 @@ pub(crate) struct Conversation {
 
 impl Conversation {
     /// The text that the model continues, and its ids.
-    pub(crate) async fn encode(self, model: &Arc<ServedModel>) -> Result<Prompt, ApiError> {
+    pub(crate) async fn encode(self, model: &Arc<Model>) -> Result<Prompt, ApiError> {
         let model = Arc::clone(model);
         off_loop(move || {
             let template = model.chat_template()?;

@@ -33,6 +33,8 @@ pub(crate) fn router(app: &Shared) -> Result<Router> {
         .route("/v1/stats", get(api::stats::stats))
         .route_layer(from_fn_with_state(Arc::clone(app), access::require_key));
     let admin = Router::new()
+        .route("/v1/load_lora_adapter", post(api::adapters::load))
+        .route("/v1/unload_lora_adapter", post(api::adapters::unload))
         .route("/v1/train/stop", post(api::train::stop))
         .route("/v1/train/save", post(api::train::save))
         .route("/v1/train/pause", post(api::train::pause))

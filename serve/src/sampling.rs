@@ -10,7 +10,7 @@ use crate::api_error::ApiError;
 use crate::config::SamplingDefaults;
 use crate::fields::Fields;
 use crate::ids;
-use crate::models::ServedModel;
+use crate::models::Model;
 
 /// Stop strings of one request.
 const MAX_STOPS: usize = 64;
@@ -36,9 +36,9 @@ pub(crate) struct Sampling {
 
 impl Sampling {
     /// Takes the fields; those that are absent come from `defaults`.
-    pub(crate) fn take(fields: &mut Fields, model: &ServedModel, defaults: SamplingDefaults) -> Result<Self, ApiError> {
+    pub(crate) fn take(fields: &mut Fields, model: &Model, defaults: SamplingDefaults) -> Result<Self, ApiError> {
         let own = match defaults {
-            SamplingDefaults::Model => model.files.generation.clone(),
+            SamplingDefaults::Model => model.files().generation.clone(),
             SamplingDefaults::OpenAi => Default::default(),
         };
         let own_temperature = if own.do_sample == Some(false) { Some(0.0) } else { own.temperature };
@@ -86,7 +86,7 @@ impl Sampling {
     /// `None` when no token is asked for.
     pub(crate) fn params(
         &self,
-        model: &ServedModel,
+        model: &Model,
         prompt: usize,
         room: usize,
         usual: usize,

@@ -156,9 +156,9 @@ impl Server {
 
 /// One short generation by every model: weights are touched, kernels compiled, memory taken.
 fn warm_up(app: &App) -> Result<()> {
-    for model in app.models.iter() {
+    for model in app.models.list() {
         let params = SamplingParams { temperature: 0.0, max_tokens: 2, ignore_eos: true, ..SamplingParams::default() };
-        let request = GenerateRequest { slot: model.slot, prompt: vec![0], params, index: 0, text: false };
+        let request = GenerateRequest { slot: model.slot(), prompt: vec![0], params, index: 0, text: false };
         let generated = app.runtime.generate(request).and_then(runtime::Generation::collect);
         generated.map_err(|error| Error::WarmUp { model: model.name().to_owned(), source: Box::new(error) })?;
     }

@@ -17,7 +17,7 @@ use crate::fields::{Fields, NO_EFFECT};
 use crate::generation::{Event, Finished, Job, Running, score};
 use crate::grammar::Form;
 use crate::logprobs::{Lists, of_prompt};
-use crate::models::ServedModel;
+use crate::models::Model;
 use crate::prompt::{Input, Prompt, room};
 use crate::sampling::Sampling;
 use crate::sse::{self, Chunks, Encoder};
@@ -44,8 +44,7 @@ struct Scored {
 /// Continues every prompt `n` times.
 pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Result<Response, ApiError> {
     let name: Option<String> = fields.take("model")?;
-    let (index, model) = app.models.find(name.as_deref())?;
-    let model = Arc::clone(model);
+    let model = app.models.find(name.as_deref())?;
     let input: Input = fields.need("prompt")?;
     let mut sampling = Sampling::take(&mut fields, &model, app.config.sampling_defaults)?;
     let streaming = Streaming::take(&mut fields)?;
@@ -68,12 +67,12 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         None => None,
         Some(form) => {
             sampling.check_form()?;
-            Some(app.grammars[index].compile(form, &model, "structured_outputs").await?)
+            Some(model.grammars.compile(form, &model, "structured_outputs").await?)
         }
     };
-    let prompts = shape.score(&app, index, &model, prompts).await?;
+    let prompts = shape.score(&app, &model, prompts).await?;
     let envelope = Envelope::new("cmpl-", &app, &model, name);
-    let running = Running::start(&app, Job { model, index, prompts: wanted, copies: best_of, grammar })?;
+    let running = Running::start(&app, Job { model, prompts: wanted, copies: best_of, grammar })?;
     match streaming {
         Some(streaming) => {
             let stream = Stream::new(envelope, streaming, shape, prompts, running.count())?;
@@ -100,13 +99,13 @@ fn best_of(fields: &mut Fields, n: usize, streams: bool) -> Result<usize, ApiErr
 }
 
 impl Shape {
-    fn take(fields: &mut Fields, model: &ServedModel) -> Result<Self, ApiError> {
+    fn take(fields: &mut Fields, model: &Model) -> Result<Self, ApiError> {
         let shape = Self {
             echo: fields.take("echo")?.unwrap_or(false),
             logprobs: alternatives(fields.take("logprobs")?, "logprobs")?,
             prompt_logprobs: alternatives(fields.take("prompt_logprobs")?, "prompt_logprobs")?,
             token_ids: fields.take("return_token_ids")?.unwrap_or(false),
-            tokenizer: model.files.tokenizer.clone(),
+            tokenizer: model.files().tokenizer.clone(),
         };
         if shape.tokenizer.is_none() && (shape.echo || shape.logprobs.is_some() || !shape.token_ids) {
             let message = "the model has no tokenizer: send return_token_ids = true, without echo and logprobs";
@@ -116,13 +115,7 @@ impl Shape {
     }
 
     /// Scores the prompts whose log-probabilities are shown.
-    async fn score(
-        &self,
-        app: &App,
-        index: usize,
-        model: &ServedModel,
-        prompts: Vec<Prompt>,
-    ) -> Result<Vec<Scored>, ApiError> {
+    async fn score(&self, app: &App, model: &Model, prompts: Vec<Prompt>) -> Result<Vec<Scored>, ApiError> {
         let echoed = self.logprobs.filter(|_| self.echo);
         let top = echoed.max(self.prompt_logprobs);
         let mut scored = Vec::with_capacity(prompts.len());
@@ -130,8 +123,8 @@ impl Shape {
             let score = match top {
                 None => None,
                 Some(top) => {
-                    let request = ScoreRequest { slot: model.slot, tokens: prompt.ids.clone(), top };
-                    Some(score(app, index, request).await?)
+                    let request = ScoreRequest { slot: model.slot(), tokens: prompt.ids.clone(), top };
+                    Some(score(app, model, request).await?)
                 }
             };
             scored.push(Scored { prompt, score });

@@ -1,7 +1,5 @@
 //! `POST /v1/embeddings`
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 use base64::Engine;
@@ -15,7 +13,7 @@ use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::{Fields, NO_EFFECT};
 use crate::generation::embed;
-use crate::models::ServedModel;
+use crate::models::Model;
 use crate::prompt::Input;
 
 #[derive(Deserialize, Clone, Copy)]
@@ -37,8 +35,7 @@ enum Pool {
 /// A unit vector for every input.
 pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
     let name: Option<String> = fields.take("model")?;
-    let (index, model) = app.models.find(name.as_deref())?;
-    let model = Arc::clone(model);
+    let model = app.models.find(name.as_deref())?;
     let input: Input = fields.need("input")?;
     let encoding = fields.take("encoding_format")?.unwrap_or(Encoding::Float);
     let pooling = match fields.take("pooling")?.unwrap_or(Pool::Last) {
@@ -53,8 +50,8 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
     for (place, prompt) in input.encode(&model, "input").await?.into_iter().enumerate() {
         fits(prompt.ids.len(), model.context(), "input")?;
         total += prompt.ids.len();
-        let request = EmbedRequest { slot: model.slot, tokens: prompt.ids, pooling };
-        let mut vector = embed(&app, index, request).await?;
+        let request = EmbedRequest { slot: model.slot(), tokens: prompt.ids, pooling };
+        let mut vector = embed(&app, &model, request).await?;
         vector.truncate(dimensions);
         normalize(&mut vector)?;
         data.push(json!({"object": "embedding", "index": place, "embedding": encode(&vector, encoding)}));
@@ -65,8 +62,8 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
 }
 
 /// The first so many values of each vector; all when it is not said.
-fn dimensions(fields: &mut Fields, model: &ServedModel) -> Result<usize, ApiError> {
-    let width = model.files.config.hidden_size;
+fn dimensions(fields: &mut Fields, model: &Model) -> Result<usize, ApiError> {
+    let width = model.files().config.hidden_size;
     match fields.take("dimensions")? {
         None => Ok(width),
         Some(count) if (1..=width).contains(&count) => Ok(count),

@@ -10,7 +10,7 @@ use crate::api_error::ApiError;
 use crate::app::App;
 use crate::fields::Fields;
 use crate::ids;
-use crate::models::ServedModel;
+use crate::models::Model;
 
 /// The constant part of an answer.
 pub(super) struct Envelope {
@@ -18,13 +18,13 @@ pub(super) struct Envelope {
     created: u64,
     /// The name that the request used.
     name: String,
-    model: Arc<ServedModel>,
+    model: Arc<Model>,
     /// Version of the weights of the newest token.
     version: u64,
 }
 
 impl Envelope {
-    pub(super) fn new(prefix: &str, app: &App, model: &Arc<ServedModel>, name: Option<String>) -> Self {
+    pub(super) fn new(prefix: &str, app: &App, model: &Arc<Model>, name: Option<String>) -> Self {
         Self {
             id: ids::fresh(prefix),
             created: ids::unix_time(),

@@ -1,5 +1,6 @@
 //! The endpoints, a file each, and what their answers have in common.
 
+pub(crate) mod adapters;
 mod body;
 pub(crate) mod chat;
 pub(crate) mod completions;

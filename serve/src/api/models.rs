@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
 use crate::app::{App, Shared};
-use crate::models::ServedModel;
+use crate::models::Model;
 
 /// Under which of its names a model is described.
-fn describe(app: &App, model: &ServedModel, name: &str) -> Value {
+fn describe(app: &App, model: &Model, name: &str) -> Value {
     json!({
         "id": name,
         "object": "model",
@@ -22,13 +22,14 @@ fn describe(app: &App, model: &ServedModel, name: &str) -> Value {
 
 /// `GET /v1/models`: every name of every model.
 pub(crate) async fn list(State(app): State<Shared>) -> Json<Value> {
-    let names = app.models.iter().flat_map(|model| model.names.iter().map(move |name| (model, name)));
+    let models = app.models.list();
+    let names = models.iter().flat_map(|model| model.names().iter().map(move |name| (model, name)));
     let data: Vec<Value> = names.map(|(model, name)| describe(&app, model, name)).collect();
     Json(json!({"object": "list", "data": data}))
 }
 
 /// `GET /v1/models/NAME`
 pub(crate) async fn retrieve(State(app): State<Shared>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
-    let (_, model) = app.models.find(Some(&name))?;
-    Ok(Json(describe(&app, model, &name)))
+    let model = app.models.find(Some(&name))?;
+    Ok(Json(describe(&app, &model, &name)))
 }

@@ -1,7 +1,5 @@
 //! `POST /v1/score`: what a model thinks of given tokens.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 use runtime::request::ScoreRequest;
@@ -16,8 +14,7 @@ use crate::sampling::MAX_ALTERNATIVES;
 
 /// ln p of every token of `input` but the first, and the `top_k` most likely ones in its place.
 pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
-    let (index, model) = app.models.find(fields.take::<String>("model")?.as_deref())?;
-    let model = Arc::clone(model);
+    let model = app.models.find(fields.take::<String>("model")?.as_deref())?;
     let input: Input = fields.need("input")?;
     let top = alternatives(fields.take("top_k")?, "top_k")?.unwrap_or(0);
     fields.finish()?;
@@ -27,8 +24,8 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
     for (place, prompt) in input.encode(&model, "input").await?.into_iter().enumerate() {
         fits(prompt.ids.len(), model.context(), "input")?;
         total += prompt.ids.len();
-        let request = ScoreRequest { slot: model.slot, tokens: prompt.ids.clone(), top };
-        let score = score(&app, index, request).await?;
+        let request = ScoreRequest { slot: model.slot(), tokens: prompt.ids.clone(), top };
+        let score = score(&app, &model, request).await?;
         let ids = |top: &Vec<(u32, f64)>| top.iter().map(|&(id, _)| id).collect::<Vec<u32>>();
         let values = |top: &Vec<(u32, f64)>| top.iter().map(|&(_, logprob)| logprob).collect::<Vec<f64>>();
         let mut one = json!({"object": "score", "index": place, "tokens": prompt.ids, "logprobs": score.logprobs});

@@ -15,7 +15,7 @@ use crate::prompt::{Conversation, Prompt, check_ids, messages, off_loop};
 
 /// `POST /tokenize`: ids of `prompt`, or of `messages` as the chat template writes them.
 pub(crate) async fn tokenize(State(app): State<Shared>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
-    let model = Arc::clone(app.models.find(fields.take::<String>("model")?.as_deref())?.1);
+    let model = app.models.find(fields.take::<String>("model")?.as_deref())?;
     let with_strings: bool = fields.take("return_token_strs")?.unwrap_or(false);
     let Prompt { ids, text } = match (fields.take::<String>("prompt")?, fields.take::<Vec<Value>>("messages")?) {
         (Some(text), None) => {
@@ -49,7 +49,7 @@ pub(crate) async fn tokenize(State(app): State<Shared>, mut fields: Fields) -> R
 
 /// `POST /detokenize`: text of `tokens`.
 pub(crate) async fn detokenize(State(app): State<Shared>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
-    let model = Arc::clone(app.models.find(fields.take::<String>("model")?.as_deref())?.1);
+    let model = app.models.find(fields.take::<String>("model")?.as_deref())?;
     let tokens: Vec<u32> = fields.need("tokens")?;
     fields.finish()?;
     if !tokens.is_empty() {
@@ -68,18 +68,19 @@ pub(crate) struct Which {
 
 /// `GET /tokenizer_info`: the special tokens and the chat template.
 pub(crate) async fn info(State(app): State<Shared>, Query(which): Query<Which>) -> Result<Json<Value>, ApiError> {
-    let (_, model) = app.models.find(which.model.as_deref())?;
+    let model = app.models.find(which.model.as_deref())?;
     let tokenizer = model.tokenizer()?;
     let mut answer: Map<String, Value> = tokenizer.named_tokens();
     // Clients read these three whether the tokenizer has them or not. Without a padding token the end stands for it.
     let eos = tokenizer.eos().and_then(|id| tokenizer.token(id));
-    let by_model = || model.files.config.eos_token_ids.first().and_then(|&id| tokenizer.token(id));
+    let by_model = || model.files().config.eos_token_ids.first().and_then(|&id| tokenizer.token(id));
     let eos = eos.or_else(by_model);
     answer.entry("eos_token").or_insert_with(|| json!(eos));
     answer.entry("bos_token").or_insert(Value::Null);
     answer.entry("pad_token").or_insert_with(|| json!(eos));
     answer.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
     answer.insert("fingerprint".into(), json!(tokenizer.fingerprint()));
-    answer.insert("chat_template".into(), json!(model.files.chat_template.as_ref().map(|template| template.source())));
+    answer
+        .insert("chat_template".into(), json!(model.files().chat_template.as_ref().map(|template| template.source())));
     Ok(Json(Value::Object(answer)))
 }

@@ -67,12 +67,12 @@ const HISTOGRAMS: [In<Histogram>; 6] = [
 
 /// All metrics as they are now.
 pub(crate) fn families(app: &App) -> Vec<Family> {
-    let snapshot = app.runtime.snapshot();
+    let (snapshot, models) = (app.runtime.snapshot(), app.models.list());
     let label = |name: &str| vec![("model_name", name.to_owned())];
     let of_slots = |read: &dyn Fn(&SlotSnapshot) -> f64| -> Vec<(Labels, f64)> {
-        app.models.iter().map(|model| (label(model.name()), read(&model.of(&snapshot)))).collect()
+        models.iter().map(|model| (label(model.name()), read(&model.of(&snapshot)))).collect()
     };
-    let models = &app.metrics.models;
+    let counters: Vec<&ModelMetrics> = models.iter().map(|model| &*model.metrics).collect();
     let mut all = Vec::new();
     for (name, help, read) in GAUGES {
         all.push(Family { name, help, samples: Samples::Gauge(of_slots(&read)) });
@@ -84,13 +84,13 @@ pub(crate) fn families(app: &App) -> Vec<Family> {
         all.push(Family { name, help, samples: Samples::Counter(of_slots(&|slot| read(slot) as f64)) });
     }
     for (name, help, read) in COUNTERS {
-        let samples = models.iter().map(|m| (label(&m.name), read(m).load(Ordering::Relaxed) as f64)).collect();
+        let samples = counters.iter().map(|m| (label(&m.name), read(m).load(Ordering::Relaxed) as f64)).collect();
         all.push(Family { name, help, samples: Samples::Counter(samples) });
     }
     all.push(Family {
         name: "arle_request_success_total",
         help: "Sequences by how they ended.",
-        samples: Samples::Counter(models.iter().flat_map(|m| ended(m)).collect()),
+        samples: Samples::Counter(counters.iter().flat_map(|m| ended(m)).collect()),
     });
     let responses = app
         .metrics
@@ -101,7 +101,7 @@ pub(crate) fn families(app: &App) -> Vec<Family> {
     let help = "Responses by class of status.";
     all.push(Family { name: "arle_http_responses_total", help, samples: Samples::Counter(responses.collect()) });
     for (name, help, read) in HISTOGRAMS {
-        let samples = models.iter().map(|m| (label(&m.name), read(m).read())).collect();
+        let samples = counters.iter().map(|m| (label(&m.name), read(m).read())).collect();
         all.push(Family { name, help, samples: Samples::Histogram(samples) });
     }
     all

@@ -4,7 +4,6 @@ mod families;
 mod histogram;
 mod watch;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use runtime::request::FinishReason;
@@ -12,8 +11,6 @@ use runtime::request::FinishReason;
 pub(crate) use families::{families, json, text};
 use histogram::Histogram;
 pub(crate) use watch::Watch;
-
-use crate::models::Models;
 
 /// Seconds to a first token, as vLLM cuts them.
 const FIRST_TOKEN: &[f64] = &[
@@ -67,7 +64,7 @@ impl From<FinishReason> for Outcome {
 }
 
 /// Counters of one model.
-struct ModelMetrics {
+pub(crate) struct ModelMetrics {
     name: String,
     prompt_tokens: AtomicU64,
     cached_tokens: AtomicU64,
@@ -83,7 +80,7 @@ struct ModelMetrics {
 }
 
 impl ModelMetrics {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
             prompt_tokens: AtomicU64::default(),
@@ -99,34 +96,24 @@ impl ModelMetrics {
         }
     }
 
+    /// How long a sequence took on average; 1 s before there was any.
+    pub(crate) fn usual_seconds(&self) -> f64 {
+        self.whole.read().mean().unwrap_or(1.0)
+    }
+
     fn end(&self, outcome: Outcome) {
         self.ended[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// Counters of all models and of HTTP.
+/// Counters of HTTP; those of a model are with the model.
+#[derive(Default)]
 pub(crate) struct Metrics {
-    models: Vec<Arc<ModelMetrics>>,
     /// Responses whose status is 100 to 199, 200 to 299, ...
     responses: [AtomicU64; 5],
 }
 
 impl Metrics {
-    pub(crate) fn new(models: &Models) -> Self {
-        let models = models.iter().map(|model| Arc::new(ModelMetrics::new(model.name()))).collect();
-        Self { models, responses: Default::default() }
-    }
-
-    /// Follows a request to the model at `index` of the list, with `copies` sequences for each prompt.
-    pub(crate) fn watch(&self, index: usize, copies: usize) -> Watch {
-        Watch::new(Arc::clone(&self.models[index]), copies)
-    }
-
-    /// How long requests to this model took on average; 1 s before there was any.
-    pub(crate) fn usual_seconds(&self, index: usize) -> f64 {
-        self.models[index].whole.read().mean().unwrap_or(1.0)
-    }
-
     pub(crate) fn response(&self, status: http::StatusCode) {
         let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
         self.responses[class].fetch_add(1, Ordering::Relaxed);

@@ -27,7 +27,8 @@ struct Sequence {
 }
 
 impl Watch {
-    pub(super) fn new(model: Arc<ModelMetrics>, copies: usize) -> Self {
+    /// Follows a request with `copies` sequences for each prompt.
+    pub(crate) fn new(model: Arc<ModelMetrics>, copies: usize) -> Self {
         let span = tracing::Span::current();
         Self { model, copies, started: Instant::now(), sequences: vec![], prompt_tokens: 0, failed: false, span }
     }

@@ -100,6 +100,29 @@ fn a_name_selects_the_adapter() {
 }
 
 #[test]
+fn adapters_come_and_go() {
+    let server =
+        Server::start(&fixture("models/llama-gqa-tied"), &["--max-adapters", "1", "--served-model-name", "base"]);
+    let folder = fixture("adapters/llama-all-linear");
+    let load = |name: &str, folder: &str| {
+        server.post("/v1/load_lora_adapter", &json!({"lora_name": name, "lora_path": folder}))
+    };
+    load("tuned", "/nowhere").refused(400, Some("lora_path"), "invalid_parameter");
+    load("base", &folder).refused(400, Some("lora_name"), "invalid_parameter");
+    let score = |name: &str| server.post("/v1/score", &json!({"model": name, "input": [1, 2, 3]}));
+    score("tuned").refused(404, Some("model"), "model_not_found");
+    load("tuned", &folder).ok();
+    assert_ne!(score("tuned").ok()["data"][0]["logprobs"], score("base").ok()["data"][0]["logprobs"]);
+    assert_eq!(server.get("/v1/models").ok()["data"][1]["id"], "tuned");
+    load("other", &folder).refused(400, Some("lora_name"), "invalid_parameter");
+    let unload = |name: &str| server.post("/v1/unload_lora_adapter", &json!({"lora_name": name}));
+    unload("base").refused(404, Some("lora_name"), "model_not_found");
+    unload("tuned").ok();
+    score("tuned").refused(404, Some("model"), "model_not_found");
+    load("other", &folder).ok();
+}
+
+#[test]
 fn embeddings_are_unit_vectors_in_two_encodings() {
     let server = Server::tiny(&[]);
     let ask = |more: Value| {

@@ -86,6 +86,9 @@ struct Limits {
     /// Tokens computed in one step, at most [default: 16384 on a GPU, 512 else].
     #[arg(long, value_name = "N")]
     token_budget: Option<usize>,
+    /// Adapters at a time, those of --adapter included [default: as many as --adapter gives]; KV memory is planned for all.
+    #[arg(long, value_name = "N")]
+    max_adapters: Option<usize>,
     /// Longest body of a request.
     #[arg(long, default_value = "16MiB", value_name = "BYTES", value_parser = parse_bytes)]
     max_body_bytes: u64,
@@ -183,7 +186,7 @@ impl ServeArgs {
         let kv = limits.kv_bytes.unwrap_or_else(|| usual(&student.config));
         let models: Vec<&ModelConfig> = [Some(student), teacher].into_iter().flatten().map(|f| &f.config).collect();
         let weights: u64 = models.iter().map(|c| memory::parameters(c) * device.value_bytes() as u64).sum();
-        let kv_total = kv * (models.len() + self.adapter.len()) as u64;
+        let kv_total = kv * (models.len() + self.max_adapters()?) as u64;
         progress.line(&format!("memory: weights {} + KV {}", Bytes(weights), Bytes(kv_total)));
         if let Some(available) = memory::available(device)?.filter(|&available| available < weights + kv_total) {
             let need = Bytes(weights + kv_total).to_string();
@@ -207,6 +210,16 @@ impl ServeArgs {
         })
     }
 
+    fn max_adapters(&self) -> Result<usize> {
+        let given = self.adapter.len();
+        match self.limits.max_adapters {
+            Some(max) if max < given => {
+                Err(Error::value("--max-adapters", max, format!("at least the {given} of --adapter")))
+            }
+            max => Ok(max.unwrap_or(given)),
+        }
+    }
+
     fn config(&self, max_running: usize) -> Result<ServeConfig> {
         let limits = &self.limits;
         let keys = |path: &Option<PathBuf>| path.as_deref().map(Keys::read).transpose();
@@ -216,6 +229,7 @@ impl ServeArgs {
             api_keys: keys(&self.api_key_file)?,
             admin_keys: keys(&self.admin_key_file)?,
             max_sequences: max_running + limits.max_waiting,
+            max_adapters: self.max_adapters()?,
             max_body_bytes: usize::try_from(limits.max_body_bytes).unwrap_or(usize::MAX),
             request_timeout: Duration::from_secs(limits.request_timeout),
             drain_timeout: Duration::from_secs(limits.drain_timeout),

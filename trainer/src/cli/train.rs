@@ -89,6 +89,7 @@ impl TrainArgs {
             api_keys: keys(&self.api_key_file)?,
             admin_keys: keys(&self.admin_key_file)?,
             max_sequences: SERVED_SEQUENCES,
+            max_adapters: 0,
             max_body_bytes: 16 << 20,
             request_timeout: Duration::from_secs(600),
             drain_timeout: Duration::from_secs(5),

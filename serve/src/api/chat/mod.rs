@@ -19,7 +19,7 @@ use crate::fields::{Fields, NO_EFFECT};
 use crate::generation::{Job, Running, score};
 use crate::grammar::Form;
 use crate::logprobs::of_prompt;
-use crate::models::ServedModel;
+use crate::models::Model;
 use crate::output::Markers;
 use crate::prompt::{Conversation, Prompt, messages, room};
 use crate::sampling::Sampling;
@@ -33,8 +33,7 @@ const THINKING: &str = "enable_thinking";
 /// Answers a conversation `n` times.
 pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Result<Response, ApiError> {
     let name: Option<String> = fields.take("model")?;
-    let (index, model) = app.models.find(name.as_deref())?;
-    let model = Arc::clone(model);
+    let model = app.models.find(name.as_deref())?;
     let messages = messages(fields.need("messages")?)?;
     let tools = Tools::take(&mut fields, &model)?;
     let form = form(&mut fields, &tools)?;
@@ -60,21 +59,20 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         }
         Some((form, field)) => {
             sampling.check_form()?;
-            Some(app.grammars[index].compile(form, &model, field).await?)
+            Some(model.grammars.compile(form, &model, field).await?)
         }
     };
     let prompt_logprobs = match prompt_logprobs {
         None => None,
         Some(top) => {
-            let request = ScoreRequest { slot: model.slot, tokens: prompt.clone(), top };
-            Some(of_prompt(Some(&shape.tokenizer), &prompt, &score(&app, index, request).await?))
+            let request = ScoreRequest { slot: model.slot(), tokens: prompt.clone(), top };
+            Some(of_prompt(Some(&shape.tokenizer), &prompt, &score(&app, &model, request).await?))
         }
     };
     let about_prompt = AboutPrompt { ids: shape.token_ids.then(|| prompt.clone()), logprobs: prompt_logprobs };
     let usage = Usage { prompt: prompt.len(), ..Usage::default() };
     let envelope = Envelope::new("chatcmpl-", &app, &model, name);
-    let running =
-        Running::start(&app, Job { model, index, prompts: vec![(prompt, params)], copies: sampling.n, grammar })?;
+    let running = Running::start(&app, Job { model, prompts: vec![(prompt, params)], copies: sampling.n, grammar })?;
     match streaming {
         Some(streaming) => {
             let stream = Stream::new(envelope, streaming, shape, usage, about_prompt, running.count());
@@ -104,7 +102,7 @@ fn form(fields: &mut Fields, tools: &Tools) -> Result<Option<(Form, &'static str
 }
 
 /// `chat_template_kwargs`, and what `reasoning_effort` means among them.
-fn variables(fields: &mut Fields, model: &ServedModel, formed: bool) -> Result<Map<String, Value>, ApiError> {
+fn variables(fields: &mut Fields, model: &Model, formed: bool) -> Result<Map<String, Value>, ApiError> {
     let mut variables: Map<String, Value> = fields.take("chat_template_kwargs")?.unwrap_or_default();
     let source = model.chat_template()?.source();
     match fields.take::<String>("reasoning_effort")?.as_deref() {
@@ -125,7 +123,7 @@ fn variables(fields: &mut Fields, model: &ServedModel, formed: bool) -> Result<M
     Ok(variables)
 }
 
-fn shape(fields: &mut Fields, model: &ServedModel, sampling: &mut Sampling, tools: &Tools) -> Result<Shape, ApiError> {
+fn shape(fields: &mut Fields, model: &Model, sampling: &mut Sampling, tools: &Tools) -> Result<Shape, ApiError> {
     let logprobs = fields.take("logprobs")?.unwrap_or(false);
     let top = alternatives(fields.take("top_logprobs")?, "top_logprobs")?;
     if top.is_some_and(|top| top > 0) && !logprobs {

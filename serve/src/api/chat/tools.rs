@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::api_error::ApiError;
 use crate::fields::Fields;
 use crate::grammar::{Form, spaced};
-use crate::models::ServedModel;
+use crate::models::Model;
 
 /// Functions that the model may call.
 #[derive(Debug, Default)]
@@ -55,7 +55,7 @@ impl Choice {
 }
 
 impl Tools {
-    pub(super) fn take(fields: &mut Fields, model: &ServedModel) -> Result<Self, ApiError> {
+    pub(super) fn take(fields: &mut Fields, model: &Model) -> Result<Self, ApiError> {
         let tools: Vec<Value> = fields.take("tools")?.unwrap_or_default();
         let parallel = fields.take("parallel_tool_calls")?.unwrap_or(true);
         let choice = Choice::take(fields, &tools)?;

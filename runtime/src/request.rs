@@ -56,6 +56,8 @@ pub struct EngineConfig {
     pub kv_bytes: usize,
     /// Whether finished prefixes are kept for reuse.
     pub prefix_cache: bool,
+    /// Whether a step is launched before the host has looked at the results of the one before. The tokens are the same.
+    pub overlap: bool,
 }
 
 impl EngineConfig {
@@ -67,6 +69,12 @@ impl EngineConfig {
             Device::Cuda(_) => 16384,
             Device::Cpu | Device::Portable => 512,
         }
+    }
+
+    /// A GPU computes while the host looks at results; on a CPU both are the same cores.
+    #[must_use]
+    pub fn usual_overlap(device: Device) -> bool {
+        matches!(device, Device::Cuda(_))
     }
 }
 
@@ -296,8 +304,27 @@ pub struct RuntimeStats {
     pub student: crate::scheduler::SchedulerStats,
     /// The teacher's scheduler, when there is a teacher.
     pub teacher: Option<crate::scheduler::SchedulerStats>,
+    /// The student's steps.
+    pub student_steps: StepStats,
+    /// The teacher's steps, when there is a teacher.
+    pub teacher_steps: Option<StepStats>,
     /// The GPU, when that is the device.
     pub gpu: Option<GpuStats>,
+}
+
+/// How the steps of a slot ran.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct StepStats {
+    /// Steps launched.
+    pub launched: u64,
+    /// Of those, decode steps that were captured graphs.
+    pub graphs: u64,
+    /// Of those launched, before the results of the one before were looked at.
+    pub ahead: u64,
+    /// Of those ahead, when the device had done the one before already: it may have been idle.
+    pub late: u64,
+    /// Seconds that the host waited for results.
+    pub waited_seconds: f64,
 }
 
 /// Counters of a GPU in this process.

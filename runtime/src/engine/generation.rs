@@ -3,10 +3,14 @@
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use autograd::ops::Draw;
+use autograd::Device;
+use autograd::ops::{Draw, DrawRow, Drawn, Extras, Rules};
 
+use crate::config::ModelConfig;
 use crate::request::{FinishReason, GenerateEvent, GenerateRequest, TokenEvent};
-use crate::sampler::{RngKey, Sampled, SamplingError, SamplingParams, Scratch, StopMatcher, TokenHistory, sample};
+use crate::sampler::{
+    RngKey, Sampled, SamplingError, SamplingParams, Scratch, StopMatcher, TokenHistory, from_device, sample,
+};
 use crate::text::{Detokenizer, Tokenizer};
 use crate::{Error, Result};
 
@@ -15,11 +19,40 @@ pub(super) struct Generation {
     params: SamplingParams,
     index: u64,
     prompt_len: usize,
-    history: TokenHistory,
+    /// Tokens that were delivered.
+    generated: usize,
+    sampler: Sampler,
     text: Option<(Detokenizer, StopMatcher)>,
     events: Sender<GenerateEvent>,
     /// Prompt tokens that the first step did not compute; `None` before it.
     cached_tokens: Option<usize>,
+}
+
+/// Where its tokens are drawn. Both know the tokens of steps whose results nobody has looked at.
+enum Sampler {
+    Host(TokenHistory),
+    /// With what is besides temperature and truncation, if there is such.
+    Card(Option<Extras>),
+}
+
+impl Sampler {
+    fn new(request: &GenerateRequest, config: &ModelConfig, device: Device) -> Result<Self> {
+        let Device::Cuda(ordinal) = device else { return Ok(Self::Host(TokenHistory::new(&request.prompt))) };
+        let p = &request.params;
+        let bias: Vec<(u32, f32)> = p.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
+        let masked: Vec<u32> = if p.min_tokens > 0 { p.ending_ids(&config.eos_token_ids).collect() } else { vec![] };
+        let rules = Rules {
+            logit_bias: &bias,
+            masked: &masked,
+            repetition: p.repetition_penalty,
+            frequency: p.frequency_penalty,
+            presence: p.presence_penalty,
+            prompt: &request.prompt,
+            top: p.logprobs.unwrap_or(0),
+            given: &p.logprob_token_ids,
+        };
+        Ok(Self::Card(Extras::new(ordinal, config.vocab_size, &rules)?))
+    }
 }
 
 /// Whether a generation goes on.
@@ -33,6 +66,8 @@ impl Generation {
         request: GenerateRequest,
         tokenizer: Option<&Arc<Tokenizer>>,
         events: Sender<GenerateEvent>,
+        config: &ModelConfig,
+        device: Device,
     ) -> Result<Self> {
         let missing =
             || Error::Request("text or stop strings were asked for, but the model has no tokenizer".to_owned());
@@ -42,7 +77,8 @@ impl Generation {
             Ok((Detokenizer::new(tokenizer.clone(), true), StopMatcher::new(&request.params.stop)))
         });
         Ok(Self {
-            history: TokenHistory::new(&request.prompt),
+            sampler: Sampler::new(&request, config, device)?,
+            generated: 0,
             prompt_len: request.prompt.len(),
             index: request.index,
             params: request.params,
@@ -57,35 +93,51 @@ impl Generation {
         self.cached_tokens.get_or_insert(start);
     }
 
-    /// Draws the next token.
+    /// Draws the next token on the host.
     pub(super) fn draw(&self, logits: &[f32], eos: &[u32]) -> Result<Sampled, SamplingError> {
-        let position = (self.prompt_len + self.history.generated()) as u64;
+        let Sampler::Host(history) = &self.sampler else { unreachable!("the logits are where tokens are drawn") };
+        let position = (self.prompt_len + history.generated()) as u64;
         let key = RngKey { seed: self.params.seed, request: self.index, position };
-        sample(logits, &self.params, eos, &self.history, key, &mut Scratch::default())
+        sample(logits, &self.params, eos, history, key, &mut Scratch::default())
     }
 
-    /// The next draw, where it needs nothing but temperature and truncation of the model's own logits.
-    pub(super) fn plain_draw(&self) -> Option<Draw> {
-        let p = &self.params;
-        let listed = p.logprobs.is_some_and(|n| n > 0) || !p.logprob_token_ids.is_empty();
-        if listed || p.adjusts_logits(self.history.generated()) {
-            return None;
+    /// The host has drawn this token.
+    pub(super) fn drew(&mut self, token: u32) {
+        if let Sampler::Host(history) = &mut self.sampler {
+            history.push(token);
         }
-        Some(Draw {
+    }
+
+    /// How a GPU draws the token at `position`.
+    pub(super) fn draw_row(&self, position: usize) -> DrawRow<'_> {
+        let p = &self.params;
+        let draw = Draw {
             temperature: p.temperature,
             top_k: p.top_k.unwrap_or(0),
             top_p: p.top_p,
             min_p: p.min_p,
             seed: p.seed,
             request: self.index,
-            position: (self.prompt_len + self.history.generated()) as u64,
-        })
+            position: position as u64,
+        };
+        let extras = match &self.sampler {
+            Sampler::Card(extras) => extras.as_ref(),
+            Sampler::Host(_) => None,
+        };
+        DrawRow { draw, extras, masks: position - self.prompt_len < p.min_tokens }
+    }
+
+    /// What a GPU drew.
+    pub(super) fn sampled(&self, drawn: Drawn, config: &ModelConfig) -> Result<Sampled, SamplingError> {
+        let masks = self.generated < self.params.min_tokens;
+        let masked = if masks { self.params.ending_ids(&config.eos_token_ids).count() } else { 0 };
+        from_device(drawn, config.vocab_size, masked)
     }
 
     /// Takes the drawn token: text, stop conditions, event.
     pub(super) fn push(&mut self, sampled: Sampled, eos: &[u32], version: u64) -> Progress {
         let token = sampled.token;
-        self.history.push(token);
+        self.generated += 1;
         let stop_id = (!self.params.ignore_eos && eos.contains(&token)) || self.params.stop_token_ids.contains(&token);
         let (text, stop_text) = match self.advance_text((!stop_id).then_some(token)) {
             Ok(advanced) => advanced,
@@ -105,7 +157,7 @@ impl Generation {
         }
         if stop_id || stop_text {
             self.end(FinishReason::Stop)
-        } else if self.history.generated() >= self.params.max_tokens {
+        } else if self.generated >= self.params.max_tokens {
             self.end(FinishReason::Length)
         } else {
             Progress::Continues

@@ -30,14 +30,14 @@ pub struct Scratch {
     ranked: Vec<Ranked>,
 }
 
-/// What a draw on a GPU gave, for `vocab_size` logits.
-pub(crate) fn from_device(drawn: Drawn, vocab_size: usize) -> Result<Sampled, SamplingError> {
+/// What a draw on a GPU gave, for `vocab_size` logits of which `masked` were made impossible.
+pub(crate) fn from_device(drawn: Drawn, vocab_size: usize, masked: usize) -> Result<Sampled, SamplingError> {
     match drawn {
-        Drawn::Token { token, logprob, sampling_logprob } => {
-            Ok(Sampled { token, logprob, sampling_logprob, top: vec![], given: vec![] })
+        Drawn::Token { token, logprob, sampling_logprob, top, given } => {
+            Ok(Sampled { token, logprob, sampling_logprob, top, given })
         }
         Drawn::NotFinite => Err(SamplingError::NonFiniteLogits),
-        Drawn::Impossible => Err(SamplingError::NoCandidate { vocab_size, masked: 0 }),
+        Drawn::Impossible => Err(SamplingError::NoCandidate { vocab_size, masked }),
     }
 }
 

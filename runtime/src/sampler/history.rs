@@ -38,8 +38,7 @@ pub(super) fn adjust(logits: &mut [f32], params: &SamplingParams, eos: &[u32], h
     }
     let mut masked = 0;
     if history.generated < params.min_tokens {
-        let eos = if params.ignore_eos { &[] } else { eos };
-        for &id in eos.iter().chain(&params.stop_token_ids) {
+        for id in params.ending_ids(eos) {
             logits[id as usize] = f32::NEG_INFINITY;
             masked += 1;
         }

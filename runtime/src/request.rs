@@ -327,6 +327,21 @@ pub struct StepStats {
     pub waited_seconds: f64,
 }
 
+impl StepStats {
+    /// The counters with their names in reports.
+    #[must_use]
+    pub fn named(&self) -> [(&'static str, f64); 5] {
+        let [launched, graphs, ahead, late] = [self.launched, self.graphs, self.ahead, self.late].map(|n| n as f64);
+        [
+            ("steps", launched),
+            ("graph_steps", graphs),
+            ("steps_ahead", ahead),
+            ("steps_late", late),
+            ("waited_seconds", self.waited_seconds),
+        ]
+    }
+}
+
 /// Counters of a GPU in this process.
 #[derive(Debug, Clone)]
 pub struct GpuStats {

@@ -81,9 +81,10 @@ fn a_preempted_sequence_keeps_the_token_that_was_being_drawn() {
     while engine.scheduler.stats().preemptions == 0 {
         assert!(engine.step());
     }
+    // The last of sixteen was being drawn when the page was taken.
+    engine.settle();
+    assert_eq!(engine.outputs[&ids[1]].len(), 16);
     engine.drain(500);
-    // The second prompt, its 16 tokens until then, and what is new after them.
-    assert_eq!(engine.scheduler.stats().planned_tokens_total, 40 + 480 + 15 + 496 + 14);
     engine.assert_outputs_as_alone(&ids);
     engine.assert_pool_whole();
 }
@@ -102,7 +103,7 @@ fn ten_thousand_random_events_leave_the_pool_whole() {
                 let new = 1 + numbers.below(60);
                 live.extend(submit(&mut engine, &mut numbers, &prompt, new, version));
             }
-            8..10 if !live.is_empty() => {
+            8 | 9 if !live.is_empty() => {
                 let id = live.swap_remove(numbers.below(live.len()));
                 if engine.scheduler.cancel(id) {
                     cancelled.push(id);

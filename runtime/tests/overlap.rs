@@ -13,7 +13,9 @@ use runtime::sampler::{RngKey, SamplingParams, Scratch, TokenHistory, sample};
 fn start(device: Device, overlap: bool) -> RuntimeHandle {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let (files, layers, page_bytes) = match device {
-        Device::Cuda(_) => (ModelFiles::random(&root.join("configs/models/qwen3-0.6b.json")), Some(vec![0, 1]), 128 << 10),
+        Device::Cuda(_) => {
+            (ModelFiles::random(&root.join("configs/models/qwen3-0.6b.json")), Some(vec![0, 1]), 128 << 10)
+        }
         _ => (ModelFiles::open(&root.join("tests/fixtures/tiny-chat")), None, 4 << 10),
     };
     let files = Arc::new(files.expect("the model opens"));
@@ -33,7 +35,8 @@ fn start(device: Device, overlap: bool) -> RuntimeHandle {
 
 /// Parameters of every kind; some generations end by a token or, where there is a tokenizer, a text that nobody foresees.
 fn params(kind: u64, vocab: u32) -> SamplingParams {
-    let plain = SamplingParams { seed: 5, max_tokens: 30 + kind as usize % 50, ignore_eos: true, ..SamplingParams::default() };
+    let plain =
+        SamplingParams { seed: 5, max_tokens: 30 + kind as usize % 50, ignore_eos: true, ..SamplingParams::default() };
     match kind % 8 {
         0 => plain,
         1 => SamplingParams { repetition_penalty: 1.4, presence_penalty: 0.5, ..plain },
@@ -158,7 +161,9 @@ fn a_gpu_draws_as_the_host() {
                 let masks = (step as usize) < params.min_tokens;
                 let row = ops::DrawRow { draw, extras: extras.as_ref(), masks };
                 let card = board.draw(&z, &[row]).and_then(ops::PendingDraws::wait).expect("draws").remove(0);
-                let ops::Drawn::Token { token, logprob, sampling_logprob, top, given } = card else { panic!("{card:?}") };
+                let ops::Drawn::Token { token, logprob, sampling_logprob, top, given } = card else {
+                    panic!("{card:?}")
+                };
                 drawn += 1;
                 if token != host.token {
                     // Sums in another order may cross a border between two tokens; the histories differ from here on.

@@ -28,31 +28,31 @@ pub(super) struct Generation {
     cached_tokens: Option<usize>,
 }
 
-/// Where its tokens are drawn. Both know the tokens of steps whose results nobody has looked at.
+/// Where its tokens are drawn. It knows the tokens of steps whose results nobody has looked at.
 enum Sampler {
     Host(TokenHistory),
-    /// With what is besides temperature and truncation, if there is such.
-    Card(Option<Extras>),
+    Card {
+        ordinal: usize,
+        /// What is besides temperature and truncation, if there is such; made for the first step, since a request that
+        /// waits should take no memory of the GPU.
+        extras: Option<Extras>,
+    },
 }
 
-impl Sampler {
-    fn new(request: &GenerateRequest, config: &ModelConfig, device: Device) -> Result<Self> {
-        let Device::Cuda(ordinal) = device else { return Ok(Self::Host(TokenHistory::new(&request.prompt))) };
-        let p = &request.params;
-        let bias: Vec<(u32, f32)> = p.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
-        let masked: Vec<u32> = if p.min_tokens > 0 { p.ending_ids(&config.eos_token_ids).collect() } else { vec![] };
-        let rules = Rules {
-            logit_bias: &bias,
-            masked: &masked,
-            repetition: p.repetition_penalty,
-            frequency: p.frequency_penalty,
-            presence: p.presence_penalty,
-            prompt: &request.prompt,
-            top: p.logprobs.unwrap_or(0),
-            given: &p.logprob_token_ids,
-        };
-        Ok(Self::Card(Extras::new(ordinal, config.vocab_size, &rules)?))
-    }
+/// Calls `f` with a request's rules for draws on a GPU.
+fn with_rules<T>(p: &SamplingParams, prompt: &[u32], config: &ModelConfig, f: impl FnOnce(&Rules<'_>) -> T) -> T {
+    let bias: Vec<(u32, f32)> = p.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
+    let masked: Vec<u32> = if p.min_tokens > 0 { p.ending_ids(&config.eos_token_ids).collect() } else { vec![] };
+    f(&Rules {
+        logit_bias: &bias,
+        masked: &masked,
+        repetition: p.repetition_penalty,
+        frequency: p.frequency_penalty,
+        presence: p.presence_penalty,
+        prompt,
+        top: p.logprobs.unwrap_or(0),
+        given: &p.logprob_token_ids,
+    })
 }
 
 /// Whether a generation goes on.
@@ -76,8 +76,15 @@ impl Generation {
             let tokenizer = tokenizer.ok_or_else(missing)?;
             Ok((Detokenizer::new(tokenizer.clone(), true), StopMatcher::new(&request.params.stop)))
         });
+        let sampler = match device {
+            Device::Cpu | Device::Portable => Sampler::Host(TokenHistory::new(&request.prompt)),
+            Device::Cuda(ordinal) => {
+                with_rules(&request.params, &[], config, |rules| rules.check())?;
+                Sampler::Card { ordinal, extras: None }
+            }
+        };
         Ok(Self {
-            sampler: Sampler::new(&request, config, device)?,
+            sampler,
             generated: 0,
             prompt_len: request.prompt.len(),
             index: request.index,
@@ -88,9 +95,21 @@ impl Generation {
         })
     }
 
-    /// The first planned step begins at position `start`.
-    pub(super) fn started(&mut self, start: usize) {
-        self.cached_tokens.get_or_insert(start);
+    pub(super) fn has_started(&self) -> bool {
+        self.cached_tokens.is_some()
+    }
+
+    /// Its first step begins at position `start` of `prompt`.
+    ///
+    /// # Errors
+    /// A GPU that is out of memory.
+    pub(super) fn start(&mut self, start: usize, prompt: &[u32], config: &ModelConfig) -> Result<()> {
+        self.cached_tokens = Some(start);
+        if let Sampler::Card { ordinal, extras } = &mut self.sampler {
+            let make = |rules: &Rules<'_>| Extras::new(*ordinal, config.vocab_size, rules);
+            *extras = with_rules(&self.params, prompt, config, make)?;
+        }
+        Ok(())
     }
 
     /// Draws the next token on the host.
@@ -121,7 +140,7 @@ impl Generation {
             position: position as u64,
         };
         let extras = match &self.sampler {
-            Sampler::Card(extras) => extras.as_ref(),
+            Sampler::Card { extras, .. } => extras.as_ref(),
             Sampler::Host(_) => None,
         };
         DrawRow { draw, extras, masks: position - self.prompt_len < p.min_tokens }

@@ -79,11 +79,7 @@ impl SlotEngine {
     }
 
     fn launch(&mut self, plan: &Plan) {
-        for seq in &plan.seqs {
-            let generation = self.running.get_mut(&seq.id).expect("a planned request is running");
-            generation.started(seq.tokens.start);
-        }
-        let outcome = self.compute(plan);
+        let outcome = self.start_generations(plan).and_then(|()| self.compute(plan));
         self.steps.launched += 1;
         if let Some(before) = self.flights.back() {
             self.steps.ahead += 1;
@@ -92,6 +88,18 @@ impl SlotEngine {
         let seqs = plan.seqs.iter().map(|seq| seq.id).collect();
         let drawn = plan.seqs.iter().filter(|seq| seq.sample).map(|seq| seq.id).collect();
         self.flights.push_back(Flight { seqs, drawn, outcome });
+    }
+
+    fn start_generations(&mut self, plan: &Plan) -> Result<()> {
+        for seq in &plan.seqs {
+            let generation = self.running.get_mut(&seq.id).expect("a planned request is running");
+            if generation.has_started() {
+                continue;
+            }
+            let tokens = self.scheduler.tokens(seq.id).expect("a planned request is in the scheduler");
+            generation.start(seq.tokens.start, tokens, &self.decoder.config)?;
+        }
+        Ok(())
     }
 
     /// Starts the planned tokens and the draws of the next ones.

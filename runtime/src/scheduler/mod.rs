@@ -336,8 +336,7 @@ impl Scheduler {
         self.pool.check_integrity();
         let mut refs = vec![0; self.pool.total_pages()];
         let held = self.running.values().chain(self.waiting.values());
-        let pages = (held.flat_map(|sequence| sequence.pages.iter().copied()))
-            .chain(self.cache.pages());
+        let pages = (held.flat_map(|sequence| sequence.pages.iter().copied())).chain(self.cache.pages());
         for page in pages {
             refs[page.index()] += 1;
             assert!(refs[page.index()] <= self.pool.refs(page), "{page:?} has an uncounted holder");

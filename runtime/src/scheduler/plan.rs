@@ -128,7 +128,12 @@ impl Scheduler {
         plan.tokens.extend(tokens.clone().map(|position| sequence.token(position)));
         let first_page = plan.pages.len();
         plan.pages.extend(sequence.pages[..pages_for(tokens.end)].iter().map(|page| page.0));
-        plan.seqs.push(PlanSeq { id: sequence.id, tokens: tokens.clone(), sample, pages: first_page..plan.pages.len() });
+        plan.seqs.push(PlanSeq {
+            id: sequence.id,
+            tokens: tokens.clone(),
+            sample,
+            pages: first_page..plan.pages.len(),
+        });
         sequence.planned = tokens.end;
         if sample {
             sequence.promised += 1;

@@ -101,7 +101,8 @@ impl Sequence {
         if self.key != leader.key {
             return 0;
         }
-        let common = (self.tokens.iter().zip(&leader.tokens[..leader.planned.min(leader.tokens.len())])).take_while(|(a, b)| a == b);
+        let common = (self.tokens.iter().zip(&leader.tokens[..leader.planned.min(leader.tokens.len())]))
+            .take_while(|(a, b)| a == b);
         let full_pages = common.count() / PAGE_SIZE;
         (full_pages * PAGE_SIZE).min(self.tokens.len() - 1)
     }

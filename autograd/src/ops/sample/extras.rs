@@ -32,6 +32,19 @@ impl Rules<'_> {
         self.repetition != 1.0 || self.frequency != 0.0 || self.presence != 0.0
     }
 
+    /// Refuses what a GPU cannot list.
+    ///
+    /// # Errors
+    /// More than [`LISTED`] tokens to list.
+    pub fn check(&self) -> Result<()> {
+        let listed = self.top + self.given.len();
+        if listed <= LISTED {
+            return Ok(());
+        }
+        let what = "the number of tokens whose log-probabilities are listed";
+        Err(Error::Domain { op: "draw", what, value: listed as f64, expected: "at most 256 on a GPU" })
+    }
+
     fn is_empty(&self) -> bool {
         let lists = self.logit_bias.len() + self.masked.len() + self.given.len() + self.top;
         lists == 0 && !self.penalizes()
@@ -65,11 +78,7 @@ impl Extras {
         if rules.is_empty() {
             return Ok(None);
         }
-        let listed = rules.top + rules.given.len();
-        if listed > LISTED {
-            let what = "the number of tokens whose log-probabilities are listed";
-            return Err(Error::Domain { op: "draw", what, value: listed as f64, expected: "at most 256 on a GPU" });
-        }
+        rules.check()?;
         let gpu = Gpu::get(ordinal)?;
         let ids = rules.logit_bias.iter().map(|(id, _)| *id);
         let biases = rules.logit_bias.iter().map(|(_, bias)| bias.to_bits());

@@ -7,9 +7,9 @@ mod board;
 mod extras;
 mod words;
 
+pub(crate) use board::word;
 pub use board::{DrawBoard, PendingDraws};
 pub use extras::{Extras, LISTED, Rules};
-pub(crate) use board::word;
 pub(crate) use words::DrawArrays;
 
 /// A token that a step computes.

@@ -6,8 +6,8 @@
 
 constexpr int CHUNK = 2048;
 
-// Bias, then the mask, then repetition, frequency and presence penalties, on rows with `changed`. Grid (ceil(V / CHUNK),
-// B). Bound by bytes: 4 + 4 + 2 + 1 a token.
+// Bias, then the masked ids, then repetition, frequency and presence penalties, then what is not allowed, on rows with
+// `changed`. Grid (ceil(V / CHUNK), B). Bound by bytes: 4 + 4 + 2 + 1 a token.
 extern "C" __global__ void adjust_logits(const float* logits, float* adjusted, int vocab, const int* changed,
                                          const Extras* extras) {
     __shared__ float z[CHUNK];
@@ -37,6 +37,8 @@ extern "C" __global__ void adjust_logits(const float* logits, float* adjusted, i
             x = x > 0.0f ? __fdiv_rn(x, mine.repetition) : __fmul_rn(x, mine.repetition);
         }
         if (count > 0) x = __fsub_rn(x, __fadd_rn(__fmul_rn(mine.frequency, (float)count), mine.presence));
+        const int id = start + i;
+        if (mine.allowed && !(mine.allowed[id >> 5] >> (id & 31) & 1)) x = negative_infinity();
         adjusted[first + i] = x;
     }
 }

@@ -41,7 +41,7 @@ impl Room {
     /// Whether these rows fit.
     #[must_use]
     pub fn holds(&self, rows: &[DecodeRow<'_>]) -> bool {
-        let fits = |row: &DecodeRow<'_>| row.pages.len() <= self.pages && (self.extras || row.draw.extras.is_none());
+        let fits = |row: &DecodeRow<'_>| row.pages.len() <= self.pages && (self.extras || !row.draw.has_extras());
         rows.len() <= self.rows && rows.iter().all(fits)
     }
 }
@@ -91,11 +91,11 @@ impl Inputs {
         DrawArrays::on_device(part, self.room.rows, self.room.extras)
     }
 
-    fn write(&mut self, rows: &[DecodeRow<'_>], draws: &[DrawRow<'_>]) -> Result<()> {
+    fn write(&mut self, rows: &[DecodeRow<'_>], draws: &[DrawRow<'_>], allowed: Option<&Buffer>) -> Result<()> {
         let Room { rows: room, pages, extras } = self.room;
         let words = &mut self.words;
         words.clear();
-        DrawArrays::write(words, draws, room, extras);
+        DrawArrays::write(words, draws, allowed, room, extras);
         let mut list = |value: fn(&DecodeRow<'_>) -> u32, padding: u32| {
             words.extend(rows.iter().map(value));
             words.resize(words.len() + room - rows.len(), padding);
@@ -128,7 +128,7 @@ impl DecodeGraph {
     ) -> Result<Self> {
         let gpu = Gpu::get(ordinal)?;
         let mut inputs = Inputs::new(gpu, room)?;
-        inputs.write(&[], &[])?;
+        inputs.write(&[], &[], None)?;
         let (ids, batch, draws) = (inputs.ids(), inputs.batch(), inputs.draws());
         let run = || {
             board.fill_in(&inputs.part(0), room.rows)?;
@@ -150,7 +150,8 @@ impl DecodeGraph {
     pub fn launch(&mut self, rows: &[DecodeRow<'_>]) -> Result<PendingDraws> {
         assert!(self.inputs.room.holds(rows), "{} rows in a graph for {:?}", rows.len(), self.inputs.room);
         let draws: Vec<DrawRow<'_>> = rows.iter().map(|row| row.draw).collect();
-        self.inputs.write(rows, &draws)?;
+        let allowed = DrawArrays::upload_allowed(self.inputs.buffer.gpu(), &draws)?;
+        self.inputs.write(rows, &draws, allowed.as_ref())?;
         self.graph.launch()?;
         self.board.collect(&draws)
     }

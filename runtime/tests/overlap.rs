@@ -6,7 +6,7 @@ use std::sync::Arc;
 use autograd::{Device, Tensor, ops};
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
-use runtime::request::{EngineConfig, FinishReason, GenerateRequest, RuntimeSpec, Slot, SlotSpec};
+use runtime::request::{EngineConfig, FinishReason, GenerateRequest, RuntimeSpec, Slot, SlotSpec, TokenMask};
 use runtime::sampler::{RngKey, SamplingParams, Scratch, TokenHistory, sample};
 
 /// A tiny model with a tokenizer on the host; two wide random layers on a GPU, whose kernels want them wide.
@@ -92,6 +92,55 @@ fn overlap_changes_no_token() {
     assert!(overlapped.ahead * 10 > overlapped.launched * 9, "{overlapped:?}");
 }
 
+/// Allows tokens that are larger than the one before modulo 90, by at most 9.
+struct Rising(u32);
+
+impl TokenMask for Rising {
+    fn allowed(&mut self, bits: &mut [u32]) {
+        for token in (1..10).map(|more| (self.0 + more) % 90) {
+            bits[token as usize / 32] |= 1 << (token % 32);
+        }
+    }
+
+    fn accept(&mut self, token: u32) {
+        self.0 = token;
+    }
+}
+
+fn masked_runs(device: Device) -> [Vec<Trace>; 2] {
+    [false, true].map(|overlap| {
+        let handle = start(device, overlap);
+        let unmasked = handle.generate(request(0, device)).expect("starts");
+        let running: Vec<_> = (0..6)
+            .map(|i| {
+                let mut request = request(8 * i, device);
+                request.text = false;
+                handle.generate_masked(request, Box::new(Rising(0))).expect("starts")
+            })
+            .collect();
+        let traces: Vec<Trace> = running.into_iter().map(trace).collect();
+        for (tokens, ..) in &traces {
+            let before = [0].into_iter().chain(tokens.iter().map(|t| t.0));
+            let rises = |(before, token): (u32, u32)| (1..10).contains(&((token + 90 - before) % 90));
+            assert!(tokens.len() >= 30 && before.zip(tokens.iter().map(|t| t.0)).all(rises), "{tokens:?}");
+        }
+        trace(unmasked);
+        traces
+    })
+}
+
+#[test]
+fn masked_generations_wait_for_their_tokens() {
+    let [apart, overlapped] = masked_runs(Device::Cpu);
+    assert_eq!(apart, overlapped);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn masks_on_a_gpu() {
+    masked_runs(Device::Cuda(0));
+}
+
 #[test]
 #[ignore = "needs a GPU"]
 fn overlap_on_a_gpu_changes_no_token() {
@@ -148,7 +197,11 @@ fn a_gpu_draws_as_the_host() {
             for step in 0..30u64 {
                 let z = logits(vocab, step % 3);
                 let key = RngKey { seed: params.seed, request: kind, position: 4 + step };
-                let host = sample(&z.to_vec(), &params, &[], &history, key, &mut Scratch::default()).expect("draws");
+                // Two of three tokens, in every other generation.
+                let bits: Vec<u32> = (0..vocab.div_ceil(32) as u32).map(|i| 0xB6DB_6DB6 ^ (i << 7)).collect();
+                let allowed = (kind % 2 == 1).then_some(&bits[..]);
+                let host =
+                    sample(&z.to_vec(), &params, &[], &history, allowed, key, &mut Scratch::default()).expect("draws");
                 let draw = ops::Draw {
                     temperature: params.temperature,
                     top_k: params.top_k.unwrap_or(0),
@@ -159,7 +212,7 @@ fn a_gpu_draws_as_the_host() {
                     position: key.position,
                 };
                 let masks = (step as usize) < params.min_tokens;
-                let row = ops::DrawRow { draw, extras: extras.as_ref(), masks };
+                let row = ops::DrawRow { draw, extras: extras.as_ref(), masks, allowed };
                 let card = board.draw(&z, &[row]).and_then(ops::PendingDraws::wait).expect("draws").remove(0);
                 let ops::Drawn::Token { token, logprob, sampling_logprob, top, given } = card else {
                     panic!("{card:?}")

@@ -7,7 +7,7 @@ use autograd::Device;
 use autograd::ops::{Draw, DrawRow, Drawn, Extras, Rules};
 
 use crate::config::ModelConfig;
-use crate::request::{FinishReason, GenerateEvent, GenerateRequest, TokenEvent};
+use crate::request::{FinishReason, GenerateEvent, GenerateRequest, TokenEvent, TokenMask};
 use crate::sampler::{
     RngKey, Sampled, SamplingError, SamplingParams, Scratch, StopMatcher, TokenHistory, from_device, sample,
 };
@@ -22,10 +22,18 @@ pub(super) struct Generation {
     /// Tokens that were delivered.
     generated: usize,
     sampler: Sampler,
+    mask: Option<Mask>,
     text: Option<(Detokenizer, StopMatcher)>,
     events: Sender<GenerateEvent>,
     /// Prompt tokens that the first step did not compute; `None` before it.
     cached_tokens: Option<usize>,
+}
+
+/// Tokens that the caller allows, from draw to draw.
+struct Mask {
+    source: Box<dyn TokenMask>,
+    /// A bit for each token of the vocabulary, for the next draw.
+    bits: Vec<u32>,
 }
 
 /// Where its tokens are drawn. It knows the tokens of steps whose results nobody has looked at.
@@ -64,6 +72,7 @@ pub(super) enum Progress {
 impl Generation {
     pub(super) fn new(
         request: GenerateRequest,
+        mask: Option<Box<dyn TokenMask>>,
         tokenizer: Option<&Arc<Tokenizer>>,
         events: Sender<GenerateEvent>,
         config: &ModelConfig,
@@ -85,6 +94,7 @@ impl Generation {
         };
         Ok(Self {
             sampler,
+            mask: mask.map(|source| Mask { source, bits: vec![0; config.vocab_size.div_ceil(32)] }),
             generated: 0,
             prompt_len: request.prompt.len(),
             index: request.index,
@@ -112,12 +122,29 @@ impl Generation {
         Ok(())
     }
 
+    /// Whether a step may be planned for it before its last token is known.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.mask.is_none()
+    }
+
+    /// Asks which tokens are allowed next. All tokens so far were delivered.
+    pub(super) fn ask_mask(&mut self) {
+        if let Some(Mask { source, bits }) = &mut self.mask {
+            bits.fill(0);
+            source.allowed(bits);
+        }
+    }
+
+    fn allowed(&self) -> Option<&[u32]> {
+        self.mask.as_ref().map(|mask| &mask.bits[..])
+    }
+
     /// Draws the next token on the host.
     pub(super) fn draw(&self, logits: &[f32], eos: &[u32]) -> Result<Sampled, SamplingError> {
         let Sampler::Host(history) = &self.sampler else { unreachable!("the logits are where tokens are drawn") };
         let position = (self.prompt_len + history.generated()) as u64;
         let key = RngKey { seed: self.params.seed, request: self.index, position };
-        sample(logits, &self.params, eos, history, key, &mut Scratch::default())
+        sample(logits, &self.params, eos, history, self.allowed(), key, &mut Scratch::default())
     }
 
     /// The host has drawn this token.
@@ -143,13 +170,15 @@ impl Generation {
             Sampler::Card { extras, .. } => extras.as_ref(),
             Sampler::Host(_) => None,
         };
-        DrawRow { draw, extras, masks: position - self.prompt_len < p.min_tokens }
+        DrawRow { draw, extras, masks: position - self.prompt_len < p.min_tokens, allowed: self.allowed() }
     }
 
     /// What a GPU drew.
     pub(super) fn sampled(&self, drawn: Drawn, config: &ModelConfig) -> Result<Sampled, SamplingError> {
         let masks = self.generated < self.params.min_tokens;
-        let masked = if masks { self.params.ending_ids(&config.eos_token_ids).count() } else { 0 };
+        let ending = if masks { self.params.ending_ids(&config.eos_token_ids).count() } else { 0 };
+        let allowed = |bits: &[u32]| bits.iter().map(|word| word.count_ones() as usize).sum();
+        let masked = ending + self.allowed().map_or(0, |bits| config.vocab_size.saturating_sub(allowed(bits)));
         from_device(drawn, config.vocab_size, masked)
     }
 
@@ -157,6 +186,9 @@ impl Generation {
     pub(super) fn push(&mut self, sampled: Sampled, eos: &[u32], version: u64) -> Progress {
         let token = sampled.token;
         self.generated += 1;
+        if let Some(mask) = &mut self.mask {
+            mask.source.accept(token);
+        }
         let stop_id = (!self.params.ignore_eos && eos.contains(&token)) || self.params.stop_token_ids.contains(&token);
         let (text, stop_text) = match self.advance_text((!stop_id).then_some(token)) {
             Ok(advanced) => advanced,

@@ -92,8 +92,8 @@ impl Engine {
             self.slots().for_each(SlotEngine::drain);
         }
         match work {
-            Work::Generate(id, request, events) => match self.slot(request.slot) {
-                Ok(slot) => slot.submit(id, request, events),
+            Work::Generate(id, request, mask, events) => match self.slot(request.slot) {
+                Ok(slot) => slot.submit(id, request, mask, events),
                 // A receiver that is gone asked for nothing any more; the same below.
                 Err(e) => drop(events.send(crate::request::GenerateEvent::Failed(e))),
             },

@@ -13,7 +13,7 @@ use super::step::Flight;
 use crate::config::ModelConfig;
 use crate::kv::CacheKey;
 use crate::model::{Adapter, Decoder, ModelWeights, Pass};
-use crate::request::{GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSpec, StepStats};
+use crate::request::{GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSpec, StepStats, TokenMask};
 use crate::scheduler::{RequestId, Scheduler, SchedulerConfig, SchedulerStats, SeqRequest};
 use crate::text::Tokenizer;
 use crate::{Error, Result};
@@ -153,25 +153,32 @@ impl SlotEngine {
     }
 
     /// Queues a generation, or reports on its stream why not.
-    pub(super) fn submit(&mut self, id: RequestId, request: GenerateRequest, events: Sender<GenerateEvent>) {
-        if let Err(e) = self.try_submit(id, request, &events) {
+    pub(super) fn submit(
+        &mut self,
+        id: RequestId,
+        request: GenerateRequest,
+        mask: Option<Box<dyn TokenMask>>,
+        events: Sender<GenerateEvent>,
+    ) {
+        if let Err(e) = self.try_submit(id, request, mask, &events) {
             drop(events.send(GenerateEvent::Failed(e)));
         }
     }
 
-    fn try_submit(&mut self, id: RequestId, request: GenerateRequest, events: &Sender<GenerateEvent>) -> Result<()> {
+    fn try_submit(
+        &mut self,
+        id: RequestId,
+        request: GenerateRequest,
+        mask: Option<Box<dyn TokenMask>>,
+        events: &Sender<GenerateEvent>,
+    ) -> Result<()> {
         check_ids(&request.prompt, self.config())?;
         request.params.validate(self.config().vocab_size)?;
-        let seq = SeqRequest {
-            id,
-            key: self.cache_key(),
-            prompt: request.prompt.as_slice().into(),
-            max_new_tokens: request.params.max_tokens,
-            ahead: true,
-        };
+        let (key, max_new_tokens) = (self.cache_key(), request.params.max_tokens);
+        let prompt = request.prompt.as_slice().into();
         let (tokenizer, config) = (self.tokenizer.as_ref(), self.config());
-        let generation = Generation::new(request, tokenizer, events.clone(), config, self.device())?;
-        self.scheduler.submit(seq)?;
+        let generation = Generation::new(request, mask, tokenizer, events.clone(), config, self.device())?;
+        self.scheduler.submit(SeqRequest { id, key, prompt, max_new_tokens, ahead: generation.is_ahead() })?;
         self.running.insert(id, generation);
         Ok(())
     }

@@ -90,9 +90,13 @@ impl SlotEngine {
         self.flights.push_back(Flight { seqs, drawn, outcome });
     }
 
+    /// Makes what the first step of a generation needs, and asks for the tokens that are allowed next.
     fn start_generations(&mut self, plan: &Plan) -> Result<()> {
         for seq in &plan.seqs {
             let generation = self.running.get_mut(&seq.id).expect("a planned request is running");
+            if seq.sample {
+                generation.ask_mask();
+            }
             if generation.has_started() {
                 continue;
             }

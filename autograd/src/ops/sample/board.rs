@@ -70,7 +70,8 @@ impl DrawBoard {
         }
         let extras = DrawArrays::needs_extras(draws);
         let mut words = vec![];
-        DrawArrays::write(&mut words, draws, rows, extras);
+        let allowed = DrawArrays::upload_allowed(self.gpu, draws)?;
+        DrawArrays::write(&mut words, draws, allowed.as_ref(), rows, extras);
         let part = Part { buffer: Arc::new(self.gpu.upload(&words)?), offset: 0 };
         self.launch(logits, &DrawArrays::on_device(part, rows, extras))?;
         self.collect(draws)

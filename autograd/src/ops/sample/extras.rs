@@ -68,7 +68,7 @@ pub struct Extras {
 
 impl Extras {
     /// Words of four bytes that a row takes: the kernels' `Extras`.
-    pub(super) const WORDS: usize = 12;
+    pub(super) const WORDS: usize = 14;
 
     /// Puts the rules on a GPU, for a vocabulary of `vocab` tokens that all ids are in; `None` if there are none.
     ///
@@ -105,25 +105,21 @@ impl Extras {
         self.biases > 0 || self.history.is_some() || (masks && self.masked > 0)
     }
 
-    /// The row's words; what it lists begins at place `listed`.
-    pub(super) fn words(&self, masks: bool, listed: usize) -> [u32; Self::WORDS] {
-        let [history, lists] = [self.history.as_ref().map_or(0, Buffer::ptr), self.lists.ptr()];
-        let [repetition, frequency, presence] = self.penalties.map(f32::to_bits);
-        let masked = if masks { self.masked } else { 0 };
-        [
-            history as u32,
-            (history >> 32) as u32,
-            lists as u32,
-            (lists >> 32) as u32,
-            self.biases as u32,
-            masked as u32,
-            self.given as u32,
-            self.top as u32,
-            repetition,
-            frequency,
-            presence,
-            listed as u32,
-        ]
+    /// The words of a row with these rules, if any, and the bits of the allowed tokens at an address or 0; what it lists
+    /// begins at place `listed`.
+    pub(super) fn words(rules: Option<&Self>, masks: bool, allowed: u64, listed: usize) -> [u32; Self::WORDS] {
+        let halves = |address: u64| [address as u32, (address >> 32) as u32];
+        let mut words = [0; Self::WORDS];
+        words[4..6].copy_from_slice(&halves(allowed));
+        let Some(rules) = rules else { return words };
+        words[..2].copy_from_slice(&halves(rules.history.as_ref().map_or(0, Buffer::ptr)));
+        words[2..4].copy_from_slice(&halves(rules.lists.ptr()));
+        let masked = if masks { rules.masked } else { 0 };
+        let counts = [rules.biases, masked, rules.given, rules.top].map(|count| count as u32);
+        words[6..10].copy_from_slice(&counts);
+        words[10..13].copy_from_slice(&rules.penalties.map(f32::to_bits));
+        words[13] = listed as u32;
+        words
     }
 }
 

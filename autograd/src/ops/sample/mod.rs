@@ -49,11 +49,21 @@ pub struct DrawRow<'a> {
     pub extras: Option<&'a Extras>,
     /// Whether the ids that [`Rules::masked`] names are impossible in this draw.
     pub masks: bool,
+    /// A bit for each token, from the lowest of the first word on: whether it is possible. `None` allows all.
+    pub allowed: Option<&'a [u32]>,
+}
+
+impl DrawRow<'_> {
+    /// Whether the row needs more than temperature and truncation.
+    #[must_use]
+    pub fn has_extras(&self) -> bool {
+        self.extras.is_some() || self.allowed.is_some()
+    }
 }
 
 impl From<Draw> for DrawRow<'_> {
     fn from(draw: Draw) -> Self {
-        Self { draw, extras: None, masks: false }
+        Self { draw, extras: None, masks: false, allowed: None }
     }
 }
 

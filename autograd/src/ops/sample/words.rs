@@ -1,7 +1,8 @@
 //! Parameters of draws as the words that kernels read.
 
 use super::{DrawRow, Extras};
-use crate::cuda::Arg;
+use crate::Result;
+use crate::cuda::{Arg, Buffer, Gpu};
 use crate::index::Part;
 
 /// Parameters of rows on a GPU, within one buffer: where a row has extras those, `[rows]` of the kernels' struct, then
@@ -29,31 +30,44 @@ impl DrawArrays {
 
     /// Whether a row needs the kernels for extras.
     pub(crate) fn needs_extras(rows: &[DrawRow<'_>]) -> bool {
-        rows.iter().any(|row| row.extras.is_some())
+        rows.iter().any(DrawRow::has_extras)
+    }
+
+    /// The bits of all rows' allowed tokens, behind each other on the GPU; has to live until the draws are launched.
+    pub(crate) fn upload_allowed(gpu: &'static Gpu, draws: &[DrawRow<'_>]) -> Result<Option<Buffer>> {
+        let bits: Vec<u32> = draws.iter().filter_map(|row| row.allowed).flatten().copied().collect();
+        if bits.is_empty() { Ok(None) } else { gpu.upload(&bits).map(Some) }
     }
 
     /// Appends the words of `draws` and, up to `rows`, of rows that are left out. What each row lists, the most likely
-    /// and the given tokens, gets its places in order.
-    pub(crate) fn write(words: &mut Vec<u32>, draws: &[DrawRow<'_>], rows: usize, extras: bool) {
+    /// and the given tokens, gets its places in order. `allowed` is what [`DrawArrays::upload_allowed`] made.
+    pub(crate) fn write(
+        words: &mut Vec<u32>,
+        draws: &[DrawRow<'_>],
+        allowed: Option<&Buffer>,
+        rows: usize,
+        extras: bool,
+    ) {
         let first = words.len();
         words.resize(first + Self::len(rows, extras), 0);
         let mut words = &mut words[first..];
         if extras {
             let (structs, rest) = words.split_at_mut(rows * Extras::WORDS);
-            let mut listed = 0;
+            let (mut listed, mut bits) = (0, allowed.map_or(0, Buffer::ptr));
             for (row, to) in draws.iter().zip(structs.chunks_exact_mut(Extras::WORDS)) {
-                let Some(extras) = row.extras else { continue };
-                to.copy_from_slice(&extras.words(row.masks, listed));
-                listed += extras.listed().iter().sum::<usize>();
+                let address = row.allowed.map_or(0, |_| bits);
+                to.copy_from_slice(&Extras::words(row.extras, row.masks, address, listed));
+                listed += row.extras.map_or(0, |extras| extras.listed().iter().sum());
+                bits += row.allowed.map_or(0, |bits| size_of_val(bits) as u64);
             }
             words = rest;
         }
-        for (row, DrawRow { draw: d, extras, masks }) in draws.iter().enumerate() {
+        for (row, DrawRow { draw: d, extras, masks, allowed }) in draws.iter().enumerate() {
             for (i, long) in [d.seed, d.request, d.position].into_iter().enumerate() {
                 let at = 2 * (i * rows + row);
                 (words[at], words[at + 1]) = (long as u32, (long >> 32) as u32);
             }
-            let changed = extras.is_some_and(|extras| extras.changes(*masks));
+            let changed = allowed.is_some() || extras.is_some_and(|extras| extras.changes(*masks));
             let short = [1, d.top_k as u32, d.temperature.to_bits(), d.top_p.to_bits(), d.min_p.to_bits()];
             for (i, word) in short.into_iter().chain([u32::from(changed)]).enumerate() {
                 words[(6 + i) * rows + row] = word;

@@ -89,14 +89,18 @@ impl Module {
         // SAFETY: module and name are alive; writes one handle.
         unsafe { cu!(cuModuleGetFunction(&raw mut handle, self.handle, symbol.as_ptr())) }
             .map_err(|e| missing(format!("not in its file's code: {e}")))?;
-        Ok(Function {
+        let function = Function {
             name: name.to_owned(),
             handle,
             parameters: self.gpu.parameters(handle),
             shared: SHARED.into(),
             launches: 0.into(),
             overlaps: OVERLAPPING.contains(&name),
-        })
+        };
+        if function.overlaps {
+            self.gpu.prefer_shared(&function)?;
+        }
+        Ok(function)
     }
 }
 

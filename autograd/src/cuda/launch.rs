@@ -65,17 +65,6 @@ macro_rules! arg_from {
 }
 arg_from!(i32 => I32, i64 => I64, u32 => U32, u64 => U64, f32 => F32,);
 
-/// How many blocks a launch has and what each of them has.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Shape {
-    pub(crate) grid: [u32; 3],
-    pub(crate) block: [u32; 3],
-    /// Bytes of dynamic shared memory.
-    pub(crate) shared: u32,
-    /// Blocks along x that run at the same time and see each other's shared memory; more than one from sm_90 on.
-    pub(crate) cluster: u32,
-}
-
 impl Gpu {
     /// Launches a kernel of the program: `grid` blocks of `block` threads with `shared_bytes` of dynamic shared memory.
     ///
@@ -99,20 +88,15 @@ impl Gpu {
     pub fn launch_function(
         &'static self,
         function: &Function,
-        grid: [u32; 3],
+        grid @ [x, y, z]: [u32; 3],
         block: [u32; 3],
         shared_bytes: u32,
         args: &[Arg],
     ) -> Result<()> {
-        self.launch_shape(function, Shape { grid, block, shared: shared_bytes, cluster: 1 }, args)
-    }
-
-    /// As [`Gpu::launch_function`], in clusters of blocks.
-    pub(crate) fn launch_shape(&'static self, function: &Function, shape: Shape, args: &[Arg]) -> Result<()> {
         function.check(args)?;
         let _turn = self.enter()?;
-        if shape.shared > function.shared.load(Ordering::Relaxed) {
-            self.allow_shared(function, shape.shared)?;
+        if shared_bytes > function.shared.load(Ordering::Relaxed) {
+            self.allow_shared(function, shared_bytes)?;
         }
         let mut words = [0u64; MAX_ARGS];
         let mut pointers = [null_mut::<c_void>(); MAX_ARGS];
@@ -120,52 +104,42 @@ impl Gpu {
             *word = arg.bits().0;
             *pointer = std::ptr::from_mut(word).cast();
         }
-        let (mut attributes, count) = self.attributes(function, shape.cluster);
+        let mut overlap = early_start();
         let config = CUlaunchConfig {
-            gridDimX: shape.grid[0],
-            gridDimY: shape.grid[1],
-            gridDimZ: shape.grid[2],
-            blockDimX: shape.block[0],
-            blockDimY: shape.block[1],
-            blockDimZ: shape.block[2],
-            sharedMemBytes: shape.shared,
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: block[0],
+            blockDimY: block[1],
+            blockDimZ: block[2],
+            sharedMemBytes: shared_bytes,
             hStream: self.stream,
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: count,
+            attrs: &raw mut overlap,
+            numAttrs: (function.overlaps && self.is_capturing() && self.may_overlap()).into(),
         };
-        // SAFETY: the driver copies attributes and arguments, as many and as large as `check` compared. That addresses
+        // SAFETY: the driver copies attribute and arguments, as many and as large as `check` compared. That addresses
         // are those of large enough buffers is the caller's care.
         let status =
             unsafe { sys::cuLaunchKernelEx(&raw const config, function.handle, pointers.as_mut_ptr(), null_mut()) };
         if status != CUresult::CUDA_SUCCESS {
-            return super::driver::check(&format!("launch of {}: {shape:?}", function.name), status);
+            let call = format!("launch of {}: grid {grid:?}, block {block:?}, shared {shared_bytes}", function.name);
+            return super::driver::check(&call, status);
         }
         function.launches.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Clusters, and for kernels of a graph that wait themselves a start before the end of those before them.
-    fn attributes(&self, function: &Function, cluster: u32) -> ([CUlaunchAttribute; 2], u32) {
-        // SAFETY: numbers and pointers, for which zero is a value.
-        let mut attributes: [CUlaunchAttribute; 2] = unsafe { zeroed() };
-        let mut count = 0;
-        if cluster > 1 {
-            attributes[count].id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-            let dim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 };
-            attributes[count].value.clusterDim = dim;
-            count += 1;
-        }
-        if function.overlaps && self.is_capturing() && self.overlaps() {
-            attributes[count].id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-            attributes[count].value.programmaticStreamSerializationAllowed = 1;
-            count += 1;
-        }
-        (attributes, count as u32)
+    /// Whether card and driver let kernels of a graph overlap: Hopper and later, CUDA 12.4 and later.
+    fn may_overlap(&self) -> bool {
+        self.info().capability >= (9, 0) && self.info().driver >= (12, 4)
     }
 
-    /// Whether card and driver let kernels of a graph overlap: Hopper and later, CUDA 12.4 and later.
-    fn overlaps(&self) -> bool {
-        self.info().capability >= (9, 0) && self.info().driver >= (12, 4)
+    /// Gives a kernel the largest share of on-chip memory for shared memory. Kernels of unlike shares do not run on one
+    /// multiprocessor at a time, so they would not overlap.
+    pub(super) fn prefer_shared(&self, function: &Function) -> Result<()> {
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        // SAFETY: the function is loaded; the value is a percentage.
+        unsafe { cu!(cuFuncSetAttribute(function.handle, attribute, 100)) }
     }
 
     fn allow_shared(&self, function: &Function, bytes: u32) -> Result<()> {
@@ -180,4 +154,13 @@ impl Gpu {
         function.shared.fetch_max(bytes, Ordering::Relaxed);
         Ok(())
     }
+}
+
+/// The kernel may start before those ahead of it have ended.
+fn early_start() -> CUlaunchAttribute {
+    // SAFETY: numbers, for which zero is a value.
+    let mut attribute: CUlaunchAttribute = unsafe { zeroed() };
+    attribute.id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    attribute.value.programmaticStreamSerializationAllowed = 1;
+    attribute
 }

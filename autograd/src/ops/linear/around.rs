@@ -2,7 +2,7 @@
 
 use super::gpu::{self, Branches};
 use super::{Linear, Projection, linear_of};
-use crate::cuda::few_rows::{Down, FewRows};
+use crate::cuda::few_rows::{Down, FewRows, ROWS};
 use crate::cuda::linear::{Columns, Onto};
 use crate::cuda::{Array, DType};
 use crate::ops::{Op, rms_norm, swiglu};
@@ -43,6 +43,9 @@ pub fn project_within(tape: &mut Tape, x: &Tensor, maps: &[Projection<'_>], arou
 fn few_rows(op: &Linear, inputs: &[&Tensor], around: Around<'_>) -> Result<Option<Tensor>> {
     let (x, places) = (inputs[0], op.places());
     let [t, k] = x.shape();
+    if t > ROWS {
+        return Ok(None);
+    }
     let width: usize = places.iter().map(|p| inputs[p.w].rows()).sum();
     let Some((w, bias)) = gpu::joined(&places, inputs) else { return Ok(None) };
     let branches = Branches::of(&places);

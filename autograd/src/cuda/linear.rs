@@ -45,11 +45,12 @@ pub(crate) fn product(
     [t, n, k]: [usize; 3],
     factor: f32,
 ) -> Result<()> {
-    if factor == 1.0 && few_rows([t, n, k]) && w.stride == k && y.array.dtype() == DType::Bf16 {
+    let fixed = y.array.gpu().is_deterministic();
+    if !fixed && factor == 1.0 && few_rows([t, n, k]) && w.stride == k && y.array.dtype() == DType::Bf16 {
         return small_product(y, onto, [x, w], bias, [t, n, k]);
     }
     let m = MatMul::nt(x.ptr(), w.ptr(), y.ptr(), t, n, k, DType::Bf16, y.array.dtype());
-    let mut m = m.strides(x.stride, w.stride, y.stride).scaled(factor);
+    let mut m = m.strides(x.stride, w.stride, y.stride).scaled(factor).fixed(fixed);
     if let Some(bias) = bias {
         m = m.bias(bias.ptr());
     }

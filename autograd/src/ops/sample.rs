@@ -125,6 +125,12 @@ pub(crate) fn launch(logits: &Tensor, draws: &DrawArrays) -> Result<Array> {
     let outputs = [0, 1, 2].map(|i| results.part(i * rows, rows).arg());
     let args: Vec<Arg> = head.into_iter().chain(rest).chain(outputs).collect();
     gpu.launch("sample_rows", [rows as u32, 1, 1], [512, 1, 1], 0, &args)?;
+    if gpu.is_deterministic() {
+        // Those of the losses' kernels, bit for bit.
+        let args = [z.arg(), stride, Arg::I32(vocab as i32), active, temperature];
+        let args: Vec<Arg> = args.into_iter().chain(outputs).collect();
+        gpu.launch("drawn_log_probs", [rows as u32, 1, 1], [512, 1, 1], 0, &args)?;
+    }
     Ok(results)
 }
 

@@ -2,6 +2,7 @@
 
 mod adamw;
 mod cuda;
+mod deterministic;
 mod errors;
 mod fixtures;
 mod gradients;

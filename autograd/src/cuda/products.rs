@@ -189,13 +189,7 @@ impl Plan {
     }
 
     /// Algorithms in the order in which the library would choose them.
-    pub(super) fn ranked(
-        &self,
-        handle: Handle,
-        product: &MatMul,
-        key: &Key,
-        search: Search,
-    ) -> Result<Vec<Heuristic>> {
+    pub(super) fn ranked(&self, handle: Handle, product: &MatMul, key: &Key, search: Search) -> Result<Vec<Heuristic>> {
         let functions = self.functions;
         let mut wish = Wish { functions, preference: null_mut() };
         // SAFETY: writes one handle.

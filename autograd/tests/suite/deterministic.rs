@@ -144,7 +144,11 @@ fn decoding_attends_as_the_packed_batch() {
                     pool.write(0, &qkv, &batch).expect("runs");
                     out.extend(pool.attend(0, &qkv, &batch, scale, window).expect("runs").to_vec());
                 }
-                assert_same_bits(&out, &packed, &format!("{heads}/{kv_heads} of {d}, window {window:?}, chunk {chunk}"));
+                assert_same_bits(
+                    &out,
+                    &packed,
+                    &format!("{heads}/{kv_heads} of {d}, window {window:?}, chunk {chunk}"),
+                );
             }
             println!("attention {heads}/{kv_heads} of {d}, window {window:?}: equal bits");
         }

@@ -55,7 +55,7 @@ impl Machine {
             files,
             prompts: prompts(&[1, 5, 63, 64, 65, 130, 300], 150),
             budgets: vec![7, 64, 300, 4096],
-            few_pages: 40,
+            few_pages: 30,
         }
     }
 

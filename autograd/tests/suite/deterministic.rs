@@ -7,7 +7,9 @@ use std::ops::Range;
 
 use autograd::cuda::{Gpu, Mode};
 use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedBatch, PagedRows};
-use autograd::ops::{self, Attention, Distill, Divergence, Draw, Drawn, LowRank, Projection, Sequences};
+use autograd::ops::{
+    self, Attention, Distill, Divergence, Draw, DrawBoard, DrawRow, Drawn, LowRank, PendingDraws, Projection, Sequences,
+};
 use autograd::{Device, Tape, Tensor};
 
 use super::support::random;
@@ -164,15 +166,17 @@ fn sampler_and_losses_agree_on_log_probabilities() {
     for (rows, vocab, width) in [(1, 1003, 16), (5, 49_152, 64), (70, 151_936, 64)] {
         let hidden = tensor(&noise(rows * width, 3, 4.0), width);
         let head = Tensor::weight(GPU, noise(vocab * width, 4, 0.5), [vocab, width]).expect("memory");
+        let board = DrawBoard::new(0, rows).expect("memory");
         let teacher = tensor(&noise(rows * width, 5, 4.0), width);
         for temperature in [0.0, 0.7, 1.0, 1.6] {
             let (top_k, top_p, min_p, seed, position) = (0, 1.0, 0.0, 7, 11);
             let draw = |row| Draw { temperature, top_k, top_p, min_p, seed, request: row as u64, position };
-            let draws: Vec<Draw> = (0..rows).map(draw).collect();
-            let drawn = ops::draw(&ops::logits(&hidden, &head).expect("runs"), &draws).expect("runs");
+            let draws: Vec<DrawRow<'_>> = (0..rows).map(|row| draw(row).into()).collect();
+            let logits = ops::logits(&hidden, &head).expect("runs");
+            let drawn = board.draw(&logits, &draws).and_then(PendingDraws::wait).expect("runs");
             let (mut tokens, mut plain, mut sampling) = (vec![], vec![], vec![]);
             for d in drawn {
-                let Drawn::Token { token, logprob, sampling_logprob } = d else { panic!("no token") };
+                let Drawn::Token { token, logprob, sampling_logprob, .. } = d else { panic!("no token") };
                 tokens.push(token);
                 plain.push(logprob);
                 sampling.push(sampling_logprob);

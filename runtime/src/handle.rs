@@ -1,16 +1,17 @@
 //! The one door to the device.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::engine::Engine;
 use crate::request::{
     EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, Generated, OptimReport, OptimStep, RuntimeSpec,
-    RuntimeStats, Score, ScoreRequest, Slot, Snapshot, TrainReport, TrainRequest, TrainState,
+    RuntimeStats, Score, ScoreRequest, Slot, Snapshot, TokenMask, TrainReport, TrainRequest, TrainState,
 };
-use crate::sampler::Constraint;
 use crate::scheduler::RequestId;
 use crate::sink::Sink;
 use crate::{Error, Result};
@@ -20,7 +21,7 @@ pub(crate) type Reply<T> = Sink<Result<T>>;
 
 /// What the device thread is asked to do.
 pub(crate) enum Work {
-    Generate(RequestId, GenerateRequest, Option<Box<dyn Constraint>>, Sink<GenerateEvent>),
+    Generate(RequestId, GenerateRequest, Option<Box<dyn TokenMask>>, Sink<GenerateEvent>),
     Cancel(Slot, RequestId),
     Score(ScoreRequest, Reply<Score>),
     Embed(EmbedRequest, Reply<Vec<f32>>),
@@ -41,6 +42,30 @@ pub struct RuntimeHandle {
     work: Sender<Work>,
     next_id: Arc<AtomicU64>,
     snapshot: Arc<Mutex<Snapshot>>,
+    ending: Ending,
+}
+
+/// Why the device thread has ended; it always says so, and soon after the first channel to it closes.
+#[derive(Clone, Default)]
+struct Ending(Arc<OnceLock<String>>);
+
+impl Ending {
+    /// For a caller whose channel is closed.
+    fn error(&self) -> Error {
+        Error::Stopped(self.0.wait().clone())
+    }
+
+    fn set(&self, outcome: Result<(), Box<dyn Any + Send>>) {
+        let why = outcome.map_or_else(
+            |panic| {
+                let text = panic.downcast_ref::<&str>().copied();
+                let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+                format!("it panicked, \"{}\"; restart the program", text.unwrap_or("without a message"))
+            },
+            |()| "every handle of it was dropped".to_owned(),
+        );
+        self.0.get_or_init(|| why);
+    }
 }
 
 /// Keeps a submitted generation alive. Dropping it cancels the request and frees its pages; a request that has ended is
@@ -64,13 +89,14 @@ pub struct Generation {
     /// `None` once the request has ended.
     ticket: Option<Ticket>,
     events: Receiver<GenerateEvent>,
+    ending: Ending,
 }
 
 impl Generation {
     /// The next event, waiting for it; `None` after [`GenerateEvent::Done`] or [`GenerateEvent::Failed`].
     pub fn next_event(&mut self) -> Option<GenerateEvent> {
         self.ticket.as_ref()?;
-        let event = self.events.recv().unwrap_or_else(|_| GenerateEvent::Failed(stopped()));
+        let event = self.events.recv().unwrap_or_else(|_| GenerateEvent::Failed(self.ending.error()));
         if !matches!(event, GenerateEvent::Token(_)) {
             self.ticket = None;
         }
@@ -108,22 +134,28 @@ impl RuntimeHandle {
     /// # Errors
     /// What loading refuses; a KV memory that holds no page.
     pub fn start(spec: &RuntimeSpec, progress: &dyn Fn(usize, usize)) -> Result<Self> {
-        let engine = Engine::new(spec, progress)?;
+        let mut engine = Engine::new(spec, progress)?;
         let snapshot = Arc::new(Mutex::new(engine.snapshot()));
         let published = Arc::clone(&snapshot);
         let (work, queue) = channel();
         // The engine is one of the pool's workers: a parallel loop then starts without waking a thread and going to sleep.
         let workers = rayon::ThreadPoolBuilder::new().build().map_err(|e| Error::Stopped(e.to_string()))?;
         let thread = std::thread::Builder::new().name("device".to_owned());
-        let run = move || workers.install(move || engine.run(&queue, &published));
+        let ending = Ending::default();
+        let end = ending.clone();
+        let run = move || {
+            let engine = &mut engine;
+            // Nobody uses the engine after a panic.
+            end.set(catch_unwind(AssertUnwindSafe(|| workers.install(move || engine.run(&queue, &published)))));
+        };
         thread.spawn(run).map_err(|e| Error::Stopped(e.to_string()))?;
-        Ok(Self { work, next_id: Arc::default(), snapshot })
+        Ok(Self { work, next_id: Arc::default(), snapshot, ending })
     }
 
     fn ask<T: Send + 'static>(&self, work: impl FnOnce(Reply<T>) -> Work) -> Result<T> {
         let (reply, answer) = channel();
-        self.work.send(work(reply.into())).map_err(|_| stopped())?;
-        answer.recv().map_err(|_| stopped())?
+        self.work.send(work(reply.into())).map_err(|_| self.ending.error())?;
+        answer.recv().map_err(|_| self.ending.error())?
     }
 
     /// Starts a generation; a request that cannot run reports so as its only event.
@@ -131,26 +163,37 @@ impl RuntimeHandle {
     /// # Errors
     /// The device thread has ended.
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation> {
+        self.submit(request, None)
+    }
+
+    /// As [`RuntimeHandle::generate`], with tokens that `mask` allows.
+    ///
+    /// # Errors
+    /// The device thread has ended.
+    pub fn generate_masked(&self, request: GenerateRequest, mask: Box<dyn TokenMask>) -> Result<Generation> {
+        self.submit(request, Some(mask))
+    }
+
+    fn submit(&self, request: GenerateRequest, mask: Option<Box<dyn TokenMask>>) -> Result<Generation> {
         let (sender, events) = channel();
-        let ticket = self.generate_into(request, None, sender.into())?;
-        Ok(Generation { ticket: Some(ticket), events })
+        let ticket = self.generate_into(request, mask, sender.into())?;
+        Ok(Generation { ticket: Some(ticket), events, ending: self.ending.clone() })
     }
 
     /// Starts a generation whose events `events` takes, on the device thread, as they come; the last one is
-    /// [`GenerateEvent::Done`] or [`GenerateEvent::Failed`]. A sink that is closed cancels the request. `constraint`
-    /// restricts the tokens; the logits of such a request go through the host.
+    /// [`GenerateEvent::Done`] or [`GenerateEvent::Failed`]. A sink that is closed cancels the request.
     ///
     /// # Errors
     /// The device thread has ended.
     pub fn generate_into(
         &self,
         request: GenerateRequest,
-        constraint: Option<Box<dyn Constraint>>,
+        mask: Option<Box<dyn TokenMask>>,
         events: Sink<GenerateEvent>,
     ) -> Result<Ticket> {
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let slot = request.slot;
-        self.work.send(Work::Generate(id, request, constraint, events)).map_err(|_| stopped())?;
+        self.work.send(Work::Generate(id, request, mask, events)).map_err(|_| self.ending.error())?;
         Ok(Ticket { id, slot, work: self.work.clone() })
     }
 
@@ -167,7 +210,7 @@ impl RuntimeHandle {
     /// # Errors
     /// The device thread has ended.
     pub fn score_into(&self, request: ScoreRequest, reply: Sink<Result<Score>>) -> Result<()> {
-        self.work.send(Work::Score(request, reply)).map_err(|_| stopped())
+        self.work.send(Work::Score(request, reply)).map_err(|_| self.ending.error())
     }
 
     /// One vector for a text, on the host, of the model's hidden width; `reply` takes it on the device thread.
@@ -175,7 +218,7 @@ impl RuntimeHandle {
     /// # Errors
     /// The device thread has ended. In the answer: tokens that the model cannot see at once, or ids that it does not have.
     pub fn embed_into(&self, request: EmbedRequest, reply: Sink<Result<Vec<f32>>>) -> Result<()> {
-        self.work.send(Work::Embed(request, reply)).map_err(|_| stopped())
+        self.work.send(Work::Embed(request, reply)).map_err(|_| self.ending.error())
     }
 
     /// One micro-batch: forward, loss and, when asked, backward. Gradients add up until the next
@@ -252,6 +295,62 @@ impl RuntimeHandle {
     }
 }
 
-fn stopped() -> Error {
-    Error::Stopped("an earlier message says why; restart the program".to_owned())
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use autograd::{Device, Tape};
+
+    use super::*;
+    use crate::files::ModelFiles;
+    use crate::request::{EngineConfig, SlotSpec, TrainSequence};
+    use crate::sampler::SamplingParams;
+    use crate::train::{Loss, LossBatch, LossValue};
+
+    struct Panics;
+
+    impl Loss for Panics {
+        fn needs_teacher(&self) -> bool {
+            false
+        }
+
+        fn compute(&self, _: &mut Tape, _: &LossBatch<'_>) -> Result<LossValue> {
+            panic!("a loss of 7")
+        }
+    }
+
+    #[test]
+    fn a_panic_of_the_device_thread_reaches_every_caller() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny-chat");
+        let student =
+            SlotSpec { files: Arc::new(ModelFiles::open(&dir).expect("it opens")), layers: None, adapter: None };
+        let engine = EngineConfig {
+            token_budget: 8,
+            max_running: 1,
+            max_waiting: 2,
+            kv_bytes: 1 << 18,
+            prefix_cache: false,
+            overlap: false,
+        };
+        let spec =
+            RuntimeSpec { device: Device::Cpu, student, teacher: None, training: None, engine, deterministic: false };
+        let handle = RuntimeHandle::start(&spec, &|_, _| {}).expect("it starts");
+        let params = SamplingParams { max_tokens: 200, ignore_eos: true, ..SamplingParams::default() };
+        let request = GenerateRequest { slot: Slot::Student, prompt: vec![1, 2], params, index: 0, text: false };
+        let running = handle.generate(request).expect("it starts");
+        let sequence = TrainSequence {
+            tokens: vec![1, 2, 3],
+            prompt_len: 1,
+            teacher_prompt: None,
+            sampled_logprobs: vec![],
+            raw_logprobs: vec![],
+            weights: vec![1.0; 2],
+        };
+        let loss = Arc::new(Panics);
+        let train = TrainRequest { sequences: vec![sequence], loss, normalizer: 1.0, backward: false, dropout_key: 0 };
+        let says = |error: Error| assert!(error.to_string().contains("it panicked, \"a loss of 7\""), "{error}");
+        says(handle.forward_backward(train).expect_err("the loss panics"));
+        says(handle.stats().expect_err("nobody is there"));
+        says(running.collect().expect_err("nobody goes on"));
+    }
 }

@@ -140,7 +140,7 @@ impl From<runtime::Error> for ApiError {
             }
             Error::Submit(SubmitError::EmptyPrompt) => Self::invalid("prompt", message),
             Error::Sampling(SamplingError::OutOfRange { field, .. }) => Self::invalid(field, message),
-            Error::Sampling(SamplingError::NoCandidate { .. } | SamplingError::Constraint(_)) => {
+            Error::Sampling(SamplingError::NoCandidate { .. }) => {
                 Self::request(StatusCode::BAD_REQUEST, "no_token_possible", message)
             }
             Error::ChatTemplate(_) => Self::invalid("messages", message),

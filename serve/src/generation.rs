@@ -94,7 +94,7 @@ impl Running {
                 };
                 let (sender, choice) = (sender.clone(), tickets.len());
                 let sink = move |event| sender.send((choice, Instant::now(), event)).map_err(|_| Closed);
-                let constraint = job.grammar.as_ref().map(Grammar::follow);
+                let mask = job.grammar.as_ref().map(Grammar::follow);
                 let request = GenerateRequest {
                     slot: job.model.slot(),
                     prompt: prompt.clone(),
@@ -102,7 +102,7 @@ impl Running {
                     index: copy as u64,
                     text,
                 };
-                tickets.push(Some(app.runtime.generate_into(request, constraint, Sink::new(sink))?));
+                tickets.push(Some(app.runtime.generate_into(request, mask, Sink::new(sink))?));
             }
         }
         let timeout = app.config.request_timeout;

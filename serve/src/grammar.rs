@@ -1,12 +1,12 @@
 //! Answers of a given form: JSON by a schema, a regular expression, a choice, a grammar. `llguidance` says which tokens may come
 //! next, the runtime's sampler draws among them.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
-use runtime::sampler::{Constraint, TokenSet};
+use runtime::request::TokenMask;
 use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
@@ -27,8 +27,8 @@ pub(crate) enum Form {
 #[derive(Clone)]
 pub(crate) struct Grammar(Matcher);
 
-/// One generation that keeps to a form.
-struct Follower(Matcher);
+/// One generation that keeps to a form. The lock is never waited for: it makes the matcher shareable.
+struct Follower(Mutex<Matcher>);
 
 /// What knows a model's tokens; made when the first form is asked for.
 #[derive(Default, Clone)]
@@ -112,19 +112,30 @@ impl Grammars {
 
 impl Grammar {
     /// For a generation.
-    pub(crate) fn follow(&self) -> Box<dyn Constraint> {
-        Box::new(Follower(self.0.deep_clone()))
+    pub(crate) fn follow(&self) -> Box<dyn TokenMask> {
+        Box::new(Follower(Mutex::new(self.0.deep_clone())))
     }
 }
 
-impl Constraint for Follower {
-    fn allowed(&mut self) -> Result<TokenSet, String> {
-        let mask = self.0.compute_mask_or_eos().map_err(|error| error.to_string())?;
-        Ok(TokenSet::from_words(mask.as_slice().to_vec()))
+impl TokenMask for Follower {
+    /// A grammar that failed allows nothing, and the request fails for want of a token.
+    fn allowed(&mut self, bits: &mut [u32]) {
+        match self.matcher().compute_mask_or_eos() {
+            Ok(mask) => bits.iter_mut().zip(mask.as_slice()).for_each(|(word, &allowed)| *word = allowed),
+            Err(error) => tracing::warn!("no token is allowed: {error}"),
+        }
     }
 
-    fn accept(&mut self, token: u32) -> Result<(), String> {
-        self.0.consume_token(token).map_err(|error| error.to_string())
+    fn accept(&mut self, token: u32) {
+        if let Err(error) = self.matcher().consume_token(token) {
+            tracing::warn!("token {token} was drawn against the form: {error}");
+        }
+    }
+}
+
+impl Follower {
+    fn matcher(&mut self) -> &mut Matcher {
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -22,6 +22,7 @@ pub(super) const HEADERS: &[(&str, &str)] = &[
     ("common.cuh", text!("common.cuh")),
     ("distill.cuh", text!("distill.cuh")),
     ("draw.cuh", text!("draw.cuh")),
+    ("extras.cuh", text!("extras.cuh")),
     ("logits.cuh", text!("logits.cuh")),
     ("mma.cuh", text!("mma.cuh")),
 ];
@@ -71,6 +72,11 @@ pub(super) const FILES: &[File] = &[
             "attention_paged_d96",
         ],
     },
+    File {
+        name: "attention_single.cu",
+        source: text!("attention_single.cu"),
+        kernels: &["attention_single_d128", "attention_single_d256", "attention_single_d64", "attention_single_d96"],
+    },
     File { name: "distill.cu", source: text!("distill.cu"), kernels: &["distill_rows", "distill_rows_bf16"] },
     File {
         name: "distill_top_k.cu",
@@ -100,14 +106,23 @@ pub(super) const FILES: &[File] = &[
         source: text!("embedding.cu"),
         kernels: &["embedding_backward", "embedding_forward", "select_rows_backward", "select_rows_forward"],
     },
-    File { name: "gemv.cu", source: text!("gemv.cu"), kernels: &["gemv", "gemv_f32"] },
+    File {
+        name: "few_rows.cu",
+        source: text!("few_rows.cu"),
+        kernels: &["few_rows_1", "few_rows_2", "few_rows_3", "few_rows_4", "few_rows_6", "few_rows_8"],
+    },
     File {
         name: "history.cu",
         source: text!("history.cu"),
-        kernels: &["adjust_logits", "adjust_logits_bf16", "clear_history", "count_tokens", "mark_prompt"],
+        kernels: &["adjust_logits", "count_tokens", "mark_prompt"],
     },
-    File { name: "kv_cache.cu", source: text!("kv_cache.cu"), kernels: &["kv_copy_page", "kv_write"] },
+    File { name: "listed.cu", source: text!("listed.cu"), kernels: &["list_log_probs"] },
     File { name: "lora.cu", source: text!("lora.cu"), kernels: &["lora_up"] },
+    File {
+        name: "matmul_fixed.cu",
+        source: text!("matmul_fixed.cu"),
+        kernels: &["matmul_fixed_few", "matmul_fixed_few_f32", "matmul_fixed_many", "matmul_fixed_many_f32"],
+    },
     File { name: "norm.cu", source: text!("norm.cu"), kernels: &["rms_norm_backward", "rms_norm_forward"] },
     File {
         name: "optimizer.cu",
@@ -122,7 +137,7 @@ pub(super) const FILES: &[File] = &[
     File {
         name: "sampler.cu",
         source: text!("sampler.cu"),
-        kernels: &["sample_partials", "sample_partials_bf16", "sample_rows", "sample_rows_bf16"],
+        kernels: &["feed_tokens", "sample_partials", "sample_partials_bf16", "sample_rows", "sample_rows_bf16"],
     },
     File { name: "swiglu.cu", source: text!("swiglu.cu"), kernels: &["swiglu_backward", "swiglu_forward"] },
     File {
@@ -131,6 +146,7 @@ pub(super) const FILES: &[File] = &[
         kernels: &[
             "cross_entropy_rows",
             "cross_entropy_rows_bf16",
+            "drawn_log_probs",
             "log_prob_rows",
             "log_prob_rows_bf16",
             "policy_gradient_rows",
@@ -138,3 +154,55 @@ pub(super) const FILES: &[File] = &[
         ],
     },
 ];
+
+/// Kernels that a graph may start while those before them still run: they wait themselves, by `take_turn` or
+/// `wait_for_previous` of `common.cuh`.
+pub(super) const OVERLAPPING: &[&str] = &[
+    "attention_combine_d128",
+    "attention_combine_d256",
+    "attention_combine_d64",
+    "attention_combine_d96",
+    "attention_decode_d128",
+    "attention_decode_d256",
+    "attention_decode_d64",
+    "attention_decode_d96",
+    "embedding_forward",
+    "few_rows_1",
+    "few_rows_2",
+    "few_rows_3",
+    "few_rows_4",
+    "few_rows_6",
+    "few_rows_8",
+    "lora_up",
+    "qk_norm_rope_paged",
+    "rms_norm_forward",
+    "swiglu_forward",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The text of a kernel: from its name to the next kernel. Kernels of a macro are named up to their number.
+    fn text_of(name: &str) -> &'static str {
+        let file = FILES.iter().find(|f| f.kernels.contains(&name)).unwrap_or_else(|| panic!("{name} is in no file"));
+        let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
+        let mut kernels = file.source.split("__global__").skip(1);
+        kernels
+            .find(|text| {
+                text.contains(&format!("{stem}("))
+                    || text.contains(&format!("{stem}##"))
+                    || text.contains(&format!("CAT({stem},"))
+            })
+            .unwrap_or_else(|| panic!("{name} is not in {}", file.name))
+    }
+
+    #[test]
+    fn kernels_that_overlap_wait_for_those_before_them() {
+        for name in OVERLAPPING {
+            let text = text_of(name);
+            let waits = ["take_turn();", "wait_for_previous();"].iter().any(|call| text.contains(call));
+            assert!(waits, "{name} does not wait");
+        }
+    }
+}

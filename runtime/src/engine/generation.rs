@@ -1,13 +1,15 @@
 //! One request's way from logits to text.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
-use autograd::ops::Draw;
+use autograd::Device;
+use autograd::ops::{Draw, DrawRow, Drawn, Extras, Rules};
 
-use crate::request::{FinishReason, GenerateEvent, GenerateRequest, TokenEvent};
+use crate::config::ModelConfig;
+use crate::request::{FinishReason, GenerateEvent, GenerateRequest, TokenEvent, TokenMask};
 use crate::sampler::{
-    Constraint, RngKey, Sampled, SamplingError, SamplingParams, Scratch, StopMatcher, TokenHistory, sample_among,
+    RngKey, Sampled, SamplingError, SamplingParams, Scratch, StopMatcher, TokenHistory, from_device, sample,
 };
 use crate::sink::Sink;
 use crate::text::{Detokenizer, Tokenizer};
@@ -18,15 +20,50 @@ pub(super) struct Generation {
     params: SamplingParams,
     index: u64,
     prompt_len: usize,
-    history: TokenHistory,
+    /// Tokens that were delivered.
+    generated: usize,
+    sampler: Sampler,
+    mask: Option<Mask>,
     text: Option<(Detokenizer, StopMatcher)>,
     events: Sink<GenerateEvent>,
-    /// Locked by the one draw of a step.
-    constraint: Option<Mutex<Box<dyn Constraint>>>,
     /// Prompt tokens that the first step did not compute; `None` before it.
     cached_tokens: Option<usize>,
     arrived: Instant,
     queue_seconds: f64,
+}
+
+/// Tokens that the caller allows, from draw to draw.
+struct Mask {
+    source: Box<dyn TokenMask>,
+    /// A bit for each token of the vocabulary, for the next draw.
+    bits: Vec<u32>,
+}
+
+/// Where its tokens are drawn. It knows the tokens of steps whose results nobody has looked at.
+enum Sampler {
+    Host(TokenHistory),
+    Card {
+        ordinal: usize,
+        /// What is besides temperature and truncation, if there is such; made for the first step, since a request that
+        /// waits should take no memory of the GPU.
+        extras: Option<Extras>,
+    },
+}
+
+/// Calls `f` with a request's rules for draws on a GPU.
+fn with_rules<T>(p: &SamplingParams, prompt: &[u32], config: &ModelConfig, f: impl FnOnce(&Rules<'_>) -> T) -> T {
+    let bias: Vec<(u32, f32)> = p.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
+    let masked: Vec<u32> = if p.min_tokens > 0 { p.ending_ids(&config.eos_token_ids).collect() } else { vec![] };
+    f(&Rules {
+        logit_bias: &bias,
+        masked: &masked,
+        repetition: p.repetition_penalty,
+        frequency: p.frequency_penalty,
+        presence: p.presence_penalty,
+        prompt,
+        top: p.logprobs.unwrap_or(0),
+        given: &p.logprob_token_ids,
+    })
 }
 
 /// Whether a generation goes on.
@@ -38,9 +75,11 @@ pub(super) enum Progress {
 impl Generation {
     pub(super) fn new(
         request: GenerateRequest,
-        constraint: Option<Box<dyn Constraint>>,
+        mask: Option<Box<dyn TokenMask>>,
         tokenizer: Option<&Arc<Tokenizer>>,
         events: Sink<GenerateEvent>,
+        config: &ModelConfig,
+        device: Device,
     ) -> Result<Self> {
         let missing =
             || Error::Request("text or stop strings were asked for, but the model has no tokenizer".to_owned());
@@ -49,69 +88,114 @@ impl Generation {
             let tokenizer = tokenizer.ok_or_else(missing)?;
             Ok((Detokenizer::new(tokenizer.clone(), true), StopMatcher::new(&request.params.stop)))
         });
+        let sampler = match device {
+            Device::Cpu | Device::Portable => Sampler::Host(TokenHistory::new(&request.prompt)),
+            Device::Cuda(ordinal) => {
+                with_rules(&request.params, &[], config, |rules| rules.check())?;
+                Sampler::Card { ordinal, extras: None }
+            }
+        };
         Ok(Self {
-            history: TokenHistory::new(&request.prompt),
+            sampler,
+            mask: mask.map(|source| Mask { source, bits: vec![0; config.vocab_size.div_ceil(32)] }),
+            generated: 0,
             prompt_len: request.prompt.len(),
             index: request.index,
             params: request.params,
             text: text.transpose()?,
             events,
-            constraint: constraint.map(Mutex::new),
             cached_tokens: None,
             arrived: Instant::now(),
             queue_seconds: 0.0,
         })
     }
 
-    /// The first planned step begins at position `start`.
-    pub(super) fn started(&mut self, start: usize) {
-        if self.cached_tokens.is_none() {
-            self.cached_tokens = Some(start);
-            self.queue_seconds = self.arrived.elapsed().as_secs_f64();
+    pub(super) fn has_started(&self) -> bool {
+        self.cached_tokens.is_some()
+    }
+
+    /// Its first step begins at position `start` of `prompt`.
+    ///
+    /// # Errors
+    /// A GPU that is out of memory.
+    pub(super) fn start(&mut self, start: usize, prompt: &[u32], config: &ModelConfig) -> Result<()> {
+        self.cached_tokens = Some(start);
+        self.queue_seconds = self.arrived.elapsed().as_secs_f64();
+        if let Sampler::Card { ordinal, extras } = &mut self.sampler {
+            let make = |rules: &Rules<'_>| Extras::new(*ordinal, config.vocab_size, rules);
+            *extras = with_rules(&self.params, prompt, config, make)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a step may be planned for it before its last token is known.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.mask.is_none()
+    }
+
+    /// Asks which tokens are allowed next. All tokens so far were delivered.
+    pub(super) fn ask_mask(&mut self) {
+        if let Some(Mask { source, bits }) = &mut self.mask {
+            bits.fill(0);
+            source.allowed(bits);
         }
     }
 
-    /// Draws the next token.
+    fn allowed(&self) -> Option<&[u32]> {
+        self.mask.as_ref().map(|mask| &mask.bits[..])
+    }
+
+    /// Draws the next token on the host.
     pub(super) fn draw(&self, logits: &[f32], eos: &[u32]) -> Result<Sampled, SamplingError> {
-        let position = (self.prompt_len + self.history.generated()) as u64;
+        let Sampler::Host(history) = &self.sampler else { unreachable!("the logits are where tokens are drawn") };
+        let position = (self.prompt_len + history.generated()) as u64;
         let key = RngKey { seed: self.params.seed, request: self.index, position };
-        let allowed = self.constraint.as_ref().map(|constraint| {
-            let mut constraint = constraint.lock().unwrap_or_else(PoisonError::into_inner);
-            constraint.allowed().map_err(SamplingError::Constraint)
-        });
-        let (allowed, scratch) = (allowed.transpose()?, &mut Scratch::default());
-        sample_among(logits, allowed.as_ref(), &self.params, eos, &self.history, key, scratch)
+        sample(logits, &self.params, eos, history, self.allowed(), key, &mut Scratch::default())
     }
 
-    /// The next draw, where it needs nothing but temperature and truncation of the model's own logits.
-    pub(super) fn plain_draw(&self) -> Option<Draw> {
-        let p = &self.params;
-        let listed = p.logprobs.is_some_and(|n| n > 0) || !p.logprob_token_ids.is_empty();
-        if listed || self.constraint.is_some() || p.adjusts_logits(self.history.generated()) {
-            return None;
+    /// The host has drawn this token.
+    pub(super) fn drew(&mut self, token: u32) {
+        if let Sampler::Host(history) = &mut self.sampler {
+            history.push(token);
         }
-        Some(Draw {
+    }
+
+    /// How a GPU draws the token at `position`.
+    pub(super) fn draw_row(&self, position: usize) -> DrawRow<'_> {
+        let p = &self.params;
+        let draw = Draw {
             temperature: p.temperature,
             top_k: p.top_k.unwrap_or(0),
             top_p: p.top_p,
             min_p: p.min_p,
             seed: p.seed,
             request: self.index,
-            position: (self.prompt_len + self.history.generated()) as u64,
-        })
+            position: position as u64,
+        };
+        let extras = match &self.sampler {
+            Sampler::Card { extras, .. } => extras.as_ref(),
+            Sampler::Host(_) => None,
+        };
+        DrawRow { draw, extras, masks: position - self.prompt_len < p.min_tokens, allowed: self.allowed() }
+    }
+
+    /// What a GPU drew.
+    pub(super) fn sampled(&self, drawn: Drawn, config: &ModelConfig) -> Result<Sampled, SamplingError> {
+        let masks = self.generated < self.params.min_tokens;
+        let ending = if masks { self.params.ending_ids(&config.eos_token_ids).count() } else { 0 };
+        let allowed = |bits: &[u32]| bits.iter().map(|word| word.count_ones() as usize).sum();
+        let masked = ending + self.allowed().map_or(0, |bits| config.vocab_size.saturating_sub(allowed(bits)));
+        from_device(drawn, config.vocab_size, masked)
     }
 
     /// Takes the drawn token: text, stop conditions, event.
     pub(super) fn push(&mut self, sampled: Sampled, eos: &[u32], version: u64) -> Progress {
         let token = sampled.token;
-        self.history.push(token);
-        let stop_id = (!self.params.ignore_eos && eos.contains(&token)) || self.params.stop_token_ids.contains(&token);
-        if let Some(constraint) = self.constraint.as_mut().filter(|_| !stop_id) {
-            let constraint = constraint.get_mut().unwrap_or_else(PoisonError::into_inner);
-            if let Err(why) = constraint.accept(token) {
-                return self.fail(SamplingError::Constraint(why).into());
-            }
+        self.generated += 1;
+        if let Some(mask) = &mut self.mask {
+            mask.source.accept(token);
         }
+        let stop_id = (!self.params.ignore_eos && eos.contains(&token)) || self.params.stop_token_ids.contains(&token);
         let (text, stop_text) = match self.advance_text((!stop_id).then_some(token)) {
             Ok(advanced) => advanced,
             Err(e) => return self.fail(e),
@@ -130,7 +214,7 @@ impl Generation {
         }
         if stop_id || stop_text {
             self.end(FinishReason::Stop)
-        } else if self.history.generated() >= self.params.max_tokens {
+        } else if self.generated >= self.params.max_tokens {
             self.end(FinishReason::Length)
         } else {
             Progress::Continues

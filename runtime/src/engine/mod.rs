@@ -1,19 +1,21 @@
 //! The engine: the one thread that owns the device and answers all work in order of arrival.
 //!
-//! Generations of a slot share its continuous batch; scoring and training steps run between two steps of it.
+//! Generations of a slot share its continuous batch; scoring and training steps run between two steps of it, when no
+//! step is in flight.
 
 mod adapters;
-mod decode;
+mod card;
 mod generation;
 mod score;
 mod slot;
+mod step;
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Mutex, PoisonError};
 
 use autograd::Device;
-use autograd::cuda::Gpu;
+use autograd::cuda::{Gpu, Mode};
 
 use crate::handle::{Reply, Work};
 use crate::request::{GpuStats, RuntimeSpec, RuntimeStats, Slot, Snapshot};
@@ -32,11 +34,14 @@ pub(crate) struct Engine {
     next_adapter: u32,
     /// What it was started with.
     spec: RuntimeSpec,
+    /// Keeps a GPU in the mode that was asked for.
+    _mode: Option<Mode>,
 }
 
 impl Engine {
     /// Loads the models. When student and teacher are the same layers of the same files, the weights are loaded once.
     pub(crate) fn new(spec: &RuntimeSpec, progress: &dyn Fn(usize, usize)) -> Result<Self> {
+        let mode = hold_mode(spec)?;
         let student = SlotEngine::load(Slot::Student, &spec.student, spec, None, progress)?;
         let teacher = match &spec.teacher {
             None => None,
@@ -54,7 +59,7 @@ impl Engine {
         }
         let training = spec.training.as_ref().map(|t| TrainSession::new(t, &student)).transpose()?;
         let (adapters, spec) = (BTreeMap::new(), spec.clone());
-        let mut engine = Self { student, teacher, training, adapters, next_adapter: 0, spec };
+        let mut engine = Self { student, teacher, training, adapters, next_adapter: 0, spec, _mode: mode };
         if engine.training.is_some() {
             engine.publish()?;
         }
@@ -62,7 +67,7 @@ impl Engine {
     }
 
     /// Answers work until every handle is gone; `published` follows.
-    pub(crate) fn run(mut self, work: &Receiver<Work>, published: &Mutex<Snapshot>) {
+    pub(crate) fn run(&mut self, work: &Receiver<Work>, published: &Mutex<Snapshot>) {
         loop {
             loop {
                 let next =
@@ -76,10 +81,7 @@ impl Engine {
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
-            for slot in [Some(&mut self.student), self.teacher.as_mut()].into_iter().flatten() {
-                slot.step();
-            }
-            self.adapters.values_mut().for_each(SlotEngine::step);
+            self.slots().for_each(SlotEngine::step);
             self.publish_snapshot(published);
         }
     }
@@ -92,6 +94,11 @@ impl Engine {
 
     fn publish_snapshot(&self, published: &Mutex<Snapshot>) {
         *published.lock().unwrap_or_else(PoisonError::into_inner) = self.snapshot();
+    }
+
+    fn slots(&mut self) -> impl Iterator<Item = &mut SlotEngine> {
+        let models = [Some(&mut self.student), self.teacher.as_mut()].into_iter().flatten();
+        models.chain(self.adapters.values_mut())
     }
 
     fn is_idle(&self) -> bool {
@@ -113,9 +120,12 @@ impl Engine {
     }
 
     fn answer(&mut self, work: Work) {
+        if !matches!(work, Work::Generate(..) | Work::Cancel(..) | Work::Stats(_)) {
+            self.slots().for_each(SlotEngine::drain);
+        }
         match work {
-            Work::Generate(id, request, constraint, events) => match self.slot(request.slot) {
-                Ok(slot) => slot.submit(id, request, constraint, events),
+            Work::Generate(id, request, mask, events) => match self.slot(request.slot) {
+                Ok(slot) => slot.submit(id, request, mask, events),
                 // A receiver that is gone asked for nothing any more; the same below.
                 Err(e) => drop(events.send(crate::request::GenerateEvent::Failed(e))),
             },
@@ -172,8 +182,9 @@ impl Engine {
                 Some(GpuStats { launches: gpu.launches(), memory: gpu.memory() })
             }
         };
-        let teacher = self.teacher.as_ref().map(SlotEngine::stats);
-        Ok(RuntimeStats { student: self.student.stats(), teacher, gpu })
+        let (student, student_steps) = self.student.stats();
+        let (teacher, teacher_steps) = self.teacher.as_ref().map(SlotEngine::stats).unzip();
+        Ok(RuntimeStats { student, teacher, student_steps, teacher_steps, gpu })
     }
 
     fn session(&mut self) -> Result<&mut TrainSession> {
@@ -185,6 +196,19 @@ impl Engine {
         let session = self.training.as_ref();
         let session = session.ok_or_else(|| Error::Request("this runtime was started without training".to_owned()))?;
         self.student.publish(session.serving_pass(&self.student))
+    }
+}
+
+/// Puts a GPU into the mode that the runtime computes in.
+fn hold_mode(spec: &RuntimeSpec) -> Result<Option<Mode>> {
+    match spec.device {
+        Device::Cpu => Ok(None),
+        Device::Cuda(ordinal) => Ok(Some(Gpu::get(ordinal)?.hold_mode(spec.deterministic)?)),
+        Device::Portable if spec.deterministic => {
+            let why = "results depend on the batch there; deterministic runs on cpu (always) and cuda".to_owned();
+            Err(autograd::Error::Device { name: spec.device.to_string(), why }.into())
+        }
+        Device::Portable => Ok(None),
     }
 }
 

@@ -5,7 +5,7 @@ use autograd::ops::Drawn;
 use super::candidates::{Ranked, nucleus, rank_all, sort_head};
 use super::history::adjust;
 use super::softmax::{Softmax, checked_max};
-use super::{RngKey, SamplingError, SamplingParams, TokenHistory, TokenSet};
+use super::{RngKey, SamplingError, SamplingParams, TokenHistory};
 
 /// A drawn token and what the model thought of it. Log-probabilities are natural logs.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,20 +30,21 @@ pub struct Scratch {
     ranked: Vec<Ranked>,
 }
 
-/// What a draw on a GPU gave, for `vocab_size` logits.
-pub(crate) fn from_device(drawn: Drawn, vocab_size: usize) -> Result<Sampled, SamplingError> {
+/// What a draw on a GPU gave, for `vocab_size` logits of which `masked` were made impossible.
+pub(crate) fn from_device(drawn: Drawn, vocab_size: usize, masked: usize) -> Result<Sampled, SamplingError> {
     match drawn {
-        Drawn::Token { token, logprob, sampling_logprob } => {
-            Ok(Sampled { token, logprob, sampling_logprob, top: vec![], given: vec![] })
+        Drawn::Token { token, logprob, sampling_logprob, top, given } => {
+            Ok(Sampled { token, logprob, sampling_logprob, top, given })
         }
         Drawn::NotFinite => Err(SamplingError::NonFiniteLogits),
-        Drawn::Impossible => Err(SamplingError::NoCandidate { vocab_size, masked: 0 }),
+        Drawn::Impossible => Err(SamplingError::NoCandidate { vocab_size, masked }),
     }
 }
 
 /// Draws the token that follows, given the `logits` of the whole vocabulary.
 ///
-/// `eos` are the model's end-of-sequence ids, which `min_tokens` masks. Top-k and top-p break ties towards
+/// `eos` are the model's end-of-sequence ids, which `min_tokens` masks. Of `allowed`, a bit for each token from the
+/// lowest of the first word on, those that are 0 make tokens impossible. Top-k and top-p break ties towards
 /// the lowest id.
 ///
 /// # Panics
@@ -53,22 +54,7 @@ pub fn sample(
     params: &SamplingParams,
     eos: &[u32],
     history: &TokenHistory,
-    key: RngKey,
-    scratch: &mut Scratch,
-) -> Result<Sampled, SamplingError> {
-    sample_among(logits, None, params, eos, history, key, scratch)
-}
-
-/// [`sample`] where only the tokens `allowed` are possible. What is reported of a token stays the model's own distribution.
-///
-/// # Panics
-/// As [`sample`].
-pub fn sample_among(
-    logits: &[f32],
-    allowed: Option<&TokenSet>,
-    params: &SamplingParams,
-    eos: &[u32],
-    history: &TokenHistory,
+    allowed: Option<&[u32]>,
     key: RngKey,
     scratch: &mut Scratch,
 ) -> Result<Sampled, SamplingError> {
@@ -78,18 +64,12 @@ pub fn sample_among(
     if max == f32::NEG_INFINITY {
         return Err(no_candidate(0));
     }
-    let changed = params.adjusts_logits(history.generated()) || allowed.is_some();
+    let changed = allowed.is_some() || params.adjusts_logits(history.generated());
     let (mut choice, mut choice_max) = (logits, max);
     if changed {
         adjusted.clear();
         adjusted.extend_from_slice(logits);
-        let mut masked = adjust(adjusted, params, eos, history);
-        if let Some(allowed) = allowed {
-            for (_, logit) in (0..).zip(adjusted.iter_mut()).filter(|&(id, _)| !allowed.contains(id)) {
-                *logit = f32::NEG_INFINITY;
-                masked += 1;
-            }
-        }
+        let masked = adjust(adjusted, params, eos, history, allowed);
         choice_max = checked_max(adjusted)?;
         if choice_max == f32::NEG_INFINITY {
             return Err(no_candidate(masked));

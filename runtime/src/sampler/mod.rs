@@ -4,7 +4,6 @@
 //! never on the neighbours in its batch.
 
 mod candidates;
-mod constraint;
 mod draw;
 mod history;
 mod params;
@@ -12,9 +11,8 @@ mod rng;
 mod softmax;
 mod stop;
 
-pub use constraint::{Constraint, TokenSet};
 pub(crate) use draw::from_device;
-pub use draw::{Sampled, Scratch, sample, sample_among};
+pub use draw::{Sampled, Scratch, sample};
 pub use history::TokenHistory;
 pub use params::SamplingParams;
 pub use rng::RngKey;
@@ -44,17 +42,12 @@ pub enum SamplingError {
     /// The same, found on a GPU, which does not say where.
     #[error("a logit is not a number or infinite: the forward pass is broken")]
     NonFiniteLogits,
-    /// What restricts the generation failed.
-    #[error("the form that the answer must have: {0}")]
-    Constraint(String),
     /// Every logit is -infinity, as the model gave them or after masking.
-    #[error(
-        "no token is possible: all {vocab_size} logits are -inf after min_tokens and the form of the answer masked {masked} ids"
-    )]
+    #[error("no token is possible: all {vocab_size} logits are -inf after {masked} ids were masked")]
     NoCandidate {
         /// Number of logits.
         vocab_size: usize,
-        /// Ids that were masked.
+        /// Ids that `min_tokens` or the request's mask made impossible.
         masked: usize,
     },
 }

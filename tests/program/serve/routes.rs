@@ -35,7 +35,8 @@ fn the_tokenizer_is_there() {
     let text = "Why? \u{1f980}";
     let tokens = server.post("/tokenize", &json!({"prompt": text, "return_token_strs": true})).ok();
     assert_eq!(tokens["tokens"].as_array().map(Vec::len), tokens["count"].as_u64().map(|count| count as usize));
-    assert_eq!(tokens["token_strs"][0], "W");
+    let pieces: Vec<String> = serde_json::from_value(tokens["token_strs"].clone()).expect("texts");
+    assert!(text.starts_with(&pieces[..3].concat()), "{pieces:?}");
     assert_eq!(server.post("/detokenize", &json!({"tokens": tokens["tokens"]})).ok(), json!({"prompt": text}));
     let chat = server.post("/tokenize", &json!({"messages": [{"role": "user", "content": "Hi"}]})).ok();
     assert_eq!(chat["rendered"], "<|start|>user\nHi<|end|>\n<|start|>assistant\n");

@@ -66,7 +66,7 @@ fn a_run_answers_and_is_steered_while_it_trains() {
     });
     let all = events();
     assert!(all.as_array().expect("events").iter().all(|event| event["seq"].as_u64() > Some(seen)));
-    assert_eq!(workshop.names("run/checkpoints"), [format!("step_{last:06}")]);
+    assert!(workshop.names("run/checkpoints").contains(&format!("step_{last:06}")));
     server.post("/v1/train/resume", &json!({})).ok();
     wait_until("going on", || steps(&server) > last);
 

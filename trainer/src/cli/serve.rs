@@ -48,6 +48,9 @@ pub(super) struct ServeArgs {
     /// Where to run: auto, cpu, cuda, cuda:N or portable; auto is cuda:0 where it can be used, else cpu.
     #[arg(long, default_value = "auto")]
     device: Choice,
+    /// A sequence gives the same bits whatever runs beside it. The CPU always does so; a GPU is slower with it.
+    #[arg(long)]
+    deterministic: bool,
     /// Name or address to listen on; one that other machines reach needs --api-key-file.
     #[arg(long, default_value_t = Ipv4Addr::LOCALHOST.to_string(), value_name = "HOST")]
     host: String,
@@ -196,6 +199,7 @@ impl ServeArgs {
         let slot = |files: &Arc<ModelFiles>| SlotSpec { files: Arc::clone(files), layers: None, adapter: None };
         Ok(RuntimeSpec {
             device,
+            deterministic: self.deterministic,
             student: slot(student),
             teacher: teacher.map(slot),
             training: None,
@@ -206,6 +210,7 @@ impl ServeArgs {
                 max_waiting: max_running + limits.max_waiting,
                 kv_bytes: usize::try_from(kv).unwrap_or(usize::MAX),
                 prefix_cache: true,
+                overlap: EngineConfig::usual_overlap(self.device.device),
             },
         })
     }

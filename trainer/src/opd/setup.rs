@@ -112,6 +112,7 @@ impl Setup {
         let teacher = teacher_slot.as_ref().map(|slot| Arc::clone(&slot.files));
         let spec = RuntimeSpec {
             device,
+            deterministic: recipe.runtime.deterministic,
             student: student_slot,
             teacher: teacher_slot,
             training: Some(recipe.training()),
@@ -121,6 +122,7 @@ impl Setup {
                 max_waiting: MAX_WAITING,
                 kv_bytes: usize::try_from(kv_bytes).unwrap_or(usize::MAX),
                 prefix_cache: true,
+                overlap: EngineConfig::usual_overlap(recipe.runtime.device.device),
             },
         };
         let runtime = start(&spec, progress)?;

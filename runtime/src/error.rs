@@ -138,6 +138,22 @@ pub enum Error {
     /// A request that cannot be answered.
     #[error("{0}")]
     Request(String),
+    /// The memory plan needs more than there is.
+    #[error(transparent)]
+    Plan(#[from] crate::memory::Excess),
+    /// The KV memory does not hold the longest sequence.
+    #[error(
+        "the KV memory of each model is {got}, but one sequence of {longest} tokens needs {need}; enlarge it, or generate \
+         fewer tokens"
+    )]
+    KvTooSmall {
+        /// Bytes of the pool.
+        got: crate::memory::Bytes,
+        /// Bytes of the sequence.
+        need: crate::memory::Bytes,
+        /// Its tokens.
+        longest: usize,
+    },
     /// Student and teacher cannot be compared token by token.
     #[error("vocabularies differ: student {student}, teacher {teacher}")]
     Vocabulary {

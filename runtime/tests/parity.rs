@@ -77,7 +77,7 @@ fn exported_tensors_go_by_their_own_names() {
         let files = Arc::new(ModelFiles::open(&dir).expect("the fixture opens"));
         let weights = Arc::clone(&files.weights);
         let student = SlotSpec { files, layers: None, adapter: None };
-        let training = Some(Training::Full { gradient_checkpointing: false });
+        let training = Some(training(Trainable::Full, 0));
         let spec = RuntimeSpec { device: Device::Cpu, student, teacher: None, training, engine: engine(64, 8) };
         let handle = RuntimeHandle::start(&spec, &|_, _| {}).expect("the fixture loads");
         for tensor in handle.export_state().expect("a state").weights {
@@ -254,13 +254,12 @@ fn a_fresh_adapter_changes_nothing() {
         alpha_pattern: Default::default(),
         merge_for_requests: false,
         seed: 1,
-        gradient_checkpointing: false,
     };
     let spec = RuntimeSpec {
         device: Device::Cpu,
         student: SlotSpec { files, layers: None, adapter: None },
         teacher: None,
-        training: Some(Training::Lora(lora)),
+        training: Some(training(Trainable::Lora(lora), 0)),
         engine: engine(64, 64),
     };
     let trained = RuntimeHandle::start(&spec, &|_, _| {}).expect("starts");

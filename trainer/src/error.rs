@@ -67,14 +67,18 @@ pub enum Error {
         what: String,
     },
     /// The run does not fit.
-    #[error("the run needs about {need} but {have} is available on {device}; {remedy}")]
+    #[error("the run needs {need} but {have} is available on {device}; most of it, {bytes}, is {entry}: {remedy}")]
     Memory {
-        /// The forecast.
+        /// The plan.
         need: String,
         /// What the device has.
         have: String,
         /// The device.
         device: autograd::Device,
+        /// The largest entry of the plan.
+        entry: &'static str,
+        /// Its size.
+        bytes: String,
         /// Which key to change.
         remedy: String,
     },

@@ -34,6 +34,12 @@ pub struct MemoryStats {
     pub allocations: u64,
 }
 
+/// Bytes of the block that a buffer of `bytes` takes.
+#[must_use]
+pub fn block_bytes(bytes: usize) -> usize {
+    rounded(bytes)
+}
+
 /// What the card's lock guards.
 #[derive(Default)]
 pub(super) struct Pool {

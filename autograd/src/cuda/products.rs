@@ -10,8 +10,8 @@ use super::matmul::{DType, MatMul};
 use super::pool::Buffer;
 use crate::Result;
 
-/// What algorithms may use besides the operands; NVIDIA's advice for Hopper.
-const WORKSPACE: usize = 32 << 20;
+/// Bytes that cuBLASLt's algorithms may use besides the operands; NVIDIA's advice for Hopper.
+pub const WORKSPACE: usize = 32 << 20;
 /// Shapes kept; a training run meets a new number of rows in most steps.
 const MAX_PLANS: usize = 8192;
 

@@ -36,6 +36,10 @@ impl SlotEngine {
     /// Runs the plan as one captured step if it is one new token of each of some sequences, drawn in the plain way.
     pub(super) fn decode(&mut self, plan: &Plan) -> Result<Option<Draws>> {
         let Device::Cuda(ordinal) = self.device() else { return Ok(None) };
+        if self.serving.weights.is_offloaded() {
+            // A graph would read the layers where they passed through when it was captured.
+            return Ok(None);
+        }
         let single = plan.seqs.iter().all(|s| s.sample && s.tokens.len() == 1);
         let draws = plan.seqs.iter().map(|s| self.running[&s.id].plain_draw()).collect::<Option<Vec<_>>>();
         let Some(draws) = draws.filter(|_| single) else { return Ok(None) };

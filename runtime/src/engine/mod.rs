@@ -33,8 +33,7 @@ impl Engine {
         let teacher = match &spec.teacher {
             None => None,
             Some(teacher) => {
-                let same = teacher.files.path == spec.student.files.path && teacher.layers == spec.student.layers;
-                let shared = same.then(|| student.weights());
+                let shared = spec.teacher_shares_weights().then(|| student.weights());
                 Some(SlotEngine::load(Slot::Teacher, teacher, spec, shared, progress)?)
             }
         };

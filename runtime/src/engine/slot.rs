@@ -12,7 +12,7 @@ use super::decode::DecodeGraphs;
 use super::generation::{Generation, Progress};
 use crate::config::ModelConfig;
 use crate::kv::CacheKey;
-use crate::model::{Adapter, Decoder, ModelWeights, Paged, Pass};
+use crate::model::{Adapter, Decoder, ModelWeights, Paged, Pass, keep_layers};
 use crate::request::{FinishReason, GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSpec};
 use crate::sampler::{Sampled, SamplingError};
 use crate::scheduler::{Plan, RequestId, Scheduler, SchedulerConfig, SchedulerStats, SeqRequest};
@@ -51,7 +51,9 @@ impl SlotEngine {
             Some(weights) => weights,
             None => {
                 let kept = (&kept[..], model.files.config.num_layers);
-                Arc::new(ModelWeights::load(&config, &*model.files.weights, kept, spec.device, progress)?)
+                let offload = slot == Slot::Teacher && spec.training.as_ref().is_some_and(|t| t.offload.teacher);
+                let load = if offload { ModelWeights::load_offloaded } else { ModelWeights::load };
+                Arc::new(load(&config, &*model.files.weights, kept, spec.device, progress)?)
             }
         };
         let adapter = model.adapter.as_ref().map(|dir| Adapter::load(dir, &config, spec.device)).transpose()?;
@@ -113,21 +115,26 @@ impl SlotEngine {
     /// Answers requests with `pass` from now on; cached prefixes of older weights are dropped.
     ///
     /// Training on a GPU changes weights in place, so requests are answered with a copy, which stays where it is: the
-    /// captured decode steps read it.
+    /// captured decode steps read it. When every weight is trained, the weights that were loaded become that copy, unless
+    /// a teacher has them too.
     pub(super) fn publish(&mut self, pass: Pass) -> Result<u64> {
+        let full = pass.adapter.is_none();
         if matches!(self.device(), Device::Cuda(_)) {
+            // `base` and `serving` hold them.
+            self.owns_copy |= full && Arc::ptr_eq(&self.base, &self.serving.weights) && Arc::strong_count(&self.base) == 2;
             if self.owns_copy {
                 self.serving.assign(&pass)?;
             } else {
                 self.serving = pass.copied_from(&self.serving)?;
-                if !self.serving.merge && self.serving.adapter.is_none() {
-                    self.base = self.serving.weights.clone();
-                }
                 self.graphs = DecodeGraphs::default();
                 self.owns_copy = true;
             }
         } else {
             self.serving = pass;
+        }
+        if full {
+            // Nothing of the weights that were loaded is needed any more.
+            self.base = self.serving.weights.clone();
         }
         self.version += 1;
         self.scheduler.publish(self.slot as u8, self.version);
@@ -276,20 +283,6 @@ pub(super) fn check_ids(ids: &[u32], config: &ModelConfig) -> Result<()> {
             Err(Error::Request(format!("token id {id} is outside the model's vocabulary of {}", config.vocab_size)))
         }
     }
-}
-
-/// The configuration with only these layers, and the file's layer for each of them.
-fn keep_layers(config: &ModelConfig, layers: Option<&[usize]>) -> Result<(ModelConfig, Vec<usize>)> {
-    let count = config.num_layers;
-    let Some(layers) = layers else { return Ok((config.clone(), (0..count).collect())) };
-    let mut seen = vec![false; count];
-    let bad = layers.iter().find(|&&l| l >= count || std::mem::replace(&mut seen[l], true));
-    if let Some(&layer) = bad.or(if layers.is_empty() { Some(&0) } else { None }) {
-        return Err(Error::Layers { layer, count });
-    }
-    let window = &config.sliding_window;
-    let sliding_window = if window.is_empty() { vec![] } else { layers.iter().map(|&l| window[l]).collect() };
-    Ok((ModelConfig { num_layers: layers.len(), sliding_window, ..config.clone() }, layers.to_vec()))
 }
 
 const _: () = assert!(PAGE_TOKENS == crate::kv::PAGE_SIZE, "scheduler and device disagree about pages");

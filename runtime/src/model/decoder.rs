@@ -9,7 +9,7 @@ use autograd::kv::{KvPool, PagedBatch};
 use autograd::ops::{self, Attention, Dropout, Projection, QkRope, RopeTable, Sequences};
 use autograd::{Device, Index, Tape, Tensor};
 
-use super::{Adapter, ModelWeights, Module, rope};
+use super::{Adapter, LayerWeights, ModelWeights, Module, rope};
 use crate::Result;
 use crate::config::ModelConfig;
 
@@ -30,8 +30,8 @@ pub struct Pass {
     pub adapter: Option<Arc<Adapter>>,
     /// Dropout on the branches' inputs: probability and key of this micro-batch.
     pub dropout: Option<Dropout>,
-    /// Keep only each layer's input and run the layer again during backward.
-    pub checkpointing: bool,
+    /// Layers, from the first on, that keep only their input and run again during backward.
+    pub recomputed: usize,
     /// Answer requests with the branches added to the weights, rounded to their precision (on a GPU).
     pub merge: bool,
 }
@@ -40,7 +40,7 @@ impl Pass {
     /// Inference with these weights.
     #[must_use]
     pub fn inference(weights: Arc<ModelWeights>, adapter: Option<Arc<Adapter>>) -> Self {
-        Self { weights, adapter, dropout: None, checkpointing: false, merge: false }
+        Self { weights, adapter, dropout: None, recomputed: 0, merge: false }
     }
 }
 
@@ -142,8 +142,8 @@ impl Decoder {
     pub fn forward_packed(&self, tape: &mut Tape, pass: &Pass, ids: &Index, sequences: &Sequences) -> Result<Tensor> {
         let positions = sequences.positions();
         let mut x = ops::embedding(tape, &pass.weights.embedding, ids)?;
-        for layer in 0..pass.weights.layers.len() {
-            if pass.checkpointing {
+        for layer in 0..self.config.num_layers {
+            if layer < pass.recomputed {
                 let (this, pass, positions, sequences) =
                     (self.clone(), pass.clone(), positions.clone(), sequences.clone());
                 x = tape.checkpoint(&x, move |tape, x| {
@@ -168,7 +168,7 @@ impl Decoder {
         let positions = memory.batch.positions();
         let mut tape = Tape::off();
         let mut x = ops::embedding(&mut tape, &pass.weights.embedding, ids)?;
-        for layer in 0..pass.weights.layers.len() {
+        for layer in 0..self.config.num_layers {
             x = self.layer(&mut tape, pass, layer, &x, positions, memory)?;
         }
         self.norm(&mut tape, &x, &pass.weights.final_norm)
@@ -183,9 +183,10 @@ impl Decoder {
         positions: &Index,
         memory: &mut dyn Memory,
     ) -> Result<Tensor> {
-        let layer = &pass.weights.layers[index];
+        let layer = &*pass.weights.layer(index)?;
+        let maps = Maps { pass, layer, index };
         let normed = self.norm(tape, x, &layer.input_norm)?;
-        let qkv = project(tape, pass, index, &[Module::Q, Module::K, Module::V], &normed, None)?;
+        let qkv = maps.project(tape, &[Module::Q, Module::K, Module::V], &normed, None)?;
         let rope = QkRope {
             table: self.rope.clone(),
             positions: positions.clone(),
@@ -194,11 +195,11 @@ impl Decoder {
         };
         let qkv = ops::qk_rope(tape, rope, &qkv, layer.qk_norm.as_ref().map(|[q, k]| [q, k]))?;
         let attended = memory.attend(tape, self, index, &qkv)?;
-        let x = project(tape, pass, index, &[Module::O], &attended, Some(x))?;
+        let x = maps.project(tape, &[Module::O], &attended, Some(x))?;
         let normed = self.norm(tape, &x, &layer.post_norm)?;
-        let gate_up = project(tape, pass, index, &[Module::Gate, Module::Up], &normed, None)?;
+        let gate_up = maps.project(tape, &[Module::Gate, Module::Up], &normed, None)?;
         let inner = ops::swiglu(tape, &gate_up)?;
-        project(tape, pass, index, &[Module::Down], &inner, Some(&x))
+        maps.project(tape, &[Module::Down], &inner, Some(&x))
     }
 
     fn norm(&self, tape: &mut Tape, x: &Tensor, w: &Tensor) -> Result<Tensor> {
@@ -212,28 +213,29 @@ impl Decoder {
     }
 }
 
-/// A layer's linear maps of `x` side by side, each with its low-rank branch when the adapter has one.
-fn project(
-    tape: &mut Tape,
-    pass: &Pass,
-    layer: usize,
-    modules: &[Module],
-    x: &Tensor,
-    residual: Option<&Tensor>,
-) -> Result<Tensor> {
-    let weights = &pass.weights.layers[layer];
-    let map = |&module: &Module| {
-        let branch = pass.adapter.as_ref().and_then(|a| a.layers[layer][module as usize].as_ref());
-        let place = (layer * Module::ALL.len() + module as usize) as u64;
-        // Every module has a mask of its own: the key is mixed with its place by an odd constant.
-        let key = |d: Dropout| d.key.wrapping_add(place.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let dropout = pass.dropout.map(|d| Dropout { key: key(d), ..d });
-        Projection {
-            weight: &weights.linear[module as usize],
-            bias: weights.bias[module as usize].as_ref(),
-            low_rank: branch.map(|branch| branch.low_rank(dropout)),
-        }
-    };
-    let maps: Vec<Projection<'_>> = modules.iter().map(map).collect();
-    Ok(ops::project(tape, x, &maps, residual)?)
+/// The linear maps of one layer.
+struct Maps<'a> {
+    pass: &'a Pass,
+    layer: &'a LayerWeights,
+    index: usize,
+}
+
+impl Maps<'_> {
+    /// Maps of `x` side by side, each with its low-rank branch when the adapter has one.
+    fn project(&self, tape: &mut Tape, modules: &[Module], x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        let map = |&module: &Module| {
+            let branch = self.pass.adapter.as_ref().and_then(|a| a.layers[self.index][module as usize].as_ref());
+            let place = (self.index * Module::ALL.len() + module as usize) as u64;
+            // Every module has a mask of its own: the key is mixed with its place by an odd constant.
+            let key = |d: Dropout| d.key.wrapping_add(place.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            let dropout = self.pass.dropout.map(|d| Dropout { key: key(d), ..d });
+            Projection {
+                weight: &self.layer.linear[module as usize],
+                bias: self.layer.bias[module as usize].as_ref(),
+                low_rank: branch.map(|branch| branch.low_rank(dropout)),
+            }
+        };
+        let maps: Vec<Projection<'_>> = modules.iter().map(map).collect();
+        Ok(ops::project(tape, x, &maps, residual)?)
+    }
 }

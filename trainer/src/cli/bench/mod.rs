@@ -7,9 +7,10 @@ mod speed;
 use std::path::PathBuf;
 
 use clap::Args;
+use runtime::memory::MemoryPlan;
 use serde_json::{Map, Value, json};
 
-use super::model::ModelArgs;
+use super::model::{ModelArgs, plan_json};
 use super::{print, print_json};
 use crate::memory::Bytes;
 use crate::progress::Progress;
@@ -61,6 +62,13 @@ pub(super) struct BenchArgs {
 struct Report {
     values: Map<String, Value>,
     text: String,
+}
+
+impl Report {
+    /// The memory plan that was kept to.
+    fn add_plan(&mut self, plan: &MemoryPlan) {
+        self.values.insert("memory_plan".to_owned(), plan_json(plan));
+    }
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<()> {

@@ -9,7 +9,8 @@ use runtime::RuntimeHandle;
 use runtime::config::Family;
 use runtime::files::ModelFiles;
 use runtime::request::{
-    EngineConfig, GenerateRequest, Generated, LoraConfig, RuntimeSpec, ScoreRequest, Slot, SlotSpec, Training,
+    EngineConfig, GenerateRequest, Generated, LoraConfig, Offload, RuntimeSpec, ScoreRequest, Slot, SlotSpec, Trainable,
+    Training,
 };
 use runtime::sampler::SamplingParams;
 use serde_json::Value;
@@ -34,6 +35,10 @@ fn expected(dir: &Path) -> Value {
 fn engine(token_budget: usize, pages: usize) -> EngineConfig {
     let kv_bytes = pages * 64 * 1024;
     EngineConfig { token_budget, max_running: 16, max_waiting: 64, kv_bytes, prefix_cache: true }
+}
+
+fn training(trainable: Trainable) -> Training {
+    Training { trainable, recomputed_layers: 0, offload: Offload::default() }
 }
 
 fn start(dir: &Path, adapter: Option<PathBuf>, device: Device, engine: EngineConfig) -> RuntimeHandle {
@@ -77,7 +82,7 @@ fn exported_tensors_go_by_their_own_names() {
         let files = Arc::new(ModelFiles::open(&dir).expect("the fixture opens"));
         let weights = Arc::clone(&files.weights);
         let student = SlotSpec { files, layers: None, adapter: None };
-        let training = Some(training(Trainable::Full, 0));
+        let training = Some(training(Trainable::Full));
         let spec = RuntimeSpec { device: Device::Cpu, student, teacher: None, training, engine: engine(64, 8) };
         let handle = RuntimeHandle::start(&spec, &|_, _| {}).expect("the fixture loads");
         for tensor in handle.export_state().expect("a state").weights {
@@ -259,7 +264,7 @@ fn a_fresh_adapter_changes_nothing() {
         device: Device::Cpu,
         student: SlotSpec { files, layers: None, adapter: None },
         teacher: None,
-        training: Some(training(Trainable::Lora(lora), 0)),
+        training: Some(training(Trainable::Lora(lora))),
         engine: engine(64, 64),
     };
     let trained = RuntimeHandle::start(&spec, &|_, _| {}).expect("starts");

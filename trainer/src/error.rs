@@ -100,6 +100,16 @@ pub enum Error {
         /// How often in a row.
         times: u32,
     },
+    /// A run ended with an error after a checkpoint.
+    #[error("{source}\nthe checkpoint {checkpoint} of step {step} is whole: go on from there with --resume")]
+    Stopped {
+        /// What ended it.
+        source: Box<Error>,
+        /// The newest checkpoint.
+        checkpoint: PathBuf,
+        /// Its step.
+        step: u64,
+    },
     /// Ctrl-C: everything is saved.
     #[error("interrupted after step {step}; continue with --resume")]
     Interrupted {
@@ -130,6 +140,8 @@ impl Error {
             | Self::NoEffect { .. }
             | Self::Missing { .. } => 2,
             Self::Interrupted { .. } => 130,
+            Self::Stopped { source, .. } => source.exit_code(),
+            Self::Runtime(error) if error.is_device_lost() => 3,
             _ => 1,
         }
     }

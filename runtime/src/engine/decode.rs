@@ -8,6 +8,7 @@ use autograd::{Device, ops};
 
 use super::slot::SlotEngine;
 use crate::Result;
+use crate::memory::Entry;
 use crate::model::Paged;
 use crate::sampler::{Sampled, SamplingError, from_device};
 use crate::scheduler::{Plan, RequestId};
@@ -63,7 +64,8 @@ impl SlotEngine {
         let longest = pages.iter().map(Vec::len).max().unwrap_or(1);
         let key = [room(rows.len()), longest.next_power_of_two().max(PAGES)];
         if !self.graphs.graphs.contains_key(&key) {
-            let graph = capture(&mut self.graphs.memory, ordinal, key, &mut self.pool, &self.decoder, &self.serving)?;
+            let graph = capture(&mut self.graphs.memory, ordinal, key, &mut self.pool, &self.decoder, &self.serving)
+                .map_err(|e| e.asked_as(Entry::Graphs))?;
             self.graphs.graphs.insert(key, graph);
         }
         let drawn = self.graphs.graphs[&key].run(&rows)?;

@@ -4,6 +4,7 @@
 
 mod decode;
 mod generation;
+mod lost;
 mod score;
 mod slot;
 
@@ -12,7 +13,8 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use autograd::Device;
 use autograd::cuda::Gpu;
 
-use crate::handle::{Reply, Work};
+use crate::handle::Work;
+use crate::memory::Entry;
 use crate::request::{GpuStats, RuntimeSpec, RuntimeStats, Slot};
 use crate::train::TrainSession;
 use crate::{Error, Result};
@@ -24,6 +26,8 @@ pub(crate) struct Engine {
     student: SlotEngine,
     teacher: Option<SlotEngine>,
     training: Option<TrainSession>,
+    /// How the device was lost; nothing is asked of it any more.
+    lost: Option<Error>,
 }
 
 impl Engine {
@@ -43,10 +47,11 @@ impl Engine {
                 return Err(Error::Vocabulary { student: vocabularies[0], teacher: vocabularies[1] });
             }
         }
-        let training = spec.training.as_ref().map(|t| TrainSession::new(t, &student)).transpose()?;
-        let mut engine = Self { student, teacher, training };
+        let training = spec.training.as_ref().map(|t| TrainSession::new(t, &student)).transpose();
+        let training = training.map_err(|e| e.asked_as(Entry::Optimizer))?;
+        let mut engine = Self { student, teacher, training, lost: None };
         if engine.training.is_some() {
-            engine.publish()?;
+            engine.publish().map_err(|e| e.asked_as(Entry::Copies))?;
         }
         Ok(engine)
     }
@@ -63,9 +68,8 @@ impl Engine {
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
-            for slot in [Some(&mut self.student), self.teacher.as_mut()].into_iter().flatten() {
-                slot.step();
-            }
+            let steps = [self.student.step(), self.teacher.as_mut().map_or(Ok(()), SlotEngine::step)];
+            steps.iter().for_each(|step| self.watch(step));
         }
     }
 
@@ -83,6 +87,9 @@ impl Engine {
     }
 
     fn answer(&mut self, work: Work) {
+        if let Some(lost) = &self.lost {
+            return lost::refuse(work, lost);
+        }
         match work {
             Work::Generate(id, request, events) => match self.slot(request.slot) {
                 Ok(slot) => slot.submit(id, request, events),
@@ -96,7 +103,7 @@ impl Engine {
             }
             Work::Score(request, reply) => {
                 let score = self.slot(request.slot).and_then(|slot| slot.score(&request));
-                send(&reply, score);
+                self.reply(&reply, score.map_err(|e| e.asked_as(Entry::Activations)));
             }
             Work::ForwardBackward(request, reply) => {
                 let (teacher, training) = (self.teacher.as_ref(), self.training.as_mut());
@@ -104,20 +111,27 @@ impl Engine {
                     Some(session) => session.forward_backward(&request, &self.student, teacher),
                     None => crate::train::evaluate(&request, &self.student, teacher),
                 };
-                send(&reply, report);
+                self.reply(&reply, report.map_err(|e| e.asked_as(Entry::Activations)));
             }
-            Work::OptimStep(step, reply) => send(&reply, self.session().and_then(|s| s.optim_step(&step))),
+            Work::OptimStep(step, reply) => {
+                let report = self.session().and_then(|s| s.optim_step(&step));
+                self.reply(&reply, report.map_err(|e| e.asked_as(Entry::Workspace)));
+            }
             Work::Publish(reply) => {
                 let version = self.publish();
-                send(&reply, version);
+                self.reply(&reply, version.map_err(|e| e.asked_as(Entry::Copies)));
             }
-            Work::Export(reply) => send(&reply, self.session().and_then(|s| s.export())),
+            Work::Export(reply) => {
+                let state = self.session().and_then(|s| s.export());
+                self.reply(&reply, state);
+            }
             Work::Restore(state, reply) => {
                 let restored = self.session().and_then(|s| s.restore(state));
-                send(&reply, restored);
+                self.reply(&reply, restored);
             }
             Work::Stats(reply) => {
-                send(&reply, self.stats());
+                let stats = self.stats();
+                self.reply(&reply, stats);
             }
         }
     }
@@ -144,9 +158,4 @@ impl Engine {
         let session = session.ok_or_else(|| Error::Request("this runtime was started without training".to_owned()))?;
         self.student.publish(session.serving_pass(&self.student))
     }
-}
-
-fn send<T>(reply: &Reply<T>, value: Result<T>) {
-    // A caller that stopped waiting has dropped its end; there is nobody to tell.
-    drop(reply.send(value));
 }

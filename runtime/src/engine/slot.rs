@@ -12,6 +12,7 @@ use super::decode::DecodeGraphs;
 use super::generation::{Generation, Progress};
 use crate::config::ModelConfig;
 use crate::kv::CacheKey;
+use crate::memory::Entry;
 use crate::model::{Adapter, Decoder, ModelWeights, Paged, Pass, keep_layers};
 use crate::request::{FinishReason, GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSpec};
 use crate::sampler::{Sampled, SamplingError};
@@ -53,7 +54,8 @@ impl SlotEngine {
                 let kept = (&kept[..], model.files.config.num_layers);
                 let offload = slot == Slot::Teacher && spec.training.as_ref().is_some_and(|t| t.offload.teacher);
                 let load = if offload { ModelWeights::load_offloaded } else { ModelWeights::load };
-                Arc::new(load(&config, &*model.files.weights, kept, spec.device, progress)?)
+                let weights = load(&config, &*model.files.weights, kept, spec.device, progress);
+                Arc::new(weights.map_err(|e| e.asked_as(Entry::Weights))?)
             }
         };
         let adapter = model.adapter.as_ref().map(|dir| Adapter::load(dir, &config, spec.device)).transpose()?;
@@ -70,7 +72,8 @@ impl SlotEngine {
         let positions = config.max_position_embeddings;
         Ok(Self {
             slot,
-            pool: KvPool::new(spec.device, shape, config.num_layers, num_pages)?,
+            pool: KvPool::new(spec.device, shape, config.num_layers, num_pages)
+                .map_err(|e| Error::from(e).asked_as(Entry::Kv))?,
             decoder: Decoder::new(config, positions),
             base: weights.clone(),
             serving: Pass::inference(weights, adapter.map(Arc::new)),
@@ -175,15 +178,22 @@ impl SlotEngine {
         }
     }
 
-    /// One step of the continuous batch.
-    pub(super) fn step(&mut self) {
+    /// One step of the continuous batch. An error is told to the requests of the step; the others go on.
+    pub(super) fn step(&mut self) -> Result<()> {
         let plan = self.scheduler.plan();
         if plan.is_empty() {
-            return;
+            return Ok(());
         }
-        match self.compute(&plan) {
-            Ok(sampled) => self.deliver(sampled),
-            Err(e) => self.fail(&plan, &e),
+        match self.compute(&plan).map_err(|e| e.asked_as(Entry::Activations)) {
+            Ok(sampled) => {
+                self.deliver(sampled);
+                Ok(())
+            }
+            Err(e) => {
+                self.fail(plan.seqs.iter().map(|seq| seq.id), &e);
+                self.scheduler.commit(&[]);
+                Err(e)
+            }
         }
     }
 
@@ -263,15 +273,20 @@ impl SlotEngine {
         }
     }
 
-    /// A forward pass that failed fails every request in it; the others go on.
-    fn fail(&mut self, plan: &Plan, error: &Error) {
-        for seq in &plan.seqs {
-            if let Some(mut generation) = self.running.remove(&seq.id) {
-                generation.fail(Error::Request(format!("the forward pass failed: {error}")));
+    /// Ends these requests with an error.
+    fn fail(&mut self, ids: impl Iterator<Item = RequestId>, error: &Error) {
+        for id in ids {
+            if let Some(mut generation) = self.running.remove(&id) {
+                generation.fail(error.for_another());
             }
-            self.scheduler.cancel(seq.id);
+            self.scheduler.cancel(id);
         }
-        self.scheduler.commit(&[]);
+    }
+
+    /// Ends every request with an error.
+    pub(super) fn fail_all(&mut self, error: &Error) {
+        let ids: Vec<RequestId> = self.running.keys().copied().collect();
+        self.fail(ids.into_iter(), error);
     }
 }
 

@@ -77,6 +77,23 @@ impl Entry {
     }
 }
 
+impl Entry {
+    /// What makes it smaller.
+    #[must_use]
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::Weights => "choose a smaller model, offload the teacher, or stop other programs on the device",
+            Self::Copies | Self::Gradients => "train low-rank branches instead of every weight",
+            Self::Optimizer => "offload the optimizer, or train low-rank branches instead of every weight",
+            Self::Kv => "give the KV memory less",
+            Self::Activations => "use fewer tokens in a micro-batch or scheduler step, or compute more layers again",
+            Self::Logits => "use fewer tokens in a micro-batch, or fewer sequences at a time",
+            Self::Graphs => "run fewer sequences at a time",
+            Self::Workspace | Self::Driver => "stop other programs on the device",
+        }
+    }
+}
+
 /// How much keys and values get.
 #[derive(Debug, Clone, PartialEq)]
 pub enum KvWish {

@@ -117,8 +117,12 @@ pub struct Bytes(pub u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = self.0 as f64 / (1 << 20) as f64;
-        if mib >= 1024.0 { write!(f, "{:.1} GiB", mib / 1024.0) } else { write!(f, "{mib:.0} MiB") }
+        let kib = self.0 as f64 / 1024.0;
+        match kib {
+            0.0..1024.0 => write!(f, "{kib:.0} KiB"),
+            1024.0..1_048_576.0 => write!(f, "{:.0} MiB", kib / 1024.0),
+            _ => write!(f, "{:.1} GiB", kib / 1_048_576.0),
+        }
     }
 }
 

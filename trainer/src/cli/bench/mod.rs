@@ -89,6 +89,7 @@ fn add_memory(report: &mut Report, args: &BenchArgs) {
     if let Some(card) = memory::on_card(args.model.device.device) {
         report.values.insert("card_peak_bytes".to_owned(), json!(card.peak_in_use));
         report.values.insert("card_reserved_bytes".to_owned(), json!(card.peak_reserved));
+        report.values.insert("card_allocations".to_owned(), json!(card.driver_allocations));
         let [used, reserved] = [card.peak_in_use, card.peak_reserved].map(|bytes| Bytes(bytes as u64));
         report.text += &format!(", on the card {used} of {reserved} reserved");
     }

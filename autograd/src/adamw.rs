@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::cuda::{Array, Gpu, HostArray};
 use crate::cuda::optimizer::{self, Offloaded, Trained};
+use crate::cuda::{Array, Gpu, HostArray};
 use crate::{Device, Error, Result, Tensor};
 
 /// Constants of AdamW.

@@ -128,9 +128,11 @@ impl Tape {
         let kept = self.nodes.iter().map(|node| match node {
             Node::Op(_, record) => {
                 let own: usize = record.kept.iter().map(&mut bytes).sum();
-                let computed = record.inputs.iter().zip(&record.needs).filter(|(input, need)| {
-                    **need && !self.leaves.contains(&input.id())
-                });
+                let computed = record
+                    .inputs
+                    .iter()
+                    .zip(&record.needs)
+                    .filter(|(input, need)| **need && !self.leaves.contains(&input.id()));
                 own + bytes(&record.output) + computed.map(|(input, _)| bytes(input)).sum::<usize>()
             }
             Node::Checkpoint { input, .. } => bytes(input),

@@ -193,7 +193,9 @@ impl Tensor {
     pub(crate) fn raw(&self) -> &[f32] {
         match &self.data {
             Data::Cpu(values, _) => values,
-            Data::Cuda(_) | Data::Host(_) | Data::Portable(_) => panic!("raw values of a tensor that is not on the host"),
+            Data::Cuda(_) | Data::Host(_) | Data::Portable(_) => {
+                panic!("raw values of a tensor that is not on the host")
+            }
         }
     }
 
@@ -225,7 +227,9 @@ impl Tensor {
     pub(crate) fn into_raw(self) -> Vec<f32> {
         match self.data {
             Data::Cpu(values, _) => Arc::unwrap_or_clone(values),
-            Data::Cuda(_) | Data::Host(_) | Data::Portable(_) => panic!("raw values of a tensor that is not on the host"),
+            Data::Cuda(_) | Data::Host(_) | Data::Portable(_) => {
+                panic!("raw values of a tensor that is not on the host")
+            }
         }
     }
 

@@ -9,9 +9,7 @@ use autograd::Device;
 use autograd::cuda::{Gpu, compile};
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
-use runtime::request::{
-    EngineConfig, GenerateEvent, GenerateRequest, RuntimeSpec, ScoreRequest, Slot, SlotSpec,
-};
+use runtime::request::{EngineConfig, GenerateEvent, GenerateRequest, RuntimeSpec, ScoreRequest, Slot, SlotSpec};
 use runtime::sampler::SamplingParams;
 
 /// Set in the process that loses the card.
@@ -49,7 +47,8 @@ fn a_lost_card_ends_all_requests_and_refuses_later_ones() {
     if std::env::var_os(LOSE).is_none() {
         let name = "a_lost_card_ends_all_requests_and_refuses_later_ones";
         let program = std::env::current_exe().expect("this program");
-        let output = Command::new(program).args(["--ignored", "--exact", name]).env(LOSE, "1").output().expect("starts");
+        let output =
+            Command::new(program).args(["--ignored", "--exact", name]).env(LOSE, "1").output().expect("starts");
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
         assert!(text.contains("1 passed"), "{text}");
@@ -59,7 +58,8 @@ fn a_lost_card_ends_all_requests_and_refuses_later_ones() {
     let mut running: Vec<_> = (0..3).map(|index| runtime.generate(request(index)).expect("submitted")).collect();
     assert!(matches!(running[0].next_event(), Some(GenerateEvent::Token(_))), "it runs");
     let gpu = Gpu::get(0).expect("a GPU");
-    let trap = compile("trap.cu", "extern \"C\" __global__ void lose() { asm(\"trap;\"); }", gpu.arch()).expect("compiles");
+    let trap =
+        compile("trap.cu", "extern \"C\" __global__ void lose() { asm(\"trap;\"); }", gpu.arch()).expect("compiles");
     let trap = gpu.load(&trap).expect("loads").function("lose").expect("there");
     gpu.launch_function(&trap, [1, 1, 1], [1, 1, 1], 0, &[]).expect("launched");
     for generation in running {

@@ -9,8 +9,8 @@ use runtime::RuntimeHandle;
 use runtime::config::Family;
 use runtime::files::ModelFiles;
 use runtime::request::{
-    EngineConfig, GenerateRequest, Generated, LoraConfig, Offload, RuntimeSpec, ScoreRequest, Slot, SlotSpec, Trainable,
-    Training,
+    EngineConfig, GenerateRequest, Generated, LoraConfig, Offload, RuntimeSpec, ScoreRequest, Slot, SlotSpec,
+    Trainable, Training,
 };
 use runtime::sampler::SamplingParams;
 use serde_json::Value;

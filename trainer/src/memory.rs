@@ -78,10 +78,8 @@ fn remedy(largest: Entry, plan: &MemoryPlan, purpose: Purpose) -> &'static str {
         }
         (Purpose::Command, Entry::Activations | Entry::Logits) => "give shorter prompts or texts",
         (Purpose::Command, _) => "choose a smaller --model, or stop other programs on the device",
-        (_, Entry::Kv | Entry::Graphs) => {
-            "lower `runtime.kv_bytes`, `runtime.max_running` or `rollout.max_new_tokens`"
-        }
-        (_, Entry::Activations) if plan.recomputed[0] < plan.recomputed[1] => {
+        (_, Entry::Kv | Entry::Graphs) => "lower `runtime.kv_bytes`, `runtime.max_running` or `rollout.max_new_tokens`",
+        (_, Entry::Activations) if plan.recomputed[0] + 1 < plan.recomputed[1] => {
             "lower `runtime.tokens_per_microbatch` or set `runtime.gradient_checkpointing = true`"
         }
         (_, Entry::Activations | Entry::Logits) => "lower `runtime.tokens_per_microbatch`",
@@ -90,9 +88,7 @@ fn remedy(largest: Entry, plan: &MemoryPlan, purpose: Purpose) -> &'static str {
         (_, Entry::Weights) if on_gpu => {
             "set `teacher.offload = true`, or choose a smaller `student.model` or `teacher.model`"
         }
-        (_, Entry::Weights | Entry::Workspace | Entry::Driver) => {
-            "choose a smaller `student.model` or `teacher.model`"
-        }
+        (_, Entry::Weights | Entry::Workspace | Entry::Driver) => "choose a smaller `student.model` or `teacher.model`",
     }
 }
 
@@ -188,13 +184,7 @@ mod tests {
             student: SlotSpec { files, layers: None, adapter: None },
             teacher: None,
             training: None,
-            engine: EngineConfig {
-                token_budget: 16,
-                max_running: 1,
-                max_waiting: 1,
-                kv_bytes: 0,
-                prefix_cache: true,
-            },
+            engine: EngineConfig { token_budget: 16, max_running: 1, max_waiting: 1, kv_bytes: 0, prefix_cache: true },
         };
         let workload = Workload {
             kv: KvWish::Size(KvSize::Bytes(kv)),
@@ -219,9 +209,13 @@ mod tests {
 
     #[test]
     fn activations_are_not_lowered_by_what_is_done_already() {
-        let plan = |recomputed| MemoryPlan { recomputed, ..planned(1 << 20, 1 << 30) };
-        let help = |recomputed| remedy(Entry::Activations, &plan(recomputed), Purpose::Training);
-        assert!(help([3, 4]).contains("gradient_checkpointing"));
+        let help = |recomputed| {
+            let mut plan = planned(1 << 20, 1 << 30);
+            plan.recomputed = recomputed;
+            remedy(Entry::Activations, &plan, Purpose::Training)
+        };
+        assert!(help([2, 4]).contains("gradient_checkpointing"));
+        assert!(!help([3, 4]).contains("gradient_checkpointing"));
         assert!(!help([4, 4]).contains("gradient_checkpointing"));
     }
 

@@ -124,7 +124,8 @@ impl SlotEngine {
         let full = pass.adapter.is_none();
         if matches!(self.device(), Device::Cuda(_)) {
             // `base` and `serving` hold them.
-            self.owns_copy |= full && Arc::ptr_eq(&self.base, &self.serving.weights) && Arc::strong_count(&self.base) == 2;
+            self.owns_copy |=
+                full && Arc::ptr_eq(&self.base, &self.serving.weights) && Arc::strong_count(&self.base) == 2;
             if self.owns_copy {
                 self.serving.assign(&pass)?;
             } else {

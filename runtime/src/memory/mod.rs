@@ -351,7 +351,9 @@ impl<'a> Planner<'a> {
         let fits = |recomputed: &usize| {
             self.entries(*recomputed).values().sum::<u64>().saturating_add(self.kv(kv_bytes)) <= room
         };
-        Ok((kv_bytes, (0..layers).find(fits).unwrap_or(layers)))
+        // The last layer is needed as soon as backward begins: to run it again would save nothing.
+        let most = layers.saturating_sub(1);
+        Ok((kv_bytes, (0..most).find(fits).unwrap_or(most)))
     }
 
     /// Refuses a KV memory in which the longest sequence could never run.

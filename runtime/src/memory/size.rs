@@ -30,7 +30,9 @@ pub enum KvSize {
 
 /// Why a text is no [`KvSize`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{text}\" is no size: write bytes (8589934592), bytes with a unit (8GiB, 512MiB, 8GB) or a share of what is left (60%)")]
+#[error(
+    "\"{text}\" is no size: write bytes (8589934592), bytes with a unit (8GiB, 512MiB, 8GB) or a share of what is left (60%)"
+)]
 pub struct KvSizeError {
     text: String,
 }
@@ -145,7 +147,8 @@ mod tests {
             assert_eq!(text.parse(), Ok(size), "{text}");
             assert_eq!(size.to_string().parse(), Ok(size), "{text} is written so that it can be read");
         }
-        for text in ["", "0", "0%", "101%", "-1GiB", "0.6", "8 gigs", "8gib", "NaN%", "infGiB", "1e300TiB", "GiB", "%"] {
+        for text in ["", "0", "0%", "101%", "-1GiB", "0.6", "8 gigs", "8gib", "NaN%", "infGiB", "1e300TiB", "GiB", "%"]
+        {
             let error = text.parse::<KvSize>().expect_err(text).to_string();
             assert!(error.contains("60%") && error.contains("8GiB"), "{error}");
         }

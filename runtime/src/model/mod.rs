@@ -11,8 +11,8 @@ mod qwen3;
 mod rope;
 mod weights;
 
-pub(crate) use adapter::{Difference, Form};
 pub use adapter::{Adapter, Branch};
+pub(crate) use adapter::{Difference, Form};
 pub use decoder::{Decoder, Memory, Packed, Paged, Pass};
 pub use weights::{LayerWeights, ModelWeights};
 

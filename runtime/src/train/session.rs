@@ -61,7 +61,16 @@ impl TrainSession {
             Trained::Full(_) => tensors(student.config()).into_iter().map(|spec| (spec.name, spec.shape)).collect(),
         };
         let recomputed = training.recomputed_layers;
-        let mut session = Self { trained, recomputed, names, moments: vec![], grads: Gradients::default(), step: 0, finite: true, incomplete: false };
+        let mut session = Self {
+            trained,
+            recomputed,
+            names,
+            moments: vec![],
+            grads: Gradients::default(),
+            step: 0,
+            finite: true,
+            incomplete: false,
+        };
         let zeros = if training.offload.optimizer { Moments::zeros_offloaded } else { Moments::zeros };
         session.moments = session.weights().map(zeros).collect::<Result<_, _>>()?;
         Ok(session)

@@ -275,7 +275,8 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
         teacher: on_gpu_only("teacher.offload", raw.teacher.as_ref().and_then(|teacher| teacher.offload), gpu)?,
         optimizer: on_gpu_only("optim.offload", raw.optim.offload, gpu)?,
     };
-    if offload.teacher && raw.lora.is_some() && raw.teacher.as_ref().is_some_and(|t| t.kind.as_deref() == Some("self")) {
+    if offload.teacher && raw.lora.is_some() && raw.teacher.as_ref().is_some_and(|t| t.kind.as_deref() == Some("self"))
+    {
         let because = "with `teacher.kind = \"self\"` and [lora] (student and teacher share one set of weights)";
         return Err(Error::NoEffect { key: "teacher.offload".to_owned(), because: because.to_owned() });
     }

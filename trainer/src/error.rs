@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use runtime::memory::Bytes;
+
 /// Result of a trainer call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -70,17 +72,17 @@ pub enum Error {
     #[error("the run needs {need} but {have} is available on {device}; most of it, {bytes}, is {entry}: {remedy}")]
     Memory {
         /// The plan.
-        need: String,
+        need: Bytes,
         /// What the device has.
-        have: String,
+        have: Bytes,
         /// The device.
         device: autograd::Device,
         /// The largest entry of the plan.
         entry: &'static str,
         /// Its size.
-        bytes: String,
+        bytes: Bytes,
         /// Which key to change.
-        remedy: String,
+        remedy: &'static str,
     },
     /// A run folder or checkpoint that cannot be used.
     #[error("{path}: {what}")]

@@ -47,12 +47,12 @@ pub(crate) fn plan(
 fn check(plan: &MemoryPlan, purpose: Purpose) -> Result<()> {
     let Err(excess) = plan.check() else { return Ok(()) };
     Err(Error::Memory {
-        need: excess.need.to_string(),
-        have: excess.have.to_string(),
+        need: excess.need,
+        have: excess.have,
         device: plan.device,
         entry: excess.entry.name(),
-        bytes: excess.bytes.to_string(),
-        remedy: remedy(excess.entry, plan, purpose).to_owned(),
+        bytes: excess.bytes,
+        remedy: remedy(excess.entry, plan, purpose),
     })
 }
 
@@ -60,12 +60,12 @@ fn check(plan: &MemoryPlan, purpose: Purpose) -> Result<()> {
 fn check_pinned(plan: &MemoryPlan) -> Result<()> {
     let Some(have) = available_on_host().filter(|&have| have < plan.pinned) else { return Ok(()) };
     Err(Error::Memory {
-        need: Bytes(plan.pinned).to_string(),
-        have: Bytes(have).to_string(),
+        need: Bytes(plan.pinned),
+        have: Bytes(have),
         device: Device::Cpu,
         entry: "pinned memory for offloading",
-        bytes: Bytes(plan.pinned).to_string(),
-        remedy: "set `teacher.offload` or `optim.offload` to false".to_owned(),
+        bytes: Bytes(plan.pinned),
+        remedy: "set `teacher.offload` or `optim.offload` to false",
     })
 }
 

@@ -1,25 +1,26 @@
 //! A card that is lost while requests run: everything ends with that error. In a process of its own, since a card that
 //! is lost stays lost to its process.
 
-use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
 use autograd::Device;
 use autograd::cuda::{Gpu, compile};
 use runtime::RuntimeHandle;
-use runtime::files::ModelFiles;
 use runtime::request::{EngineConfig, GenerateEvent, GenerateRequest, RuntimeSpec, ScoreRequest, Slot, SlotSpec};
 use runtime::sampler::SamplingParams;
+use runtime::source::ModelSource;
 
 /// Set in the process that loses the card.
 const LOSE: &str = "ARLE_TEST_LOSE_THE_CARD";
 
 fn start() -> RuntimeHandle {
-    // Heads of 64, as the kernels want them.
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models/qwen3-0.6b.json");
-    let source = runtime::source::ModelSource::parse(&format!("random:{}", path.display())).expect("a source");
-    let files: Arc<ModelFiles> = Arc::new(source.open(&|_| ()).expect("opens"));
+    // The card's machine may have nothing but this program.
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("config.json");
+    std::fs::write(&path, include_str!("../../configs/models/qwen3-0.6b.json")).expect("written");
+    let source = ModelSource::parse(&format!("random:{}", path.display())).expect("a source");
+    let files = Arc::new(source.open(&|_| ()).expect("opens"));
     let spec = RuntimeSpec {
         device: Device::Cuda(0),
         student: SlotSpec { files, layers: Some(vec![0, 1]), adapter: None },

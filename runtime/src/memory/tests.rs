@@ -4,12 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use autograd::ops::Sequences;
-use autograd::{Tape, Tensor};
+use autograd::{Tape, Tensor, cuda};
 
+use super::count::Weights;
+use super::planner::DRIVER;
 use super::*;
 use crate::files::ModelFiles;
 use crate::model::{Adapter, Decoder, ModelWeights, Pass};
-use crate::request::{EngineConfig, LoraConfig, Training};
+use crate::request::{EngineConfig, LoraConfig, Offload, SlotSpec, Trainable, Training};
 
 const MICRO_BATCH: usize = 40;
 

@@ -233,7 +233,8 @@ pub struct RawRuntime {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_running: Option<usize>,
     /// KV memory: bytes of each model (`8589934592` or `"8GiB"`), or a share of the memory that everything else leaves, for
-    /// all models together (`"60%"`). Default: what `max_running` sequences of full length need.
+    /// all models together (`"60%"`; layers are then kept from what is left beside it). Default: what `max_running`
+    /// sequences of full length need.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_bytes: Option<KvSize>,
     /// Tokens of one training micro-batch, at most. Default: 2048, on a GPU 8192, or one sequence of full length.

@@ -106,10 +106,13 @@ fn planned_activations_are_those_that_are_kept() {
         let planner_work = workload(Checkpointing::Off);
         let planner = Planner::new(&spec, &planner_work).expect("planned");
         let layers = spec.student.files.config.num_layers;
+        let rows = planner.student.rows(Device::Cpu, planner.branches.as_ref(), MICRO_BATCH);
+        // A layer that runs again keeps its output, the next one's input.
+        let saved = kept(&spec, layers - 1) - kept(&spec, layers);
+        assert_eq!(saved, rows.layer() - rows.hidden(), "what one layer keeps");
         for recomputed in 0..=layers {
             let (planned, kept) = (planner.activations(recomputed), kept(&spec, recomputed));
             assert!(planned >= kept, "{recomputed} of {layers} again: {planned} planned, {kept} kept");
-            let rows = planner.student.rows(Device::Cpu, planner.branches.as_ref(), MICRO_BATCH);
             // Beside what is kept: gradients under way, hidden states of the loss, a layer that runs again.
             let beside = rows.backward() + 5 * rows.hidden() + rows.layer();
             assert!(planned <= kept + beside + planned / 16, "{recomputed} again: {planned} planned, {kept} kept");

@@ -1,5 +1,4 @@
-//! A card that is lost while requests run: everything ends with that error. In a process of its own, since a card that
-//! is lost stays lost to its process.
+//! Failures of a card while requests run: out of memory ends the requests concerned, a lost card ends everything.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -42,6 +41,28 @@ fn request(index: u64) -> GenerateRequest {
     GenerateRequest { slot: Slot::Student, prompt: vec![1, 2, 3], params, index, text: false }
 }
 
+#[test]
+#[ignore = "needs a GPU"]
+fn a_request_that_finds_no_memory_says_what_it_was_for_and_the_others_go_on() {
+    let runtime = start();
+    let gpu = Gpu::get(0).expect("a GPU");
+    let score = |count: u32| runtime.score(ScoreRequest { slot: Slot::Student, tokens: (0..count).collect(), top: 0 });
+    score(20).expect("fits");
+    let running = runtime.generate(request(0)).expect("submitted");
+    gpu.set_memory_limit(Some(gpu.memory().reserved));
+    // Two layers of 30,000 rows keep more than a gigabyte.
+    let error = score(30_000).expect_err("no memory");
+    let text = error.to_string();
+    assert!(matches!(error, runtime::Error::OutOfMemory { .. }), "{text}");
+    for word in ["bytes asked for", "limit", "activations", "fewer tokens"] {
+        assert!(text.contains(word), "{word:?} is not in {text}");
+    }
+    assert_eq!(score(20).expect("fits still").logprobs.len(), 20);
+    assert_eq!(running.collect().expect("was not concerned").tokens.len(), 4000);
+    gpu.set_memory_limit(None);
+}
+
+/// In a process of its own, since a card that is lost stays lost to its process.
 #[test]
 #[ignore = "needs a GPU"]
 fn a_lost_card_ends_all_requests_and_refuses_later_ones() {

@@ -31,6 +31,7 @@ fn start() -> RuntimeHandle {
             max_waiting: 8,
             kv_bytes: 64 << 20,
             prefix_cache: true,
+            overlap: true,
         },
     };
     RuntimeHandle::start(&spec, &|_, _| ()).expect("starts")

@@ -184,7 +184,14 @@ mod tests {
             student: SlotSpec { files, layers: None, adapter: None },
             teacher: None,
             training: None,
-            engine: EngineConfig { token_budget: 16, max_running: 1, max_waiting: 1, kv_bytes: 0, prefix_cache: true },
+            engine: EngineConfig {
+                token_budget: 16,
+                max_running: 1,
+                max_waiting: 1,
+                kv_bytes: 0,
+                prefix_cache: true,
+                overlap: false,
+            },
         };
         let workload = Workload {
             kv: KvWish::Size(KvSize::Bytes(kv)),

@@ -6,6 +6,12 @@ use crate::request::GenerateEvent;
 use crate::{Error, Result};
 
 impl Engine {
+    /// What the errors of the steps since the last look say of the device.
+    pub(super) fn look_at_errors(&mut self) {
+        let errors: Vec<Error> = self.slots().filter_map(|slot| slot.error.take()).collect();
+        errors.into_iter().for_each(|error| self.watch::<()>(&Err(error)));
+    }
+
     /// Ends everything that runs once an error says, or the device shows, that it is lost.
     pub(super) fn watch<T>(&mut self, result: &Result<T>) {
         let Err(Error::Op(error)) = result else { return };
@@ -16,9 +22,7 @@ impl Engine {
             _ => None,
         };
         let Some(lost) = lost.map(Error::Op).filter(|_| self.lost.is_none()) else { return };
-        for slot in [Some(&mut self.student), self.teacher.as_mut()].into_iter().flatten() {
-            SlotEngine::fail_all(slot, &lost);
-        }
+        self.slots().for_each(|slot| SlotEngine::fail_all(slot, &lost));
         self.lost = Some(lost);
     }
 
@@ -33,7 +37,7 @@ impl Engine {
 pub(super) fn refuse(work: Work, lost: &Error) {
     let lost = lost.for_another();
     match work {
-        Work::Generate(_, _, events) => drop(events.send(GenerateEvent::Failed(lost))),
+        Work::Generate(.., events) => drop(events.send(GenerateEvent::Failed(lost))),
         // Everything has ended.
         Work::Cancel(..) => {}
         Work::Score(_, reply) => send(&reply, Err(lost)),

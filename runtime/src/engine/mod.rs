@@ -1,12 +1,14 @@
 //! The engine: the one thread that owns the device and answers all work in order of arrival.
 //!
-//! Generations of a slot share its continuous batch; scoring and training steps run between two steps of it.
+//! Generations of a slot share its continuous batch; scoring and training steps run between two steps of it, when no
+//! step is in flight.
 
-mod decode;
+mod card;
 mod generation;
 mod lost;
 mod score;
 mod slot;
+mod step;
 
 use std::sync::mpsc::{Receiver, TryRecvError};
 
@@ -68,9 +70,13 @@ impl Engine {
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
-            let steps = [self.student.step(), self.teacher.as_mut().map_or(Ok(()), SlotEngine::step)];
-            steps.iter().for_each(|step| self.watch(step));
+            self.slots().for_each(SlotEngine::step);
+            self.look_at_errors();
         }
+    }
+
+    fn slots(&mut self) -> impl Iterator<Item = &mut SlotEngine> {
+        [Some(&mut self.student), self.teacher.as_mut()].into_iter().flatten()
     }
 
     fn is_idle(&self) -> bool {
@@ -90,9 +96,13 @@ impl Engine {
         if let Some(lost) = &self.lost {
             return lost::refuse(work, lost);
         }
+        if !matches!(work, Work::Generate(..) | Work::Cancel(..) | Work::Stats(_)) {
+            self.slots().for_each(SlotEngine::drain);
+            self.look_at_errors();
+        }
         match work {
-            Work::Generate(id, request, events) => match self.slot(request.slot) {
-                Ok(slot) => slot.submit(id, request, events),
+            Work::Generate(id, request, mask, events) => match self.slot(request.slot) {
+                Ok(slot) => slot.submit(id, request, mask, events),
                 // A receiver that is gone asked for nothing any more; the same below.
                 Err(e) => drop(events.send(crate::request::GenerateEvent::Failed(e))),
             },
@@ -144,8 +154,9 @@ impl Engine {
                 Some(GpuStats { launches: gpu.launches(), memory: gpu.memory() })
             }
         };
-        let teacher = self.teacher.as_ref().map(SlotEngine::stats);
-        Ok(RuntimeStats { student: self.student.stats(), teacher, gpu })
+        let (student, student_steps) = self.student.stats();
+        let (teacher, teacher_steps) = self.teacher.as_ref().map(SlotEngine::stats).unzip();
+        Ok(RuntimeStats { student, teacher, student_steps, teacher_steps, gpu })
     }
 
     fn session(&mut self) -> Result<&mut TrainSession> {

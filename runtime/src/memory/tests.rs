@@ -41,7 +41,14 @@ fn spec(device: Device, trainable: Option<Trainable>) -> RuntimeSpec {
         student: slot("llama-gqa-tied"),
         teacher: trainable.is_some().then(|| slot("qwen3-gqa-tied")),
         training: trainable.map(|trainable| Training { trainable, recomputed_layers: 0, offload: Offload::default() }),
-        engine: EngineConfig { token_budget: 64, max_running: 4, max_waiting: 8, kv_bytes: 0, prefix_cache: true },
+        engine: EngineConfig {
+            token_budget: 64,
+            max_running: 4,
+            max_waiting: 8,
+            kv_bytes: 0,
+            prefix_cache: true,
+            overlap: false,
+        },
     }
 }
 

@@ -106,6 +106,7 @@ impl ModelArgs {
                 max_waiting: lengths.len(),
                 kv_bytes: 0,
                 prefix_cache: true,
+                overlap: EngineConfig::usual_overlap(self.device.device),
             },
         };
         let workload = Workload {

@@ -92,6 +92,7 @@ impl Setup {
                 max_waiting: MAX_WAITING,
                 kv_bytes: 0,
                 prefix_cache: true,
+                overlap: EngineConfig::usual_overlap(recipe.runtime.device.device),
             },
         };
         let (runtime, _) = start(&mut spec, &workload, Purpose::Training, progress)?;

@@ -179,6 +179,7 @@ fn spec(args: &BenchArgs, recipe: &Recipe, progress: Progress) -> Result<Runtime
             max_waiting: recipe.sequences_per_step(),
             kv_bytes: 0,
             prefix_cache: true,
+            overlap: EngineConfig::usual_overlap(recipe.runtime.device.device),
         },
     })
 }

@@ -52,6 +52,7 @@ pub(super) fn run(args: &BenchArgs, path: &Path, progress: Progress) -> Result<R
     );
     let mut report = Report { values: Map::from_iter(values.as_object().cloned().unwrap_or_default()), text };
     report.add_plan(&plan);
+    report.add_steps(&runtime)?;
     Ok(report)
 }
 

@@ -56,6 +56,7 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
         );
     }
     report.add_plan(&plan);
+    report.add_steps(&runtime)?;
     Ok(report)
 }
 

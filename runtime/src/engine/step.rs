@@ -270,7 +270,7 @@ mod tests {
             overlap: true,
         };
         let spec =
-            RuntimeSpec { device: Device::Cpu, student, teacher: None, training: None, engine, deterministic: false };
+            RuntimeSpec { device: Device::Cpu, deterministic: false, student, teacher: None, training: None, engine };
         let mut slot = SlotEngine::load(Slot::Student, &spec.student, &spec, None, &|_, _| {}).expect("it loads");
         let (unlucky, lucky) = (submit(&mut slot, 1), submit(&mut slot, 2));
         slot.step();

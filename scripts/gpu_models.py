@@ -6,10 +6,11 @@ rounding alone does, and ours may be at most so much worse:
   log-probs  mean difference to f32 at most 1.5 times that of transformers in bf16, the largest at most 3 times
   greedy     no token's f32 log-prob is further below the best one than bf16 explains (0 where all tokens are equal),
              alone and in a batch of 8, and its reported log-prob is near the f32 one
+  adapter    log-probs with a LoRA that PEFT wrote, on all linear layers, against PEFT
 
 Prints a line a check: ok or FAIL, name, what was seen, separated by tabs.
 
-usage: gpu_models.py --arle PATH [--device cuda]              needs: torch, transformers
+usage: gpu_models.py --arle PATH [--device cuda]              needs: torch, transformers, peft
 """
 import argparse
 import json
@@ -22,6 +23,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 # layers, hidden, intermediate, heads, KV heads, head_dim, vocabulary
@@ -59,8 +61,27 @@ def build(kind, shape, tied):
 
 def load(path, place):
     """The checkpoint in f32 and in bf16. Each is loaded: a conversion would round the rotary frequencies for good."""
-    types = [torch.float32, torch.bfloat16]
-    return [AutoModelForCausalLM.from_pretrained(path, dtype=t, attn_implementation="sdpa").eval().to(place) for t in types]
+    models = [AutoModelForCausalLM.from_pretrained(path, dtype=t, attn_implementation="sdpa").eval().to(place)
+              for t in (torch.float32, torch.bfloat16)]
+    if any(model.model.rotary_emb.inv_freq.dtype != torch.float32 for model in models):
+        raise RuntimeError("the reference's rotary frequencies are not in f32")
+    return models
+
+
+def adapt(path, models, folder, rank):
+    """Saves a LoRA whose both factors are random, and puts it on the reference models."""
+    adapted = []
+    for model in models:
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+        made = get_peft_model(model, config, autocast_adapter_dtype=False).eval()
+        generator = torch.Generator().manual_seed(rank)
+        with torch.no_grad():
+            for name, values in sorted(made.named_parameters()):
+                if "lora_" in name:
+                    values.copy_((0.05 * torch.randn(values.shape, generator=generator)).bfloat16())
+        adapted.append(made)
+    adapted[0].save_pretrained(folder)
+    return adapted
 
 
 @torch.no_grad()
@@ -85,14 +106,14 @@ class Check:
             raise RuntimeError(f"arle {args[0]} ended with {done.returncode}: {' '.join(done.stderr.split()[-60:])}")
         return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
-    def score(self, name, path, models, length):
+    def score(self, name, path, models, length, *more):
         generator = torch.Generator().manual_seed(length)
         tokens = torch.randint(3, models[0].config.vocab_size, (length,), generator=generator).tolist()
         pick = lambda table: table[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
         want, bf16 = [pick(logprobs(model, tokens)) for model in models]
         rounding = (bf16 - want).abs()
         listed = ",".join(map(str, tokens))
-        ours = torch.tensor(self.arle("score", "--model", path, "--tokens", listed)[0]["logprobs"][1:])
+        ours = torch.tensor(self.arle("score", "--model", path, "--tokens", listed, *more)[0]["logprobs"][1:])
         off = (ours - want).abs()
         # `<=` with NaN on either side is false.
         good = bool(off.mean() <= max(1.5 * rounding.mean(), LEAST_MEAN) and off.max() <= max(3 * rounding.max(), LEAST_MAX))
@@ -130,11 +151,18 @@ class Check:
         models = load(path, self.place)
         checks = [lambda n=n: self.score(name, path, models, n) for n in (2, 17, 300, 1100)]
         checks += [lambda n=n: self.greedy(name, path, models, n) for n in (1, 8)]
+        checks.append(lambda: self.adapter(folder, name, path, models))  # the last: it changes the models
         for check in checks:
             try:
                 check()
             except Exception as e:  # one failure must not hide the others
                 self.line(False, name, f"{type(e).__name__}: {e}"[:600].replace("\t", " ").replace("\n", " "))
+
+    def adapter(self, folder, name, path, models):
+        where = os.path.join(folder, "adapter")
+        adapted = adapt(path, models, where, rank=16)
+        for length in (17, 300):
+            self.score(f"{name}, LoRA by PEFT", path, adapted, length, "--adapter", where)
 
 
 def main():

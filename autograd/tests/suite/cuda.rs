@@ -37,10 +37,7 @@ fn distance(got: &[f32], want: &[f32]) -> f64 {
     if size == 0.0 { error.sqrt() } else { (error / size).sqrt() }
 }
 
-/// Cases whose widths are what the GPU's vectors want.
-fn cases() -> Vec<Case> {
-    [elementwise(), linear(), rotary(), attention(), losses()].into_iter().flatten().collect()
-}
+// Cases whose widths are what the GPU's vectors want.
 
 fn elementwise() -> Vec<Case> {
     let add = |tape: &mut Tape, x: &[&Tensor]| ops::add(tape, x[0], x[1]);
@@ -187,9 +184,38 @@ fn losses() -> Vec<Case> {
 
 #[test]
 #[ignore = "needs a GPU"]
-fn kernels_equal_burn() {
+fn elementwise_kernels_equal_burn() {
+    assert_equal_burn(elementwise());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn products_equal_burn() {
+    assert_equal_burn(linear());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn rotary_kernels_equal_burn() {
+    assert_equal_burn(rotary());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn attention_equals_burn() {
+    assert_equal_burn(attention());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn losses_equal_burn() {
+    assert_equal_burn(losses());
+}
+
+#[track_caller]
+fn assert_equal_burn(cases: Vec<Case>) {
     let mut failures = 0;
-    for mut case in cases() {
+    for mut case in cases {
         for operand in &mut case.operands {
             operand.values.iter_mut().for_each(|v| *v = rounded(*v));
         }

@@ -3,7 +3,8 @@
 A checkpoint is saved in bf16. Its reference is transformers in f32 on the same values; transformers in bf16 shows what
 rounding alone does, and ours may be at most so much worse:
 
-  log-probs  mean difference to f32 at most 1.5 times that of transformers in bf16, the largest at most 3 times
+  log-probs  mean difference to f32 at most 1.5 times that of transformers in bf16, the largest at most 3 times; for a few
+             tokens, which bf16 may hit by chance, at most 3 times the largest one of the long sequence
   greedy     no token's f32 log-prob is further below the best one than bf16 explains (0 where all tokens are equal),
              alone and in a batch of 8, and its reported log-prob is near the f32 one
   adapter    log-probs with a LoRA that PEFT wrote, on all linear layers, against PEFT
@@ -38,6 +39,8 @@ SHAPES = [
 NEW = 24
 # Below these, differences are those of the last rounding whatever the model.
 LEAST_MEAN, LEAST_MAX = 1e-3, 1e-2
+# The long sequence comes first: its rounding bounds that of a few tokens.
+LENGTHS, FEW = (300, 2, 17, 1100), 16
 
 
 def build(kind, shape, tied):
@@ -92,7 +95,7 @@ def logprobs(model, tokens):
 
 class Check:
     def __init__(self, a):
-        self.a, self.failed = a, 0
+        self.a, self.failed, self.largest = a, 0, 0.0
         self.place = "cuda" if a.device.startswith("cuda") else "cpu"
 
     def line(self, good, name, seen):
@@ -116,7 +119,10 @@ class Check:
         ours = torch.tensor(self.arle("score", "--model", path, "--tokens", listed, *more)[0]["logprobs"][1:])
         off = (ours - want).abs()
         # `<=` with NaN on either side is false.
-        good = bool(off.mean() <= max(1.5 * rounding.mean(), LEAST_MEAN) and off.max() <= max(3 * rounding.max(), LEAST_MAX))
+        few = len(off) < FEW
+        most = max(3 * rounding.max(), 3 * self.largest if few else 0.0, LEAST_MAX)
+        good = bool(off.max() <= most and (few or off.mean() <= max(1.5 * rounding.mean(), LEAST_MEAN)))
+        self.largest = rounding.max()
         self.line(good, f"{name}: log-probs of {length} tokens",
                   f"mean {off.mean():.1e} (bf16 torch {rounding.mean():.1e}), max {off.max():.1e} ({rounding.max():.1e})")
 
@@ -149,7 +155,7 @@ class Check:
         path = os.path.join(folder, name.replace(" ", "-"))
         build(kind, shape, tied).save_pretrained(path)
         models = load(path, self.place)
-        checks = [lambda n=n: self.score(name, path, models, n) for n in (2, 17, 300, 1100)]
+        checks = [lambda n=n: self.score(name, path, models, n) for n in LENGTHS]
         checks += [lambda n=n: self.greedy(name, path, models, n) for n in (1, 8)]
         checks.append(lambda: self.adapter(folder, name, path, models))  # the last: it changes the models
         for check in checks:

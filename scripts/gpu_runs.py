@@ -3,7 +3,7 @@
 Student and teacher are random Qwen3 checkpoints of four layers, made on the spot, with the tokenizer of tests/fixtures/tiny-chat.
 
   given      completions of the data: every token is the same on both devices, so each step's loss differs by rounding
-             (bf16 against f32) only: by at most 2 %, and the held-out KL to the teacher's samples too
+             (bf16 against f32) only: by at most 2 %
   on policy  the student's own samples, which part after some tokens because of that rounding: losses and held-out KL differ
              by sampling noise, each by at most 15 %, their means by at most 5 %; the KL has to fall
   resume     a run that was killed twice ends with the metrics and the bytes of one that was not
@@ -119,7 +119,7 @@ class Runs:
         return runs
 
     def given(self):
-        self.follow("given", ["loss", "eval/kl_teacher_samples"], 0.02, 0.02, "--set", "loss.lmbda=0")
+        self.follow("given", ["loss"], 0.02, 0.01, "--set", "loss.lmbda=0")
 
     def on_policy(self):
         runs = self.follow("on policy", ["loss", "eval/kl", "eval/kl_teacher_samples"], 0.15, 0.05)

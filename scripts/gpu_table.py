@@ -10,7 +10,6 @@ RECORDED = [
     ("TRL DistillationTrainer, step of 0.6B by 1.7B", "LoRA 15.4 s (rollout 14.2), every weight 7.9 s (rollout 7.1)"),
     ("TRL GKDTrainer, the same, LoRA", "63.8 s"),
 ]
-PHASES = ["rollout", "teacher", "forward", "backward", "optimizer", "other"]
 
 
 def short(path):
@@ -55,18 +54,20 @@ class Table:
 
     def kernels(self):
         ours = {line["name"]: line for line in self.value("kernels ours", "lines") or []}
-        for shape in self.value("linear torch", "shapes") or []:
-            name = "linear " + "x".join(map(str, shape["shape"]))
-            self.row(name, "us", micro(ours.get(name, {}).get("seconds")), micro(shape["seconds"]), "torch (cuBLAS)", False, "1.0x")
-        for shape in self.value("attention torch", "shapes") or []:
-            b, h, s, d = shape["shape"]
-            for peer in ("flash", "cudnn"):
+        seconds = lambda name: micro(ours.get(name, {}).get("seconds"))
+        torch = {"x".join(map(str, found["shape"])): found for part in ("linear torch", "attention torch")
+                 for found in self.value(part, "shapes") or []}
+        shapes = dict.fromkeys([*(name.split()[-1] for name in ours if not name.startswith("jsd ")), *torch])
+        for shape in shapes:
+            sizes, peer = shape.split("x"), torch.get(shape, {})
+            if len(sizes) == 3:
+                self.row(f"linear {shape}", "us", seconds(f"linear {shape}"), micro(peer.get("seconds")), "torch (cuBLAS)", False, "1.0x")
+                continue
+            b, h, s, d = sizes
+            for kernel in ("flash", "cudnn") if "cudnn" in peer else ("flash",):
                 for way, words in (("forward", "forward"), ("both", "forward + backward")):
-                    mine = ours.get(f"attention {way} {b}x{h}x{s}x{d}", {}).get("seconds")
-                    peers = shape[peer].get(way) if peer in shape else None
-                    if peers is not None:
-                        self.row(f"attention {words}, {b} x {s}, {h} heads of {d}", "us", micro(mine), micro(peers),
-                                 f"torch SDPA, {peer}", False, "1.0x" if peer == "flash" else "")
+                    self.row(f"attention {words}, {b} x {s}, {h} heads of {d}", "us", seconds(f"attention {way} {shape}"),
+                             micro(peer.get(kernel, {}).get(way)), f"torch SDPA, {kernel}", False, "1.0x" if kernel == "flash" else "")
         mine = next((line for name, line in ours.items() if name.startswith("jsd ")), {})
         for way in ("chunked", "eager"):
             self.row("JSD from hidden states, forward + backward: time", "ms", thousand(mine.get("seconds")),
@@ -121,6 +122,11 @@ class Table:
                  *(flops / s / 1e12 / best * 100 if s and best else None for s in whole), "transformers, peft", True,
                  "50 %" if student == self.a.large else "")
 
+    def exact(self, figure, unit, part, key, base, more):
+        """A row of `deterministic`, whose peer is ARLE without it."""
+        if (ours := self.value(part, key)) is not None:
+            self.row(f"{figure}, deterministic", unit, ours, self.value(base, key), "ARLE without it", more, "0.80x")
+
     def rest(self):
         a = self.a
         for kind, words in (("file", "safetensors file in the page cache"), ("random", "random weights made")):
@@ -128,12 +134,10 @@ class Table:
             self.row(f"start to first token, {short(a.small)}, {words}", "s",
                      None if self.value(name, "not_measured") else self.value(name, "wall_s"), None, "", False, "2 s" if kind == "file" else "")
         for shape in (a.small, a.large):
-            name = short(shape)
-            self.row(f"{name}: {a.requests} requests, deterministic", "out tok/s", self.value(f"requests {name} exact", "output_tokens_per_s"),
-                     self.value(f"requests {name} ours", "output_tokens_per_s"), "ARLE without it", True, "0.80x")
-        name = f"opd {short(a.small)} by {short(a.middle)} lora"
-        self.row(f"step {short(a.small)} by {short(a.middle)}, LoRA r32, deterministic", "s", self.value(f"{name} exact", "step"),
-                 self.value(f"{name} ours", "step"), "ARLE without it", False, "0.80x")
+            name = f"requests {short(shape)}"
+            self.exact(f"{short(shape)}: {a.requests} requests", "out tok/s", f"{name} exact", "output_tokens_per_s", f"{name} ours", True)
+        name = f"{short(a.small)} by {short(a.middle)}"
+        self.exact(f"step {name}, LoRA r32", "s", f"opd {name} lora exact", "step", f"opd {name} lora ours", False)
 
 
 def micro(seconds):

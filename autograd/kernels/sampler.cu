@@ -1,10 +1,10 @@
 // From logits [B, V] to tokens, as `runtime/src/sampler/draw.rs` defines it. Bound by bytes: one read of the logits for
 // plain sampling; rows with top-k, top-p or min-p are read again, from the L2 cache, by one block each.
 //
-// 1. `adjust_logits` (rows with bias, min_tokens or penalties): changed copies of logits.
+// 1. `adjust_logits` (history.cu; rows with bias, masked ids or penalties): changed copies of logits.
 // 2. `sample_partials`, grid (ceil(V / CHUNK), B): maximum and sums of each chunk of ids.
 // 3. `sample_rows`, grid B: joins the chunks, draws, and gives both log-probabilities.
-// 4. `count_tokens`: the new tokens enter the histories.
+// 4. `count_tokens` (history.cu): the new tokens enter the histories; `list_log_probs` (listed.cu).
 // The chunks do not depend on B, so a row's token does not depend on its neighbours. Plain sampling weighs tokens
 // relative to their chunk's maximum (the CPU: to the row's), which differs in the last rounding of f32.
 #include "draw.cuh"
@@ -277,4 +277,11 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS)
                      int* tokens, float* log_probs, float* sampling_log_probs) {
     sample(logits, stride, adjusted, adjusted_stride, vocab, {active, changed, temperature},
            {top_k, top_p, min_p, seed, request, position}, partials, tokens, log_probs, sampling_log_probs);
+}
+
+// Ids whose highest bit is set become the token that the last step drew in the row of the other bits; where that one
+// drew nothing, any. Grid ceil(count / threads).
+extern "C" __global__ void feed_tokens(unsigned* ids, const int* drawn, int count) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count && ids[i] >> 31) ids[i] = max(drawn[ids[i] & 0x7fffffffu], 0);
 }

@@ -6,126 +6,153 @@
 use std::sync::Arc;
 
 use crate::cuda::attention::PagedArrays;
-use crate::cuda::{Array, Buffer, Gpu, Graph, GraphMemory};
+use crate::cuda::{Buffer, Gpu, Graph, GraphMemory};
 use crate::index::Part;
 use crate::kv::PagedBatch;
 use crate::ops::sample::{self, DrawArrays};
-use crate::ops::{Draw, Drawn};
+use crate::ops::{DrawBoard, DrawRow, PendingDraws, Token};
 use crate::{Index, Result, Tensor};
 
 /// The next step of one sequence.
 #[derive(Debug, Clone, Copy)]
 pub struct DecodeRow<'a> {
     /// The last token, whose successor is drawn.
-    pub token: u32,
+    pub token: Token,
     /// Its position.
     pub position: usize,
     /// Pages of the sequence, up to that position's.
     pub pages: &'a [u32],
     /// How the next token is drawn.
-    pub draw: Draw,
+    pub draw: DrawRow<'a>,
+}
+
+/// What a graph is captured for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Room {
+    /// Sequences.
+    pub rows: usize,
+    /// Pages of each.
+    pub pages: usize,
+    /// Whether a row may have extras.
+    pub extras: bool,
+}
+
+impl Room {
+    /// Whether these rows fit.
+    #[must_use]
+    pub fn holds(&self, rows: &[DecodeRow<'_>]) -> bool {
+        let fits = |row: &DecodeRow<'_>| row.pages.len() <= self.pages && (self.extras || !row.draw.has_extras());
+        rows.len() <= self.rows && rows.iter().all(fits)
+    }
 }
 
 /// A captured decode step.
 pub struct DecodeGraph {
     inputs: Inputs,
-    results: Array,
+    board: Arc<DrawBoard>,
     graph: Graph,
 }
 
 /// The buffer of what changes, in words: draw parameters, ids, positions, lengths, sequences of rows, page table.
 struct Inputs {
     buffer: Arc<Buffer>,
-    rows: usize,
-    pages: usize,
+    room: Room,
+    /// The words of the last step, kept for their memory.
+    words: Vec<u32>,
 }
 
 /// Marks a padding row.
 const NOWHERE: u32 = u32::MAX;
 
 impl Inputs {
-    fn new(gpu: &'static Gpu, rows: usize, pages: usize) -> Result<Self> {
-        let words = rows * (DrawArrays::WORDS + 4 + pages);
-        Ok(Self { buffer: Arc::new(gpu.alloc(4 * words)?), rows, pages })
+    fn new(gpu: &'static Gpu, room: Room) -> Result<Self> {
+        let words = DrawArrays::len(room.rows, room.extras) + room.rows * (4 + room.pages);
+        Ok(Self { buffer: Arc::new(gpu.alloc(4 * words)?), room, words: vec![] })
     }
 
     /// The words behind the draw parameters and `lists` lists of a word a row.
     fn part(&self, lists: usize) -> Part {
-        Part { buffer: self.buffer.clone(), offset: 4 * self.rows * (DrawArrays::WORDS + lists) }
+        let words = DrawArrays::len(self.room.rows, self.room.extras) + self.room.rows * lists;
+        Part { buffer: self.buffer.clone(), offset: 4 * words }
     }
 
     fn ids(&self) -> Index {
-        Index::on_device(self.part(0), self.rows)
+        Index::on_device(self.part(0), self.room.rows)
     }
 
     fn batch(&self) -> PagedBatch {
-        let positions = Index::on_device(self.part(1), self.rows);
+        let positions = Index::on_device(self.part(1), self.room.rows);
         let arrays = [self.part(2), self.part(4), self.part(3)];
-        PagedBatch::on_device(PagedArrays::on_device(arrays, self.pages, positions.clone()), positions)
+        PagedBatch::on_device(PagedArrays::on_device(arrays, self.room.pages, positions.clone()), positions)
     }
 
     fn draws(&self) -> DrawArrays {
-        DrawArrays::on_device(Part { buffer: self.buffer.clone(), offset: 0 }, self.rows)
+        let part = Part { buffer: self.buffer.clone(), offset: 0 };
+        DrawArrays::on_device(part, self.room.rows, self.room.extras)
     }
 
-    fn write(&self, rows: &[DecodeRow<'_>]) -> Result<()> {
-        let draws: Vec<Draw> = rows.iter().map(|r| r.draw).collect();
-        let padded = |f: fn(&DecodeRow<'_>) -> u32, padding| {
-            rows.iter().map(f).chain(std::iter::repeat(padding)).take(self.rows).collect::<Vec<u32>>()
+    fn write(&mut self, rows: &[DecodeRow<'_>], draws: &[DrawRow<'_>], allowed: Option<&Buffer>) -> Result<()> {
+        let Room { rows: room, pages, extras } = self.room;
+        let words = &mut self.words;
+        words.clear();
+        DrawArrays::write(words, draws, allowed, room, extras);
+        let mut list = |value: fn(&DecodeRow<'_>) -> u32, padding: u32| {
+            words.extend(rows.iter().map(value));
+            words.resize(words.len() + room - rows.len(), padding);
         };
-        let mut words = DrawArrays::words(&draws, self.rows);
-        words.extend(padded(|r| r.token, 0));
-        words.extend(padded(|r| r.position as u32, NOWHERE));
-        words.extend(padded(|r| r.position as u32 + 1, 0));
-        words.extend(0..self.rows as u32);
+        list(|row| sample::word(row.token), 0);
+        list(|row| row.position as u32, NOWHERE);
+        list(|row| row.position as u32 + 1, 0);
+        words.extend(0..room as u32);
         for row in rows {
             words.extend_from_slice(row.pages);
-            words.resize(words.len() + self.pages - row.pages.len(), 0);
+            words.resize(words.len() + pages - row.pages.len(), 0);
         }
-        words.resize(self.rows * (DrawArrays::WORDS + 4 + self.pages), 0);
-        self.buffer.gpu().upload_into(&self.buffer, 0, &words)
+        words.resize(words.len() + (room - rows.len()) * pages, 0);
+        self.buffer.gpu().upload_into(&self.buffer, 0, words)
     }
 }
 
 impl DecodeGraph {
-    /// Captures `step`, which computes logits `[rows, V]` in f32 of the rows it is given, and the draw from them. Whatever
-    /// else `step` reads must outlive the graph. Graphs that share `memory` run one after another.
+    /// Captures `step`, which computes logits `[rows, V]` in f32 of the rows it is given, and the draw from them onto the
+    /// board. Whatever else `step` reads must outlive the graph. Graphs that share `memory` run one after another.
     ///
     /// # Errors
     /// What `step` refuses, or a device that is out of memory.
     pub fn capture(
         ordinal: usize,
-        [rows, pages]: [usize; 2],
+        room: Room,
         memory: &GraphMemory,
+        board: &Arc<DrawBoard>,
         step: impl Fn(&Index, &PagedBatch) -> Result<Tensor>,
     ) -> Result<Self> {
         let gpu = Gpu::get(ordinal)?;
-        let inputs = Inputs::new(gpu, rows, pages)?;
-        inputs.write(&[])?;
+        let mut inputs = Inputs::new(gpu, room)?;
+        inputs.write(&[], &[], None)?;
         let (ids, batch, draws) = (inputs.ids(), inputs.batch(), inputs.draws());
-        let run = || sample::launch(&step(&ids, &batch)?, &draws);
+        let run = || {
+            board.fill_in(&inputs.part(0), room.rows)?;
+            board.launch(&step(&ids, &batch)?, &draws)
+        };
         // Once for real: kernels and products are loaded and planned at first use, which cannot be captured.
-        drop(run()?);
-        let mut results = None;
-        let graph = gpu.capture(memory, || {
-            results = Some(run()?);
-            Ok(())
-        })?;
-        Ok(Self { inputs, results: results.expect("the capture ran"), graph })
+        run()?;
+        let graph = gpu.capture(memory, run)?;
+        Ok(Self { inputs, board: board.clone(), graph })
     }
 
-    /// Runs one step of `rows`, at most as many as the graph has room for, each with at most as many pages.
+    /// Launches one step of `rows`, for which it has to have room.
     ///
     /// # Errors
     /// A device that is lost.
     ///
     /// # Panics
-    /// More rows or pages than there is room for.
-    pub fn run(&self, rows: &[DecodeRow<'_>]) -> Result<Vec<Drawn>> {
-        let fits = rows.len() <= self.inputs.rows && rows.iter().all(|r| r.pages.len() <= self.inputs.pages);
-        assert!(fits, "{} rows in a graph for {} of {} pages", rows.len(), self.inputs.rows, self.inputs.pages);
-        self.inputs.write(rows)?;
+    /// No room for the rows.
+    pub fn launch(&mut self, rows: &[DecodeRow<'_>]) -> Result<PendingDraws> {
+        assert!(self.inputs.room.holds(rows), "{} rows in a graph for {:?}", rows.len(), self.inputs.room);
+        let draws: Vec<DrawRow<'_>> = rows.iter().map(|row| row.draw).collect();
+        let allowed = DrawArrays::upload_allowed(self.inputs.buffer.gpu(), &draws)?;
+        self.inputs.write(rows, &draws, allowed.as_ref())?;
         self.graph.launch()?;
-        Ok(sample::collect(&self.results.read()?, rows.len()))
+        self.board.collect(&draws)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use crate::engine::Engine;
 use crate::request::{
     FinishReason, GenerateEvent, GenerateRequest, Generated, OptimReport, OptimStep, RuntimeSpec, RuntimeStats, Score,
-    ScoreRequest, Slot, TrainReport, TrainRequest, TrainState,
+    ScoreRequest, Slot, TokenMask, TrainReport, TrainRequest, TrainState,
 };
 use crate::scheduler::RequestId;
 use crate::{Error, Result};
@@ -17,7 +17,7 @@ pub(crate) type Reply<T> = Sender<Result<T>>;
 
 /// What the device thread is asked to do.
 pub(crate) enum Work {
-    Generate(RequestId, GenerateRequest, Sender<GenerateEvent>),
+    Generate(RequestId, GenerateRequest, Option<Box<dyn TokenMask>>, Sender<GenerateEvent>),
     Cancel(Slot, RequestId),
     Score(ScoreRequest, Reply<Score>),
     ForwardBackward(TrainRequest, Reply<TrainReport>),
@@ -117,10 +117,22 @@ impl RuntimeHandle {
     /// # Errors
     /// The device thread has ended.
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation> {
+        self.submit(request, None)
+    }
+
+    /// As [`RuntimeHandle::generate`], with tokens that `mask` allows.
+    ///
+    /// # Errors
+    /// The device thread has ended.
+    pub fn generate_masked(&self, request: GenerateRequest, mask: Box<dyn TokenMask>) -> Result<Generation> {
+        self.submit(request, Some(mask))
+    }
+
+    fn submit(&self, request: GenerateRequest, mask: Option<Box<dyn TokenMask>>) -> Result<Generation> {
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let (sender, events) = channel();
         let slot = request.slot;
-        self.work.send(Work::Generate(id, request, sender)).map_err(|_| stopped())?;
+        self.work.send(Work::Generate(id, request, mask, sender)).map_err(|_| stopped())?;
         Ok(Generation { id, slot, events, work: self.work.clone(), ended: false })
     }
 

@@ -56,6 +56,8 @@ pub struct EngineConfig {
     pub kv_bytes: usize,
     /// Whether finished prefixes are kept for reuse.
     pub prefix_cache: bool,
+    /// Whether a step is launched before the host has looked at the results of the one before. The tokens are the same.
+    pub overlap: bool,
 }
 
 impl EngineConfig {
@@ -67,6 +69,12 @@ impl EngineConfig {
             Device::Cuda(_) => 16384,
             Device::Cpu | Device::Portable => 512,
         }
+    }
+
+    /// A GPU computes while the host looks at results; on a CPU both are the same cores.
+    #[must_use]
+    pub fn usual_overlap(device: Device) -> bool {
+        matches!(device, Device::Cuda(_))
     }
 }
 
@@ -121,6 +129,17 @@ pub struct GenerateRequest {
     pub index: u64,
     /// Whether text is wanted: the tokenizer runs, and stop strings are looked for.
     pub text: bool,
+}
+
+/// Which tokens a generation may continue with, decided by all before them: the grammar of structured output.
+///
+/// The generation's steps wait for its tokens, so it gets at most every other step of an engine that is ahead of them.
+pub trait TokenMask: Send + Sync {
+    /// Sets the bits of the tokens that may come next: token t is bit `t % 32` of word `t / 32`. All are 0 before.
+    fn allowed(&mut self, bits: &mut [u32]);
+
+    /// This token was drawn.
+    fn accept(&mut self, token: u32);
 }
 
 /// Why a generation ended.
@@ -296,8 +315,42 @@ pub struct RuntimeStats {
     pub student: crate::scheduler::SchedulerStats,
     /// The teacher's scheduler, when there is a teacher.
     pub teacher: Option<crate::scheduler::SchedulerStats>,
+    /// The student's steps.
+    pub student_steps: StepStats,
+    /// The teacher's steps, when there is a teacher.
+    pub teacher_steps: Option<StepStats>,
     /// The GPU, when that is the device.
     pub gpu: Option<GpuStats>,
+}
+
+/// How the steps of a slot ran.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct StepStats {
+    /// Steps launched.
+    pub launched: u64,
+    /// Of those, decode steps that were captured graphs.
+    pub graphs: u64,
+    /// Of those launched, before the results of the one before were looked at.
+    pub ahead: u64,
+    /// Of those ahead, when the device had done the one before already: it may have been idle.
+    pub late: u64,
+    /// Seconds that the host waited for results.
+    pub waited_seconds: f64,
+}
+
+impl StepStats {
+    /// The counters with their names in reports.
+    #[must_use]
+    pub fn named(&self) -> [(&'static str, f64); 5] {
+        let [launched, graphs, ahead, late] = [self.launched, self.graphs, self.ahead, self.late].map(|n| n as f64);
+        [
+            ("steps", launched),
+            ("graph_steps", graphs),
+            ("steps_ahead", ahead),
+            ("steps_late", late),
+            ("waited_seconds", self.waited_seconds),
+        ]
+    }
 }
 
 /// Counters of a GPU in this process.

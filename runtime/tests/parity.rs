@@ -33,7 +33,7 @@ fn expected(dir: &Path) -> Value {
 
 fn engine(token_budget: usize, pages: usize) -> EngineConfig {
     let kv_bytes = pages * 64 * 1024;
-    EngineConfig { token_budget, max_running: 16, max_waiting: 64, kv_bytes, prefix_cache: true }
+    EngineConfig { token_budget, max_running: 16, max_waiting: 64, kv_bytes, prefix_cache: true, overlap: false }
 }
 
 fn start(dir: &Path, adapter: Option<PathBuf>, device: Device, engine: EngineConfig) -> RuntimeHandle {

@@ -29,6 +29,7 @@ fn start() -> (RuntimeHandle, Arc<ModelFiles>) {
             max_waiting: 8,
             kv_bytes: 256 << 20,
             prefix_cache: true,
+            overlap: false,
         },
     };
     (RuntimeHandle::start(&spec, &|_, _| {}).expect("the model loads"), files)

@@ -22,6 +22,7 @@ pub(super) const HEADERS: &[(&str, &str)] = &[
     ("common.cuh", text!("common.cuh")),
     ("distill.cuh", text!("distill.cuh")),
     ("draw.cuh", text!("draw.cuh")),
+    ("extras.cuh", text!("extras.cuh")),
     ("logits.cuh", text!("logits.cuh")),
     ("mma.cuh", text!("mma.cuh")),
 ];
@@ -104,9 +105,10 @@ pub(super) const FILES: &[File] = &[
     File {
         name: "history.cu",
         source: text!("history.cu"),
-        kernels: &["adjust_logits", "adjust_logits_bf16", "clear_history", "count_tokens", "mark_prompt"],
+        kernels: &["adjust_logits", "count_tokens", "mark_prompt"],
     },
     File { name: "kv_cache.cu", source: text!("kv_cache.cu"), kernels: &["kv_copy_page", "kv_write"] },
+    File { name: "listed.cu", source: text!("listed.cu"), kernels: &["list_log_probs"] },
     File { name: "lora.cu", source: text!("lora.cu"), kernels: &["lora_up"] },
     File { name: "norm.cu", source: text!("norm.cu"), kernels: &["rms_norm_backward", "rms_norm_forward"] },
     File {
@@ -122,7 +124,7 @@ pub(super) const FILES: &[File] = &[
     File {
         name: "sampler.cu",
         source: text!("sampler.cu"),
-        kernels: &["sample_partials", "sample_partials_bf16", "sample_rows", "sample_rows_bf16"],
+        kernels: &["feed_tokens", "sample_partials", "sample_partials_bf16", "sample_rows", "sample_rows_bf16"],
     },
     File { name: "swiglu.cu", source: text!("swiglu.cu"), kernels: &["swiglu_backward", "swiglu_forward"] },
     File {

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use autograd::adamw::{AdamW, Moments, Step, global_norm};
 use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedBatch, PagedRows};
 use autograd::ops::{
-    self, Attention, Distill, Draw, Drawn, Dropout, LowRank, Projection, QkRope, RopeTable, Sequences,
+    self, Attention, Distill, Draw, DrawBoard, DrawRow, Drawn, Dropout, LowRank, PendingDraws, Projection, QkRope,
+    RopeTable, Sequences, Token,
 };
 use autograd::rng::uniform;
 use autograd::{Device, Index, Tape, Tensor};
@@ -344,14 +345,20 @@ fn draws_are_of_the_right_distribution() {
     )
     .expect("runs");
     let values = z.to_vec();
+    let board = DrawBoard::new(0, rows).expect("memory");
     for (temperature, top_k, top_p, min_p) in
         [(0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0), (0.7, 50, 0.9, 0.0), (1.3, 0, 1.0, 0.05)]
     {
-        let draws: Vec<Draw> = (0..rows as u64)
-            .map(|row| Draw { temperature, top_k, top_p, min_p, seed: 7, request: row, position: 11 })
+        let draws: Vec<DrawRow<'_>> = (0..rows as u64)
+            .map(|row| Draw { temperature, top_k, top_p, min_p, seed: 7, request: row, position: 11 }.into())
             .collect();
-        for (row, drawn) in ops::draw(&z, &draws).expect("runs").into_iter().enumerate() {
+        let drawn = board.draw(&z, &draws).and_then(PendingDraws::wait).expect("runs");
+        let fed: Vec<Token> = [Token::Known(3)].into_iter().chain((0..rows as u32).map(Token::Drawn)).collect();
+        let fed = board.feed(&fed).expect("runs");
+        let mut tokens = vec![3];
+        for (row, drawn) in drawn.into_iter().enumerate() {
             let Drawn::Token { token, logprob, .. } = drawn else { panic!("no token") };
+            tokens.push(token);
             let z = &values[row * vocab..][..vocab];
             let max = z.iter().copied().fold(f32::MIN, f32::max);
             let sum: f64 = z.iter().map(|&v| f64::from(v - max).exp()).sum();
@@ -368,5 +375,10 @@ fn draws_are_of_the_right_distribution() {
                 assert!(before <= target + slack && target <= after + slack, "row {row}: {before} {target} {after}");
             }
         }
+        // The next step finds the tokens on the board.
+        let names = Tensor::weight(GPU, (0..vocab * 8).map(|i| (i / 8) as f32).collect(), [vocab, 8]).expect("memory");
+        let found = ops::embedding(&mut Tape::off(), &names, &fed).expect("runs").to_vec();
+        let want: Vec<f32> = tokens.iter().flat_map(|&token| [rounded(token as f32); 8]).collect();
+        assert_eq!(found, want);
     }
 }

@@ -3,10 +3,14 @@
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use autograd::ops::Draw;
+use autograd::Device;
+use autograd::ops::{Draw, DrawRow, Drawn, Extras, Rules};
 
-use crate::request::{FinishReason, GenerateEvent, GenerateRequest, TokenEvent};
-use crate::sampler::{RngKey, Sampled, SamplingError, SamplingParams, Scratch, StopMatcher, TokenHistory, sample};
+use crate::config::ModelConfig;
+use crate::request::{FinishReason, GenerateEvent, GenerateRequest, TokenEvent, TokenMask};
+use crate::sampler::{
+    RngKey, Sampled, SamplingError, SamplingParams, Scratch, StopMatcher, TokenHistory, from_device, sample,
+};
 use crate::text::{Detokenizer, Tokenizer};
 use crate::{Error, Result};
 
@@ -15,11 +19,48 @@ pub(super) struct Generation {
     params: SamplingParams,
     index: u64,
     prompt_len: usize,
-    history: TokenHistory,
+    /// Tokens that were delivered.
+    generated: usize,
+    sampler: Sampler,
+    mask: Option<Mask>,
     text: Option<(Detokenizer, StopMatcher)>,
     events: Sender<GenerateEvent>,
     /// Prompt tokens that the first step did not compute; `None` before it.
     cached_tokens: Option<usize>,
+}
+
+/// Tokens that the caller allows, from draw to draw.
+struct Mask {
+    source: Box<dyn TokenMask>,
+    /// A bit for each token of the vocabulary, for the next draw.
+    bits: Vec<u32>,
+}
+
+/// Where its tokens are drawn. It knows the tokens of steps whose results nobody has looked at.
+enum Sampler {
+    Host(TokenHistory),
+    Card {
+        ordinal: usize,
+        /// What is besides temperature and truncation, if there is such; made for the first step, since a request that
+        /// waits should take no memory of the GPU.
+        extras: Option<Extras>,
+    },
+}
+
+/// Calls `f` with a request's rules for draws on a GPU.
+fn with_rules<T>(p: &SamplingParams, prompt: &[u32], config: &ModelConfig, f: impl FnOnce(&Rules<'_>) -> T) -> T {
+    let bias: Vec<(u32, f32)> = p.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
+    let masked: Vec<u32> = if p.min_tokens > 0 { p.ending_ids(&config.eos_token_ids).collect() } else { vec![] };
+    f(&Rules {
+        logit_bias: &bias,
+        masked: &masked,
+        repetition: p.repetition_penalty,
+        frequency: p.frequency_penalty,
+        presence: p.presence_penalty,
+        prompt,
+        top: p.logprobs.unwrap_or(0),
+        given: &p.logprob_token_ids,
+    })
 }
 
 /// Whether a generation goes on.
@@ -31,8 +72,11 @@ pub(super) enum Progress {
 impl Generation {
     pub(super) fn new(
         request: GenerateRequest,
+        mask: Option<Box<dyn TokenMask>>,
         tokenizer: Option<&Arc<Tokenizer>>,
         events: Sender<GenerateEvent>,
+        config: &ModelConfig,
+        device: Device,
     ) -> Result<Self> {
         let missing =
             || Error::Request("text or stop strings were asked for, but the model has no tokenizer".to_owned());
@@ -41,8 +85,17 @@ impl Generation {
             let tokenizer = tokenizer.ok_or_else(missing)?;
             Ok((Detokenizer::new(tokenizer.clone(), true), StopMatcher::new(&request.params.stop)))
         });
+        let sampler = match device {
+            Device::Cpu | Device::Portable => Sampler::Host(TokenHistory::new(&request.prompt)),
+            Device::Cuda(ordinal) => {
+                with_rules(&request.params, &[], config, |rules| rules.check())?;
+                Sampler::Card { ordinal, extras: None }
+            }
+        };
         Ok(Self {
-            history: TokenHistory::new(&request.prompt),
+            sampler,
+            mask: mask.map(|source| Mask { source, bits: vec![0; config.vocab_size.div_ceil(32)] }),
+            generated: 0,
             prompt_len: request.prompt.len(),
             index: request.index,
             params: request.params,
@@ -52,40 +105,90 @@ impl Generation {
         })
     }
 
-    /// The first planned step begins at position `start`.
-    pub(super) fn started(&mut self, start: usize) {
-        self.cached_tokens.get_or_insert(start);
+    pub(super) fn has_started(&self) -> bool {
+        self.cached_tokens.is_some()
     }
 
-    /// Draws the next token.
-    pub(super) fn draw(&self, logits: &[f32], eos: &[u32]) -> Result<Sampled, SamplingError> {
-        let position = (self.prompt_len + self.history.generated()) as u64;
-        let key = RngKey { seed: self.params.seed, request: self.index, position };
-        sample(logits, &self.params, eos, &self.history, key, &mut Scratch::default())
-    }
-
-    /// The next draw, where it needs nothing but temperature and truncation of the model's own logits.
-    pub(super) fn plain_draw(&self) -> Option<Draw> {
-        let p = &self.params;
-        let listed = p.logprobs.is_some_and(|n| n > 0) || !p.logprob_token_ids.is_empty();
-        if listed || p.adjusts_logits(self.history.generated()) {
-            return None;
+    /// Its first step begins at position `start` of `prompt`.
+    ///
+    /// # Errors
+    /// A GPU that is out of memory.
+    pub(super) fn start(&mut self, start: usize, prompt: &[u32], config: &ModelConfig) -> Result<()> {
+        self.cached_tokens = Some(start);
+        if let Sampler::Card { ordinal, extras } = &mut self.sampler {
+            let make = |rules: &Rules<'_>| Extras::new(*ordinal, config.vocab_size, rules);
+            *extras = with_rules(&self.params, prompt, config, make)?;
         }
-        Some(Draw {
+        Ok(())
+    }
+
+    /// Whether a step may be planned for it before its last token is known.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.mask.is_none()
+    }
+
+    /// Asks which tokens are allowed next. All tokens so far were delivered.
+    pub(super) fn ask_mask(&mut self) {
+        if let Some(Mask { source, bits }) = &mut self.mask {
+            bits.fill(0);
+            source.allowed(bits);
+        }
+    }
+
+    fn allowed(&self) -> Option<&[u32]> {
+        self.mask.as_ref().map(|mask| &mask.bits[..])
+    }
+
+    /// Draws the next token on the host.
+    pub(super) fn draw(&self, logits: &[f32], eos: &[u32]) -> Result<Sampled, SamplingError> {
+        let Sampler::Host(history) = &self.sampler else { unreachable!("the logits are where tokens are drawn") };
+        let position = (self.prompt_len + history.generated()) as u64;
+        let key = RngKey { seed: self.params.seed, request: self.index, position };
+        sample(logits, &self.params, eos, history, self.allowed(), key, &mut Scratch::default())
+    }
+
+    /// The host has drawn this token.
+    pub(super) fn drew(&mut self, token: u32) {
+        if let Sampler::Host(history) = &mut self.sampler {
+            history.push(token);
+        }
+    }
+
+    /// How a GPU draws the token at `position`.
+    pub(super) fn draw_row(&self, position: usize) -> DrawRow<'_> {
+        let p = &self.params;
+        let draw = Draw {
             temperature: p.temperature,
             top_k: p.top_k.unwrap_or(0),
             top_p: p.top_p,
             min_p: p.min_p,
             seed: p.seed,
             request: self.index,
-            position: (self.prompt_len + self.history.generated()) as u64,
-        })
+            position: position as u64,
+        };
+        let extras = match &self.sampler {
+            Sampler::Card { extras, .. } => extras.as_ref(),
+            Sampler::Host(_) => None,
+        };
+        DrawRow { draw, extras, masks: position - self.prompt_len < p.min_tokens, allowed: self.allowed() }
+    }
+
+    /// What a GPU drew.
+    pub(super) fn sampled(&self, drawn: Drawn, config: &ModelConfig) -> Result<Sampled, SamplingError> {
+        let masks = self.generated < self.params.min_tokens;
+        let ending = if masks { self.params.ending_ids(&config.eos_token_ids).count() } else { 0 };
+        let allowed = |bits: &[u32]| bits.iter().map(|word| word.count_ones() as usize).sum();
+        let masked = ending + self.allowed().map_or(0, |bits| config.vocab_size.saturating_sub(allowed(bits)));
+        from_device(drawn, config.vocab_size, masked)
     }
 
     /// Takes the drawn token: text, stop conditions, event.
     pub(super) fn push(&mut self, sampled: Sampled, eos: &[u32], version: u64) -> Progress {
         let token = sampled.token;
-        self.history.push(token);
+        self.generated += 1;
+        if let Some(mask) = &mut self.mask {
+            mask.source.accept(token);
+        }
         let stop_id = (!self.params.ignore_eos && eos.contains(&token)) || self.params.stop_token_ids.contains(&token);
         let (text, stop_text) = match self.advance_text((!stop_id).then_some(token)) {
             Ok(advanced) => advanced,
@@ -105,7 +208,7 @@ impl Generation {
         }
         if stop_id || stop_text {
             self.end(FinishReason::Stop)
-        } else if self.history.generated() >= self.params.max_tokens {
+        } else if self.generated >= self.params.max_tokens {
             self.end(FinishReason::Length)
         } else {
             Progress::Continues

@@ -1,11 +1,13 @@
 //! The engine: the one thread that owns the device and answers all work in order of arrival.
 //!
-//! Generations of a slot share its continuous batch; scoring and training steps run between two steps of it.
+//! Generations of a slot share its continuous batch; scoring and training steps run between two steps of it, when no
+//! step is in flight.
 
-mod decode;
+mod card;
 mod generation;
 mod score;
 mod slot;
+mod step;
 
 use std::sync::mpsc::{Receiver, TryRecvError};
 
@@ -64,10 +66,12 @@ impl Engine {
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
-            for slot in [Some(&mut self.student), self.teacher.as_mut()].into_iter().flatten() {
-                slot.step();
-            }
+            self.slots().for_each(SlotEngine::step);
         }
+    }
+
+    fn slots(&mut self) -> impl Iterator<Item = &mut SlotEngine> {
+        [Some(&mut self.student), self.teacher.as_mut()].into_iter().flatten()
     }
 
     fn is_idle(&self) -> bool {
@@ -84,9 +88,12 @@ impl Engine {
     }
 
     fn answer(&mut self, work: Work) {
+        if !matches!(work, Work::Generate(..) | Work::Cancel(..) | Work::Stats(_)) {
+            self.slots().for_each(SlotEngine::drain);
+        }
         match work {
-            Work::Generate(id, request, events) => match self.slot(request.slot) {
-                Ok(slot) => slot.submit(id, request, events),
+            Work::Generate(id, request, mask, events) => match self.slot(request.slot) {
+                Ok(slot) => slot.submit(id, request, mask, events),
                 // A receiver that is gone asked for nothing any more; the same below.
                 Err(e) => drop(events.send(crate::request::GenerateEvent::Failed(e))),
             },
@@ -131,8 +138,9 @@ impl Engine {
                 Some(GpuStats { launches: gpu.launches(), memory: gpu.memory() })
             }
         };
-        let teacher = self.teacher.as_ref().map(SlotEngine::stats);
-        Ok(RuntimeStats { student: self.student.stats(), teacher, gpu })
+        let (student, student_steps) = self.student.stats();
+        let (teacher, teacher_steps) = self.teacher.as_ref().map(SlotEngine::stats).unzip();
+        Ok(RuntimeStats { student, teacher, student_steps, teacher_steps, gpu })
     }
 
     fn session(&mut self) -> Result<&mut TrainSession> {

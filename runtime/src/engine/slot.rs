@@ -1,21 +1,20 @@
 //! One resident model: its weights, its pages, its scheduler and the generations that run on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedBatch, PagedRows};
-use autograd::{Device, Tape, Tensor, ops};
-use rayon::prelude::*;
+use autograd::Device;
+use autograd::kv::{KvPool, KvShape, PAGE_TOKENS};
 
-use super::decode::DecodeGraphs;
-use super::generation::{Generation, Progress};
+use super::card::Card;
+use super::generation::Generation;
+use super::step::Flight;
 use crate::config::ModelConfig;
 use crate::kv::CacheKey;
-use crate::model::{Adapter, Decoder, ModelWeights, Paged, Pass};
-use crate::request::{FinishReason, GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSpec};
-use crate::sampler::{Sampled, SamplingError};
-use crate::scheduler::{Plan, RequestId, Scheduler, SchedulerConfig, SchedulerStats, SeqRequest};
+use crate::model::{Adapter, Decoder, ModelWeights, Pass};
+use crate::request::{GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSpec, StepStats, TokenMask};
+use crate::scheduler::{RequestId, Scheduler, SchedulerConfig, SchedulerStats, SeqRequest};
 use crate::text::Tokenizer;
 use crate::{Error, Result};
 
@@ -26,13 +25,18 @@ pub(crate) struct SlotEngine {
     pub(super) serving: Pass,
     /// The frozen weights under `serving`'s branches.
     base: Arc<ModelWeights>,
-    version: u64,
+    pub(super) version: u64,
     tokenizer: Option<Arc<Tokenizer>>,
     pub(super) scheduler: Scheduler,
     pub(super) pool: KvPool,
     pub(super) running: BTreeMap<RequestId, Generation>,
-    /// Decode steps on a GPU.
-    pub(super) graphs: DecodeGraphs,
+    /// What steps on a GPU need.
+    pub(super) card: Option<Card>,
+    /// Whether a step is launched before the results of the one before are looked at.
+    pub(super) overlap: bool,
+    /// Launched steps whose results nobody has looked at, oldest first; those of the scheduler in flight.
+    pub(super) flights: VecDeque<Flight>,
+    pub(super) steps: StepStats,
     /// Whether `serving` is this slot's own copy of trained weights.
     owns_copy: bool,
 }
@@ -76,7 +80,13 @@ impl SlotEngine {
             tokenizer: model.files.tokenizer.clone(),
             scheduler,
             running: BTreeMap::new(),
-            graphs: DecodeGraphs::default(),
+            card: match spec.device {
+                Device::Cuda(ordinal) => Some(Card::new(ordinal, spec.engine.max_running)?),
+                Device::Cpu | Device::Portable => None,
+            },
+            overlap: spec.engine.overlap,
+            flights: VecDeque::new(),
+            steps: StepStats::default(),
             owns_copy: false,
         })
     }
@@ -106,15 +116,16 @@ impl SlotEngine {
         self.scheduler.is_idle()
     }
 
-    pub(super) fn stats(&self) -> SchedulerStats {
-        self.scheduler.stats()
+    pub(super) fn stats(&self) -> (SchedulerStats, StepStats) {
+        (self.scheduler.stats(), self.steps)
     }
 
-    /// Answers requests with `pass` from now on; cached prefixes of older weights are dropped.
+    /// Answers requests with `pass` from now on; cached prefixes of older weights are dropped. No step is in flight.
     ///
     /// Training on a GPU changes weights in place, so requests are answered with a copy, which stays where it is: the
     /// captured decode steps read it.
     pub(super) fn publish(&mut self, pass: Pass) -> Result<u64> {
+        assert!(self.flights.is_empty(), "steps in flight run with the old weights and would be taken for the new");
         if matches!(self.device(), Device::Cuda(_)) {
             if self.owns_copy {
                 self.serving.assign(&pass)?;
@@ -123,7 +134,9 @@ impl SlotEngine {
                 if !self.serving.merge && self.serving.adapter.is_none() {
                     self.base = self.serving.weights.clone();
                 }
-                self.graphs = DecodeGraphs::default();
+                if let Some(card) = &mut self.card {
+                    card.forget_graphs();
+                }
                 self.owns_copy = true;
             }
         } else {
@@ -140,23 +153,32 @@ impl SlotEngine {
     }
 
     /// Queues a generation, or reports on its stream why not.
-    pub(super) fn submit(&mut self, id: RequestId, request: GenerateRequest, events: Sender<GenerateEvent>) {
-        if let Err(e) = self.try_submit(id, request, &events) {
+    pub(super) fn submit(
+        &mut self,
+        id: RequestId,
+        request: GenerateRequest,
+        mask: Option<Box<dyn TokenMask>>,
+        events: Sender<GenerateEvent>,
+    ) {
+        if let Err(e) = self.try_submit(id, request, mask, &events) {
             drop(events.send(GenerateEvent::Failed(e)));
         }
     }
 
-    fn try_submit(&mut self, id: RequestId, request: GenerateRequest, events: &Sender<GenerateEvent>) -> Result<()> {
+    fn try_submit(
+        &mut self,
+        id: RequestId,
+        request: GenerateRequest,
+        mask: Option<Box<dyn TokenMask>>,
+        events: &Sender<GenerateEvent>,
+    ) -> Result<()> {
         check_ids(&request.prompt, self.config())?;
         request.params.validate(self.config().vocab_size)?;
-        let seq = SeqRequest {
-            id,
-            key: self.cache_key(),
-            prompt: request.prompt.as_slice().into(),
-            max_new_tokens: request.params.max_tokens,
-        };
-        let generation = Generation::new(request, self.tokenizer.as_ref(), events.clone())?;
-        self.scheduler.submit(seq)?;
+        let (key, max_new_tokens) = (self.cache_key(), request.params.max_tokens);
+        let prompt = request.prompt.as_slice().into();
+        let (tokenizer, config) = (self.tokenizer.as_ref(), self.config());
+        let generation = Generation::new(request, mask, tokenizer, events.clone(), config, self.device())?;
+        self.scheduler.submit(SeqRequest { id, key, prompt, max_new_tokens, ahead: generation.is_ahead() })?;
         self.running.insert(id, generation);
         Ok(())
     }
@@ -166,105 +188,6 @@ impl SlotEngine {
         if self.scheduler.cancel(id) {
             self.running.remove(&id);
         }
-    }
-
-    /// One step of the continuous batch.
-    pub(super) fn step(&mut self) {
-        let plan = self.scheduler.plan();
-        if plan.is_empty() {
-            return;
-        }
-        match self.compute(&plan) {
-            Ok(sampled) => self.deliver(sampled),
-            Err(e) => self.fail(&plan, &e),
-        }
-    }
-
-    /// Runs the planned tokens and draws the next ones.
-    fn compute(&mut self, plan: &Plan) -> Result<Vec<(RequestId, Result<Sampled, SamplingError>)>> {
-        for copy in &plan.copies {
-            self.pool.copy_page(copy.src.0, copy.dst.0)?;
-        }
-        if let Some(sampled) = self.decode(plan)? {
-            return Ok(sampled);
-        }
-        let mut ids = Vec::with_capacity(plan.num_tokens());
-        let pages: Vec<Vec<u32>> = plan.seqs.iter().map(|s| s.pages.iter().map(|p| p.0).collect()).collect();
-        let mut sequences = Vec::with_capacity(plan.seqs.len());
-        let mut last_rows = Vec::new();
-        for (seq, pages) in plan.seqs.iter().zip(&pages) {
-            let tokens = self.scheduler.tokens(seq.id).expect("a planned request is in the scheduler");
-            let first = ids.len();
-            ids.extend_from_slice(&tokens[seq.tokens.clone()]);
-            sequences.push(PagedRows { rows: first..ids.len(), position: seq.tokens.start, pages });
-            if seq.sample {
-                last_rows.push((seq.id, ids.len() - 1));
-            }
-            if let Some(generation) = self.running.get_mut(&seq.id) {
-                generation.started(seq.tokens.start);
-            }
-        }
-        let batch = PagedBatch::new(&sequences);
-        let mut memory = Paged { pool: &mut self.pool, batch: &batch };
-        let hidden = self.decoder.forward_paged(&self.serving, &ids.into(), &mut memory)?;
-        if last_rows.is_empty() {
-            return Ok(vec![]);
-        }
-        let rows = last_rows.iter().map(|(_, row)| *row as u32).collect();
-        let hidden = ops::select_rows(&mut Tape::off(), &hidden, &rows)?;
-        let logits = ops::logits(&hidden, self.serving.weights.output_head())?;
-        let ids: Vec<RequestId> = last_rows.into_iter().map(|(id, _)| id).collect();
-        let sampled = self.sample(&ids, &logits)?;
-        Ok(ids.into_iter().zip(sampled).collect())
-    }
-
-    /// Draws a token for every row: on the GPU where the logits are there and no request needs them changed or listed.
-    fn sample(&self, ids: &[RequestId], logits: &Tensor) -> Result<Vec<Result<Sampled, SamplingError>>> {
-        let draws = matches!(logits.device(), Device::Cuda(_))
-            .then(|| ids.iter().map(|id| self.running[id].plain_draw()).collect::<Option<Vec<_>>>());
-        if let Some(draws) = draws.flatten() {
-            let drawn = ops::draw(logits, &draws)?;
-            return Ok(drawn.into_iter().map(|d| crate::sampler::from_device(d, logits.cols())).collect());
-        }
-        let (logits, eos) = (logits.read()?, &self.decoder.config.eos_token_ids);
-        let rows = ids.par_iter().zip(logits.par_chunks(self.decoder.config.vocab_size));
-        Ok(rows.map(|(id, logits)| self.running[id].draw(logits, eos)).collect())
-    }
-
-    /// Hands out sampled tokens and ends what has ended.
-    fn deliver(&mut self, sampled: Vec<(RequestId, Result<Sampled, SamplingError>)>) {
-        let tokens: Vec<(RequestId, u32)> =
-            sampled.iter().filter_map(|(id, s)| s.as_ref().ok().map(|s| (*id, s.token))).collect();
-        for (id, _) in sampled.iter().filter(|(_, s)| s.is_err()) {
-            self.scheduler.cancel(*id);
-        }
-        self.scheduler.commit(&tokens);
-        for (id, sampled) in sampled {
-            let generation = self.running.get_mut(&id).expect("a sampled request is running");
-            let progress = match sampled {
-                Ok(sampled) => generation.push(sampled, &self.decoder.config.eos_token_ids, self.version),
-                Err(e) => generation.fail(e.into()),
-            };
-            match progress {
-                Progress::Continues => {}
-                Progress::Ended(FinishReason::Cancelled) => self.cancel(id),
-                Progress::Ended(_) => {
-                    self.scheduler.finish(id);
-                    self.running.remove(&id);
-                }
-            }
-        }
-    }
-
-    /// A forward pass that failed fails every request in it; the others go on.
-    fn fail(&mut self, plan: &Plan, error: &Error) {
-        for seq in &plan.seqs {
-            if let Some(mut generation) = self.running.remove(&seq.id) {
-                generation.fail(Error::Request(format!("the forward pass failed: {error}")));
-            }
-            self.scheduler.cancel(seq.id);
-        }
-        self.scheduler.commit(&[]);
     }
 }
 

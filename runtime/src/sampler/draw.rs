@@ -30,20 +30,21 @@ pub struct Scratch {
     ranked: Vec<Ranked>,
 }
 
-/// What a draw on a GPU gave, for `vocab_size` logits.
-pub(crate) fn from_device(drawn: Drawn, vocab_size: usize) -> Result<Sampled, SamplingError> {
+/// What a draw on a GPU gave, for `vocab_size` logits of which `masked` were made impossible.
+pub(crate) fn from_device(drawn: Drawn, vocab_size: usize, masked: usize) -> Result<Sampled, SamplingError> {
     match drawn {
-        Drawn::Token { token, logprob, sampling_logprob } => {
-            Ok(Sampled { token, logprob, sampling_logprob, top: vec![], given: vec![] })
+        Drawn::Token { token, logprob, sampling_logprob, top, given } => {
+            Ok(Sampled { token, logprob, sampling_logprob, top, given })
         }
         Drawn::NotFinite => Err(SamplingError::NonFiniteLogits),
-        Drawn::Impossible => Err(SamplingError::NoCandidate { vocab_size, masked: 0 }),
+        Drawn::Impossible => Err(SamplingError::NoCandidate { vocab_size, masked }),
     }
 }
 
 /// Draws the token that follows, given the `logits` of the whole vocabulary.
 ///
-/// `eos` are the model's end-of-sequence ids, which `min_tokens` masks. Top-k and top-p break ties towards
+/// `eos` are the model's end-of-sequence ids, which `min_tokens` masks. Of `allowed`, a bit for each token from the
+/// lowest of the first word on, those that are 0 make tokens impossible. Top-k and top-p break ties towards
 /// the lowest id.
 ///
 /// # Panics
@@ -53,6 +54,7 @@ pub fn sample(
     params: &SamplingParams,
     eos: &[u32],
     history: &TokenHistory,
+    allowed: Option<&[u32]>,
     key: RngKey,
     scratch: &mut Scratch,
 ) -> Result<Sampled, SamplingError> {
@@ -62,12 +64,12 @@ pub fn sample(
     if max == f32::NEG_INFINITY {
         return Err(no_candidate(0));
     }
-    let changed = params.adjusts_logits(history.generated());
+    let changed = allowed.is_some() || params.adjusts_logits(history.generated());
     let (mut choice, mut choice_max) = (logits, max);
     if changed {
         adjusted.clear();
         adjusted.extend_from_slice(logits);
-        let masked = adjust(adjusted, params, eos, history);
+        let masked = adjust(adjusted, params, eos, history, allowed);
         choice_max = checked_max(adjusted)?;
         if choice_max == f32::NEG_INFINITY {
             return Err(no_candidate(masked));

@@ -31,15 +31,21 @@ impl TokenHistory {
 }
 
 /// Bias, `min_tokens` mask, then repetition (Hugging Face's definition, prompt and generation), frequency and
-/// presence penalties (OpenAI's definition, generation only). Returns how many ids were masked.
-pub(super) fn adjust(logits: &mut [f32], params: &SamplingParams, eos: &[u32], history: &TokenHistory) -> usize {
+/// presence penalties (OpenAI's definition, generation only), then what is not `allowed`. Returns how many ids were
+/// masked.
+pub(super) fn adjust(
+    logits: &mut [f32],
+    params: &SamplingParams,
+    eos: &[u32],
+    history: &TokenHistory,
+    allowed: Option<&[u32]>,
+) -> usize {
     for (&id, bias) in &params.logit_bias {
         logits[id as usize] += bias;
     }
     let mut masked = 0;
     if history.generated < params.min_tokens {
-        let eos = if params.ignore_eos { &[] } else { eos };
-        for &id in eos.iter().chain(&params.stop_token_ids) {
+        for id in params.ending_ids(eos) {
             logits[id as usize] = f32::NEG_INFINITY;
             masked += 1;
         }
@@ -53,6 +59,11 @@ pub(super) fn adjust(logits: &mut [f32], params: &SamplingParams, eos: &[u32], h
         if count > 0 {
             *logit -= params.frequency_penalty * count as f32 + params.presence_penalty;
         }
+    }
+    let forbidden = |id: &usize| allowed.is_some_and(|bits| bits[id / 32] >> (id % 32) & 1 == 0);
+    for id in (0..logits.len()).filter(forbidden) {
+        logits[id] = f32::NEG_INFINITY;
+        masked += 1;
     }
     masked
 }

@@ -43,11 +43,11 @@ pub enum SamplingError {
     #[error("a logit is not a number or infinite: the forward pass is broken")]
     NonFiniteLogits,
     /// Every logit is -infinity, as the model gave them or after masking.
-    #[error("no token is possible: all {vocab_size} logits are -inf after min_tokens masked {masked} ids")]
+    #[error("no token is possible: all {vocab_size} logits are -inf after {masked} ids were masked")]
     NoCandidate {
         /// Number of logits.
         vocab_size: usize,
-        /// Ids that `min_tokens` masked.
+        /// Ids that `min_tokens` or the request's mask made impossible.
         masked: usize,
     },
 }

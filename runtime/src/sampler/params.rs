@@ -113,6 +113,12 @@ impl SamplingParams {
         check("logprobs", n, n <= vocab_size, format!("at most the {vocab_size} tokens there are"))
     }
 
+    /// Ids that end the generation, of a model with these end-of-sequence ids.
+    pub(crate) fn ending_ids<'a>(&'a self, eos: &'a [u32]) -> impl Iterator<Item = u32> + 'a {
+        let eos = if self.ignore_eos { &[] } else { eos };
+        eos.iter().chain(&self.stop_token_ids).copied()
+    }
+
     /// Whether the logits are changed before the temperature, for a generation of `generated` tokens.
     pub(crate) fn adjusts_logits(&self, generated: usize) -> bool {
         self.repetition_penalty != 1.0

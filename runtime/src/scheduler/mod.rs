@@ -3,6 +3,15 @@
 //! Pure and deterministic: no device, no clock, no randomness. The engine repeats [`Scheduler::plan`], run
 //! the planned tokens, [`Scheduler::commit`] what was sampled, [`Scheduler::finish`] what has ended.
 //!
+//! # One step ahead
+//! A device that runs steps in order need not wait for the host: one step may be planned while another is in
+//! flight. Each sequence's next token is then *promised*: its place in the sequence and in the pages is known, its
+//! id is a draw of the step in flight. What a plan cannot know is that a sequence ends by what it draws, or is
+//! cancelled; then its row in the next step is wasted. The row writes to pages that are free, or somebody else's
+//! in a later step, which runs later and overwrites them; and only a commit of a sequence that is still here marks
+//! tokens as computed, so nothing of a wasted row enters the prefix cache. A request whose next plan needs its last
+//! token ([`SeqRequest::ahead`] is false) skips the plans that would be ahead of it.
+//!
 //! # Order of service
 //! Every request gets a ticket when it is submitted, and all order is ticket order. A step takes, while the
 //! token budget lasts: sequences that need one token (decodes), running prefills, then admissions from the
@@ -25,9 +34,10 @@
 //!    pages that younger ones took meanwhile are taken back first. The elders' growth is finite: by
 //!    induction over the tickets (the oldest is preempted 0 times, hence grows a bounded number of times)
 //!    so is the number of preemptions of each sequence.
-//! 5. *Waiting for a shared prefix is bounded.* A sequence steps aside at most once per admission, for one
-//!    step, and only for pages that the very same step computes.
+//! 5. *Waiting for a shared prefix is bounded.* A sequence steps aside at most once per admission, for pages that
+//!    one step in flight computes, and until that step is committed.
 
+mod flight;
 mod plan;
 mod sequence;
 
@@ -85,6 +95,9 @@ pub struct SeqRequest {
     pub prompt: Arc<[u32]>,
     /// Most tokens that will be sampled, at least one.
     pub max_new_tokens: usize,
+    /// Whether its next token may be planned before the last one is known. Not where the host says which tokens are
+    /// allowed, given those before.
+    pub ahead: bool,
 }
 
 /// Why a request was refused. Nothing of it stays in the scheduler.
@@ -180,7 +193,7 @@ pub struct Scheduler {
     next_ticket: Ticket,
     running: BTreeMap<Ticket, Sequence>,
     waiting: BTreeMap<Ticket, Sequence>,
-    in_flight: plan::InFlight,
+    in_flight: flight::InFlight,
     counters: SchedulerStats,
 }
 
@@ -205,7 +218,7 @@ impl Scheduler {
             next_ticket: Ticket::default(),
             running: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            in_flight: plan::InFlight::default(),
+            in_flight: flight::InFlight::default(),
             counters: SchedulerStats::default(),
         })
     }
@@ -286,16 +299,16 @@ impl Scheduler {
         self.cache.drop_version(&mut self.pool, slot, weights_version);
     }
 
-    /// Prompt and generated tokens of a request.
+    /// Prompt and generated tokens of a request, those of steps in flight left out.
     pub fn tokens(&self, id: RequestId) -> Option<&[u32]> {
         let ticket = self.tickets.get(&id)?;
         let sequence = self.running.get(ticket).or_else(|| self.waiting.get(ticket))?;
         Some(&sequence.tokens)
     }
 
-    /// Whether no request is here.
+    /// Whether no request is here and no step in flight.
     pub fn is_idle(&self) -> bool {
-        self.tickets.is_empty()
+        self.tickets.is_empty() && self.in_flight.is_empty()
     }
 
     /// The limits it was made with.
@@ -323,9 +336,7 @@ impl Scheduler {
         self.pool.check_integrity();
         let mut refs = vec![0; self.pool.total_pages()];
         let held = self.running.values().chain(self.waiting.values());
-        let pages = (held.flat_map(|sequence| sequence.pages.iter().copied()))
-            .chain(self.in_flight.copy_sources())
-            .chain(self.cache.pages());
+        let pages = (held.flat_map(|sequence| sequence.pages.iter().copied())).chain(self.cache.pages());
         for page in pages {
             refs[page.index()] += 1;
             assert!(refs[page.index()] <= self.pool.refs(page), "{page:?} has an uncounted holder");

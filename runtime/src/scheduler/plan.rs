@@ -1,10 +1,12 @@
-//! One step: what to compute ([`Scheduler::plan`]) and what came of it ([`Scheduler::commit`]).
+//! One step: what to compute ([`Scheduler::plan`]).
 
-use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
 
-use crate::kv::{PAGE_SIZE, PageId, PrefixMatch, Tail, pages_for};
+use autograd::ops::Token;
 
+use crate::kv::{PageId, PrefixMatch, Tail, pages_for};
+
+use super::flight::{Promise, Step};
 use super::sequence::{Sequence, Ticket};
 use super::{RequestId, Scheduler};
 
@@ -13,19 +15,29 @@ use super::{RequestId, Scheduler};
 pub struct Plan {
     /// What to compute: at most `max_running` sequences, at most `token_budget` tokens.
     pub seqs: Vec<PlanSeq>,
+    /// The tokens to compute, those of all sequences behind each other. A drawn one is a draw of the step in flight,
+    /// counted over its sequences with `sample`.
+    pub tokens: Vec<Token>,
+    /// Page tables of all sequences behind each other.
+    pages: Vec<u32>,
     /// Pages to copy before anything is computed, in any order: no source is another one's target.
     pub copies: Vec<PageCopy>,
 }
 
 impl Plan {
-    /// Whether there is nothing to do; only an idle scheduler plans nothing.
+    /// Whether there is nothing to do: the scheduler is idle, or all that runs has to wait for the step in flight.
     pub fn is_empty(&self) -> bool {
         self.seqs.is_empty()
     }
 
     /// Tokens to compute.
     pub fn num_tokens(&self) -> usize {
-        self.seqs.iter().map(|seq| seq.tokens.len()).sum()
+        self.tokens.len()
+    }
+
+    /// Page table of positions `0..seq.tokens.end` of one of its sequences.
+    pub fn pages(&self, seq: &PlanSeq) -> &[u32] {
+        &self.pages[seq.pages.clone()]
     }
 }
 
@@ -34,12 +46,12 @@ impl Plan {
 pub struct PlanSeq {
     /// The request.
     pub id: RequestId,
-    /// Positions to compute; their ids are `Scheduler::tokens(id)[tokens]`.
+    /// Positions to compute.
     pub tokens: Range<usize>,
-    /// Page table of positions `0..tokens.end`.
-    pub pages: Vec<PageId>,
-    /// Whether the last of them is the last known token, so that the next one is to be sampled.
+    /// Whether the last of them is the sequence's last token, so that the next one is to be sampled.
     pub sample: bool,
+    /// Its part of the page tables.
+    pages: Range<usize>,
 }
 
 /// The first `tokens` tokens of page `src` are wanted at the beginning of page `dst`, in every layer.
@@ -53,98 +65,41 @@ pub struct PageCopy {
     pub tokens: usize,
 }
 
-/// What a plan has promised and no commit has settled.
-#[derive(Debug, Default)]
-pub(super) struct InFlight {
-    seqs: BTreeMap<RequestId, Promise>,
-    /// Retained, so that nobody gets them as fresh pages before they are read.
-    copy_sources: Vec<PageId>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Promise {
-    ticket: Ticket,
-    computed: usize,
-    sample: bool,
-}
-
-impl InFlight {
-    /// The request ended: its results are of no interest.
-    pub(super) fn forget(&mut self, id: RequestId) {
-        self.seqs.remove(&id);
-    }
-
-    pub(super) fn copy_sources(&self) -> impl Iterator<Item = PageId> + '_ {
-        self.copy_sources.iter().copied()
-    }
-}
-
 /// A plan in the making.
 #[derive(Default)]
 struct Draft {
     plan: Plan,
     budget: usize,
-    /// Planned sequences that compute more than one token: whose prefix may be worth waiting for.
-    prefills: Vec<Ticket>,
+    draws: u32,
+    step: Step,
+    /// Retained until the plan is made, so that nobody gets them as fresh pages before they are read.
+    copy_sources: Vec<PageId>,
 }
 
 impl Scheduler {
-    /// Plans the next step. It is not empty unless the scheduler is idle.
+    /// Plans the next step, also while one step is in flight: what that one draws is then taken as given. It is not
+    /// empty unless the scheduler is idle or everything has to wait for the step in flight.
+    ///
+    /// Pages that a step in flight uses may be free already, or somebody else's in this plan: steps have to run in the
+    /// order of their plans.
     ///
     /// # Panics
-    /// If the step before was not committed.
+    /// If two steps are in flight.
     pub fn plan(&mut self) -> Plan {
-        assert!(
-            self.in_flight.seqs.is_empty() && self.in_flight.copy_sources.is_empty(),
-            "commit the previous plan first"
-        );
+        assert!(self.in_flight.has_room(), "two steps are in flight: commit one first");
         let mut draft = Draft { budget: self.config.token_budget, ..Draft::default() };
         self.plan_running(&mut draft, |remaining| remaining == 1);
         self.plan_running(&mut draft, |remaining| remaining > 1);
         self.admit(&mut draft);
-        self.counters.steps += u64::from(!draft.plan.is_empty());
-        self.counters.planned_tokens_total += draft.plan.num_tokens() as u64;
-        draft.plan
-    }
-
-    /// Settles the step: its tokens are computed, and `sampled` continues the sequences that asked for it.
-    /// Results of requests that ended since the plan are ignored.
-    ///
-    /// # Panics
-    /// If a planned sequence has a sampled token exactly when it should not, or was not finished at its limit.
-    pub fn commit(&mut self, sampled: &[(RequestId, u32)]) {
-        for page in self.in_flight.copy_sources.drain(..) {
+        for page in draft.copy_sources {
             self.pool.release(page);
         }
-        let mut promised = std::mem::take(&mut self.in_flight.seqs);
-        for promise in promised.values() {
-            self.settle(promise.ticket, promise.computed);
+        if !draft.plan.is_empty() {
+            self.in_flight.push(draft.step);
+            self.counters.steps += 1;
         }
-        for &(id, token) in sampled {
-            let Some(promise) = promised.remove(&id) else {
-                continue;
-            };
-            assert!(promise.sample, "{id:?} is not at its last token: nothing to sample");
-            let sequence = self.running.get_mut(&promise.ticket).expect("planned sequences run");
-            assert!(sequence.tokens.len() < sequence.limit, "{id:?} has all its tokens: finish it");
-            sequence.tokens.push(token);
-        }
-        for (id, promise) in promised {
-            assert!(!promise.sample, "no sampled token for {id:?}");
-        }
-    }
-
-    /// Marks tokens as computed and shares the pages that became full.
-    fn settle(&mut self, ticket: Ticket, computed: usize) {
-        let sequence = self.running.get_mut(&ticket).expect("planned sequences run");
-        let before = sequence.full_pages();
-        sequence.computed = computed;
-        let full = sequence.full_pages();
-        if self.config.prefix_cache && full > before {
-            let Sequence { key, tokens, pages, .. } = sequence;
-            let (tokens, pages) = (&tokens[..full * PAGE_SIZE], &mut pages[..full]);
-            self.cache.insert(&mut self.pool, *key, tokens, pages);
-        }
+        self.counters.planned_tokens_total += draft.plan.num_tokens() as u64;
+        draft.plan
     }
 
     /// Plans the running sequences whose number of remaining tokens is `wanted`, oldest first.
@@ -161,26 +116,37 @@ impl Scheduler {
 
     /// Plans as many tokens of a running sequence as the budget allows.
     fn plan_tokens(&mut self, draft: &mut Draft, ticket: Ticket) {
-        let sequence = &self.running[&ticket];
+        let sequence = self.running.get_mut(&ticket).expect("it runs");
         let count = sequence.remaining().min(draft.budget);
-        let end = sequence.computed + count;
-        let sample = end == sequence.tokens.len();
+        let tokens = sequence.planned..sequence.planned + count;
+        let sample = tokens.end == sequence.len();
         draft.budget -= count;
         if count > 1 {
-            draft.prefills.push(ticket);
+            draft.step.prefills.push(ticket);
         }
-        draft.plan.seqs.push(PlanSeq {
+        let plan = &mut draft.plan;
+        plan.tokens.extend(tokens.clone().map(|position| sequence.token(position)));
+        let first_page = plan.pages.len();
+        plan.pages.extend(sequence.pages[..pages_for(tokens.end)].iter().map(|page| page.0));
+        plan.seqs.push(PlanSeq {
             id: sequence.id,
-            tokens: sequence.computed..end,
-            pages: sequence.pages[..pages_for(end)].to_vec(),
+            tokens: tokens.clone(),
             sample,
+            pages: first_page..plan.pages.len(),
         });
-        let promise = Promise { ticket, computed: end, sample };
-        self.in_flight.seqs.insert(sequence.id, promise);
+        sequence.planned = tokens.end;
+        if sample {
+            sequence.promised += 1;
+            sequence.draw = draft.draws;
+            draft.draws += 1;
+        }
+        let (id, preemptions) = (sequence.id, sequence.preemptions);
+        draft.step.promises.push(Promise { id, ticket, computed: tokens.end, sample, preemptions, forgotten: false });
     }
 
     /// Gives a running sequence the page its last token needs, if any. `false`: it had to be preempted itself.
-    /// Victims are younger, and running sequences are planned oldest first: none of them is planned yet.
+    /// Victims are younger, and running sequences are planned oldest first: none of them is in this plan yet. One in a
+    /// step in flight gets its token all the same.
     fn grow(&mut self, ticket: Ticket) -> bool {
         while self.running[&ticket].needs_page() {
             if self.pool.free_pages() == 0 {
@@ -194,8 +160,8 @@ impl Scheduler {
             let (youngest, mut victim) = self.running.pop_last().expect("one runs");
             assert!(!self.running.is_empty(), "submit refuses what does not fit the pool alone");
             victim.release_pages(&mut self.pool);
-            victim.preempted = true;
-            victim.stepped_aside = false;
+            victim.preemptions += 1;
+            victim.waits_for = None;
             self.waiting.insert(youngest, victim);
             self.counters.preemptions += 1;
             if youngest == ticket {
@@ -218,11 +184,13 @@ impl Scheduler {
                 return;
             }
             let mut sequence = self.waiting.remove(&ticket).expect("a key of the map");
-            if self.steps_aside(&sequence, &draft.prefills) {
-                sequence.stepped_aside = true;
-                self.counters.prefix_waits += 1;
+            let waits = sequence.waits_for.is_some_and(|step| self.in_flight.holds(step));
+            let leader = if waits { None } else { self.step_to_wait_for(&sequence, draft) };
+            if waits || leader.is_some() {
+                self.counters.prefix_waits += u64::from(leader.is_some());
+                sequence.waits_for = leader.or(sequence.waits_for);
                 self.waiting.insert(ticket, sequence);
-            } else if self.reserve(&mut sequence, &mut draft.plan.copies) {
+            } else if sequence.promised == 0 && self.reserve(&mut sequence, draft) {
                 self.running.insert(ticket, sequence);
                 self.plan_tokens(draft, ticket);
             } else {
@@ -234,21 +202,23 @@ impl Scheduler {
         }
     }
 
-    /// Whether this step computes pages that `sequence` could share, and most of what it lacks: a step's
-    /// delay is not worth a chat template's first words. Budget is left for it, so every prefill planned
-    /// so far completes in this step: one step is enough.
-    fn steps_aside(&self, sequence: &Sequence, prefills: &[Ticket]) -> bool {
-        if sequence.stepped_aside || !self.shares(sequence) {
-            return false;
+    /// The step, this one or one in flight, that computes pages that `sequence` could share, and most of what it lacks:
+    /// a step's delay is not worth a chat template's first words.
+    fn step_to_wait_for(&self, sequence: &Sequence, draft: &Draft) -> Option<u64> {
+        if sequence.waits_for.is_some() || !self.shares(sequence) {
+            return None;
         }
-        let leaders = prefills.iter().map(|ticket| &self.running[ticket]);
-        let shareable = leaders.map(|leader| sequence.shareable_with(leader)).max().unwrap_or(0);
-        if shareable == 0 {
-            return false;
-        }
+        let this = draft.step.prefills.iter().map(|&ticket| (self.in_flight.next(), ticket));
+        let leaders = self.in_flight.prefills().chain(this);
+        let shareable = leaders.filter_map(|(step, ticket)| {
+            // One that has ended or was preempted shares nothing.
+            let leader = self.running.get(&ticket)?;
+            Some((sequence.shareable_with(leader), step))
+        });
+        let (shareable, step) = shareable.max().filter(|(shareable, _)| *shareable > 0)?;
         let cached = self.cache.peek(sequence.key, &sequence.tokens);
         let lacking = sequence.tokens.len() - cached;
-        2 * shareable.saturating_sub(cached) > lacking
+        (2 * shareable.saturating_sub(cached) > lacking).then_some(step)
     }
 
     /// Whether `sequence` takes part in prefix sharing.
@@ -258,7 +228,7 @@ impl Scheduler {
 
     /// Gives a waiting sequence the pages of all its known tokens, cached ones where there are; `false`,
     /// with nothing taken, when that would leave too few for those that run.
-    fn reserve(&mut self, sequence: &mut Sequence, copies: &mut Vec<PageCopy>) -> bool {
+    fn reserve(&mut self, sequence: &mut Sequence, draft: &mut Draft) -> bool {
         let mut found = PrefixMatch::default();
         if self.shares(sequence) {
             found = self.cache.match_prefix(&mut self.pool, sequence.key, &sequence.tokens);
@@ -280,14 +250,14 @@ impl Scheduler {
         self.evict(fresh.saturating_sub(self.pool.free_pages()));
         self.counters.prefix_lookups += u64::from(self.shares(sequence));
         self.counters.prefix_hit_tokens += found.tokens() as u64;
-        sequence.computed = found.tokens();
+        (sequence.computed, sequence.planned) = (found.tokens(), found.tokens());
         sequence.pages = found.pages;
         for index in 0..fresh {
             let page = self.pool.allocate().expect("available pages are free after eviction");
             sequence.pages.push(page);
             if let Some(Tail { page: src, tokens }) = found.tail.filter(|_| index == 0) {
-                copies.push(PageCopy { src, dst: page, tokens });
-                self.in_flight.copy_sources.push(src);
+                draft.plan.copies.push(PageCopy { src, dst: page, tokens });
+                draft.copy_sources.push(src);
                 self.counters.copied_pages += 1;
             }
         }
@@ -299,7 +269,7 @@ impl Scheduler {
     fn headroom(&self, sequence: &Sequence) -> usize {
         match self.running.len() {
             0 => 0,
-            running if sequence.preempted => running + self.config.watermark(),
+            running if sequence.preemptions > 0 => running + self.config.watermark(),
             running => running,
         }
     }

@@ -1,5 +1,7 @@
 //! One request inside the scheduler.
 
+use autograd::ops::Token;
+
 use crate::kv::{CacheKey, PAGE_SIZE, PageId, PagePool, pages_for};
 
 use super::SeqRequest;
@@ -20,16 +22,24 @@ pub(super) struct Sequence {
     pub(super) key: CacheKey,
     /// Prompt, then what was sampled.
     pub(super) tokens: Vec<u32>,
+    /// Tokens after those that steps in flight draw.
+    pub(super) promised: usize,
+    /// Which draw of the newest step that draws for it is its own.
+    pub(super) draw: u32,
     /// Length at which the request is complete.
     pub(super) limit: usize,
+    /// Whether it may be planned while its last token is promised.
+    pub(super) ahead: bool,
     /// Page table: token `i` lives in page `i / PAGE_SIZE`. Empty while waiting.
     pub(super) pages: Vec<PageId>,
     /// Tokens whose KV is in `pages`.
     pub(super) computed: usize,
-    /// Whether it lost its pages before.
-    pub(super) preempted: bool,
-    /// Whether it stepped aside once for a prefix that another sequence was computing.
-    pub(super) stepped_aside: bool,
+    /// The same once the steps in flight have run.
+    pub(super) planned: usize,
+    /// How often it gave up its pages: what a step computed before that is gone.
+    pub(super) preemptions: u32,
+    /// The step for whose pages it stepped aside.
+    pub(super) waits_for: Option<u64>,
 }
 
 impl Sequence {
@@ -38,22 +48,38 @@ impl Sequence {
             id: request.id,
             key: request.key,
             tokens: request.prompt.to_vec(),
+            promised: 0,
+            draw: 0,
             limit: request.prompt.len() + request.max_new_tokens,
+            ahead: request.ahead,
             pages: Vec::new(),
             computed: 0,
-            preempted: false,
-            stepped_aside: false,
+            planned: 0,
+            preemptions: 0,
+            waits_for: None,
         }
     }
 
-    /// Known tokens that are not computed.
+    /// Tokens that are known or promised.
+    pub(super) fn len(&self) -> usize {
+        self.tokens.len() + self.promised
+    }
+
+    /// Tokens to compute so that the next one can be drawn. None when it will have all its tokens, or has to know its
+    /// last token first.
     pub(super) fn remaining(&self) -> usize {
-        self.tokens.len() - self.computed
+        let waits = self.promised > 0 && !self.ahead;
+        if waits || self.len() == self.limit { 0 } else { self.len() - self.planned }
     }
 
     /// Whether its generation has grown beyond its page table (by one page at most).
     pub(super) fn needs_page(&self) -> bool {
-        pages_for(self.tokens.len()) > self.pages.len()
+        pages_for(self.len()) > self.pages.len()
+    }
+
+    /// Where the token at `position` comes from.
+    pub(super) fn token(&self, position: usize) -> Token {
+        self.tokens.get(position).map_or(Token::Drawn(self.draw), |&token| Token::Known(token))
     }
 
     /// Full, computed pages.
@@ -66,15 +92,17 @@ impl Sequence {
         for page in self.pages.drain(..) {
             pool.release(page);
         }
-        self.computed = 0;
+        (self.computed, self.planned) = (0, 0);
     }
 
-    /// Tokens at the beginning of `self` that would be found in the cache once all of `leader` is computed.
+    /// Tokens at the beginning of `self` that will be found in the cache once the steps in flight have run that compute
+    /// `leader`'s.
     pub(super) fn shareable_with(&self, leader: &Sequence) -> usize {
         if self.key != leader.key {
             return 0;
         }
-        let common = (self.tokens.iter().zip(&leader.tokens)).take_while(|(a, b)| a == b);
+        let common = (self.tokens.iter().zip(&leader.tokens[..leader.planned.min(leader.tokens.len())]))
+            .take_while(|(a, b)| a == b);
         let full_pages = common.count() / PAGE_SIZE;
         (full_pages * PAGE_SIZE).min(self.tokens.len() - 1)
     }

@@ -16,7 +16,7 @@ fn frequencies(logits: &[f32], params: &SamplingParams, draws: u64) -> Vec<f64> 
     let (history, mut scratch) = (TokenHistory::new(&[]), Scratch::default());
     let mut counts = vec![0.0; logits.len()];
     for position in 0..draws {
-        let drawn = sample(logits, params, &EOS, &history, key(position), &mut scratch).unwrap();
+        let drawn = sample(logits, params, &EOS, &history, None, key(position), &mut scratch).unwrap();
         counts[drawn.token as usize] += 1.0;
     }
     counts
@@ -113,13 +113,13 @@ fn a_draw_depends_on_its_key_and_not_on_its_neighbours() {
     let params = SamplingParams { top_p: 0.9, logprobs: Some(4), ..SamplingParams::default() };
     let history = TokenHistory::new(&[]);
     let alone: Vec<Sampled> = (0..50u64)
-        .map(|position| sample(&logits, &params, &EOS, &history, key(position), &mut Scratch::default()).unwrap())
+        .map(|position| sample(&logits, &params, &EOS, &history, None, key(position), &mut Scratch::default()).unwrap())
         .collect();
     let mut scratch = Scratch::default();
     for (position, expected) in (0..50u64).rev().zip(alone.iter().rev()) {
         let neighbour = SamplingParams { top_k: Some(3), presence_penalty: 1.0, ..SamplingParams::default() };
-        sample(&logits[..100], &neighbour, &EOS, &history, key(999), &mut scratch).unwrap();
-        let drawn = sample(&logits, &params, &EOS, &history, key(position), &mut scratch).unwrap();
+        sample(&logits[..100], &neighbour, &EOS, &history, None, key(999), &mut scratch).unwrap();
+        let drawn = sample(&logits, &params, &EOS, &history, None, key(position), &mut scratch).unwrap();
         assert_eq!(drawn, *expected);
     }
     let distinct: BTreeSet<u32> = alone.iter().map(|drawn| drawn.token).collect();
@@ -138,7 +138,7 @@ fn truncation_that_removes_nothing_changes_nothing() {
     ];
     for position in 0..200 {
         let token = |params| {
-            let drawn = sample(&logits, params, &EOS, &history, key(position), &mut Scratch::default());
+            let drawn = sample(&logits, params, &EOS, &history, None, key(position), &mut Scratch::default());
             drawn.unwrap().token
         };
         vacuous.iter().for_each(|params| assert_eq!(token(params), token(&plain), "{params:?}"));

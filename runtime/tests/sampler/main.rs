@@ -12,7 +12,7 @@ fn key(position: u64) -> RngKey {
 }
 
 fn try_draw(logits: &[f32], params: &SamplingParams, history: &TokenHistory) -> Result<Sampled, SamplingError> {
-    sample(logits, params, &EOS, history, key(0), &mut Scratch::default())
+    sample(logits, params, &EOS, history, None, key(0), &mut Scratch::default())
 }
 
 fn draw_after(logits: &[f32], params: &SamplingParams, history: &TokenHistory) -> Sampled {

@@ -1,8 +1,9 @@
 //! A mock model and the engine that runs it in simulated pages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use autograd::ops::Token;
 use runtime::kv::{CacheKey, PAGE_SIZE};
 use runtime::scheduler::{Plan, RequestId, Scheduler, SchedulerConfig, SeqRequest, SubmitError};
 
@@ -50,9 +51,20 @@ pub(crate) fn alone(prompt: &[u32], new: usize, weights: u64) -> Vec<u32> {
     tokens.split_off(prompt.len())
 }
 
+/// What a step drew.
+pub(crate) type Sampled = Vec<(RequestId, u32)>;
+
 /// An engine with simulated pages.
 pub(crate) struct Engine {
     pub(crate) scheduler: Scheduler,
+    /// Steps that are planned and run before the results of the one before are looked at: 0 or 1.
+    ahead: usize,
+    /// Results that nobody has looked at.
+    in_flight: VecDeque<Sampled>,
+    /// What the last step drew.
+    drawn: Vec<u32>,
+    /// Requests whose generation ends with this token.
+    pub(crate) stops: BTreeMap<RequestId, u32>,
     pages: Vec<[u64; PAGE_SIZE]>,
     pub(crate) requests: BTreeMap<RequestId, SeqRequest>,
     pub(crate) outputs: BTreeMap<RequestId, Vec<u32>>,
@@ -63,11 +75,20 @@ impl Engine {
     pub(crate) fn new(config: SchedulerConfig) -> Self {
         Self {
             scheduler: Scheduler::new(config).unwrap(),
+            ahead: 0,
+            in_flight: VecDeque::new(),
+            drawn: vec![],
+            stops: BTreeMap::new(),
             pages: vec![[0; PAGE_SIZE]; config.num_pages],
             requests: BTreeMap::new(),
             outputs: BTreeMap::new(),
             next_id: 0,
         }
+    }
+
+    /// One that plans and runs a step while the results of the one before are not known.
+    pub(crate) fn one_ahead(config: SchedulerConfig) -> Self {
+        Self { ahead: 1, ..Self::new(config) }
     }
 
     pub(crate) fn submit(
@@ -76,15 +97,26 @@ impl Engine {
         max_new_tokens: usize,
         version: u64,
     ) -> Result<RequestId, SubmitError> {
+        self.submit_with(prompt, max_new_tokens, version, true)
+    }
+
+    pub(crate) fn submit_with(
+        &mut self,
+        prompt: &[u32],
+        max_new_tokens: usize,
+        version: u64,
+        ahead: bool,
+    ) -> Result<RequestId, SubmitError> {
         let id = RequestId(self.next_id);
-        let request = SeqRequest { id, key: key(version), prompt: Arc::from(prompt), max_new_tokens };
+        let request = SeqRequest { id, key: key(version), prompt: Arc::from(prompt), max_new_tokens, ahead };
         self.scheduler.submit(request.clone())?;
         self.next_id += 1;
         self.requests.insert(id, request);
         Ok(id)
     }
 
-    pub(crate) fn run(&mut self, plan: &Plan) -> Vec<(RequestId, u32)> {
+    /// Runs the steps in the order of the calls, as a device would.
+    pub(crate) fn run(&mut self, plan: &Plan) -> Sampled {
         for copy in &plan.copies {
             let source = self.pages[copy.src.index()];
             let target = &mut self.pages[copy.dst.index()];
@@ -92,20 +124,28 @@ impl Engine {
             target[..copy.tokens].copy_from_slice(&source[..copy.tokens]);
         }
         let mut sampled = Vec::new();
+        let mut tokens = plan.tokens.iter();
         for seq in &plan.seqs {
             let weights = self.requests[&seq.id].key.weights_version;
-            let tokens = self.scheduler.tokens(seq.id).unwrap();
+            let pages = plan.pages(seq);
             let mut last = 0;
             for position in seq.tokens.clone() {
-                let at = |p: usize| self.pages[seq.pages[p / PAGE_SIZE].index()][p % PAGE_SIZE];
-                last = attend((0..position).map(at), weights, tokens[position]);
-                self.pages[seq.pages[position / PAGE_SIZE].index()][position % PAGE_SIZE] = last;
+                let token = match *tokens.next().unwrap() {
+                    Token::Known(token) => token,
+                    Token::Drawn(draw) => {
+                        assert!(self.requests[&seq.id].ahead, "{:?} has to know its last token", seq.id);
+                        self.drawn[draw as usize]
+                    }
+                };
+                let at = |p: usize| self.pages[pages[p / PAGE_SIZE] as usize][p % PAGE_SIZE];
+                last = attend((0..position).map(at), weights, token);
+                self.pages[pages[position / PAGE_SIZE] as usize][position % PAGE_SIZE] = last;
             }
-            assert_eq!(seq.sample, seq.tokens.end == tokens.len());
             if seq.sample {
                 sampled.push((seq.id, next_token(last)));
             }
         }
+        self.drawn = sampled.iter().map(|&(_, token)| token).collect();
         sampled
     }
 
@@ -113,34 +153,62 @@ impl Engine {
         let config = self.scheduler.config();
         assert!(plan.num_tokens() <= config.token_budget);
         assert!(plan.seqs.len() <= config.max_running);
-        assert_eq!(plan.is_empty(), self.scheduler.is_idle(), "a step must advance somebody");
+        if self.in_flight.is_empty() {
+            assert_eq!(plan.is_empty(), self.scheduler.is_idle(), "a step must advance somebody");
+        }
         for copy in &plan.copies {
             let reads_a_target = plan.copies.iter().any(|other| other.dst == copy.src);
             assert!(!reads_a_target, "copies may run in any order");
         }
         for seq in &plan.seqs {
             assert!(!seq.tokens.is_empty());
-            assert_eq!(seq.pages.len(), seq.tokens.end.div_ceil(PAGE_SIZE));
+            assert_eq!(plan.pages(seq).len(), seq.tokens.end.div_ceil(PAGE_SIZE));
+            let request = &self.requests[&seq.id];
+            assert!(seq.tokens.end < request.prompt.len() + request.max_new_tokens, "a row for nothing");
         }
     }
 
-    /// One whole step; `false` when idle.
+    /// Plans and runs a step, and looks at the results of all but the newest `ahead`; `false` when idle.
     pub(crate) fn step(&mut self) -> bool {
         let plan = self.scheduler.plan();
         self.check_limits(&plan);
-        let sampled = self.run(&plan);
+        let mut stay = 0;
+        if !plan.is_empty() {
+            let sampled = self.run(&plan);
+            self.in_flight.push_back(sampled);
+            stay = self.ahead;
+        }
+        let settled = self.in_flight.len() > stay;
+        while self.in_flight.len() > stay {
+            self.commit();
+        }
+        settled || !plan.is_empty()
+    }
+
+    /// Looks at the results of the oldest step in flight.
+    pub(crate) fn commit(&mut self) {
+        let sampled = self.in_flight.pop_front().unwrap();
         self.scheduler.commit(&sampled);
         for (id, token) in sampled {
+            if self.scheduler.tokens(id).is_none() {
+                continue;
+            }
             let output = self.outputs.entry(id).or_default();
             output.push(token);
-            if output.len() == self.requests[&id].max_new_tokens {
+            if output.len() == self.requests[&id].max_new_tokens || self.stops.get(&id) == Some(&token) {
                 assert!(self.scheduler.finish(id));
             }
         }
-        !plan.is_empty()
     }
 
-    /// Runs until idle, at most `bound` steps; returns how many.
+    /// Looks at all results.
+    pub(crate) fn settle(&mut self) {
+        while !self.in_flight.is_empty() {
+            self.commit();
+        }
+    }
+
+    /// Runs until idle, at most `bound` calls of [`Engine::step`]; returns how many.
     pub(crate) fn drain(&mut self, bound: usize) -> usize {
         for step in 0..bound {
             if !self.step() {
@@ -154,7 +222,9 @@ impl Engine {
     pub(crate) fn assert_outputs_as_alone(&self, ids: &[RequestId]) {
         for id in ids {
             let request = &self.requests[id];
-            let expected = alone(&request.prompt, request.max_new_tokens, request.key.weights_version);
+            let mut expected = alone(&request.prompt, request.max_new_tokens, request.key.weights_version);
+            let stop = self.stops.get(id).and_then(|stop| expected.iter().position(|token| token == stop));
+            expected.truncate(stop.map_or(expected.len(), |at| at + 1));
             assert_eq!(self.outputs[id], expected, "{id:?}");
         }
     }

@@ -75,6 +75,7 @@ impl ModelArgs {
                 max_waiting: lengths.len(),
                 kv_bytes: usize::try_from(kv_bytes).unwrap_or(usize::MAX),
                 prefix_cache: true,
+                overlap: EngineConfig::usual_overlap(self.device.device),
             },
         };
         opd::start(&spec, progress)

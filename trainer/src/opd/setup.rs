@@ -116,6 +116,7 @@ impl Setup {
                 max_waiting: MAX_WAITING,
                 kv_bytes: usize::try_from(kv_bytes).unwrap_or(usize::MAX),
                 prefix_cache: true,
+                overlap: EngineConfig::usual_overlap(recipe.runtime.device.device),
             },
         };
         let runtime = start(&spec, progress)?;

@@ -95,7 +95,11 @@ impl<'a> Stepper<'a> {
         report_speed(&mut metrics, &phases, start.elapsed().as_secs_f64(), &seen);
         metrics.set("time/forward", sums.forward_seconds);
         metrics.set("time/backward", sums.backward_seconds);
-        if let Some(gpu) = self.runtime.stats()?.gpu {
+        let stats = self.runtime.stats()?;
+        if let Some(gpu) = stats.gpu {
+            for (name, value) in stats.student_steps.named() {
+                metrics.set(&format!("engine/{name}"), value);
+            }
             metrics.set("gpu/peak_bytes", gpu.memory.peak_reserved as f64);
             metrics.set("gpu/driver_allocations", gpu.memory.driver_allocations as f64);
         }

@@ -74,6 +74,19 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     if args.json { print_json(&report.values.into()) } else { print(&report.text) }
 }
 
+impl Report {
+    /// How the steps of the model ran, those that warm up included.
+    fn add_steps(&mut self, runtime: &runtime::RuntimeHandle) -> Result<()> {
+        let steps = runtime.stats()?.student_steps;
+        self.values.extend(steps.named().map(|(name, value)| (name.to_owned(), json!(value))));
+        self.text += &format!(
+            "steps           {}, {} as graphs, {} launched ahead of results and {} of those late; {:.3} s waited\n",
+            steps.launched, steps.graphs, steps.ahead, steps.late, steps.waited_seconds
+        );
+        Ok(())
+    }
+}
+
 /// The most memory that was used, of the host and of the card.
 fn add_memory(report: &mut Report, args: &BenchArgs) {
     report.values.insert("peak_memory_bytes".to_owned(), json!(memory::peak()));

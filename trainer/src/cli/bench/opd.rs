@@ -159,6 +159,7 @@ fn spec(args: &BenchArgs, recipe: &Recipe, progress: Progress) -> Result<Runtime
             max_waiting: recipe.sequences_per_step(),
             kv_bytes: usize::try_from(kv_bytes).unwrap_or(usize::MAX),
             prefix_cache: true,
+            overlap: EngineConfig::usual_overlap(recipe.runtime.device.device),
         },
     })
 }

@@ -50,7 +50,9 @@ pub(super) fn run(args: &BenchArgs, path: &Path, progress: Progress) -> Result<R
     let text = format!(
         "{count:>4} requests    {prompt_tokens} prompt and {tokens} output tokens in {seconds:.2} s   {rate:.1} output tok/s\n"
     );
-    Ok(Report { values: Map::from_iter(values.as_object().cloned().unwrap_or_default()), text })
+    let mut report = Report { values: Map::from_iter(values.as_object().cloned().unwrap_or_default()), text };
+    report.add_steps(&runtime)?;
+    Ok(report)
 }
 
 fn read(path: &Path) -> Result<Vec<Request>> {

@@ -55,6 +55,7 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
             speed.prefill, speed.decode, speed.seconds
         );
     }
+    report.add_steps(&runtime)?;
     Ok(report)
 }
 

@@ -1,0 +1,188 @@
+//! Where steps leave what they drew.
+
+use std::sync::Arc;
+
+use super::{DrawArrays, DrawRow, Drawn, LISTED, Token};
+use crate::cuda::{Arg, Buffer, Gpu, Pending};
+use crate::index::Part;
+use crate::{Error, Index, Result, Tensor};
+
+/// Logits that a block of the first pass looks at; the kernels' CHUNK.
+const CHUNK: usize = 2048;
+/// Bytes of what such a block leaves; the kernel's `Partial`.
+const PARTIAL_BYTES: usize = 56;
+/// Marks an id that is a drawn row.
+const FED: u32 = 1 << 31;
+
+/// Memory on a GPU for what the steps of one model draw. They run in the order of their launches, so one board is enough:
+/// a step reads the tokens of the one before when it begins, and overwrites them when it ends.
+pub struct DrawBoard {
+    gpu: &'static Gpu,
+    /// Tokens, log-probabilities at temperature 1 and at the draw's, `[rows]` each, then id and log-probability of what
+    /// is listed.
+    buffer: Buffer,
+    rows: usize,
+}
+
+impl DrawBoard {
+    /// A board for steps of up to `rows` drawn rows.
+    ///
+    /// # Errors
+    /// A device that is out of memory.
+    pub fn new(ordinal: usize, rows: usize) -> Result<Self> {
+        let gpu = Gpu::get(ordinal)?;
+        // Pairs of words begin at a multiple of eight bytes.
+        let rows = rows.next_multiple_of(2);
+        let buffer = gpu.alloc(4 * rows * (3 + 2 * LISTED))?;
+        gpu.fill_zero(&buffer)?;
+        Ok(Self { gpu, buffer, rows })
+    }
+
+    /// The ids of `tokens` on the GPU.
+    ///
+    /// # Errors
+    /// A device that is lost.
+    pub fn feed(&self, tokens: &[Token]) -> Result<Index> {
+        let words: Vec<u32> = tokens.iter().map(|&token| word(token)).collect();
+        let part = Part { buffer: Arc::new(self.gpu.upload(&words)?), offset: 0 };
+        if tokens.iter().any(|token| matches!(token, Token::Drawn(_))) {
+            self.fill_in(&part, tokens.len())?;
+        }
+        Ok(Index::on_device(part, tokens.len()))
+    }
+
+    /// Puts drawn tokens into `count` ids that [`word`] made.
+    pub(crate) fn fill_in(&self, ids: &Part, count: usize) -> Result<()> {
+        let args = [Arg::Ptr(ids.ptr()), self.arg(0), Arg::I32(count as i32)];
+        self.gpu.launch("feed_tokens", [count.div_ceil(256) as u32, 1, 1], [256, 1, 1], 0, &args)
+    }
+
+    /// Draws a token for every row of f32 logits `[B, V]`; returns at once.
+    ///
+    /// # Errors
+    /// Logits that are not on a GPU, another number of draws than rows or more than the board's, a device that is lost.
+    pub fn draw(&self, logits: &Tensor, draws: &[DrawRow<'_>]) -> Result<PendingDraws> {
+        let [rows, _] = logits.shape();
+        super::super::ensure(draws.len() == rows && rows <= self.rows, "draw", "one draw for every row", &[logits])?;
+        if !matches!(logits.device(), crate::Device::Cuda(_)) {
+            let right = logits.device().to_string();
+            return Err(Error::DeviceMismatch { op: "draw", left: "cuda".to_owned(), right });
+        }
+        let extras = DrawArrays::needs_extras(draws);
+        let mut words = vec![];
+        let allowed = DrawArrays::upload_allowed(self.gpu, draws)?;
+        DrawArrays::write(&mut words, draws, allowed.as_ref(), rows, extras);
+        let part = Part { buffer: Arc::new(self.gpu.upload(&words)?), offset: 0 };
+        self.launch(logits, &DrawArrays::on_device(part, rows, extras))?;
+        self.collect(draws)
+    }
+
+    /// Launches the draws from f32 logits `[rows, V]`.
+    pub(crate) fn launch(&self, logits: &Tensor, draws: &DrawArrays) -> Result<()> {
+        let [rows, vocab] = [draws.rows(), logits.cols()];
+        assert!(rows <= self.rows, "{rows} drawn rows on a board for {}", self.rows);
+        let (z, gpu) = (logits.array(), self.gpu);
+        let chunks = [vocab.div_ceil(CHUNK) as u32, rows as u32, 1];
+        let partials = gpu.alloc(rows * chunks[0] as usize * PARTIAL_BYTES)?;
+        let (stride, vocab_arg) = (Arg::U64(vocab as u64), Arg::I32(vocab as i32));
+        let extras = draws.extras();
+        let adjusted = extras.map(|_| gpu.alloc(4 * rows * vocab)).transpose()?;
+        if let (Some([changed, extras]), Some(adjusted)) = (extras, &adjusted) {
+            let args = [z.arg(), Arg::from(adjusted), vocab_arg, changed, extras];
+            gpu.launch("adjust_logits", chunks, [256, 1, 1], 0, &args)?;
+        }
+        let changed = extras.map_or(Arg::Ptr(0), |[changed, _]| changed);
+        let adjusted = adjusted.as_ref().map_or(Arg::Ptr(0), Arg::from);
+        let head = [z.arg(), stride, adjusted, stride, vocab_arg, draws.active(), changed, draws.temperature()];
+        let args: Vec<Arg> = head.iter().copied().chain([Arg::from(&partials)]).collect();
+        gpu.launch("sample_partials", chunks, [128, 1, 1], 0, &args)?;
+        let keys = draws.seed_request_position();
+        let outputs = [0, 1, 2].map(|list| self.arg(list));
+        let rest = draws.truncation().into_iter().chain(keys).chain([Arg::from(&partials)]).chain(outputs);
+        let args: Vec<Arg> = head.into_iter().chain(rest).collect();
+        gpu.launch("sample_rows", [rows as u32, 1, 1], [512, 1, 1], 0, &args)?;
+        let Some([_, extras]) = extras else { return Ok(()) };
+        let [tokens, log_probs, _] = outputs;
+        let args = [tokens, draws.active(), extras, Arg::I32(rows as i32)];
+        gpu.launch("count_tokens", [rows.div_ceil(128) as u32, 1, 1], [128, 1, 1], 0, &args)?;
+        let args = [z.arg(), vocab_arg, draws.active(), extras, tokens, log_probs, self.arg(3)];
+        gpu.launch("list_log_probs", [rows as u32, 1, 1], [512, 1, 1], 0, &args)
+    }
+
+    /// Address of one of the lists.
+    fn arg(&self, list: usize) -> Arg {
+        Arg::Ptr(self.buffer.ptr() + (4 * list * self.rows) as u64)
+    }
+
+    /// What the launched draws give, on its way to the host.
+    pub(crate) fn collect(&self, draws: &[DrawRow<'_>]) -> Result<PendingDraws> {
+        let listed: Vec<[usize; 2]> = match DrawArrays::needs_extras(draws) {
+            true => draws.iter().map(|row| row.extras.map_or([0; 2], |extras| extras.listed())).collect(),
+            false => vec![],
+        };
+        let count: usize = listed.iter().flatten().sum();
+        let download = |first: usize, words: usize| self.gpu.download_async::<u32>(&self.buffer, 4 * first, words);
+        Ok(PendingDraws {
+            board: download(0, 3 * self.rows)?,
+            pairs: (count > 0).then(|| download(3 * self.rows, 2 * count)).transpose()?,
+            listed,
+            rows: draws.len(),
+        })
+    }
+}
+
+/// The word of a token that [`DrawBoard::fill_in`] has not seen.
+pub(crate) fn word(token: Token) -> u32 {
+    match token {
+        Token::Known(id) => id,
+        Token::Drawn(row) => row | FED,
+    }
+}
+
+/// What a step drew, on its way to the host.
+pub struct PendingDraws {
+    board: Pending<u32>,
+    /// Id and log-probability of all that is listed.
+    pairs: Option<Pending<u32>>,
+    /// How many tokens each row lists, the most likely and the given ones; empty where none does.
+    listed: Vec<[usize; 2]>,
+    rows: usize,
+}
+
+impl PendingDraws {
+    /// Whether [`PendingDraws::wait`] would return at once.
+    ///
+    /// # Errors
+    /// When the step failed.
+    pub fn is_ready(&self) -> Result<bool> {
+        self.pairs.as_ref().unwrap_or(&self.board).is_ready()
+    }
+
+    /// What each row gave.
+    ///
+    /// # Errors
+    /// When the step failed.
+    pub fn wait(self) -> Result<Vec<Drawn>> {
+        let board = self.board.wait()?;
+        let pairs = self.pairs.map_or(Ok(vec![]), Pending::wait)?;
+        let [tokens, log_probs, sampling] = [0, 1, 2].map(|list| &board[list * board.len() / 3..]);
+        let mut pairs = pairs.as_chunks::<2>().0.iter().map(|&[id, value]| (id, f32::from_bits(value)));
+        let drawn = |row: usize| {
+            let [top, given] = self.listed.get(row).copied().unwrap_or_default();
+            let top = pairs.by_ref().take(top).collect();
+            let given = pairs.by_ref().take(given).map(|(_, value)| value).collect();
+            match tokens[row].cast_signed() {
+                -1 => Drawn::NotFinite,
+                -2 => Drawn::Impossible,
+                _ => Drawn::Token {
+                    token: tokens[row],
+                    logprob: f32::from_bits(log_probs[row]),
+                    sampling_logprob: f32::from_bits(sampling[row]),
+                    top,
+                    given,
+                },
+            }
+        };
+        Ok((0..self.rows).map(drawn).collect())
+    }
+}

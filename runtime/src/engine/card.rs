@@ -1,0 +1,110 @@
+//! Steps on a GPU. Decodes alone are graphs by the number of sequences and of pages, captured when first needed; other
+//! steps are launched op by op. Both leave what they draw on the slot's board.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use autograd::cuda::{Gpu, GraphMemory};
+use autograd::decode::{DecodeGraph, DecodeRow, Room};
+use autograd::kv::{KvPool, PagedBatch};
+use autograd::ops::{self, DrawBoard, DrawRow, PendingDraws};
+use autograd::{Index, Tensor};
+
+use super::slot::SlotEngine;
+use crate::model::{Decoder, Paged, Pass};
+use crate::scheduler::Plan;
+use crate::{Error, Result};
+
+/// A slot's part of a GPU.
+pub(super) struct Card {
+    ordinal: usize,
+    board: Arc<DrawBoard>,
+    memory: GraphMemory,
+    graphs: BTreeMap<Room, DecodeGraph>,
+}
+
+/// Pages that graphs have room for at least.
+const PAGES: usize = 16;
+
+/// Room for `count`: powers of two up to 8, then steps of an eighth of the next power of two, so that padding stays small.
+fn room(count: usize) -> usize {
+    let step = (count.next_power_of_two() / 8).max(1);
+    count.next_multiple_of(step)
+}
+
+impl Card {
+    /// For steps of up to `rows` sequences.
+    pub(super) fn new(ordinal: usize, rows: usize) -> Result<Self> {
+        let memory = GraphMemory::new(Gpu::get(ordinal)?);
+        let board = Arc::new(DrawBoard::new(ordinal, room(rows))?);
+        Ok(Self { ordinal, board, memory, graphs: BTreeMap::new() })
+    }
+
+    /// What graphs read has moved.
+    pub(super) fn forget_graphs(&mut self) {
+        self.graphs.clear();
+    }
+
+    /// A graph that holds these rows.
+    fn graph(
+        &mut self,
+        rows: &[DecodeRow<'_>],
+        pool: &mut KvPool,
+        decoder: &Decoder,
+        pass: &Pass,
+    ) -> Result<&mut DecodeGraph> {
+        let longest = rows.iter().map(|row| row.pages.len()).max().unwrap_or(1);
+        let extras = rows.iter().any(|row| row.draw.extras.is_some());
+        let room = Room { rows: room(rows.len()), pages: longest.next_power_of_two().max(PAGES), extras };
+        if !self.graphs.contains_key(&room) {
+            let pool = RefCell::new(pool);
+            let step = |ids: &Index, batch: &PagedBatch| step(*pool.borrow_mut(), decoder, pass, ids, batch);
+            let graph = DecodeGraph::capture(self.ordinal, room, &self.memory, &self.board, step)?;
+            self.graphs.insert(room, graph);
+        }
+        Ok(self.graphs.get_mut(&room).expect("it was just made"))
+    }
+}
+
+/// Logits of one new token of every sequence.
+fn step(
+    pool: &mut KvPool,
+    decoder: &Decoder,
+    pass: &Pass,
+    ids: &Index,
+    batch: &PagedBatch,
+) -> autograd::Result<Tensor> {
+    let hidden = decoder.forward_paged(pass, ids, &mut Paged { pool, batch }).map_err(|e| match e {
+        Error::Op(e) => e,
+        other => unreachable!("a forward pass only runs ops: {other}"),
+    })?;
+    ops::logits(&hidden, pass.weights.output_head())
+}
+
+impl SlotEngine {
+    /// Launches the step on `card`; `None` when it draws nothing.
+    pub(super) fn launch_on(&mut self, card: &mut Card, plan: &Plan) -> Result<Option<PendingDraws>> {
+        if plan.seqs.iter().all(|seq| seq.sample && seq.tokens.len() == 1) {
+            return self.launch_graph(card, plan).map(Some);
+        }
+        let ids = card.board.feed(&plan.tokens)?;
+        let Some(logits) = self.logits(plan, &ids)? else { return Ok(None) };
+        let drawn = plan.seqs.iter().filter(|seq| seq.sample);
+        let rows: Vec<DrawRow<'_>> = drawn.map(|seq| self.running[&seq.id].draw_row(seq.tokens.end)).collect();
+        Ok(Some(card.board.draw(&logits, &rows)?))
+    }
+
+    fn launch_graph(&mut self, card: &mut Card, plan: &Plan) -> Result<PendingDraws> {
+        let row = |(seq, &token): (&crate::scheduler::PlanSeq, _)| DecodeRow {
+            token,
+            position: seq.tokens.start,
+            pages: plan.pages(seq),
+            draw: self.running[&seq.id].draw_row(seq.tokens.end),
+        };
+        let rows: Vec<DecodeRow<'_>> = plan.seqs.iter().zip(&plan.tokens).map(row).collect();
+        let pending = card.graph(&rows, &mut self.pool, &self.decoder, &self.serving)?.launch(&rows)?;
+        self.steps.graphs += 1;
+        Ok(pending)
+    }
+}

@@ -1,0 +1,225 @@
+//! One step of a slot's continuous batch: launched, and later looked at.
+//!
+//! With overlap the device is one step ahead of the host: step n + 1 is planned and launched, its tokens fed on the
+//! device, before the host reads what n drew and turns it into text and events. Without, a step is looked at before the
+//! next is planned.
+
+use std::time::Instant;
+
+use autograd::kv::{PagedBatch, PagedRows};
+use autograd::ops::{PendingDraws, Token};
+use autograd::{Index, Tape, Tensor, ops};
+use rayon::prelude::*;
+
+use super::generation::Progress;
+use super::slot::SlotEngine;
+use crate::model::Paged;
+use crate::request::FinishReason;
+use crate::sampler::{Sampled, SamplingError};
+use crate::scheduler::{Plan, RequestId};
+use crate::{Error, Result};
+
+/// A launched step whose results nobody has looked at.
+pub(super) struct Flight {
+    /// Every request in it.
+    seqs: Vec<RequestId>,
+    /// Those for which it draws a token, in the order of the draws.
+    drawn: Vec<RequestId>,
+    outcome: Result<Draws>,
+}
+
+/// What each draw gave.
+type Samples = Vec<Result<Sampled, SamplingError>>;
+
+enum Draws {
+    Host(Samples),
+    Card(PendingDraws),
+}
+
+impl Flight {
+    /// The tokens that it drew on the host; 0 stands for one that could not be drawn, whose request will fail.
+    fn tokens(&self) -> Vec<u32> {
+        match &self.outcome {
+            Ok(Draws::Host(samples)) => samples.iter().map(|s| s.as_ref().map_or(0, |s| s.token)).collect(),
+            Ok(Draws::Card(_)) => unreachable!("a slot draws where its logits are"),
+            Err(_) => vec![0; self.drawn.len()],
+        }
+    }
+
+    /// Whether the device has done it.
+    fn is_done(&self) -> bool {
+        match &self.outcome {
+            // An error will show when the results are looked at.
+            Ok(Draws::Card(pending)) => pending.is_ready().unwrap_or(true),
+            Ok(Draws::Host(_)) | Err(_) => true,
+        }
+    }
+}
+
+impl SlotEngine {
+    /// Launches the next step and looks at the results of the one before; without overlap, or when there is nothing to
+    /// launch, at all results.
+    pub(super) fn step(&mut self) {
+        let plan = self.scheduler.plan();
+        let mut stay = 0;
+        if !plan.is_empty() {
+            self.launch(&plan);
+            stay = usize::from(self.overlap);
+        }
+        while self.flights.len() > stay {
+            self.settle();
+        }
+    }
+
+    /// Looks at the results of all steps in flight.
+    pub(super) fn drain(&mut self) {
+        while !self.flights.is_empty() {
+            self.settle();
+        }
+    }
+
+    fn launch(&mut self, plan: &Plan) {
+        let outcome = self.start_generations(plan).and_then(|()| self.compute(plan));
+        self.steps.launched += 1;
+        if let Some(before) = self.flights.back() {
+            self.steps.ahead += 1;
+            self.steps.late += u64::from(before.is_done());
+        }
+        let seqs = plan.seqs.iter().map(|seq| seq.id).collect();
+        let drawn = plan.seqs.iter().filter(|seq| seq.sample).map(|seq| seq.id).collect();
+        self.flights.push_back(Flight { seqs, drawn, outcome });
+    }
+
+    /// Makes what the first step of a generation needs, and asks for the tokens that are allowed next.
+    fn start_generations(&mut self, plan: &Plan) -> Result<()> {
+        for seq in &plan.seqs {
+            let generation = self.running.get_mut(&seq.id).expect("a planned request is running");
+            if seq.sample {
+                generation.ask_mask();
+            }
+            if generation.has_started() {
+                continue;
+            }
+            let tokens = self.scheduler.tokens(seq.id).expect("a planned request is in the scheduler");
+            generation.start(seq.tokens.start, tokens, &self.decoder.config)?;
+        }
+        Ok(())
+    }
+
+    /// Starts the planned tokens and the draws of the next ones.
+    fn compute(&mut self, plan: &Plan) -> Result<Draws> {
+        for copy in &plan.copies {
+            self.pool.copy_page(copy.src.0, copy.dst.0)?;
+        }
+        if let Some(mut card) = self.card.take() {
+            let launched = self.launch_on(&mut card, plan);
+            self.card = Some(card);
+            return Ok(launched?.map_or(Draws::Host(vec![]), Draws::Card));
+        }
+        let before = self.flights.back().map_or(vec![], Flight::tokens);
+        let id = |token: &Token| match *token {
+            Token::Known(id) => id,
+            Token::Drawn(draw) => before[draw as usize],
+        };
+        let ids: Index = plan.tokens.iter().map(id).collect();
+        let logits = self.logits(plan, &ids)?;
+        logits.map_or(Ok(vec![]), |logits| self.sample(plan, &logits)).map(Draws::Host)
+    }
+
+    /// Logits `[B, V]` of the rows from which a token is drawn, `None` if there are none.
+    pub(super) fn logits(&mut self, plan: &Plan, ids: &Index) -> Result<Option<Tensor>> {
+        let mut next = 0;
+        let rows = plan.seqs.iter().map(|seq| {
+            let first = next;
+            next += seq.tokens.len();
+            PagedRows { rows: first..next, position: seq.tokens.start, pages: plan.pages(seq) }
+        });
+        let sequences: Vec<PagedRows<'_>> = rows.collect();
+        let batch = PagedBatch::new(&sequences);
+        let mut memory = Paged { pool: &mut self.pool, batch: &batch };
+        let hidden = self.decoder.forward_paged(&self.serving, ids, &mut memory)?;
+        let drawn = plan.seqs.iter().zip(&sequences).filter(|(seq, _)| seq.sample);
+        let last_rows: Index = drawn.map(|(_, rows)| rows.rows.end as u32 - 1).collect();
+        if last_rows.is_empty() {
+            return Ok(None);
+        }
+        let hidden = ops::select_rows(&mut Tape::off(), &hidden, &last_rows)?;
+        Ok(Some(ops::logits(&hidden, self.serving.weights.output_head())?))
+    }
+
+    /// Draws a token for every row on the host.
+    fn sample(&mut self, plan: &Plan, logits: &Tensor) -> Result<Samples> {
+        let ids: Vec<RequestId> = plan.seqs.iter().filter(|seq| seq.sample).map(|seq| seq.id).collect();
+        let (logits, eos) = (logits.read()?, &self.decoder.config.eos_token_ids);
+        let rows = ids.par_iter().zip(logits.par_chunks(self.decoder.config.vocab_size));
+        let samples: Samples = rows.map(|(id, logits)| self.running[id].draw(logits, eos)).collect();
+        for (id, sampled) in ids.iter().zip(&samples) {
+            if let (Some(generation), Ok(sampled)) = (self.running.get_mut(id), sampled) {
+                generation.drew(sampled.token);
+            }
+        }
+        Ok(samples)
+    }
+
+    /// Looks at the results of the oldest step in flight, waiting for them.
+    fn settle(&mut self) {
+        let Some(flight) = self.flights.pop_front() else { return };
+        match flight.outcome.and_then(|draws| self.wait(draws, &flight.drawn)) {
+            Ok(samples) => self.deliver(flight.drawn.into_iter().zip(samples).collect()),
+            Err(e) => self.fail(&flight.seqs, &e),
+        }
+    }
+
+    fn wait(&mut self, draws: Draws, ids: &[RequestId]) -> Result<Samples> {
+        let pending = match draws {
+            Draws::Host(samples) => return Ok(samples),
+            Draws::Card(pending) => pending,
+        };
+        let start = Instant::now();
+        let drawn = pending.wait()?;
+        self.steps.waited_seconds += start.elapsed().as_secs_f64();
+        let config = &self.decoder.config;
+        let sampled = |(id, drawn)| match self.running.get(id) {
+            Some(generation) => generation.sampled(drawn, config),
+            // It has ended meanwhile and nobody will see the result.
+            None => crate::sampler::from_device(drawn, config.vocab_size, 0),
+        };
+        Ok(ids.iter().zip(drawn).map(sampled).collect())
+    }
+
+    /// Hands out sampled tokens and ends what has ended. Requests that ended while the step ran get nothing.
+    fn deliver(&mut self, samples: Vec<(RequestId, Result<Sampled, SamplingError>)>) {
+        for (id, _) in samples.iter().filter(|(_, s)| s.is_err()) {
+            self.scheduler.cancel(*id);
+        }
+        let token = |(id, s): &(RequestId, Result<Sampled, _>)| s.as_ref().ok().map(|s| (*id, s.token));
+        let tokens: Vec<(RequestId, u32)> = samples.iter().filter_map(token).collect();
+        self.scheduler.commit(&tokens);
+        for (id, sampled) in samples {
+            let Some(generation) = self.running.get_mut(&id) else { continue };
+            let progress = match sampled {
+                Ok(sampled) => generation.push(sampled, &self.decoder.config.eos_token_ids, self.version),
+                Err(e) => generation.fail(e.into()),
+            };
+            match progress {
+                Progress::Continues => {}
+                Progress::Ended(FinishReason::Cancelled) => self.cancel(id),
+                Progress::Ended(_) => {
+                    self.scheduler.finish(id);
+                    self.running.remove(&id);
+                }
+            }
+        }
+    }
+
+    /// A forward pass that failed fails every request in it; the others go on.
+    fn fail(&mut self, seqs: &[RequestId], error: &Error) {
+        for id in seqs {
+            if let Some(mut generation) = self.running.remove(id) {
+                generation.fail(Error::Request(format!("the forward pass failed: {error}")));
+            }
+            self.scheduler.cancel(*id);
+        }
+        self.scheduler.commit(&[]);
+    }
+}

@@ -1,0 +1,126 @@
+//! Steps that are planned and not committed, and what comes of them ([`Scheduler::commit`]).
+
+use std::collections::VecDeque;
+
+use crate::kv::PAGE_SIZE;
+
+use super::sequence::{Sequence, Ticket};
+use super::{RequestId, Scheduler};
+
+/// Planned steps whose results are awaited, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct InFlight {
+    steps: VecDeque<Step>,
+    next: u64,
+}
+
+/// What one plan has promised.
+#[derive(Debug, Default)]
+pub(super) struct Step {
+    pub(super) promises: Vec<Promise>,
+    /// Sequences that compute more than one token: whose prefix may be worth waiting for.
+    pub(super) prefills: Vec<Ticket>,
+}
+
+/// One sequence's part of a step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Promise {
+    pub(super) id: RequestId,
+    pub(super) ticket: Ticket,
+    /// Tokens computed after it.
+    pub(super) computed: usize,
+    pub(super) sample: bool,
+    /// The sequence's count when it was planned.
+    pub(super) preemptions: u32,
+    /// The request has ended: the result is of no interest.
+    pub(super) forgotten: bool,
+}
+
+impl InFlight {
+    /// Most plans without a commit: one that runs and the next.
+    const MOST: usize = 2;
+
+    pub(super) fn has_room(&self) -> bool {
+        self.steps.len() < Self::MOST
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// Number of the step that is planned next.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
+    pub(super) fn push(&mut self, step: Step) {
+        self.steps.push_back(step);
+        self.next += 1;
+    }
+
+    /// Whether the step of this number is not committed.
+    pub(super) fn holds(&self, number: u64) -> bool {
+        (self.oldest()..self.next).contains(&number)
+    }
+
+    fn oldest(&self) -> u64 {
+        self.next - self.steps.len() as u64
+    }
+
+    pub(super) fn forget(&mut self, id: RequestId) {
+        let promises = self.steps.iter_mut().flat_map(|step| &mut step.promises);
+        promises.filter(|promise| promise.id == id).for_each(|promise| promise.forgotten = true);
+    }
+
+    /// Number of the step and ticket of every prefill in flight.
+    pub(super) fn prefills(&self) -> impl Iterator<Item = (u64, Ticket)> + '_ {
+        let steps = (self.oldest()..).zip(&self.steps);
+        steps.flat_map(|(number, step)| step.prefills.iter().map(move |&ticket| (number, ticket)))
+    }
+}
+
+impl Scheduler {
+    /// Settles the oldest step in flight: its tokens are computed, and `sampled` continues the sequences that asked for
+    /// it, in the plan's order. Results of requests that ended since the plan are ignored, and may be left out.
+    ///
+    /// A sequence that was preempted since keeps its token, but not what was computed: others have the pages.
+    ///
+    /// # Panics
+    /// If no step is in flight, or a planned sequence has a sampled token exactly when it should not.
+    pub fn commit(&mut self, sampled: &[(RequestId, u32)]) {
+        let step = self.in_flight.steps.pop_front().expect("a commit follows a plan");
+        let mut sampled = sampled.iter().peekable();
+        for promise in step.promises {
+            let token = sampled.next_if(|(id, _)| *id == promise.id).map(|&(_, token)| token);
+            if promise.forgotten {
+                continue;
+            }
+            let id = promise.id;
+            assert!(promise.sample || token.is_none(), "{id:?} is not at its last token: nothing to sample");
+            assert!(!promise.sample || token.is_some(), "no sampled token for {id:?}");
+            self.settle(promise, token);
+        }
+        assert!(sampled.next().is_none(), "sampled tokens come in the order of the plan");
+    }
+
+    /// Marks tokens as computed, shares the pages that became full, and appends the drawn token.
+    fn settle(&mut self, promise: Promise, token: Option<u32>) {
+        let ticket = &promise.ticket;
+        let sequence = self.running.get_mut(ticket).or_else(|| self.waiting.get_mut(ticket));
+        let sequence = sequence.expect("what was planned runs, waits or was forgotten");
+        if sequence.preemptions == promise.preemptions {
+            let before = sequence.full_pages();
+            sequence.computed = promise.computed;
+            let full = sequence.full_pages();
+            if self.config.prefix_cache && full > before {
+                let Sequence { key, tokens, pages, .. } = sequence;
+                let (tokens, pages) = (&tokens[..full * PAGE_SIZE], &mut pages[..full]);
+                self.cache.insert(&mut self.pool, *key, tokens, pages);
+            }
+        }
+        if let Some(token) = token {
+            sequence.promised -= 1;
+            sequence.tokens.push(token);
+        }
+    }
+}

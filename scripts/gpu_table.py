@@ -30,7 +30,7 @@ def training_flops(a, student, teacher, mode):
     first layer's input needs no gradient, which is not taken off."""
     (layers, head), (_, teacher_head) = parameters(student), parameters(teacher)
     tokens, scored = a.prompts * (a.prompt_len + a.new), a.prompts * a.new
-    times = 6 if mode == "full" else 4
+    times = 4 if mode == "lora" else 6
     return times * (tokens * layers + scored * head) + 2 * scored * teacher_head
 
 
@@ -90,11 +90,12 @@ class Table:
         for name, mode, student, teacher, _ in steps:
             ours, torch, trl = (f"opd {name} {mode} {who}" for who in ("ours", "torch", "TRL"))
             small = student == self.a.small
-            words = {"lora": "LoRA r32", "merged": "LoRA r32, merged for the rollout", "full": "every weight"}[mode]
+            words = {"lora": "LoRA r32", "merged": "LoRA r32, merged for the rollout", "full": "every weight",
+                     "offloaded": "every weight, AdamW's on the host"}[mode]
             title, peer = f"step {name}, {words}", trl if mode != "merged" else trl.replace("merged", "lora")
-            aim = {"lora": "20x", "merged": "20x", "full": "10x"}[mode] if small else "10x"
+            aim = "20x" if small and mode != "full" else "10x"
             self.row(title, "s", self.value(ours, "step"), self.value(peer, "step"), "TRL", False, aim)
-            limit = {self.a.small: "0.45 s", self.a.large: "1.0 s"}.get(student, "") if mode != "full" else ""
+            limit = {self.a.small: "0.45 s", self.a.large: "1.0 s"}.get(student, "") if mode in ("lora", "merged") else ""
             self.row(f"{title}: rollout", "s", self.value(ours, "rollout"), self.value(peer, "rollout"), "TRL", False, limit)
             self.row(f"{title}: peak memory", "GiB", gib(self.value(ours, "card_peak_bytes")), gib(self.value(peer, "card_peak_bytes")),
                      "TRL", False, "below")

@@ -1,14 +1,14 @@
 """What peers of ARLE do on the same GPU, on random weights. `scripts/bench_gpu` runs it.
 
-Takes a JSON list of jobs on standard input, {"name": .., "part": .., "limit": seconds, ..}, and prints one JSON object a job
-as it ends: its name and figures, or {"name": .., "not_measured": reason}. A job is a process of its own, so that neither an
-error nor memory reaches the next one; they share the imports only. Parts:
+Takes a job a line on standard input, {"name": .., "part": .., "limit": seconds, ..}, and answers each with a JSON object: its
+name and figures, or {"name": .., "not_measured": reason}; the first object names the versions. A job is a process of its
+own, so that neither an error nor memory reaches the next one; they share the imports only. Parts:
 
   linear, attention, jsd   torch's kernels                                             gpu_torch_kernels.py
   generate, train          transformers (and peft): sampling, a step after the rollout   gpu_torch_models.py
   trl                      TRL's DistillationTrainer: a whole step                       gpu_trl.py
 
-usage: gpu_peers.py [--device cuda] < JOBS        needs: torch; transformers for models; peft for LoRA; trl 1.16.0 for trl
+usage: gpu_peers.py [--device cuda] PART.. < JOBS        needs: torch; transformers for models; peft for LoRA; trl 1.16.0 for trl
 """
 import argparse
 import gc
@@ -85,18 +85,17 @@ def run(job, device):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--device", default="cuda")
+    p.add_argument("parts", nargs="+", choices=list(PARTS), metavar="PART", help="of the jobs that will come")
     a = p.parse_args()
-    jobs = json.load(sys.stdin)
-    for module in sorted({PARTS[job["part"]] for job in jobs}):
+    for module in sorted({PARTS[part] for part in a.parts}):
         try:
             importlib.import_module(module)  # its children start with it
         except ImportError:
             pass  # each of its jobs will say so
     gc.freeze()
-    card = {"name": "versions", **versions()}
-    print(json.dumps(card), flush=True)
-    for job in jobs:
-        run(job, a.device)
+    print(json.dumps(versions()), flush=True)
+    for line in sys.stdin:
+        run(json.loads(line), a.device)
 
 
 if __name__ == "__main__":

@@ -226,12 +226,14 @@ __device__ void combine(bf16* out, const float* partial, const float2* states, c
     extern "C" __global__ void __launch_bounds__(32 * Shape<D>::WARPS, 2) CAT(attention_decode_d, D)(                      \
         bf16* out, float* partial, float2* state, const bf16* qkv, const bf16* pool, const int* page_table,                \
         int table_stride, const int* kv_len, int q_heads, int kv_heads, int chunk, int parts, float scale, int window) {   \
+        take_turn();                                                                                                       \
         decode<D>(out, partial, state, qkv, pool, page_table, table_stride, kv_len, q_heads, kv_heads, chunk, parts,       \
                   scale, window);                                                                                          \
     }                                                                                                                      \
     extern "C" __global__ void __launch_bounds__(D)                                                                        \
         CAT(attention_combine_d, D)(bf16* out, const float* partial, const float2* state, const int* kv_len, int q_heads,  \
                                     int chunk, int parts, int window) {                                                    \
+        take_turn();                                                                                                       \
         combine<D>(out, partial, state, kv_len, q_heads, chunk, parts, window);                                            \
     }
 

@@ -50,19 +50,37 @@ __forceinline__ float rounded(float x) {
     return to_float(to_bf16(x));
 }
 
+// ---- kernels that overlap ----
+//
+// In a graph, a kernel that the table (autograd/src/cuda/table.rs) lists as overlapping may be started while kernels before
+// it still run (programmatic dependent launch, from sm_90 on). Before it reads or writes anything that a kernel of the graph
+// writes, every thread of it waits for all of them, also a thread that does nothing: so buffers may be used again as if kernels
+// ran one after another. Before that it may read weights. A test sees that every listed kernel waits.
+
+// Blocks of the next kernel may start when all blocks of this one have called this or ended.
+__forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Returns when all earlier kernels have ended and their writes are seen.
+__forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The first statement of an overlapping kernel that has nothing to do before.
+__forceinline__ void take_turn() {
+    let_next_start();
+    wait_for_previous();
+}
+
 // ---- vectors of 16 bytes; addresses are multiples of 16 ----
 
 __forceinline__ uint4 load_vector(const void* p) {
     return *reinterpret_cast<const uint4*>(p);
-}
-
-// For data that is read once by one block: does not displace what the L1 cache holds.
-__forceinline__ uint4 load_streaming(const void* p) {
-    uint4 v;
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p));
-    return v;
 }
 
 __forceinline__ void store_vector(void* p, uint4 v) {

@@ -15,6 +15,7 @@ __forceinline__ void gather(const bf16* table, const int* ids, bf16* out, int ro
 }
 
 extern "C" __global__ void embedding_forward(const bf16* table, const int* ids, bf16* out, int rows, int width) {
+    take_turn();
     gather(table, ids, out, rows, width);
 }
 

@@ -42,6 +42,7 @@ extern "C" __global__ void __launch_bounds__(128)
     lora_up(bf16* y, long long y_stride, const bf16* down, int down_stride, int rows, const bf16* b0, const bf16* b1,
             const bf16* b2, int end0, int end1, int end2, int rank0, int rank1, int rank2, float scale0, float scale1,
             float scale2) {
+    take_turn();
     const int first_row = blockIdx.y * 16, left = rows - first_row;
     const int group = lane_id() >> 2, pair = (lane_id() & 3) * 2;
     const int first = (blockIdx.x * 4 + (threadIdx.x >> 5)) * 32;

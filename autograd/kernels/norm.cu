@@ -36,6 +36,7 @@ __forceinline__ void for_vectors(int width, Work work) {
 // y = norm(x); with `add`, norm(x + add), and the sum, rounded to bf16, is written to `sum` (which may be x or add).
 extern "C" __global__ void rms_norm_forward(const bf16* x, const bf16* add, const bf16* weight, bf16* sum, bf16* y,
                                             int rows, int width, float eps) {
+    take_turn();
     const int row = row_of_block(blockIdx.x);
     if (row >= rows) return;
     const long long start = (long long)row * width;

@@ -68,7 +68,7 @@ struct Pages {
 template <bool PAGED>
 __forceinline__ void forward(const bf16* qkv, bf16* out, const int* positions, const float* cosines,
                              const float* sines, const bf16* q_weight, const bf16* k_weight, Shape shape, int group,
-                             float eps, Pages pages, bool keep_kv) {
+                             float eps, Pages pages) {
     const int half = shape.head_dim / 2;
     const unsigned index = blockIdx.x * blockDim.x + threadIdx.x;
     const unsigned item = index / group;
@@ -98,7 +98,6 @@ __forceinline__ void forward(const bf16* qkv, bf16* out, const int* positions, c
     if (PAGED && !is_query) {
         const int kv_head = (head - shape.q_heads) % shape.kv_heads;
         x.store(pages.at(row, position, is_value, kv_head, shape), column, half);
-        if (!keep_kv) return;
     }
     if (!is_value || out != qkv) x.store(out + at, column, half);
 }
@@ -109,17 +108,18 @@ extern "C" __global__ void qk_norm_rope_forward(const bf16* qkv, bf16* out, cons
                                                 int rows, int q_heads, int kv_heads, int head_dim, int group,
                                                 float eps) {
     forward<false>(qkv, out, positions, cosines, sines, q_weight, k_weight, {rows, q_heads, kv_heads, head_dim}, group,
-                   eps, {}, true);
+                   eps, {});
 }
 
-// The same; keys and values go to their pages, and to `out` only with `keep_kv` (queries always do).
+// The same; keys and values go to their pages too.
 extern "C" __global__ void qk_norm_rope_paged(const bf16* qkv, bf16* out, const int* positions, const float* cosines,
                                               const float* sines, const bf16* q_weight, const bf16* k_weight,
                                               int rows, int q_heads, int kv_heads, int head_dim, int group, float eps,
                                               bf16* pool, const int* seq_of_row, const int* page_table,
-                                              int table_stride, int keep_kv) {
+                                              int table_stride) {
+    take_turn();
     forward<true>(qkv, out, positions, cosines, sines, q_weight, k_weight, {rows, q_heads, kv_heads, head_dim}, group,
-                  eps, {pool, seq_of_row, page_table, table_stride}, keep_kv != 0);
+                  eps, {pool, seq_of_row, page_table, table_stride});
 }
 
 // Sums a lane's shares over the block's groups and writes one row of partials, f32 [D].
@@ -135,8 +135,6 @@ __forceinline__ void write_shares(const Share& shares, float* out, float* buffer
         out[i] = sum;
     }
 }
-
-
 
 // d(qkv rotated) and the raw qkv to d(qkv raw); `d_qkv` may be `d_out`. With weights: dx = r (w g - x r^2 mean(w g x)).
 //

@@ -8,6 +8,7 @@ __forceinline__ float sigmoid(float x) {
 }
 
 extern "C" __global__ void swiglu_forward(const bf16* gate_up, bf16* y, int rows, int inner) {
+    take_turn();
     const int column = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (column >= inner) return;
     for (int row = blockIdx.y; row < rows; row += gridDim.y) {

@@ -7,8 +7,8 @@ use crate::cpu::attention::{Heads, Span, attend, block_len, write_slot};
 use crate::cpu::simd::LANES;
 use crate::cuda::attention::PagedArrays;
 use crate::cuda::{self, Array, DType, Gpu};
-use crate::ops::{check_layouts, check_window, ensure, ensure_index, portable_parts, portable_sequence};
-use crate::{Device, Error, Index, Result, Tensor, portable};
+use crate::ops::{self, QkRope, check_layouts, check_window, ensure, ensure_index, portable_parts, portable_sequence};
+use crate::{Device, Error, Index, Result, Tape, Tensor, portable};
 
 /// Tokens of a page.
 pub const PAGE_TOKENS: usize = LANES;
@@ -149,12 +149,31 @@ impl KvPool {
         Ok(Self { device, shape, pages, layers: (0..layers).map(layer).collect::<Result<_>>()? })
     }
 
-    /// Stores the keys and values in rows `[T, (heads + 2 kv_heads) * head_dim]` of every sequence.
+    /// [`ops::qk_rope`] of the rows `[T, (heads + 2 kv_heads) * head_dim]`, whose keys and values are stored in the pages of
+    /// their sequences. On a GPU one kernel.
     ///
     /// # Errors
-    /// Shapes or devices that do not fit, a layer or a page that is not there.
-    pub fn write(&mut self, layer: usize, qkv: &Tensor, batch: &PagedBatch) -> Result<()> {
+    /// Shapes or devices that do not fit, a layer or a page that is not there, a position outside the table.
+    pub fn write(
+        &mut self,
+        layer: usize,
+        rope: QkRope,
+        qkv: &Tensor,
+        norms: Option<[&Tensor; 2]>,
+        batch: &PagedBatch,
+    ) -> Result<Tensor> {
         self.check("kv write", layer, qkv, batch)?;
+        if let Layer::Cuda(pool) = &self.layers[layer] {
+            let pages = cuda::attention::Pages { pool, batch: batch.on(pool.gpu())? };
+            return rope.paged(qkv, norms, &pages);
+        }
+        let rotated = ops::qk_rope(&mut Tape::off(), rope, qkv, norms)?;
+        self.store(layer, &rotated, batch);
+        Ok(rotated)
+    }
+
+    /// Stores rotated rows on the host.
+    fn store(&mut self, layer: usize, qkv: &Tensor, batch: &PagedBatch) {
         let heads = self.heads(1.0, None);
         let d = heads.dim;
         let page_len = heads.kv * block_len(d);
@@ -169,9 +188,7 @@ impl KvPool {
                     }
                 }
             }
-            Layer::Cuda(pool) => {
-                cuda::attention::write(pool, qkv.array(), batch.on(pool.gpu())?, heads)?;
-            }
+            Layer::Cuda(_) => unreachable!("a kernel stores them"),
             Layer::Portable(pool) => {
                 let [_, k, v] = portable_parts(heads, &qkv.burn());
                 for (store, new) in pool.iter_mut().zip([k, v]) {
@@ -184,7 +201,6 @@ impl KvPool {
                 }
             }
         }
-        Ok(())
     }
 
     /// Attention of the queries in rows `[T, (heads + 2 kv_heads) * head_dim]` over the pages of their sequences, which

@@ -1,8 +1,10 @@
 //! The one door to the device.
 
-use std::sync::Arc;
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 
 use crate::engine::Engine;
 use crate::request::{
@@ -34,6 +36,30 @@ pub(crate) enum Work {
 pub struct RuntimeHandle {
     work: Sender<Work>,
     next_id: Arc<AtomicU64>,
+    ending: Ending,
+}
+
+/// Why the device thread has ended; it always says so, and soon after the first channel to it closes.
+#[derive(Clone, Default)]
+struct Ending(Arc<OnceLock<String>>);
+
+impl Ending {
+    /// For a caller whose channel is closed.
+    fn error(&self) -> Error {
+        Error::Stopped(self.0.wait().clone())
+    }
+
+    fn set(&self, outcome: Result<(), Box<dyn Any + Send>>) {
+        let why = outcome.map_or_else(
+            |panic| {
+                let text = panic.downcast_ref::<&str>().copied();
+                let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+                format!("it panicked, \"{}\"; restart the program", text.unwrap_or("without a message"))
+            },
+            |()| "every handle of it was dropped".to_owned(),
+        );
+        self.0.get_or_init(|| why);
+    }
 }
 
 /// A running generation. Dropping it cancels the request and frees its pages.
@@ -42,6 +68,7 @@ pub struct Generation {
     slot: Slot,
     events: Receiver<GenerateEvent>,
     work: Sender<Work>,
+    ending: Ending,
     ended: bool,
 }
 
@@ -51,7 +78,7 @@ impl Generation {
         if self.ended {
             return None;
         }
-        let event = self.events.recv().unwrap_or_else(|_| GenerateEvent::Failed(stopped()));
+        let event = self.events.recv().unwrap_or_else(|_| GenerateEvent::Failed(self.ending.error()));
         self.ended = !matches!(event, GenerateEvent::Token(_));
         Some(event)
     }
@@ -96,20 +123,26 @@ impl RuntimeHandle {
     /// # Errors
     /// What loading refuses; a KV memory that holds no page.
     pub fn start(spec: &RuntimeSpec, progress: &dyn Fn(usize, usize)) -> Result<Self> {
-        let engine = Engine::new(spec, progress)?;
+        let mut engine = Engine::new(spec, progress)?;
         let (work, queue) = channel();
         // The engine is one of the pool's workers: a parallel loop then starts without waking a thread and going to sleep.
         let workers = rayon::ThreadPoolBuilder::new().build().map_err(|e| Error::Stopped(e.to_string()))?;
         let thread = std::thread::Builder::new().name("device".to_owned());
-        let run = move || workers.install(move || engine.run(&queue));
+        let ending = Ending::default();
+        let end = ending.clone();
+        let run = move || {
+            let engine = &mut engine;
+            // Nobody uses the engine after a panic.
+            end.set(catch_unwind(AssertUnwindSafe(|| workers.install(move || engine.run(&queue)))));
+        };
         thread.spawn(run).map_err(|e| Error::Stopped(e.to_string()))?;
-        Ok(Self { work, next_id: Arc::default() })
+        Ok(Self { work, next_id: Arc::default(), ending })
     }
 
     fn ask<T>(&self, work: impl FnOnce(Reply<T>) -> Work) -> Result<T> {
         let (reply, answer) = channel();
-        self.work.send(work(reply)).map_err(|_| stopped())?;
-        answer.recv().map_err(|_| stopped())?
+        self.work.send(work(reply)).map_err(|_| self.ending.error())?;
+        answer.recv().map_err(|_| self.ending.error())?
     }
 
     /// Starts a generation; a request that cannot run reports so as its only event.
@@ -132,8 +165,8 @@ impl RuntimeHandle {
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let (sender, events) = channel();
         let slot = request.slot;
-        self.work.send(Work::Generate(id, request, mask, sender)).map_err(|_| stopped())?;
-        Ok(Generation { id, slot, events, work: self.work.clone(), ended: false })
+        self.work.send(Work::Generate(id, request, mask, sender)).map_err(|_| self.ending.error())?;
+        Ok(Generation { id, slot, events, work: self.work.clone(), ending: self.ending.clone(), ended: false })
     }
 
     /// Log-probabilities of given tokens.
@@ -195,6 +228,61 @@ impl RuntimeHandle {
     }
 }
 
-fn stopped() -> Error {
-    Error::Stopped("an earlier message says why; restart the program".to_owned())
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use autograd::{Device, Tape};
+
+    use super::*;
+    use crate::files::ModelFiles;
+    use crate::request::{EngineConfig, SlotSpec, TrainSequence};
+    use crate::sampler::SamplingParams;
+    use crate::train::{Loss, LossBatch, LossValue};
+
+    struct Panics;
+
+    impl Loss for Panics {
+        fn needs_teacher(&self) -> bool {
+            false
+        }
+
+        fn compute(&self, _: &mut Tape, _: &LossBatch<'_>) -> Result<LossValue> {
+            panic!("a loss of 7")
+        }
+    }
+
+    #[test]
+    fn a_panic_of_the_device_thread_reaches_every_caller() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny-chat");
+        let student =
+            SlotSpec { files: Arc::new(ModelFiles::open(&dir).expect("it opens")), layers: None, adapter: None };
+        let engine = EngineConfig {
+            token_budget: 8,
+            max_running: 1,
+            max_waiting: 2,
+            kv_bytes: 1 << 18,
+            prefix_cache: false,
+            overlap: false,
+        };
+        let spec = RuntimeSpec { device: Device::Cpu, student, teacher: None, training: None, engine };
+        let handle = RuntimeHandle::start(&spec, &|_, _| {}).expect("it starts");
+        let params = SamplingParams { max_tokens: 200, ignore_eos: true, ..SamplingParams::default() };
+        let request = GenerateRequest { slot: Slot::Student, prompt: vec![1, 2], params, index: 0, text: false };
+        let running = handle.generate(request).expect("it starts");
+        let sequence = TrainSequence {
+            tokens: vec![1, 2, 3],
+            prompt_len: 1,
+            teacher_prompt: None,
+            sampled_logprobs: vec![],
+            raw_logprobs: vec![],
+            weights: vec![1.0; 2],
+        };
+        let loss = Arc::new(Panics);
+        let train = TrainRequest { sequences: vec![sequence], loss, normalizer: 1.0, backward: false, dropout_key: 0 };
+        let says = |error: Error| assert!(error.to_string().contains("it panicked, \"a loss of 7\""), "{error}");
+        says(handle.forward_backward(train).expect_err("the loss panics"));
+        says(handle.stats().expect_err("nobody is there"));
+        says(running.collect().expect_err("nobody goes on"));
+    }
 }

@@ -224,21 +224,23 @@ impl PagedArrays {
     }
 }
 
-/// Puts the keys and values of `qkv` into their pages.
-pub(crate) fn write(pool: &Array, qkv: &Array, batch: &PagedArrays, heads: Heads) -> Result<()> {
-    let gpu = qkv.gpu();
-    let args = [
-        pool.arg(),
-        qkv.arg(),
-        Arg::Ptr(batch.row_sequences.ptr()),
-        Arg::Ptr(batch.positions.on(gpu)?),
-        Arg::Ptr(batch.table.ptr()),
-        Arg::I32(batch.table_stride as i32),
-        Arg::I32(heads.query as i32),
-        Arg::I32(heads.kv as i32),
-        Arg::I32(heads.dim as i32),
-    ];
-    gpu.launch("kv_write", [batch.positions.len() as u32, 1, 1], [256, 1, 1], 0, &args)
+/// Where the keys and values of a batch go.
+pub(crate) struct Pages<'a> {
+    pub(crate) pool: &'a Array,
+    pub(crate) batch: &'a PagedArrays,
+}
+
+impl Pages<'_> {
+    /// `pool, seq_of_row, page_table, table_stride`.
+    pub(super) fn args(&self) -> [Arg; 4] {
+        let batch = self.batch;
+        [
+            self.pool.arg(),
+            Arg::Ptr(batch.row_sequences.ptr()),
+            Arg::Ptr(batch.table.ptr()),
+            Arg::I32(batch.table_stride as i32),
+        ]
+    }
 }
 
 /// Attention of the rows over their sequences' pages.

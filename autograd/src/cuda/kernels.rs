@@ -1,82 +1,35 @@
-//! Kernels on the card: loading and launching.
+//! Kernels on the card: loading and counting.
 
 use std::collections::HashMap;
-use std::ffi::{CString, c_void};
+use std::ffi::CString;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
-use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule, CUresult};
+use cudarc::driver::sys::{CUfunction, CUmodule, CUresult};
 
 use super::cache::Cache;
 use super::compile::{compile_all, image};
 use super::driver::cu;
 use super::gpu::{Gpu, lock};
-use super::pool::Buffer;
-use super::table::FILES;
+use super::launch::{Arg, MAX_ARGS};
+use super::table::{FILES, OVERLAPPING};
 use crate::{Error, Result};
 
-/// More parameters than any kernel has.
-const MAX_ARGS: usize = 64;
 /// What every card gives a block without being asked for more.
 const SHARED: u32 = 48 << 10;
 
-/// One argument of a kernel.
-#[derive(Debug, Clone, Copy)]
-pub enum Arg {
-    /// An address on the card.
-    Ptr(u64),
-    /// `int`
-    I32(i32),
-    /// `long long`
-    I64(i64),
-    /// `unsigned`
-    U32(u32),
-    /// `unsigned long long`
-    U64(u64),
-    /// `float`
-    F32(f32),
-}
-
-impl Arg {
-    /// Its bits in the low end of a word, as a little-endian host passes them, and its size.
-    fn bits(self) -> (u64, usize) {
-        match self {
-            Self::Ptr(value) | Self::U64(value) => (value, 8),
-            Self::I64(value) => (value.cast_unsigned(), 8),
-            Self::I32(value) => (u64::from(value.cast_unsigned()), 4),
-            Self::U32(value) => (u64::from(value), 4),
-            Self::F32(value) => (u64::from(value.to_bits()), 4),
-        }
-    }
-}
-
-impl From<&Buffer> for Arg {
-    fn from(buffer: &Buffer) -> Self {
-        Self::Ptr(buffer.ptr())
-    }
-}
-
-macro_rules! arg_from {
-    ($($number:ty => $variant:ident,)*) => { $(
-        impl From<$number> for Arg {
-            fn from(value: $number) -> Self {
-                Self::$variant(value)
-            }
-        }
-    )* };
-}
-arg_from!(i32 => I32, i64 => I64, u32 => U32, u64 => U64, f32 => F32,);
-
 /// A kernel on a card.
 pub struct Function {
-    name: String,
-    handle: CUfunction,
+    pub(super) name: String,
+    pub(super) handle: CUfunction,
     /// Sizes of its parameters; none from a driver that does not tell.
     parameters: Option<Vec<usize>>,
     /// Dynamic shared memory that it may have so far.
-    shared: AtomicU32,
-    launches: AtomicU64,
+    pub(super) shared: AtomicU32,
+    pub(super) launches: AtomicU64,
+    /// Whether it waits itself for the kernels before it.
+    pub(super) overlaps: bool,
 }
 
 // SAFETY: the driver's handle may be used from every thread.
@@ -91,11 +44,11 @@ impl Function {
         self.launches.load(Ordering::Relaxed)
     }
 
-    fn error(&self, why: String) -> Error {
+    pub(super) fn error(&self, why: String) -> Error {
         Error::Kernel { name: self.name.clone(), why }
     }
 
-    fn check(&self, args: &[Arg]) -> Result<()> {
+    pub(super) fn check(&self, args: &[Arg]) -> Result<()> {
         if args.len() > MAX_ARGS {
             return Err(self.error(format!("{} arguments, at most {MAX_ARGS} can be passed", args.len())));
         }
@@ -136,13 +89,18 @@ impl Module {
         // SAFETY: module and name are alive; writes one handle.
         unsafe { cu!(cuModuleGetFunction(&raw mut handle, self.handle, symbol.as_ptr())) }
             .map_err(|e| missing(format!("not in its file's code: {e}")))?;
-        Ok(Function {
+        let function = Function {
             name: name.to_owned(),
             handle,
             parameters: self.gpu.parameters(handle),
             shared: SHARED.into(),
             launches: 0.into(),
-        })
+            overlaps: OVERLAPPING.contains(&name),
+        };
+        if function.overlaps {
+            self.gpu.prefer_shared(&function)?;
+        }
+        Ok(function)
     }
 }
 
@@ -238,83 +196,6 @@ impl Gpu {
             (status == CUresult::CUDA_SUCCESS).then_some(bytes)
         };
         Some((0..MAX_ARGS).map_while(size).collect())
-    }
-
-    /// Launches a kernel of the program: `grid` blocks of `block` threads with `shared_bytes` of dynamic shared memory.
-    ///
-    /// # Errors
-    /// When the kernel does not exist, its parameters are others, or the driver refuses.
-    pub fn launch(
-        &'static self,
-        name: &str,
-        grid: [u32; 3],
-        block: [u32; 3],
-        shared_bytes: u32,
-        args: &[Arg],
-    ) -> Result<()> {
-        self.launch_function(self.function(name)?, grid, block, shared_bytes, args)
-    }
-
-    /// As [`Gpu::launch`], without the search by name.
-    ///
-    /// # Errors
-    /// As [`Gpu::launch`].
-    pub fn launch_function(
-        &'static self,
-        function: &Function,
-        grid @ [x, y, z]: [u32; 3],
-        block: [u32; 3],
-        shared_bytes: u32,
-        args: &[Arg],
-    ) -> Result<()> {
-        function.check(args)?;
-        let _turn = self.enter()?;
-        if shared_bytes > function.shared.load(Ordering::Relaxed) {
-            self.allow_shared(function, shared_bytes)?;
-        }
-        let mut words = [0u64; MAX_ARGS];
-        let mut pointers = [null_mut::<c_void>(); MAX_ARGS];
-        for ((word, pointer), arg) in words.iter_mut().zip(&mut pointers).zip(args) {
-            *word = arg.bits().0;
-            *pointer = std::ptr::from_mut(word).cast();
-        }
-        let (arguments, extra) = (pointers.as_mut_ptr(), null_mut());
-        // SAFETY: the driver copies the arguments, as many and as large as `check` compared. That addresses are those
-        // of large enough buffers is the caller's care.
-        let status = unsafe {
-            cudarc::driver::sys::cuLaunchKernel(
-                function.handle,
-                x,
-                y,
-                z,
-                block[0],
-                block[1],
-                block[2],
-                shared_bytes,
-                self.stream,
-                arguments,
-                extra,
-            )
-        };
-        if status != CUresult::CUDA_SUCCESS {
-            let call = format!("launch of {}: grid {grid:?}, block {block:?}, shared {shared_bytes}", function.name);
-            return super::driver::check(&call, status);
-        }
-        function.launches.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn allow_shared(&self, function: &Function, bytes: u32) -> Result<()> {
-        if bytes as usize > self.info().shared_bytes {
-            let card = self.info().shared_bytes;
-            return Err(function.error(format!("needs {bytes} bytes of shared memory, this card has {card} a block")));
-        }
-        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        let value = i32::try_from(bytes).unwrap_or(i32::MAX);
-        // SAFETY: the function is loaded.
-        unsafe { cu!(cuFuncSetAttribute(function.handle, attribute, value)) }?;
-        function.shared.fetch_max(bytes, Ordering::Relaxed);
-        Ok(())
     }
 
     /// How often each kernel ran, and `matmul` for products by cuBLASLt; each run of a graph counts. Kernels that

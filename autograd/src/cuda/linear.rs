@@ -2,6 +2,7 @@
 //!
 //! A matrix may be a range of columns of a wider one: its rows are `stride` values apart.
 
+use super::few_rows::FewRows;
 use super::rows::blocks;
 use super::{Arg, Array, DType, MatMul};
 use crate::Result;
@@ -20,7 +21,7 @@ impl<'a> Columns<'a> {
         Self { array, first: 0, stride }
     }
 
-    fn ptr(&self) -> u64 {
+    pub(super) fn ptr(&self) -> u64 {
         self.array.ptr() + (self.first * self.array.dtype().bytes()) as u64
     }
 }
@@ -45,8 +46,11 @@ pub(crate) fn product(
     [t, n, k]: [usize; 3],
     factor: f32,
 ) -> Result<()> {
-    if factor == 1.0 && few_rows([t, n, k]) && w.stride == k && y.array.dtype() == DType::Bf16 {
-        return small_product(y, onto, [x, w], bias, [t, n, k]);
+    if factor == 1.0 && w.stride == k && w.first == 0 {
+        let few = FewRows { bias, onto, ..FewRows::new(x, w.array, y, [t, n, k]) };
+        if few.fits() {
+            return few.run();
+        }
     }
     let m = MatMul::nt(x.ptr(), w.ptr(), y.ptr(), t, n, k, DType::Bf16, y.array.dtype());
     let mut m = m.strides(x.stride, w.stride, y.stride).scaled(factor);
@@ -54,47 +58,6 @@ pub(crate) fn product(
         m = m.bias(bias.ptr());
     }
     run(m, y, onto)
-}
-
-/// Whether the kernel for few rows is faster than cuBLASLt: measured on an H200 for decoding models of 0.6B and 4B.
-fn few_rows([t, _, k]: [usize; 3]) -> bool {
-    t <= 8 && k <= 4096 && k.is_multiple_of(8)
-}
-
-/// The product of at most eight rows, at the rate of the weight's bytes.
-fn small_product(
-    y: Columns<'_>,
-    onto: Onto<'_>,
-    [x, w]: [Columns<'_>; 2],
-    bias: Option<&Array>,
-    [t, n, k]: [usize; 3],
-) -> Result<()> {
-    let residual = match onto {
-        Onto::Nothing => 0,
-        Onto::Output => y.ptr(),
-        Onto::Other(array) => Columns { array, ..y }.ptr(),
-    };
-    let int = |v: usize| Arg::I32(v as i32);
-    let args = [
-        Arg::Ptr(x.ptr()),
-        Arg::U64(x.stride as u64),
-        Arg::Ptr(w.ptr()),
-        bias.map_or(Arg::Ptr(0), Array::arg),
-        Arg::Ptr(residual),
-        Arg::Ptr(y.ptr()),
-        Arg::U64(y.stride as u64),
-        int(t),
-        int(n),
-        int(k),
-        Arg::Ptr(0),
-        Arg::Ptr(0),
-        int(0),
-        int(n),
-        int(n),
-        Arg::F32(0.0),
-    ];
-    let warps = (k / 128).clamp(1, 8) as u32;
-    y.array.gpu().launch("gemv", [blocks(n, 16), 1, 1], [32 * warps, 1, 1], 0, &args)
 }
 
 /// Rows up to which [`low_rank_up`] beats a product for every map.

@@ -1,5 +1,6 @@
 //! Kernels over rows and elements: norms, rotary embedding, activations, lookups, sums.
 
+use super::attention::Pages;
 use super::{Arg, Array, DType, Gpu};
 use crate::{Error, Result};
 
@@ -242,13 +243,15 @@ impl Rotation<'_> {
         self.norms.map_or([Arg::Ptr(0); 2], |norms| norms.map(Array::arg))
     }
 
-    /// Normed and rotated rows.
-    pub(crate) fn forward(&self, qkv: &Array) -> Result<Array> {
+    /// Normed and rotated rows; with `pages`, keys and values go there too.
+    pub(crate) fn forward(&self, qkv: &Array, pages: Option<&Pages<'_>>) -> Result<Array> {
         let out = Array::uninit(qkv.gpu(), qkv.len(), DType::Bf16)?;
         let grid = blocks(self.rows * self.row_heads() * self.group(), THREADS as usize);
         let head = [qkv.arg(), out.arg(), Arg::Ptr(self.positions), self.cosines.arg(), self.sines.arg()];
-        let args: Vec<Arg> = head.into_iter().chain(self.norm_args()).chain(self.tail()).collect();
-        qkv.gpu().launch("qk_norm_rope_forward", [grid, 1, 1], [THREADS, 1, 1], 0, &args)?;
+        let mut args: Vec<Arg> = head.into_iter().chain(self.norm_args()).chain(self.tail()).collect();
+        args.extend(pages.iter().flat_map(|pages| pages.args()));
+        let kernel = if pages.is_some() { "qk_norm_rope_paged" } else { "qk_norm_rope_forward" };
+        qkv.gpu().launch(kernel, [grid, 1, 1], [THREADS, 1, 1], 0, &args)?;
         Ok(out)
     }
 

@@ -101,13 +101,16 @@ pub(super) const FILES: &[File] = &[
         source: text!("embedding.cu"),
         kernels: &["embedding_backward", "embedding_forward", "select_rows_backward", "select_rows_forward"],
     },
-    File { name: "gemv.cu", source: text!("gemv.cu"), kernels: &["gemv", "gemv_f32"] },
+    File {
+        name: "few_rows.cu",
+        source: text!("few_rows.cu"),
+        kernels: &["few_rows_1", "few_rows_2", "few_rows_3", "few_rows_4", "few_rows_6", "few_rows_8"],
+    },
     File {
         name: "history.cu",
         source: text!("history.cu"),
         kernels: &["adjust_logits", "count_tokens", "mark_prompt"],
     },
-    File { name: "kv_cache.cu", source: text!("kv_cache.cu"), kernels: &["kv_copy_page", "kv_write"] },
     File { name: "listed.cu", source: text!("listed.cu"), kernels: &["list_log_probs"] },
     File { name: "lora.cu", source: text!("lora.cu"), kernels: &["lora_up"] },
     File { name: "norm.cu", source: text!("norm.cu"), kernels: &["rms_norm_backward", "rms_norm_forward"] },
@@ -140,3 +143,55 @@ pub(super) const FILES: &[File] = &[
         ],
     },
 ];
+
+/// Kernels that a graph may start while those before them still run: they wait themselves, by `take_turn` or
+/// `wait_for_previous` of `common.cuh`.
+pub(super) const OVERLAPPING: &[&str] = &[
+    "attention_combine_d128",
+    "attention_combine_d256",
+    "attention_combine_d64",
+    "attention_combine_d96",
+    "attention_decode_d128",
+    "attention_decode_d256",
+    "attention_decode_d64",
+    "attention_decode_d96",
+    "embedding_forward",
+    "few_rows_1",
+    "few_rows_2",
+    "few_rows_3",
+    "few_rows_4",
+    "few_rows_6",
+    "few_rows_8",
+    "lora_up",
+    "qk_norm_rope_paged",
+    "rms_norm_forward",
+    "swiglu_forward",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The text of a kernel: from its name to the next kernel. Kernels of a macro are named up to their number.
+    fn text_of(name: &str) -> &'static str {
+        let file = FILES.iter().find(|f| f.kernels.contains(&name)).unwrap_or_else(|| panic!("{name} is in no file"));
+        let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
+        let mut kernels = file.source.split("__global__").skip(1);
+        kernels
+            .find(|text| {
+                text.contains(&format!("{stem}("))
+                    || text.contains(&format!("{stem}##"))
+                    || text.contains(&format!("CAT({stem},"))
+            })
+            .unwrap_or_else(|| panic!("{name} is not in {}", file.name))
+    }
+
+    #[test]
+    fn kernels_that_overlap_wait_for_those_before_them() {
+        for name in OVERLAPPING {
+            let text = text_of(name);
+            let waits = ["take_turn();", "wait_for_previous();"].iter().any(|call| text.contains(call));
+            assert!(waits, "{name} does not wait");
+        }
+    }
+}

@@ -28,7 +28,7 @@ pub use distill::{Distill, linear_distill};
 pub use divergence::Divergence;
 pub use embedding::{Embedding, embedding};
 pub use head::{Rows, gpu_loss_bytes, logits};
-pub use linear::{Dropout, Linear, LowRank, Projection, linear, merge, project};
+pub use linear::{Around, Dropout, Linear, LowRank, Projection, linear, merge, project, project_within};
 pub use log_prob::linear_log_prob;
 pub use policy_gradient::linear_policy_gradient;
 pub use rms_norm::{RmsNorm, rms_norm};
@@ -86,15 +86,23 @@ pub trait Op: Send + 'static {
     /// The op as a burn expression: the output and, past it, what [`Op::cpu_forward`] keeps.
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>>;
 
+    /// [`Op::check`], and that devices and layouts are right. The device of the inputs.
+    ///
+    /// # Errors
+    /// Operands that do not fit.
+    fn check_all(&self, inputs: &[&Tensor]) -> Result<Device> {
+        let device = common_device(self.name(), inputs)?;
+        check_layouts(self.name(), inputs, &self.weights())?;
+        self.check(inputs)?;
+        Ok(device)
+    }
+
     /// Runs on the device of the inputs.
     ///
     /// # Errors
     /// Operands that do not fit.
     fn forward(&self, inputs: &[&Tensor], needs: &[bool]) -> Result<(Tensor, Vec<Tensor>)> {
-        let device = common_device(self.name(), inputs)?;
-        check_layouts(self.name(), inputs, &self.weights())?;
-        self.check(inputs)?;
-        Ok(match device {
+        Ok(match self.check_all(inputs)? {
             Device::Cpu => self.cpu_forward(inputs, needs),
             Device::Cuda(_) => self.cuda_forward(inputs, needs)?,
             Device::Portable => {

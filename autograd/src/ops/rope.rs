@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::{Op, Recorded, ensure, ensure_index};
 use crate::cpu::rows;
-use crate::cuda::{self, Array, Gpu, rows::Rotation};
+use crate::cuda::{self, Array, Gpu, attention::Pages, rows::Rotation};
 use crate::{Index, Result, Tape, Tensor, portable};
 
 /// Cosines and sines of every position that a model can see.
@@ -100,6 +100,20 @@ impl QkRope {
         })
     }
 
+    fn on_gpu(&self, inputs: &[&Tensor], pages: Option<&Pages<'_>>) -> Result<Tensor> {
+        let x = inputs[0].array();
+        cuda::rows::check_width(self.name(), "half a head", self.table.half)?;
+        let norms: Vec<&Array> = inputs[1..].iter().map(|w| w.array()).collect();
+        Ok(Tensor::cuda(self.rotation(x.gpu(), &norms)?.forward(x, pages)?, inputs[0].shape()))
+    }
+
+    /// [`qk_rope`] on a GPU; keys and values go to their pages too.
+    pub(crate) fn paged(&self, qkv: &Tensor, norms: Option<[&Tensor; 2]>, pages: &Pages<'_>) -> Result<Tensor> {
+        let inputs: Vec<&Tensor> = std::iter::once(qkv).chain(norms.into_iter().flatten()).collect();
+        self.check_all(&inputs)?;
+        self.on_gpu(&inputs, Some(pages))
+    }
+
     fn rotate(&self, y: &mut [f32], sign: f32) {
         let [cos, sin] = [&self.table.cos, &self.table.sin].map(|t| self.table.gather(t, &self.positions));
         let widths = [self.row_len(), self.columns()[1].end];
@@ -173,11 +187,7 @@ impl Op for QkRope {
     }
 
     fn cuda_forward(&self, inputs: &[&Tensor], _: &[bool]) -> Result<(Tensor, Vec<Tensor>)> {
-        let x = inputs[0].array();
-        cuda::rows::check_width(self.name(), "half a head", self.table.half)?;
-        let norms: Vec<&Array> = inputs[1..].iter().map(|w| w.array()).collect();
-        let y = self.rotation(x.gpu(), &norms)?.forward(x)?;
-        Ok((Tensor::cuda(y, inputs[0].shape()), vec![]))
+        Ok((self.on_gpu(inputs, None)?, vec![]))
     }
 
     fn cuda_backward(&self, record: &Recorded, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {

@@ -15,19 +15,19 @@ use autograd::rng::uniform;
 use autograd::{Device, Index, Tape, Tensor};
 
 use super::gradients::{Ran, run, variables};
-use super::support::{Operand, random};
+use super::support::{Operand, random, write};
 use super::table::{Case, divergences};
 
-const GPU: Device = Device::Cuda(0);
+pub(crate) const GPU: Device = Device::Cuda(0);
 
 /// Nearest bf16.
-fn rounded(v: f32) -> f32 {
+pub(crate) fn rounded(v: f32) -> f32 {
     let bits = v.to_bits();
     f32::from_bits((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF_0000)
 }
 
 /// `|got - want| / |want|`; infinite where a value is not finite.
-fn distance(got: &[f32], want: &[f32]) -> f64 {
+pub(crate) fn distance(got: &[f32], want: &[f32]) -> f64 {
     assert_eq!(got.len(), want.len(), "lengths");
     if got.iter().any(|v| !v.is_finite()) {
         return f64::INFINITY;
@@ -292,7 +292,7 @@ fn assert_pages_equal_the_packed_batch(shapes: &[(usize, usize, usize)], length:
                     let used = &pages[..end.div_ceil(PAGE_TOKENS)];
                     let batch = PagedBatch::new(&[PagedRows { rows: 0..end - start, position: start, pages: used }]);
                     let qkv = rows(start..end);
-                    pool.write(0, &qkv, &batch).expect("runs");
+                    write(&mut pool, shape, 0, &qkv, &batch).expect("runs");
                     out.extend(pool.attend(0, &qkv, &batch, scale, window).expect("runs").to_vec());
                 }
                 let d = distance(&out, &packed);

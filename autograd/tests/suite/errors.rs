@@ -6,6 +6,8 @@ use autograd::kv::{KvPool, KvShape, PagedBatch, PagedRows};
 use autograd::ops::{self, Attention, Distill, Divergence, Dropout, LowRank, Projection, QkRope, RopeTable, Sequences};
 use autograd::{Device, Error, Result, Tape, Tensor};
 
+use super::support::write;
+
 fn rows(shape: [usize; 2]) -> Tensor {
     Tensor::zeros(Device::Cpu, shape).expect("memory")
 }
@@ -223,17 +225,23 @@ fn pages() {
     let qkv = rows([4, 32]);
     let sequence = |rows, position, pages| PagedBatch::new(&[PagedRows { rows, position, pages }]);
     let good = sequence(0..4, 0, &[1]);
-    assert!(pool.write(0, &qkv, &good).is_ok() && pool.attend(0, &qkv, &good, 1.0, None).is_ok());
+    assert!(write(&mut pool, shape, 0, &qkv, &good).is_ok() && pool.attend(0, &qkv, &good, 1.0, None).is_ok());
     let wide = rows([4, 33]);
-    assert_refused!(pool.write(0, &wide, &good), Error::Shape { .. }, "kv write", "[4, 33]");
+    assert_refused!(write(&mut pool, shape, 0, &wide, &good), Error::Shape { .. }, "kv write", "[4, 33]");
     assert_refused!(pool.attend(0, &wide, &good, 1.0, None), Error::Shape { .. }, "paged attention", "[4, 33]");
-    assert_refused!(pool.write(0, &qkv, &sequence(0..4, 0, &[3])), Error::Index { .. }, "kv write", "page 3", "0..3");
+    assert_refused!(
+        write(&mut pool, shape, 0, &qkv, &sequence(0..4, 0, &[3])),
+        Error::Index { .. },
+        "kv write",
+        "page 3",
+        "0..3"
+    );
     assert_refused!(pool.attend(0, &qkv, &sequence(0..4, 14, &[1]), 1.0, None), Error::Index { .. }, "paged attention");
     assert_refused!(pool.attend(0, &qkv, &sequence(0..3, 0, &[1]), 1.0, None), Error::Shape { .. }, "rows", "[4, 32]");
-    assert_refused!(pool.write(0, &qkv, &sequence(1..5, 0, &[1])), Error::Shape { .. }, "rows", "[4, 32]");
-    assert_refused!(pool.write(1, &qkv, &good), Error::Index { .. }, "kv write", "layer 1", "0..1");
+    assert_refused!(write(&mut pool, shape, 0, &qkv, &sequence(1..5, 0, &[1])), Error::Shape { .. }, "rows", "[4, 32]");
+    assert_refused!(write(&mut pool, shape, 1, &qkv, &good), Error::Index { .. }, "kv write", "layer 1", "0..1");
     assert_refused!(pool.attend(0, &qkv, &good, 1.0, Some(0)), Error::Domain { .. }, "window", "0");
     let far = Tensor::zeros(Device::Portable, [4, 32]).expect("memory");
-    assert_refused!(pool.write(0, &far, &good), Error::DeviceMismatch { .. }, "kv write", "portable");
+    assert_refused!(write(&mut pool, shape, 0, &far, &good), Error::DeviceMismatch { .. }, "kv write", "portable");
     assert_refused!(pool.attend(0, &far, &good, 1.0, None), Error::DeviceMismatch { .. }, "paged attention", "cpu");
 }

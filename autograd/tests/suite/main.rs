@@ -2,6 +2,7 @@
 
 mod adamw;
 mod cuda;
+mod cuda_decode;
 mod errors;
 mod fixtures;
 mod gradients;

@@ -5,7 +5,7 @@ use autograd::ops::{self, Attention, Sequences};
 use autograd::rng::uniform;
 use autograd::{Device, Tape, Tensor};
 
-use super::support::{assert_close, random};
+use super::support::{assert_close, random, rope, write};
 
 const LENGTHS: [usize; 4] = [50, 1, 16, 37];
 const SHAPES: [KvShape; 4] = [
@@ -73,7 +73,7 @@ impl Batch {
                 .collect();
             let qkv = self.rows(device, &ranges);
             let batch = PagedBatch::new(&sequences);
-            pool.write(1, &qkv, &batch).expect("pages are there");
+            write(&mut pool, self.shape, 1, &qkv, &batch).expect("pages are there");
             let y = pool.attend(1, &qkv, &batch, self.scale(), self.window).expect("pages are there").to_vec();
             let targets = ranges.iter().flat_map(|r| r.clone());
             for (row, values) in targets.zip(y.chunks_exact(width)) {
@@ -103,7 +103,7 @@ fn dirty_pool(device: Device, shape: KvShape) -> KvPool {
     let width = row_len(shape);
     let old = Tensor::new(device, vec![f32::NAN; rows * width], [rows, width]).expect("whole rows");
     let pages: Vec<u32> = (0..POOL as u32).collect();
-    pool.write(1, &old, &PagedBatch::new(&[PagedRows { rows: 0..rows, position: 0, pages: &pages }]))
+    write(&mut pool, shape, 1, &old, &PagedBatch::new(&[PagedRows { rows: 0..rows, position: 0, pages: &pages }]))
         .expect("the pool is whole");
     pool
 }
@@ -135,6 +135,26 @@ fn the_portable_pool_agrees() {
 }
 
 #[test]
+fn rows_are_normed_and_rotated_on_their_way_to_pages() {
+    let shape = SHAPES[1];
+    for device in [Device::Cpu, Device::Portable] {
+        let tensor =
+            |shape: [usize; 2], key| Tensor::new(device, random(shape[0] * shape[1], key), shape).expect("whole");
+        let (qkv, norms) = (tensor([20, row_len(shape)], 1), [2, 3].map(|key| tensor([1, shape.head_dim], key)));
+        let norms = Some([&norms[0], &norms[1]]);
+        let batch = PagedBatch::new(&[PagedRows { rows: 0..20, position: 0, pages: &[1, 0] }]);
+        let mut pool = KvPool::new(device, shape, 1, 2).expect("memory");
+        let written = pool.write(0, rope(shape, &batch, 0.1), &qkv, norms, &batch).expect("pages are there");
+        let want = ops::qk_rope(&mut Tape::off(), rope(shape, &batch, 0.1), &qkv, norms).expect("shapes fit");
+        assert_eq!(written.to_vec(), want.to_vec());
+        let KvShape { heads, kv_heads, .. } = shape;
+        let op = Attention { sequences: Sequences::from_lengths(&[20]), heads, kv_heads, scale: 0.2, window: None };
+        let got = pool.attend(0, &written, &batch, 0.2, None).expect("pages are there").to_vec();
+        assert_close("attention", &got, &ops::attention(&mut Tape::off(), op, &want).expect("fits").to_vec(), 1e-5);
+    }
+}
+
+#[test]
 fn a_copied_page_is_its_own() {
     let shape = SHAPES[0];
     for device in [Device::Cpu, Device::Portable] {
@@ -142,8 +162,14 @@ fn a_copied_page_is_its_own() {
         let mut pool = KvPool::new(device, shape, 2, 4).expect("memory");
         let old = tensor(10, 1).expect("whole rows");
         for layer in 0..2 {
-            pool.write(layer, &old, &PagedBatch::new(&[PagedRows { rows: 0..10, position: 0, pages: &[2] }]))
-                .expect("page 2 is there");
+            write(
+                &mut pool,
+                shape,
+                layer,
+                &old,
+                &PagedBatch::new(&[PagedRows { rows: 0..10, position: 0, pages: &[2] }]),
+            )
+            .expect("page 2 is there");
         }
         pool.copy_page(2, 0).expect("memory");
         let query = tensor(1, 3).expect("whole rows");
@@ -155,7 +181,7 @@ fn a_copied_page_is_its_own() {
         assert_eq!(before, look(&pool, 1, 0));
         assert_eq!(before, look(&pool, 0, 0));
         let new = tensor(1, 4).expect("whole rows");
-        pool.write(1, &new, &PagedBatch::new(&[PagedRows { rows: 0..1, position: 4, pages: &[0] }]))
+        write(&mut pool, shape, 1, &new, &PagedBatch::new(&[PagedRows { rows: 0..1, position: 4, pages: &[0] }]))
             .expect("page 0 is there");
         assert_eq!(before, look(&pool, 1, 2), "the original saw the write");
         assert_ne!(before, look(&pool, 1, 0), "the copy did not");

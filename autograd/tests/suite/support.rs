@@ -1,7 +1,11 @@
 //! Random tensors, comparisons, and a tensor's gradients on one device.
 
+use std::sync::Arc;
+
+use autograd::kv::{KvPool, KvShape, PagedBatch};
+use autograd::ops::{QkRope, RopeTable};
 use autograd::rng::uniform;
-use autograd::{Device, Tensor};
+use autograd::{Device, Result, Tensor};
 
 /// Values in `[-1, 1)`, a function of `key` alone.
 pub(crate) fn random(len: usize, key: u64) -> Vec<f32> {
@@ -61,4 +65,21 @@ pub(crate) fn bits(t: &Tensor) -> Vec<u32> {
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+}
+
+/// A rotation of the batch's rows, whose angles are multiples of `frequency`.
+pub(crate) fn rope(shape: KvShape, batch: &PagedBatch, frequency: f32) -> QkRope {
+    let table = Arc::new(RopeTable::new(&vec![frequency; shape.head_dim / 2], 1000, 1.0));
+    QkRope { table, positions: batch.positions().clone(), heads: [shape.heads, shape.kv_heads], eps: 1e-5 }
+}
+
+/// Writes rows to pages as they are, without norm or rotation.
+pub(crate) fn write(
+    pool: &mut KvPool,
+    shape: KvShape,
+    layer: usize,
+    qkv: &Tensor,
+    batch: &PagedBatch,
+) -> Result<Tensor> {
+    pool.write(layer, rope(shape, batch, 0.0), qkv, None, batch)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use autograd::ops::{
-    self, Attention, Distill, Divergence, Dropout, LowRank, Projection, QkRope, RopeTable, Rows, Sequences,
+    self, Around, Attention, Distill, Divergence, Dropout, LowRank, Projection, QkRope, RopeTable, Rows, Sequences,
 };
 use autograd::{Index, Result, Tape, Tensor};
 
@@ -77,6 +77,7 @@ pub(crate) fn table() -> Vec<Case> {
         linear(),
         lora(),
         joined(),
+        within(),
         norms(),
         rotary(),
         attention(),
@@ -192,6 +193,25 @@ fn joined() -> Vec<Case> {
         Case::new("linear", "three maps, residual, dropout", operands(3, 9, [16, 16, 32], 2), run(dropout)),
         Case::new("linear", "three maps on threads", operands(40, 96, [96, 48, 50], 8), run(None)),
     ]
+}
+
+/// Gate and up of the normed x, and a map onto a residual: `[x, norm, w1, w2, residual]`.
+fn within() -> Vec<Case> {
+    let run = |tape: &mut Tape, x: &[&Tensor]| {
+        let norm = Some((x[1], 1e-5));
+        let gated = Around { norm, swiglu: true, ..Around::default() };
+        let inner = ops::project_within(tape, x[0], &[Projection::new(x[2]), Projection::new(x[3])], gated)?;
+        let around = Around { residual: Some(x[4]), ..Around::default() };
+        ops::project_within(tape, &inner, &[Projection::new(x[3])], around)
+    };
+    let operands = vec![
+        Operand::rows([6, 20], 6),
+        Operand::rows([1, 20], 7),
+        Operand::weight([20, 20], 8),
+        Operand::weight([20, 20], 9),
+        Operand::rows([6, 20], 10),
+    ];
+    vec![Case::new("linear", "between a norm, SwiGLU and a residual", operands, run)]
 }
 
 fn norms() -> Vec<Case> {

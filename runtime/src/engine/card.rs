@@ -55,7 +55,7 @@ impl Card {
         pass: &Pass,
     ) -> Result<&mut DecodeGraph> {
         let longest = rows.iter().map(|row| row.pages.len()).max().unwrap_or(1);
-        let extras = rows.iter().any(|row| row.draw.extras.is_some());
+        let extras = rows.iter().any(|row| row.draw.has_extras());
         let room = Room { rows: room(rows.len()), pages: longest.next_power_of_two().max(PAGES), extras };
         if !self.graphs.contains_key(&room) {
             let pool = RefCell::new(pool);

@@ -55,7 +55,7 @@ impl Engine {
     }
 
     /// Answers work until every handle is gone.
-    pub(crate) fn run(mut self, work: &Receiver<Work>) {
+    pub(crate) fn run(&mut self, work: &Receiver<Work>) {
         loop {
             loop {
                 let next =

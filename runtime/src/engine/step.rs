@@ -223,3 +223,63 @@ impl SlotEngine {
         self.scheduler.commit(&[]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::sync::mpsc::{Receiver, channel};
+
+    use autograd::Device;
+
+    use super::*;
+    use crate::files::ModelFiles;
+    use crate::request::{EngineConfig, GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSpec};
+    use crate::sampler::SamplingParams;
+
+    fn submit(slot: &mut SlotEngine, id: u64) -> Receiver<GenerateEvent> {
+        let (sender, events) = channel();
+        let params = SamplingParams { max_tokens: 3, ignore_eos: true, ..SamplingParams::default() };
+        let request = GenerateRequest { slot: Slot::Student, prompt: vec![1, 2, 3], params, index: id, text: false };
+        slot.submit(RequestId(id), request, None, sender);
+        events
+    }
+
+    #[test]
+    fn a_step_that_fails_takes_its_requests_and_nobody_else() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny-chat");
+        let files = Arc::new(ModelFiles::open(&dir).expect("the fixture opens"));
+        let student = SlotSpec { files, layers: None, adapter: None };
+        let engine = EngineConfig {
+            token_budget: 8,
+            max_running: 1,
+            max_waiting: 2,
+            kv_bytes: 1 << 16,
+            prefix_cache: false,
+            overlap: true,
+        };
+        let spec = RuntimeSpec { device: Device::Cpu, student, teacher: None, training: None, engine };
+        let mut slot = SlotEngine::load(Slot::Student, &spec.student, &spec, None, &|_, _| {}).expect("it loads");
+        let (unlucky, lucky) = (submit(&mut slot, 1), submit(&mut slot, 2));
+        slot.step();
+        // One step is in flight; the next one fails when it is launched.
+        let ids: Vec<RequestId> = slot.scheduler.plan().seqs.iter().map(|seq| seq.id).collect();
+        assert_eq!(ids, [RequestId(1)]);
+        let outcome = Err(Error::Request("no memory".to_owned()));
+        slot.flights.push_back(Flight { seqs: ids.clone(), drawn: ids, outcome });
+        slot.drain();
+        while !slot.is_idle() {
+            slot.step();
+        }
+        let unlucky: Vec<GenerateEvent> = unlucky.iter().collect();
+        assert!(
+            matches!(&unlucky[..], [GenerateEvent::Token(_), GenerateEvent::Failed(e)]
+            if e.to_string().contains("the forward pass failed: no memory")),
+            "{unlucky:?}"
+        );
+        let lucky: Vec<GenerateEvent> = lucky.iter().collect();
+        assert!(matches!(&lucky[..], [.., GenerateEvent::Done { reason: FinishReason::Length, .. }]), "{lucky:?}");
+        let stats = slot.scheduler.stats();
+        assert_eq!((lucky.len(), stats.free_pages), (4, stats.total_pages));
+    }
+}

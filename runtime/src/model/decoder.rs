@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use autograd::kv::{KvPool, PagedBatch};
-use autograd::ops::{self, Attention, Dropout, Projection, QkRope, RopeTable, Sequences};
+use autograd::ops::{self, Around, Attention, Dropout, Projection, QkRope, RopeTable, Sequences};
 use autograd::{Device, Index, Tape, Tensor};
 
 use super::{Adapter, ModelWeights, Module, rope};
@@ -80,19 +80,35 @@ impl Pass {
 
 /// Where attention finds keys and values.
 pub trait Memory {
-    /// Attention of one layer's new rows of queries, keys and values, which become part of the memory.
+    /// Attention of one layer's new rows of queries, keys and values, which are normed and rotated and become part of the
+    /// memory.
     ///
     /// # Errors
     /// What the ops refuse.
-    fn attend(&mut self, tape: &mut Tape, decoder: &Decoder, layer: usize, qkv: &Tensor) -> Result<Tensor>;
+    fn attend(
+        &mut self,
+        tape: &mut Tape,
+        decoder: &Decoder,
+        layer: usize,
+        qkv: &Tensor,
+        norms: Option<[&Tensor; 2]>,
+    ) -> Result<Tensor>;
 }
 
 /// Sequences that are wholly in the batch.
 pub struct Packed<'a>(pub &'a Sequences);
 
 impl Memory for Packed<'_> {
-    fn attend(&mut self, tape: &mut Tape, decoder: &Decoder, layer: usize, qkv: &Tensor) -> Result<Tensor> {
+    fn attend(
+        &mut self,
+        tape: &mut Tape,
+        decoder: &Decoder,
+        layer: usize,
+        qkv: &Tensor,
+        norms: Option<[&Tensor; 2]>,
+    ) -> Result<Tensor> {
         let c = &decoder.config;
+        let qkv = ops::qk_rope(tape, decoder.rope(self.0.positions()), qkv, norms)?;
         let op = Attention {
             sequences: self.0.clone(),
             heads: c.num_heads,
@@ -100,7 +116,7 @@ impl Memory for Packed<'_> {
             scale: decoder.scale(),
             window: decoder.window(layer),
         };
-        Ok(ops::attention(tape, op, qkv)?)
+        Ok(ops::attention(tape, op, &qkv)?)
     }
 }
 
@@ -113,9 +129,16 @@ pub struct Paged<'a> {
 }
 
 impl Memory for Paged<'_> {
-    fn attend(&mut self, _: &mut Tape, decoder: &Decoder, layer: usize, qkv: &Tensor) -> Result<Tensor> {
-        self.pool.write(layer, qkv, self.batch)?;
-        Ok(self.pool.attend(layer, qkv, self.batch, decoder.scale(), decoder.window(layer))?)
+    fn attend(
+        &mut self,
+        _: &mut Tape,
+        decoder: &Decoder,
+        layer: usize,
+        qkv: &Tensor,
+        norms: Option<[&Tensor; 2]>,
+    ) -> Result<Tensor> {
+        let qkv = self.pool.write(layer, decoder.rope(self.batch.positions()), qkv, norms, self.batch)?;
+        Ok(self.pool.attend(layer, &qkv, self.batch, decoder.scale(), decoder.window(layer))?)
     }
 }
 
@@ -140,21 +163,19 @@ impl Decoder {
     /// # Errors
     /// Ids or positions out of range.
     pub fn forward_packed(&self, tape: &mut Tape, pass: &Pass, ids: &Index, sequences: &Sequences) -> Result<Tensor> {
-        let positions = sequences.positions();
         let mut x = ops::embedding(tape, &pass.weights.embedding, ids)?;
         for layer in 0..pass.weights.layers.len() {
             if pass.checkpointing {
-                let (this, pass, positions, sequences) =
-                    (self.clone(), pass.clone(), positions.clone(), sequences.clone());
+                let (this, pass, sequences) = (self.clone(), pass.clone(), sequences.clone());
                 x = tape.checkpoint(&x, move |tape, x| {
-                    let result = this.layer(tape, &pass, layer, x, &positions, &mut Packed(&sequences));
+                    let result = this.layer(tape, &pass, layer, x, &mut Packed(&sequences));
                     result.map_err(|e| match e {
                         crate::Error::Op(e) => e,
                         other => unreachable!("a layer only runs ops: {other}"),
                     })
                 })?;
             } else {
-                x = self.layer(tape, pass, layer, &x, positions, &mut Packed(sequences))?;
+                x = self.layer(tape, pass, layer, &x, &mut Packed(sequences))?;
             }
         }
         self.norm(tape, &x, &pass.weights.final_norm)
@@ -165,44 +186,42 @@ impl Decoder {
     /// # Errors
     /// Ids or positions out of range.
     pub fn forward_paged(&self, pass: &Pass, ids: &Index, memory: &mut Paged<'_>) -> Result<Tensor> {
-        let positions = memory.batch.positions();
         let mut tape = Tape::off();
         let mut x = ops::embedding(&mut tape, &pass.weights.embedding, ids)?;
         for layer in 0..pass.weights.layers.len() {
-            x = self.layer(&mut tape, pass, layer, &x, positions, memory)?;
+            x = self.layer(&mut tape, pass, layer, &x, memory)?;
         }
         self.norm(&mut tape, &x, &pass.weights.final_norm)
     }
 
-    fn layer(
-        &self,
-        tape: &mut Tape,
-        pass: &Pass,
-        index: usize,
-        x: &Tensor,
-        positions: &Index,
-        memory: &mut dyn Memory,
-    ) -> Result<Tensor> {
+    fn layer(&self, tape: &mut Tape, pass: &Pass, index: usize, x: &Tensor, memory: &mut dyn Memory) -> Result<Tensor> {
         let layer = &pass.weights.layers[index];
-        let normed = self.norm(tape, x, &layer.input_norm)?;
-        let qkv = project(tape, pass, index, &[Module::Q, Module::K, Module::V], &normed, None)?;
-        let rope = QkRope {
+        let norm = |w| Around { norm: Some((w, self.eps())), ..Around::default() };
+        let onto = |x| Around { residual: Some(x), ..Around::default() };
+        let qkv = project(tape, pass, index, &[Module::Q, Module::K, Module::V], x, norm(&layer.input_norm))?;
+        let norms = layer.qk_norm.as_ref().map(|[q, k]| [q, k]);
+        let attended = memory.attend(tape, self, index, &qkv, norms)?;
+        let x = project(tape, pass, index, &[Module::O], &attended, onto(x))?;
+        let gated = Around { swiglu: true, ..norm(&layer.post_norm) };
+        let inner = project(tape, pass, index, &[Module::Gate, Module::Up], &x, gated)?;
+        project(tape, pass, index, &[Module::Down], &inner, onto(&x))
+    }
+
+    fn rope(&self, positions: &Index) -> QkRope {
+        QkRope {
             table: self.rope.clone(),
             positions: positions.clone(),
             heads: [self.config.num_heads, self.config.num_kv_heads],
-            eps: self.config.rms_norm_eps as f32,
-        };
-        let qkv = ops::qk_rope(tape, rope, &qkv, layer.qk_norm.as_ref().map(|[q, k]| [q, k]))?;
-        let attended = memory.attend(tape, self, index, &qkv)?;
-        let x = project(tape, pass, index, &[Module::O], &attended, Some(x))?;
-        let normed = self.norm(tape, &x, &layer.post_norm)?;
-        let gate_up = project(tape, pass, index, &[Module::Gate, Module::Up], &normed, None)?;
-        let inner = ops::swiglu(tape, &gate_up)?;
-        project(tape, pass, index, &[Module::Down], &inner, Some(&x))
+            eps: self.eps(),
+        }
+    }
+
+    fn eps(&self) -> f32 {
+        self.config.rms_norm_eps as f32
     }
 
     fn norm(&self, tape: &mut Tape, x: &Tensor, w: &Tensor) -> Result<Tensor> {
-        Ok(ops::rms_norm(tape, x, w, self.config.rms_norm_eps as f32)?)
+        Ok(ops::rms_norm(tape, x, w, self.eps())?)
     }
 
     /// Where the weights live.
@@ -212,14 +231,14 @@ impl Decoder {
     }
 }
 
-/// A layer's linear maps of `x` side by side, each with its low-rank branch when the adapter has one.
+/// A layer's linear maps of `x` side by side, each with its low-rank branch when the adapter has one, and what is around them.
 fn project(
     tape: &mut Tape,
     pass: &Pass,
     layer: usize,
     modules: &[Module],
     x: &Tensor,
-    residual: Option<&Tensor>,
+    around: Around<'_>,
 ) -> Result<Tensor> {
     let weights = &pass.weights.layers[layer];
     let map = |&module: &Module| {
@@ -235,5 +254,5 @@ fn project(
         }
     };
     let maps: Vec<Projection<'_>> = modules.iter().map(map).collect();
-    Ok(ops::project(tape, x, &maps, residual)?)
+    Ok(ops::project_within(tape, x, &maps, around)?)
 }

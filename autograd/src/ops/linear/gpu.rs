@@ -32,7 +32,7 @@ pub(super) fn forward(op: &Linear, inputs: &[&Tensor]) -> Result<(Tensor, Vec<Te
         }
     }
     let branches = Branches::of(&places);
-    if branches.0.is_empty() {
+    if branches.is_empty() {
         return Ok((Tensor::cuda(y, [t, stride]), vec![]));
     }
     let down = branches.down(inputs)?;
@@ -41,20 +41,24 @@ pub(super) fn forward(op: &Linear, inputs: &[&Tensor]) -> Result<(Tensor, Vec<Te
 }
 
 /// The parts that have a branch: places of a and b, and the rest.
-struct Branches(Vec<([usize; 2], Branch)>);
+pub(super) struct Branches(Vec<([usize; 2], Branch)>);
 
 impl Branches {
-    fn of(places: &[Places]) -> Self {
+    pub(super) fn of(places: &[Places]) -> Self {
         Self(places.iter().filter_map(|p| p.low_rank).collect())
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Ranks of all branches together.
-    fn ranks<T: std::borrow::Borrow<Tensor>>(&self, inputs: &[T]) -> usize {
+    pub(super) fn ranks<T: std::borrow::Borrow<Tensor>>(&self, inputs: &[T]) -> usize {
         self.0.iter().map(|([a, _], _)| inputs[*a].borrow().rows()).sum()
     }
 
     /// All A as one matrix where they lie behind each other and see the same input.
-    fn joined<T: std::borrow::Borrow<Tensor>>(&self, inputs: &[T]) -> Option<Array> {
+    pub(super) fn joined<T: std::borrow::Borrow<Tensor>>(&self, inputs: &[T]) -> Option<Array> {
         if self.0.iter().any(|(_, branch)| branch.dropout.is_some()) {
             return None;
         }
@@ -83,7 +87,7 @@ impl Branches {
 }
 
 /// Adds `scale * down B^T` of every branch to its columns of y.
-fn add_branches(y: &Array, down: &Tensor, places: &[Places], inputs: &[&Tensor]) -> Result<()> {
+pub(super) fn add_branches(y: &Array, down: &Tensor, places: &[Places], inputs: &[&Tensor]) -> Result<()> {
     let [t, ranks] = down.shape();
     let up = |part: &Places| match part.low_rank {
         None => Up { b: None, columns: inputs[part.w].rows(), rank: 0, scale: 0.0 },
@@ -111,7 +115,7 @@ fn add_branches(y: &Array, down: &Tensor, places: &[Places], inputs: &[&Tensor])
 }
 
 /// The parts' weights, and their biases, as one matrix where they lie behind each other.
-fn joined(places: &[Places], inputs: &[&Tensor]) -> Option<(Array, Option<Array>)> {
+pub(super) fn joined(places: &[Places], inputs: &[&Tensor]) -> Option<(Array, Option<Array>)> {
     let weights: Vec<&Array> = places.iter().map(|p| inputs[p.w].array()).collect();
     let biases: Vec<&Array> = places.iter().filter_map(|p| p.bias).map(|b| inputs[b].array()).collect();
     let bias = match biases.len() {

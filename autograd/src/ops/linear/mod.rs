@@ -1,5 +1,6 @@
 //! Linear maps, several of one input at a time, with low-rank branches.
 
+mod around;
 mod dropout;
 mod gpu;
 
@@ -9,6 +10,7 @@ use crate::cpu::gemm_backward;
 use crate::cpu::rows::for_row_blocks;
 use crate::{Device, Error, Result, Tape, Tensor, portable};
 
+pub use around::{Around, project_within};
 pub use dropout::Dropout;
 use dropout::dropped;
 
@@ -67,6 +69,12 @@ pub struct Linear {
 /// # Errors
 /// Shapes that do not fit, a dropout outside `[0, 1)`.
 pub fn project(tape: &mut Tape, x: &Tensor, maps: &[Projection<'_>], residual: Option<&Tensor>) -> Result<Tensor> {
+    let (op, inputs) = linear_of(x, maps, residual);
+    tape.apply(op, &inputs)
+}
+
+/// The op of `maps`, and its inputs.
+fn linear_of<'a>(x: &'a Tensor, maps: &[Projection<'a>], residual: Option<&'a Tensor>) -> (Linear, Vec<&'a Tensor>) {
     let part = |p: &Projection<'_>| Part {
         bias: p.bias.is_some(),
         branch: p.low_rank.map(|l| Branch { scale: l.scale, dropout: l.dropout }),
@@ -76,8 +84,7 @@ pub fn project(tape: &mut Tape, x: &Tensor, maps: &[Projection<'_>], residual: O
         let [a, b] = p.low_rank.map_or([None, None], |l| [Some(l.a), Some(l.b)]);
         [Some(p.weight), p.bias, a, b].into_iter().flatten()
     });
-    let inputs: Vec<&Tensor> = std::iter::once(x).chain(residual).chain(tensors).collect();
-    tape.apply(op, &inputs)
+    (op, std::iter::once(x).chain(residual).chain(tensors).collect())
 }
 
 /// `x W^T (+ bias)`: x `[T, K]`, w a weight `[N, K]`, bias `[1, N]`.

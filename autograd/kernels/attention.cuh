@@ -9,6 +9,8 @@
 
 #define LOG2_E 1.4426950408889634f
 #define MINUS_INFINITY __uint_as_float(0xff800000u)
+// Keys of a tile of the forward kernels.
+#define TILE_KEYS 64
 
 // A row of 96 is 12 chunks: 12 r mod 8 is 0 or 4, so the swizzle has to spread over 4 chunks only.
 template <int D>
@@ -132,6 +134,42 @@ __device__ inline void as_operand(unsigned (&a)[M][N / 2][4], const float (&c)[M
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int h = 0; h < 2; h++) a[m][n / 2][n % 2 * 2 + h] = pack_bf16(c[m][n][2 * h], c[m][n][2 * h + 1]);
+}
+
+// Scores of a tile of keys to probabilities relative to the running maximum, as A fragments; sum and output are brought to
+// that maximum. Roundings are spelled out: kernels that share this give the same bits.
+template <int M, int N>
+__device__ inline void softmax(unsigned (&p)[M][TILE_KEYS / 16][4], const float (&s)[M][8][4], float (&largest)[M][2],
+                               float (&sum)[M][2], float (&o)[M][N][4], float scale) {
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float now = largest[m][h];
+#pragma unroll
+            for (int n = 0; n < 8; n++) now = fmaxf(now, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
+            now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 1));
+            now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 2));
+            // A row that has seen no key yet: any finite base will do.
+            float base = now == MINUS_INFINITY ? 0.0f : now;
+            // The difference first: it is exactly 0, and the factor 1, when the maximum stays.
+            float factor = exp2_fast(__fmul_rn(__fadd_rn(largest[m][h], -base), scale));
+            float shift = __fmul_rn(-base, scale), add = 0.0f;
+#pragma unroll
+            for (int n = 0; n < 8; n++) {
+                float even = exp2_fast(__fmaf_rn(s[m][n][2 * h], scale, shift));
+                float odd = exp2_fast(__fmaf_rn(s[m][n][2 * h + 1], scale, shift));
+                add = __fadd_rn(add, __fadd_rn(even, odd));
+                p[m][n / 2][n % 2 * 2 + h] = pack_bf16(even, odd);
+            }
+            sum[m][h] = __fmaf_rn(sum[m][h], factor, add);
+            largest[m][h] = now;
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                o[m][n][2 * h] = __fmul_rn(o[m][n][2 * h], factor);
+                o[m][n][2 * h + 1] = __fmul_rn(o[m][n][2 * h + 1], factor);
+            }
+        }
 }
 
 // Writes `times` x a warp's accumulators [16 M, 8 N] as bf16 to rows of `to`, through the tile at `stage` (16 M rows of D

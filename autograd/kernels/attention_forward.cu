@@ -10,7 +10,6 @@
 #include "attention.cuh"
 
 #define THREADS 128
-#define KEYS 64
 
 // Query rows of a CTA.
 template <int D>
@@ -33,41 +32,6 @@ __device__ inline void mask(float (&s)[M][8][4], int row, int key, int window) {
             }
 }
 
-// Scores to probabilities relative to the running maximum, as A fragments; sum and output are brought to that maximum.
-template <int D, int M>
-__device__ inline void softmax(unsigned (&p)[M][KEYS / 16][4], const float (&s)[M][8][4], float (&largest)[M][2],
-                               float (&sum)[M][2], float (&o)[M][D / 8][4], float scale) {
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float now = largest[m][h];
-#pragma unroll
-            for (int n = 0; n < 8; n++) now = fmaxf(now, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
-            now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 1));
-            now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 2));
-            // A row that has seen no key yet: any finite base will do.
-            float base = now == MINUS_INFINITY ? 0.0f : now;
-            // The difference first: it is exactly 0, and the factor 1, when the maximum stays.
-            float factor = exp2_fast(__fmul_rn(__fadd_rn(largest[m][h], -base), scale));
-            float shift = __fmul_rn(-base, scale), add = 0.0f;
-#pragma unroll
-            for (int n = 0; n < 8; n++) {
-                float even = exp2_fast(__fmaf_rn(s[m][n][2 * h], scale, shift));
-                float odd = exp2_fast(__fmaf_rn(s[m][n][2 * h + 1], scale, shift));
-                add = __fadd_rn(add, __fadd_rn(even, odd));
-                p[m][n / 2][n % 2 * 2 + h] = pack_bf16(even, odd);
-            }
-            sum[m][h] = __fmaf_rn(sum[m][h], factor, add);
-            largest[m][h] = now;
-#pragma unroll
-            for (int n = 0; n < D / 8; n++) {
-                o[m][n][2 * h] = __fmul_rn(o[m][n][2 * h], factor);
-                o[m][n][2 * h + 1] = __fmul_rn(o[m][n][2 * h + 1], factor);
-            }
-        }
-}
-
 // One tile: `rows` query rows from `position` on against the keys up to each of them. Keys exist up to `end`.
 // Shared memory: queries [ROWS][D], keys [64][D], values [64][D].
 template <int D, class Source>
@@ -75,17 +39,17 @@ __device__ void attend(bf16* out, size_t out_stride, float* lse, int lse_stride,
                        Source values, int rows, int position, int end, float scale, int window) {
     constexpr int M = Shape<D>::M, ROWS = Shape<D>::ROWS;
     extern __shared__ __align__(128) unsigned char shared[];
-    const unsigned q_tile = shared_address(shared), k_tile = q_tile + ROWS * D * 2, v_tile = k_tile + KEYS * D * 2;
+    const unsigned q_tile = shared_address(shared), k_tile = q_tile + ROWS * D * 2, v_tile = k_tile + TILE_KEYS * D * 2;
     const Lane by_rows = lane_by_rows<D>(), by_columns = lane_by_columns<D>();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int warp_first = position + warp * 16 * M, warp_last = warp_first + 16 * M - 1;
     const float scale2 = scale * LOG2_E;
     if (window == 0) window = 0x40000000;
 
-    const int last = (position + rows - 1) / KEYS;
-    int tile = max(0, position - window + 1) / KEYS;
+    const int last = (position + rows - 1) / TILE_KEYS;
+    int tile = max(0, position - window + 1) / TILE_KEYS;
     load_tile<D, ROWS, THREADS>(q_tile, queries, 0, rows);
-    load_tile<D, KEYS, THREADS>(k_tile, keys, tile * KEYS, end);
+    load_tile<D, TILE_KEYS, THREADS>(k_tile, keys, tile * TILE_KEYS, end);
     copy_commit();
 
     float o[M][D / 8][4] = {}, largest[M][2], sum[M][2];
@@ -95,23 +59,23 @@ __device__ void attend(bf16* out, size_t out_stride, float* lse, int lse_stride,
         sum[i / 2][i % 2] = 0.0f;
     }
     for (; tile <= last; tile++) {
-        const int key = opaque(tile * KEYS);
-        const bool any = warp * 16 * M < rows && key <= warp_last && key + KEYS - 1 > warp_first - window;
-        const bool all = key + KEYS - 1 <= warp_first && key > warp_last - window;
+        const int key = opaque(tile * TILE_KEYS);
+        const bool any = warp * 16 * M < rows && key <= warp_last && key + TILE_KEYS - 1 > warp_first - window;
+        const bool all = key + TILE_KEYS - 1 <= warp_first && key > warp_last - window;
         copy_wait<0>();
         __syncthreads();  // keys have arrived; every warp is done with the values of the tile before
-        load_tile<D, KEYS, THREADS>(v_tile, values, key, end);
+        load_tile<D, TILE_KEYS, THREADS>(v_tile, values, key, end);
         copy_commit();
         float s[M][8][4];
         if (any) multiply_transposed<D>(s, {q_tile + warp * 16 * M * D * 2, by_rows, key}, {k_tile, by_columns, key});
         copy_wait<0>();
         __syncthreads();  // values have arrived; every warp is done with the keys
-        if (tile < last) load_tile<D, KEYS, THREADS>(k_tile, keys, key + KEYS, end);
+        if (tile < last) load_tile<D, TILE_KEYS, THREADS>(k_tile, keys, key + TILE_KEYS, end);
         copy_commit();
         if (any) {
             if (!all) mask<M>(s, warp_first + lane / 4, key, window);
-            unsigned p[M][KEYS / 16][4];
-            softmax<D, M>(p, s, largest, sum, o, scale2);
+            unsigned p[M][TILE_KEYS / 16][4];
+            softmax(p, s, largest, sum, o, scale2);
             multiply_add<D>(o, p, {v_tile, by_rows, key});
         }
     }

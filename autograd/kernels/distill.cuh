@@ -5,31 +5,24 @@
 #pragma once
 #include "logits.cuh"
 
-constexpr int THREADS = 512;
-
 enum Kind { FORWARD, REVERSE, MIXED, SKEWED_FORWARD, SKEWED_REVERSE };
 
 // Running sums of one side, relative to the largest logit seen. With e = exp((z - max) / T):
-struct Side {
-    float max = NO_MAXIMUM;
-    float sum = 0;    // of e
+struct Side : Normalizer {
     float along = 0;  // of e (z - max)
     float cross = 0;  // of e (z - other side's z)
     float plain = 0;  // of exp(z - max), if T is not 1
     int index = 0;    // of the first maximum
 
     __forceinline__ void raise(float to, float inverse) {
-        const float factor = __expf((max - to) * inverse);
-        along = factor * (along + (max - to) * sum);
-        sum *= factor, cross *= factor;
-        plain *= __expf(max - to);
-        max = to;
+        const float shifted = along + (max - to) * sum;
+        plain = __fmul_rn(plain, exponential(max, to, 1.0f));
+        const float factor = Normalizer::raise(to, inverse);
+        along = factor * shifted, cross *= factor;
     }
 
     __forceinline__ void add(const float (&z)[8], const float (&other)[8], int start, float inverse, bool with_plain) {
-        float top = z[0];
-#pragma unroll
-        for (int j = 1; j < 8; j++) top = fmaxf(top, z[j]);
+        const float top = largest(z);
         if (top > max) {
             raise(top, inverse);
             index = start;
@@ -38,11 +31,11 @@ struct Side {
         }
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            const float gap = z[j] - max, e = __expf(gap * inverse);
-            sum += e;
-            along = fmaf(e, gap, along);
+            const float e = exponential(z[j], max, inverse);
+            sum = __fadd_rn(sum, e);
+            along = fmaf(e, z[j] - max, along);
             cross = fmaf(e, z[j] - other[j], cross);
-            if (with_plain) plain += __expf(gap);
+            if (with_plain) plain = __fadd_rn(plain, exponential(z[j], max, 1.0f));
         }
     }
 
@@ -208,7 +201,7 @@ __forceinline__ void distill(const Arguments<T>& a, Loss loss_of) {
     out[5] = work.student.index == work.teacher.index ? 1.0f : 0.0f;
     out[6] = 0.0f;
     if (a.targets) {
-        const double log_sum = work.student.max + log((double)(with_plain ? work.student.plain : work.student.sum));
-        out[6] = (float)(clamped(to_float(work.zs.logits[a.targets[row]])) - log_sum);
+        const float sum = with_plain ? work.student.plain : work.student.sum;
+        out[6] = log_probability(to_float(work.zs.logits[a.targets[row]]), work.student.max, sum, 1.0f);
     }
 }

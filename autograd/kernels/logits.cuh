@@ -13,6 +13,13 @@ __forceinline__ float clamped(float x) {
     return x > -LOWEST_LOGIT ? -LOWEST_LOGIT : x;
 }
 
+__forceinline__ float largest(const float (&z)[8]) {
+    float top = z[0];
+#pragma unroll
+    for (int j = 1; j < 8; j++) top = fmaxf(top, z[j]);
+    return top;
+}
+
 template <typename T>
 struct LogitRow {
     const T* logits;
@@ -39,6 +46,58 @@ struct LogitRow {
     template <typename F>
     __forceinline__ void each(F f) const {
         for (int start = threadIdx.x * 8; start < vocab; start += blockDim.x * 8) f(start);
+    }
+};
+
+// ---- log-probabilities ----
+
+constexpr int THREADS = 512;  // of the blocks that sum a row
+
+// exp((z - max) / T); `inverse` is 1 / T.
+__forceinline__ float exponential(float z, float max, float inverse) {
+    return __expf(__fmul_rn(__fadd_rn(z, -max), inverse));
+}
+
+// ln softmax(z / T)[token] from the token's logit, the row's largest, and the sum of the row's exponentials.
+__forceinline__ float log_probability(float z, float max, float sum, float inverse) {
+    const double gap = __fadd_rn(clamped(z), -max);
+    return (float)__dadd_rn(__dmul_rn(inverse, gap), -log((double)sum));
+}
+
+// The largest logit and the sum of the exponentials relative to it. All kernels that report log-probabilities form these
+// in one order, with roundings spelled out, so that sampler and losses give the same bits: a thread goes through its
+// vectors upwards and brings its sum to a maximum when it meets one, then threads and warps are added as in `block_sums`.
+struct Normalizer {
+    float max = NO_MAXIMUM, sum = 0;
+
+    // Returns what other sums have to be multiplied with.
+    __forceinline__ float raise(float to, float inverse) {
+        const float factor = exponential(max, to, inverse);
+        sum = __fmul_rn(sum, factor), max = to;
+        return factor;
+    }
+
+    // Of a row, by a block of THREADS that loads AHEAD vectors at a time.
+    template <int AHEAD, typename T>
+    static __forceinline__ Normalizer of(const LogitRow<T>& row, float inverse) {
+        Normalizer all;
+        for (int start = threadIdx.x * 8; start < row.vocab; start += AHEAD * THREADS * 8) {
+            float z[AHEAD][8];
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) row.load(start + i * THREADS * 8, z[i]);
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) {
+                const float top = largest(z[i]);
+                if (top > all.max) all.raise(top, inverse);
+#pragma unroll
+                for (int j = 0; j < 8; j++) all.sum = __fadd_rn(all.sum, exponential(z[i][j], all.max, inverse));
+            }
+        }
+        all.raise(block_max(all.max), inverse);
+        float sums[1] = {all.sum};
+        block_sums(sums);
+        all.sum = sums[0];
+        return all;
     }
 };
 

@@ -5,17 +5,13 @@
 // -inf counts as LOWEST_LOGIT; NaN spreads. Targets are in [0, V). grid n, block THREADS.
 #include "logits.cuh"
 
-constexpr int THREADS = 512;
-
 // A row's distribution.
-struct Softmax {
-    float max = NO_MAXIMUM, sum = 0, along = 0;  // with e = exp((z - max) / T): sums of e and of e (z - max)
+struct Softmax : Normalizer {
+    float along = 0;  // with e = exp((z - max) / T): the sum of e (z - max)
 
     __forceinline__ void raise(float to, float inverse) {
-        const float factor = __expf((max - to) * inverse);
-        along = factor * (along + (max - to) * sum);
-        sum *= factor;
-        max = to;
+        const float shifted = along + (max - to) * sum;
+        along = Normalizer::raise(to, inverse) * shifted;
     }
 
     template <typename T>
@@ -23,15 +19,13 @@ struct Softmax {
         row.each([&](int start) {
             float z[8];
             row.load(start, z);
-            float top = z[0];
-#pragma unroll
-            for (int j = 1; j < 8; j++) top = fmaxf(top, z[j]);
+            const float top = largest(z);
             if (top > max) raise(top, inverse);
 #pragma unroll
             for (int j = 0; j < 8; j++) {
-                const float gap = z[j] - max, e = __expf(gap * inverse);
-                sum += e;
-                along = fmaf(e, gap, along);
+                const float e = exponential(z[j], max, inverse);
+                sum = __fadd_rn(sum, e);
+                along = fmaf(e, z[j] - max, along);
             }
         });
         raise(block_max(max), inverse);
@@ -45,7 +39,7 @@ struct Softmax {
     }
 
     __forceinline__ float log_prob(float z, float inverse) const {
-        return (float)((double)inverse * (clamped(z) - max) - log((double)sum));
+        return log_probability(z, max, sum, inverse);
     }
 };
 
@@ -139,4 +133,21 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     log_prob_rows_bf16(const bf16* z, long long stride, int vocab, const int* targets, float temperature,
                        float* values) {
     log_prob(z, stride, vocab, targets, temperature, values);
+}
+
+// What the sampler drew, with the log-probabilities that the losses above give: at temperature 1 and at the draw's (0
+// counts as 1). Arrays [n]; rows that are not `active` or have no token are left as they are.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    drawn_log_probs(const float* z, long long stride, int vocab, const int* active, const float* temperatures,
+                    const int* tokens, float* log_probs, float* sampling_log_probs) {
+    const int i = blockIdx.x, token = tokens[i];
+    if (!active[i] || token < 0) return;
+    const LogitRow<float> row(z, i, stride, vocab);
+    const float temperature = temperatures[i] == 0.0f ? 1.0f : temperatures[i], inverse = 1.0f / temperature;
+    const auto log_prob_at = [&](float inverse) {
+        const Normalizer all = Normalizer::of<4>(row, inverse);
+        return log_probability(row.logits[token], all.max, all.sum, inverse);
+    };
+    const float plain = log_prob_at(1.0f), sampling = inverse == 1.0f ? plain : log_prob_at(inverse);
+    if (threadIdx.x == 0) log_probs[i] = plain, sampling_log_probs[i] = sampling;
 }

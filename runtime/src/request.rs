@@ -22,6 +22,9 @@ pub enum Slot {
 pub struct RuntimeSpec {
     /// Where to run.
     pub device: Device,
+    /// A sequence gives the same bits alone, in any batch, in chunks, after a prefix hit and in training. The CPU always
+    /// does; a GPU is slower with it.
+    pub deterministic: bool,
     /// The student, or the only model.
     pub student: SlotSpec,
     /// The teacher. When it names the same files and layers as the student, the base weights exist once.

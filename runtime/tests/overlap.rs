@@ -29,7 +29,7 @@ fn start(device: Device, overlap: bool) -> RuntimeHandle {
         overlap,
     };
     let student = SlotSpec { files, layers, adapter: None };
-    let spec = RuntimeSpec { device, student, teacher: None, training: None, engine };
+    let spec = RuntimeSpec { device, deterministic: false, student, teacher: None, training: None, engine };
     RuntimeHandle::start(&spec, &|_, _| {}).expect("the fixture loads")
 }
 

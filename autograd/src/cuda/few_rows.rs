@@ -51,7 +51,7 @@ impl<'a> FewRows<'a> {
         self.y.array.gpu()
     }
 
-    /// Whether the kernel can compute it.
+    /// Whether the kernel can compute it. It adds over K in an order of its own, which deterministic mode does not allow.
     pub(crate) fn fits(&self) -> bool {
         let [t, n, k] = self.dims;
         let ranks = self.branches.map_or(0, |b| b.ranks);
@@ -61,7 +61,8 @@ impl<'a> FewRows<'a> {
             [self.x.ptr(), self.w.ptr(), self.y.ptr(), residual.unwrap_or(0), self.bias.map_or(0, Array::ptr)];
         let plain_output = self.y.array.dtype() == DType::Bf16 || (residual.is_none() && self.bias.is_none());
         let alone = !self.gate || (n.is_multiple_of(2) && residual.is_none() && ranks == 0);
-        (1..=ROWS).contains(&t)
+        !self.gpu().is_deterministic()
+            && (1..=ROWS).contains(&t)
             && widths.iter().all(|width| width.is_multiple_of(8))
             && addresses.iter().all(|address| address.is_multiple_of(16))
             && plain_output

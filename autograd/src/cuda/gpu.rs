@@ -12,6 +12,7 @@ use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute, CUevent, CUst
 use super::cublaslt;
 use super::driver::{self, cu};
 use super::kernels::Kernels;
+use super::mode;
 use super::nvrtc::Nvrtc;
 use super::pool::Pool;
 use super::products::Products;
@@ -60,6 +61,9 @@ pub struct Gpu {
     pub(super) kernels: Kernels,
     pub(super) products: Mutex<Option<Products>>,
     pub(super) matmuls: std::sync::atomic::AtomicU64,
+    /// Products by cuBLASLt in the order of deterministic mode.
+    pub(super) fixed_matmuls: std::sync::atomic::AtomicU64,
+    pub(super) mode: mode::State,
 }
 
 // SAFETY: the driver's handles may be used from every thread; what changes is behind locks.
@@ -185,6 +189,8 @@ impl Gpu {
             kernels: Kernels::default(),
             products: Mutex::default(),
             matmuls: 0.into(),
+            fixed_matmuls: 0.into(),
+            mode: mode::State::default(),
         })
     }
 

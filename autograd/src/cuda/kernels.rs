@@ -198,17 +198,17 @@ impl Gpu {
         Some((0..MAX_ARGS).map_while(size).collect())
     }
 
-    /// How often each kernel ran, and `matmul` for products by cuBLASLt; each run of a graph counts. Kernels that
-    /// did not run are left out.
+    /// How often each kernel ran, and `matmul` for products by cuBLASLt, `matmul_fixed` for those in the order of
+    /// deterministic mode; each run of a graph counts. Kernels that did not run are left out.
     #[must_use]
     pub fn launches(&self) -> Vec<(&'static str, u64)> {
-        let names = FILES.iter().flat_map(|file| file.kernels).copied().chain(["matmul"]);
+        let names = FILES.iter().flat_map(|file| file.kernels).copied().chain(["matmul", "matmul_fixed"]);
         names.zip(self.launch_counts()).filter(|(_, count)| *count > 0).collect()
     }
 
     fn counters(&self) -> impl Iterator<Item = Option<&AtomicU64>> {
         let kernels = self.kernels.functions.iter().map(|slot| slot.get().map(|f| &f.launches));
-        kernels.chain([Some(&self.matmuls)])
+        kernels.chain([Some(&self.matmuls), Some(&self.fixed_matmuls)])
     }
 
     pub(super) fn launch_counts(&self) -> Vec<u64> {

@@ -46,6 +46,7 @@ pub(crate) fn product(
     [t, n, k]: [usize; 3],
     factor: f32,
 ) -> Result<()> {
+    let fixed = y.array.gpu().is_deterministic();
     if factor == 1.0 && w.stride == k && w.first == 0 {
         let few = FewRows { bias, onto, ..FewRows::new(x, w.array, y, [t, n, k]) };
         if few.fits() {
@@ -53,7 +54,7 @@ pub(crate) fn product(
         }
     }
     let m = MatMul::nt(x.ptr(), w.ptr(), y.ptr(), t, n, k, DType::Bf16, y.array.dtype());
-    let mut m = m.strides(x.stride, w.stride, y.stride).scaled(factor);
+    let mut m = m.strides(x.stride, w.stride, y.stride).scaled(factor).fixed(fixed);
     if let Some(bias) = bias {
         m = m.bias(bias.ptr());
     }

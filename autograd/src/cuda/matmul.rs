@@ -10,6 +10,7 @@ use std::ffi::c_int;
 use std::sync::atomic::Ordering;
 
 use super::cublaslt as lt;
+use super::fixed::FEW_ROWS;
 use super::gpu::{Gpu, lock};
 use super::products::Products;
 use crate::{Error, Result};
@@ -80,6 +81,8 @@ pub struct MatMul {
     pub beta: f32,
     /// `[n]`, added to every row.
     pub bias: Option<u64>,
+    /// A row's values do not depend on the number of rows; of [`MatMul::nt`] with bf16 operands only.
+    pub fixed: bool,
 }
 
 impl MatMul {
@@ -106,6 +109,7 @@ impl MatMul {
             alpha: 1.0,
             beta: 0.0,
             bias: None,
+            fixed: false,
         }
     }
 
@@ -139,6 +143,12 @@ impl MatMul {
     #[must_use]
     pub fn scaled(self, alpha: f32) -> Self {
         Self { alpha, ..self }
+    }
+
+    /// Whether a row's values must not depend on the number of rows.
+    #[must_use]
+    pub fn fixed(self, fixed: bool) -> Self {
+        Self { fixed, ..self }
     }
 
     /// Distances of rows, in elements, where operands are parts of wider matrices; C as D.
@@ -178,13 +188,22 @@ impl Gpu {
             return Ok(());
         }
         let _turn = self.enter()?;
-        let mut products = lock(&self.products);
-        if products.is_none() {
-            *products = Some(Products::new(self)?);
+        if product.fixed && product.m <= FEW_ROWS {
+            return self.matmul_fixed(product);
         }
-        let Some(products) = products.as_mut() else { return Ok(()) };
-        products.run(product, self.stream.cast())?;
-        self.matmuls.fetch_add(1, Ordering::Relaxed);
+        let by_library = {
+            let mut products = lock(&self.products);
+            if products.is_none() {
+                *products = Some(Products::new(self)?);
+            }
+            let Some(products) = products.as_mut() else { return Ok(()) };
+            products.run(product, self.stream.cast())?
+        };
+        if !by_library {
+            return self.matmul_fixed(product);
+        }
+        let counter = if product.fixed { &self.fixed_matmuls } else { &self.matmuls };
+        counter.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 

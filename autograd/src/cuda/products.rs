@@ -5,24 +5,28 @@ use std::ffi::{c_int, c_void};
 use std::ptr::{from_ref, null_mut};
 
 use super::cublaslt::{self as lt, Functions, Handle, Heuristic, check};
+use super::fixed::Proofs;
 use super::gpu::Gpu;
 use super::matmul::{DType, MatMul};
 use super::pool::Buffer;
 use crate::Result;
 
 /// What algorithms may use besides the operands; NVIDIA's advice for Hopper.
-const WORKSPACE: usize = 32 << 20;
+pub(super) const WORKSPACE: usize = 32 << 20;
+/// The status of a library without an algorithm for what is asked.
+const NOT_SUPPORTED: lt::Status = 15;
 /// Shapes kept; a training run meets a new number of rows in most steps.
 const MAX_PLANS: usize = 8192;
 
 /// What an algorithm depends on.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Key {
+pub(super) struct Key {
     shape: [usize; 3],
     strides: [usize; 4],
     transposed: [bool; 2],
     types: [DType; 2],
     bias: bool,
+    fixed: bool,
     alignment: [u32; 4],
 }
 
@@ -37,6 +41,7 @@ impl Key {
             transposed: [product.transpose_a, product.transpose_b],
             types: [product.ab, product.d_type],
             bias: product.bias.is_some(),
+            fixed: product.fixed,
             alignment: [aligned(product.a), aligned(product.b), c.1, aligned(product.d)],
         }
     }
@@ -44,10 +49,11 @@ impl Key {
 
 /// cuBLASLt on one card.
 pub(super) struct Products {
-    functions: &'static Functions,
-    handle: Handle,
-    workspace: Buffer,
+    pub(super) functions: &'static Functions,
+    pub(super) handle: Handle,
+    pub(super) workspace: Buffer,
     plans: HashMap<Key, Plan>,
+    pub(super) proofs: Proofs,
 }
 
 // SAFETY: handle and descriptors may move between threads; the card's lock keeps them to one at a time.
@@ -61,18 +67,37 @@ impl Products {
         // SAFETY: writes one handle, which lives as long as the process; the context is current.
         let status = unsafe { (functions.cublasLtCreate)(&raw mut handle) };
         check(|| "cublasLtCreate".to_owned(), status)?;
-        Ok(Self { functions, handle, workspace, plans: HashMap::new() })
+        Ok(Self { functions, handle, workspace, plans: HashMap::new(), proofs: Proofs::default() })
     }
 
-    pub(super) fn run(&mut self, product: &MatMul, stream: *mut c_void) -> Result<()> {
+    /// False where a fixed order is asked for that no algorithm has.
+    pub(super) fn run(&mut self, product: &MatMul, stream: *mut c_void) -> Result<bool> {
         let key = Key::of(product);
         if !self.plans.contains_key(&key) {
             if self.plans.len() >= MAX_PLANS {
                 self.plans.clear();
             }
-            self.plans.insert(key.clone(), Plan::new(self.functions, self.handle, product, &key)?);
+            let mut plan = Plan::new(self.functions, product)?;
+            plan.heuristic = if product.fixed {
+                self.proven(&plan, product, &key)?
+            } else {
+                Some(plan.choose(self.handle, product, &key)?)
+            };
+            self.plans.insert(key.clone(), plan);
         }
         let plan = &self.plans[&key];
+        let Some(heuristic) = &plan.heuristic else { return Ok(false) };
+        self.launch(plan, heuristic, product, stream)?;
+        Ok(true)
+    }
+
+    pub(super) fn launch(
+        &self,
+        plan: &Plan,
+        heuristic: &Heuristic,
+        product: &MatMul,
+        stream: *mut c_void,
+    ) -> Result<()> {
         if let Some(bias) = product.bias {
             plan.set(lt::DESC_BIAS_POINTER, &bias)?;
         }
@@ -94,9 +119,9 @@ impl Products {
                 plan.layouts[2],
                 product.d as *mut c_void,
                 plan.layouts[3],
-                &raw const plan.heuristic.algorithm,
+                &raw const heuristic.algorithm,
                 self.workspace.ptr() as *mut c_void,
-                plan.heuristic.workspace,
+                heuristic.workspace,
                 stream,
             )
         };
@@ -105,17 +130,19 @@ impl Products {
 }
 
 /// Descriptors and algorithm of one shape.
-struct Plan {
+pub(super) struct Plan {
     functions: &'static Functions,
-    desc: lt::MatmulDesc,
+    pub(super) desc: lt::MatmulDesc,
     /// Of our B, our A, C and D.
-    layouts: [lt::Layout; 4],
-    heuristic: Heuristic,
+    pub(super) layouts: [lt::Layout; 4],
+    /// None where the product is left to a kernel of ours.
+    heuristic: Option<Heuristic>,
 }
 
 impl Plan {
-    fn new(functions: &'static Functions, handle: Handle, product: &MatMul, key: &Key) -> Result<Self> {
-        let mut plan = Self { functions, desc: null_mut(), layouts: [null_mut(); 4], heuristic: Heuristic::default() };
+    /// The descriptors, without an algorithm.
+    pub(super) fn new(functions: &'static Functions, product: &MatMul) -> Result<Self> {
+        let mut plan = Self { functions, desc: null_mut(), layouts: [null_mut(); 4], heuristic: None };
         // SAFETY: writes one handle.
         let status = unsafe { (functions.cublasLtMatmulDescCreate)(&raw mut plan.desc, lt::COMPUTE_32F, lt::R_32F) };
         check(|| "cublasLtMatmulDescCreate".to_owned(), status)?;
@@ -149,25 +176,36 @@ impl Plan {
             };
             check(|| "cublasLtMatrixLayoutCreate".to_owned(), status)?;
         }
-        plan.heuristic = plan.choose(handle, product, key)?;
         Ok(plan)
     }
 
     /// The algorithm that the library expects to be fastest.
     fn choose(&self, handle: Handle, product: &MatMul, key: &Key) -> Result<Heuristic> {
+        let ranked = self.ranked(handle, product, key, Search { count: 1, may_split: true })?;
+        if ranked.is_empty() {
+            check(|| format!("cublasLtMatmulAlgoGetHeuristic of {product:?}"), NOT_SUPPORTED)?;
+        }
+        Ok(ranked[0])
+    }
+
+    /// Algorithms in the order in which the library would choose them.
+    pub(super) fn ranked(&self, handle: Handle, product: &MatMul, key: &Key, search: Search) -> Result<Vec<Heuristic>> {
         let functions = self.functions;
         let mut wish = Wish { functions, preference: null_mut() };
         // SAFETY: writes one handle.
         let status = unsafe { (functions.cublasLtMatmulPreferenceCreate)(&raw mut wish.preference) };
         check(|| "cublasLtMatmulPreferenceCreate".to_owned(), status)?;
         wish.set(lt::PREF_MAX_WORKSPACE_BYTES, &(WORKSPACE as u64))?;
+        if !search.may_split {
+            wish.set(lt::PREF_REDUCTION_SCHEME_MASK, &0u32)?;
+        }
         let [a, b, c, d] = key.alignment.map(|log| 1u32 << log);
         for (attribute, bytes) in (lt::PREF_MIN_ALIGNMENT_A_BYTES..).zip([b, a, c, d]) {
             wish.set(attribute, &bytes)?;
         }
-        let (mut best, mut found) = (Heuristic::default(), 0);
+        let (mut ranked, mut found) = (vec![Heuristic::default(); search.count], 0);
         let [b, a, c, d] = self.layouts;
-        // SAFETY: all descriptors are alive; writes at most the one result that is asked for, and a count.
+        // SAFETY: all descriptors are alive; writes at most as many results as there is room for, and a count.
         let status = unsafe {
             (functions.cublasLtMatmulAlgoGetHeuristic)(
                 handle,
@@ -177,18 +215,18 @@ impl Plan {
                 c,
                 d,
                 wish.preference,
-                1,
-                &raw mut best,
+                c_int::try_from(search.count).unwrap_or(c_int::MAX),
+                ranked.as_mut_ptr(),
                 &raw mut found,
             )
         };
-        check(|| format!("cublasLtMatmulAlgoGetHeuristic of {product:?}"), status)?;
-        if found == 0 {
-            // The status of "not supported".
-            check(|| format!("cublasLtMatmulAlgoGetHeuristic of {product:?}"), 15)?;
+        if status == NOT_SUPPORTED {
+            return Ok(vec![]);
         }
-        check(|| format!("algorithm for {product:?}"), best.state)?;
-        Ok(best)
+        check(|| format!("cublasLtMatmulAlgoGetHeuristic of {product:?}"), status)?;
+        ranked.truncate(usize::try_from(found).unwrap_or(0));
+        ranked.retain(|algorithm| algorithm.state == 0);
+        Ok(ranked)
     }
 
     fn set<T>(&self, attribute: c_int, value: &T) -> Result<()> {
@@ -216,6 +254,13 @@ impl Drop for Plan {
             unsafe { (self.functions.cublasLtMatmulDescDestroy)(self.desc) };
         }
     }
+}
+
+/// How many algorithms are looked for, and whether they may cut K into parts that are added up afterwards.
+#[derive(Clone, Copy)]
+pub(super) struct Search {
+    pub(super) count: usize,
+    pub(super) may_split: bool,
 }
 
 /// A preference, destroyed with the value.

@@ -72,6 +72,11 @@ pub(super) const FILES: &[File] = &[
             "attention_paged_d96",
         ],
     },
+    File {
+        name: "attention_single.cu",
+        source: text!("attention_single.cu"),
+        kernels: &["attention_single_d128", "attention_single_d256", "attention_single_d64", "attention_single_d96"],
+    },
     File { name: "distill.cu", source: text!("distill.cu"), kernels: &["distill_rows", "distill_rows_bf16"] },
     File {
         name: "distill_top_k.cu",
@@ -113,6 +118,11 @@ pub(super) const FILES: &[File] = &[
     },
     File { name: "listed.cu", source: text!("listed.cu"), kernels: &["list_log_probs"] },
     File { name: "lora.cu", source: text!("lora.cu"), kernels: &["lora_up"] },
+    File {
+        name: "matmul_fixed.cu",
+        source: text!("matmul_fixed.cu"),
+        kernels: &["matmul_fixed_few", "matmul_fixed_few_f32", "matmul_fixed_many", "matmul_fixed_many_f32"],
+    },
     File { name: "norm.cu", source: text!("norm.cu"), kernels: &["rms_norm_backward", "rms_norm_forward"] },
     File {
         name: "optimizer.cu",
@@ -136,6 +146,7 @@ pub(super) const FILES: &[File] = &[
         kernels: &[
             "cross_entropy_rows",
             "cross_entropy_rows_bf16",
+            "drawn_log_probs",
             "log_prob_rows",
             "log_prob_rows_bf16",
             "policy_gradient_rows",

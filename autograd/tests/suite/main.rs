@@ -3,6 +3,7 @@
 mod adamw;
 mod cuda;
 mod cuda_decode;
+mod deterministic;
 mod errors;
 mod fixtures;
 mod gradients;

@@ -12,7 +12,7 @@ mod step;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use autograd::Device;
-use autograd::cuda::Gpu;
+use autograd::cuda::{Gpu, Mode};
 
 use crate::handle::{Reply, Work};
 use crate::request::{GpuStats, RuntimeSpec, RuntimeStats, Slot};
@@ -26,11 +26,14 @@ pub(crate) struct Engine {
     student: SlotEngine,
     teacher: Option<SlotEngine>,
     training: Option<TrainSession>,
+    /// Keeps a GPU in the mode that was asked for.
+    _mode: Option<Mode>,
 }
 
 impl Engine {
     /// Loads the models. When student and teacher are the same layers of the same files, the weights are loaded once.
     pub(crate) fn new(spec: &RuntimeSpec, progress: &dyn Fn(usize, usize)) -> Result<Self> {
+        let mode = hold_mode(spec)?;
         let student = SlotEngine::load(Slot::Student, &spec.student, spec, None, progress)?;
         let teacher = match &spec.teacher {
             None => None,
@@ -47,7 +50,7 @@ impl Engine {
             }
         }
         let training = spec.training.as_ref().map(|t| TrainSession::new(t, &student)).transpose()?;
-        let mut engine = Self { student, teacher, training };
+        let mut engine = Self { student, teacher, training, _mode: mode };
         if engine.training.is_some() {
             engine.publish()?;
         }
@@ -152,6 +155,19 @@ impl Engine {
         let session = self.training.as_ref();
         let session = session.ok_or_else(|| Error::Request("this runtime was started without training".to_owned()))?;
         self.student.publish(session.serving_pass(&self.student))
+    }
+}
+
+/// Puts a GPU into the mode that the runtime computes in.
+fn hold_mode(spec: &RuntimeSpec) -> Result<Option<Mode>> {
+    match spec.device {
+        Device::Cpu => Ok(None),
+        Device::Cuda(ordinal) => Ok(Some(Gpu::get(ordinal)?.hold_mode(spec.deterministic)?)),
+        Device::Portable if spec.deterministic => {
+            let why = "results depend on the batch there; deterministic runs on cpu (always) and cuda".to_owned();
+            Err(autograd::Error::Device { name: spec.device.to_string(), why }.into())
+        }
+        Device::Portable => Ok(None),
     }
 }
 

@@ -27,6 +27,9 @@ pub(super) struct ModelArgs {
     /// Where to run: auto, cpu, cuda, cuda:N or portable; auto is cuda:0 where it can be used, else cpu.
     #[arg(long, default_value = "auto")]
     pub(super) device: Choice,
+    /// A sequence gives the same bits whatever runs beside it. The CPU always does so; a GPU is slower with it.
+    #[arg(long)]
+    pub(super) deterministic: bool,
 }
 
 impl ModelArgs {
@@ -66,6 +69,7 @@ impl ModelArgs {
         let kv_bytes = memory::kv_bytes(&files.config, self.device.device, lengths.iter().copied());
         let spec = RuntimeSpec {
             device: self.device.device,
+            deterministic: self.deterministic,
             student: SlotSpec { files: Arc::clone(files), layers: self.layers.clone(), adapter: self.adapter.clone() },
             teacher: None,
             training: None,

@@ -107,6 +107,7 @@ impl Setup {
         };
         let spec = RuntimeSpec {
             device,
+            deterministic: recipe.runtime.deterministic,
             student: student_slot,
             teacher: teacher_slot,
             training: Some(recipe.training()),

@@ -235,6 +235,8 @@ pub struct Runtime {
     pub gradient_checkpointing: bool,
     /// Generate with the adapter added to the weights.
     pub merge_adapter: bool,
+    /// Results of a sequence do not depend on its batch.
+    pub deterministic: bool,
 }
 
 impl Recipe {

@@ -240,6 +240,9 @@ pub struct RawRuntime {
     /// Generate with the adapter added to the weights, rounded to bf16 (on a GPU): faster rollouts, and sampler and
     /// trainer no longer compute the same numbers; `mismatch_kl` shows by how much.
     pub merge_adapter: bool,
+    /// A sequence gives the same bits in any batch, in training and in generation, so that `mismatch_kl` is 0. The CPU
+    /// always does so; a GPU is slower with it. Not on `portable`, nor with `merge_adapter`.
+    pub deterministic: bool,
 }
 
 impl Default for RawRuntime {
@@ -253,6 +256,7 @@ impl Default for RawRuntime {
             tokens_per_microbatch: None,
             gradient_checkpointing: false,
             merge_adapter: false,
+            deterministic: false,
         }
     }
 }

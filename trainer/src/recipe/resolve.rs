@@ -266,6 +266,13 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
     if runtime.merge_adapter && (!gpu || raw.lora.is_none()) {
         return Err(Error::value("runtime.merge_adapter", true, "false without a GPU and without a [lora]"));
     }
+    if runtime.deterministic && device.device == autograd::Device::Portable {
+        return Err(Error::value("runtime.deterministic", true, "false on portable (cpu and cuda can)"));
+    }
+    if runtime.deterministic && runtime.merge_adapter {
+        let rule = "false with `runtime.merge_adapter`, whose rollouts differ from training by rounding";
+        return Err(Error::value("runtime.deterministic", true, rule));
+    }
     let budget = *runtime.token_budget.get_or_insert(EngineConfig::usual_token_budget(device.device));
     let token_budget = at_least_one("runtime.token_budget", budget)?;
     let per_step = raw.rollout.prompts_per_step * raw.rollout.group_size;
@@ -294,5 +301,6 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
         tokens_per_microbatch,
         gradient_checkpointing: runtime.gradient_checkpointing,
         merge_adapter: runtime.merge_adapter,
+        deterministic: runtime.deterministic,
     })
 }

@@ -38,6 +38,16 @@ fn defaults_are_filled_in_and_the_result_is_a_recipe() {
 }
 
 #[test]
+fn deterministic_is_refused_where_it_cannot_hold() {
+    let on = "runtime.deterministic=true";
+    assert!(load(MINIMAL, &[on, "runtime.device=cpu"]).expect("valid").runtime.deterministic);
+    let portable = refusal(&[on, "runtime.device=portable"]);
+    assert!(portable.starts_with("`runtime.deterministic` is true, must be false on portable"), "{portable}");
+    let merged = refusal(&[on, "runtime.device=cuda", "runtime.merge_adapter=true"]);
+    assert!(merged.contains("`runtime.deterministic`") && merged.contains("`runtime.merge_adapter`"), "{merged}");
+}
+
+#[test]
 fn full_fine_tuning_has_its_own_rate() {
     assert_eq!(load(&MINIMAL.replace("[lora]", ""), &[]).expect("valid").optim.lr, 1e-5);
 }

@@ -98,7 +98,8 @@ pub(super) fn add_branches(y: &Array, down: &Tensor, places: &[Places], inputs: 
     };
     let maps: Vec<Up<'_>> = places.iter().map(up).collect();
     let whole_vectors = maps.iter().all(|m| m.columns.is_multiple_of(8) && m.rank.is_multiple_of(8));
-    if t <= FEW_ROWS && maps.len() <= 3 && whole_vectors {
+    let few = t <= FEW_ROWS || y.gpu().is_deterministic();
+    if few && maps.len() <= 3 && whole_vectors {
         return low_rank_up(y, down.array(), &maps, t);
     }
     let stride: usize = maps.iter().map(|m| m.columns).sum();

@@ -101,6 +101,12 @@ impl DrawBoard {
         let rest = draws.truncation().into_iter().chain(keys).chain([Arg::from(&partials)]).chain(outputs);
         let args: Vec<Arg> = head.into_iter().chain(rest).collect();
         gpu.launch("sample_rows", [rows as u32, 1, 1], [512, 1, 1], 0, &args)?;
+        if gpu.is_deterministic() {
+            // Those of the losses' kernels, bit for bit.
+            let args = [z.arg(), stride, vocab_arg, draws.active(), draws.temperature()];
+            let args: Vec<Arg> = args.into_iter().chain(outputs).collect();
+            gpu.launch("drawn_log_probs", [rows as u32, 1, 1], [512, 1, 1], 0, &args)?;
+        }
         let Some([_, extras]) = extras else { return Ok(()) };
         let [tokens, log_probs, _] = outputs;
         let args = [tokens, draws.active(), extras, Arg::I32(rows as i32)];

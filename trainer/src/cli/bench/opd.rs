@@ -99,7 +99,8 @@ fn recipe(args: &BenchArgs) -> Result<Recipe> {
         },
         "loss": {"kind": "jsd"},
         "schedule": {"max_steps": opd.warmup + opd.steps},
-        "runtime": {"device": model.device.device.to_string(), "max_running": opd.prompts},
+        "runtime": {"device": model.device.device.to_string(), "max_running": opd.prompts,
+            "deterministic": model.deterministic},
     });
     if !opd.full {
         raw["lora"] = json!({"r": 32});
@@ -124,6 +125,7 @@ fn check_has_effect(key: &str, full: bool) -> Result<()> {
     let because = match (section, key) {
         ("lora", _) if full => "with --full",
         (_, "runtime.device") => "beside --device",
+        (_, "runtime.deterministic") => "beside --deterministic",
         (_, "rollout.max_prompt_tokens") => "beside --prompt-len",
         ("rollout" | "loss" | "optim" | "lora" | "log" | "runtime", _) => return Ok(()),
         _ => "on one step; --set takes keys of rollout, loss, optim, lora, log and runtime here",
@@ -150,6 +152,7 @@ fn spec(args: &BenchArgs, recipe: &Recipe, progress: Progress) -> Result<Runtime
     let student = SlotSpec { files, layers: recipe.student.layers.clone(), adapter: recipe.student.adapter.clone() };
     Ok(RuntimeSpec {
         device: recipe.runtime.device.device,
+        deterministic: recipe.runtime.deterministic,
         student,
         teacher: Some(SlotSpec { files: teacher, layers: None, adapter: None }),
         training: Some(recipe.training()),

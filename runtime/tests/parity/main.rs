@@ -1,5 +1,7 @@
 //! Tiny random checkpoints against Hugging Face transformers and PEFT (fixtures made by `scripts/`), and every way of
-//! computing a sequence against every other.
+//! computing a sequence against every other (`schedules`), on the CPU and, where there is one, on a GPU.
+
+mod schedules;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,7 +41,7 @@ fn engine(token_budget: usize, pages: usize) -> EngineConfig {
 fn start(dir: &Path, adapter: Option<PathBuf>, device: Device, engine: EngineConfig) -> RuntimeHandle {
     let files = Arc::new(ModelFiles::open(dir).expect("the fixture opens"));
     let student = SlotSpec { files, layers: None, adapter };
-    let spec = RuntimeSpec { device, student, teacher: None, training: None, engine };
+    let spec = RuntimeSpec { device, deterministic: false, student, teacher: None, training: None, engine };
     RuntimeHandle::start(&spec, &|_, _| {}).expect("the fixture loads")
 }
 
@@ -78,7 +80,8 @@ fn exported_tensors_go_by_their_own_names() {
         let weights = Arc::clone(&files.weights);
         let student = SlotSpec { files, layers: None, adapter: None };
         let training = Some(Training::Full { gradient_checkpointing: false });
-        let spec = RuntimeSpec { device: Device::Cpu, student, teacher: None, training, engine: engine(64, 8) };
+        let (device, engine) = (Device::Cpu, engine(64, 8));
+        let spec = RuntimeSpec { device, deterministic: false, student, teacher: None, training, engine };
         let handle = RuntimeHandle::start(&spec, &|_, _| {}).expect("the fixture loads");
         for tensor in handle.export_state().expect("a state").weights {
             assert!(
@@ -156,96 +159,10 @@ fn greedy_continuations_equal_transformers() {
     }
 }
 
-/// Sampled tokens and the exact bits of their log-probabilities.
-fn trace(generated: &Generated) -> Vec<(u32, u64)> {
-    generated.tokens.iter().map(|t| (t.token, t.logprob.to_bits())).collect()
-}
-
-fn sampled(prompt: &[u32], max_tokens: usize, index: u64) -> GenerateRequest {
-    let mut request = greedy(prompt, max_tokens, index);
-    request.params.temperature = 1.0;
-    request.params.seed = 11;
-    request
-}
-
-fn prompts() -> Vec<Vec<u32>> {
-    let shared: Vec<u32> = (0..35).map(|i| (i * 7 + 3) % 90).collect();
-    let mut all: Vec<Vec<u32>> = (1..8).map(|n| (0..n * 5).map(|i| (i * 13 + n) % 90).collect()).collect();
-    all.push(shared.clone());
-    all.push(shared.iter().copied().chain([5, 6, 7]).collect());
-    all
-}
-
-fn run_all(handle: &RuntimeHandle, new: usize) -> Vec<Vec<(u32, u64)>> {
-    let running: Vec<_> = prompts()
-        .iter()
-        .enumerate()
-        .map(|(i, p)| handle.generate(sampled(p, new, i as u64)).expect("starts"))
-        .collect();
-    running.into_iter().map(|g| trace(&g.collect().expect("generates"))).collect()
-}
-
-/// One sequence alone, in a batch, in chunks, after a prefix hit, and preempted gives the same bits.
-#[test]
-fn every_schedule_gives_the_same_bits() {
-    for name in ["llama-gqa-tied", "qwen3-gqa-tied", "qwen2-sliding"] {
-        let dir = fixtures().join("models").join(name);
-        let new = 20;
-        let alone: Vec<_> = prompts()
-            .iter()
-            .enumerate()
-            .map(|(i, p)| {
-                let handle = start(&dir, None, Device::Cpu, engine(64, 64));
-                trace(&handle.generate(sampled(p, new, i as u64)).expect("starts").collect().expect("generates"))
-            })
-            .collect();
-        for budget in [1, 5, 64, 512] {
-            let handle = start(&dir, None, Device::Cpu, engine(budget, 64));
-            assert_eq!(run_all(&handle, new), alone, "{name} in a batch with a budget of {budget}");
-            assert_eq!(run_all(&handle, new), alone, "{name} after a prefix hit");
-            let stats = handle.stats().expect("answers").student;
-            assert!(stats.prefix_hit_tokens > 0, "{stats:?}");
-        }
-    }
-}
-
-#[test]
-fn preempted_sequences_give_the_same_bits() {
-    let dir = fixtures().join("models/llama-gqa-tied");
-    let roomy = start(&dir, None, Device::Cpu, engine(64, 64));
-    let want = run_all(&roomy, 40);
-    let mut config = engine(64, 64);
-    config.prefix_cache = false;
-    // Page bytes of this model times a pool that holds about two of the nine sequences.
-    config.kv_bytes = 2 * 2 * 2 * 16 * 8 * 4 * 14;
-    let tight = start(&dir, None, Device::Cpu, config);
-    assert_eq!(run_all(&tight, 40), want);
-    let stats = tight.stats().expect("answers").student;
-    assert!(stats.preemptions > 0, "the pool was not tight: {stats:?}");
-}
-
-/// The sampler's log-probabilities are the scorer's (and so the trainer's), bit for bit up to the last rounding of the
-/// normalizer, which the scorer forms in f64.
-#[test]
-fn sampler_and_scorer_agree() {
-    let dir = fixtures().join("models/qwen3-gqa-tied");
-    let handle = start(&dir, None, Device::Cpu, engine(64, 64));
-    for (i, prompt) in prompts().iter().enumerate() {
-        let generated = handle.generate(sampled(prompt, 25, i as u64)).expect("starts").collect().expect("generates");
-        let all: Vec<u32> = prompt.iter().copied().chain(tokens(&generated)).collect();
-        let scored = logprobs(&handle, &all);
-        let sampled: Vec<f64> = generated.tokens.iter().map(|t| t.logprob).collect();
-        assert_close(&sampled, &scored[prompt.len() - 1..], 1e-6, "sampler against scorer");
-    }
-}
-
-#[test]
-fn a_fresh_adapter_changes_nothing() {
-    let dir = fixtures().join("models/llama-gqa-tied");
-    let plain = start(&dir, None, Device::Cpu, engine(64, 64));
-    let files = Arc::new(ModelFiles::open(&dir).expect("opens"));
-    let lora = LoraConfig {
-        r: 4,
+/// Branches of rank `r` on all linear maps.
+fn lora(r: usize) -> LoraConfig {
+    LoraConfig {
+        r,
         alpha: 8.0,
         dropout: 0.0,
         rslora: false,
@@ -255,15 +172,24 @@ fn a_fresh_adapter_changes_nothing() {
         merge_for_requests: false,
         seed: 1,
         gradient_checkpointing: false,
-    };
+    }
+}
+
+#[test]
+fn a_fresh_adapter_changes_nothing() {
+    let dir = fixtures().join("models/llama-gqa-tied");
+    let plain = start(&dir, None, Device::Cpu, engine(64, 64));
+    let files = Arc::new(ModelFiles::open(&dir).expect("opens"));
+    let lora = lora(4);
     let spec = RuntimeSpec {
         device: Device::Cpu,
+        deterministic: false,
         student: SlotSpec { files, layers: None, adapter: None },
         teacher: None,
         training: Some(Training::Lora(lora)),
         engine: engine(64, 64),
     };
     let trained = RuntimeHandle::start(&spec, &|_, _| {}).expect("starts");
-    let prompt = prompts().pop().expect("there are prompts");
+    let prompt: Vec<u32> = (0..38).map(|i| (i * 7 + 3) % 90).collect();
     assert_eq!(logprobs(&trained, &prompt), logprobs(&plain, &prompt));
 }

@@ -265,7 +265,8 @@ mod tests {
             prefix_cache: false,
             overlap: false,
         };
-        let spec = RuntimeSpec { device: Device::Cpu, student, teacher: None, training: None, engine };
+        let spec =
+            RuntimeSpec { device: Device::Cpu, student, teacher: None, training: None, engine, deterministic: false };
         let handle = RuntimeHandle::start(&spec, &|_, _| {}).expect("it starts");
         let params = SamplingParams { max_tokens: 200, ignore_eos: true, ..SamplingParams::default() };
         let request = GenerateRequest { slot: Slot::Student, prompt: vec![1, 2], params, index: 0, text: false };

@@ -143,7 +143,7 @@ fn decoding_attends_as_the_packed_batch() {
                     let used = &pages[..end.div_ceil(PAGE_TOKENS)];
                     let batch = PagedBatch::new(&[PagedRows { rows: 0..end - start, position: start, pages: used }]);
                     let qkv = rows(start..end);
-                    write(&mut pool, shape, 0, &qkv, &batch);
+                    write(&mut pool, shape, 0, &qkv, &batch).expect("runs");
                     out.extend(pool.attend(0, &qkv, &batch, scale, window).expect("runs").to_vec());
                 }
                 assert_same_bits(

@@ -258,7 +258,8 @@ mod tests {
             prefix_cache: false,
             overlap: true,
         };
-        let spec = RuntimeSpec { device: Device::Cpu, student, teacher: None, training: None, engine };
+        let spec =
+            RuntimeSpec { device: Device::Cpu, student, teacher: None, training: None, engine, deterministic: false };
         let mut slot = SlotEngine::load(Slot::Student, &spec.student, &spec, None, &|_, _| {}).expect("it loads");
         let (unlucky, lucky) = (submit(&mut slot, 1), submit(&mut slot, 2));
         slot.step();

@@ -11,8 +11,8 @@ use super::matmul::{DType, MatMul};
 use super::pool::Buffer;
 use crate::Result;
 
-/// What algorithms may use besides the operands; NVIDIA's advice for Hopper.
-pub(super) const WORKSPACE: usize = 32 << 20;
+/// Bytes that cuBLASLt's algorithms may use besides the operands; NVIDIA's advice for Hopper.
+pub const WORKSPACE: usize = 32 << 20;
 /// The status of a library without an algorithm for what is asked.
 const NOT_SUPPORTED: lt::Status = 15;
 /// Shapes kept; a training run meets a new number of rows in most steps.

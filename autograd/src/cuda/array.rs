@@ -2,8 +2,13 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use super::{Arg, Buffer, DType, Gpu, rows};
 use crate::Result;
+
+/// Values that one task rounds.
+const TASK: usize = 1 << 16;
 
 /// A run of values in GPU memory; clones share them.
 #[derive(Debug, Clone)]
@@ -190,7 +195,8 @@ pub(crate) fn to_bf16(values: &[f32]) -> Vec<u16> {
         }
         ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) as u16
     };
-    values.iter().map(round).collect()
+    // A model's values come this way; one thread would take as long as the file's reading.
+    values.par_iter().with_min_len(TASK).map(round).collect()
 }
 
 fn from_bf16(bits: u16) -> f32 {

@@ -33,8 +33,9 @@ struct Share {
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             const float x = a[j], y = b[j], sine = sign * s[j];
-            a[j] = x * c[j] - y * sine;
-            b[j] = y * c[j] + x * sine;
+            // Spelled out: rows that are stored in pages have the bits of those that are not.
+            a[j] = __fmaf_rn(x, c[j], -__fmul_rn(y, sine));
+            b[j] = __fmaf_rn(y, c[j], __fmul_rn(x, sine));
         }
     }
 };

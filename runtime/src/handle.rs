@@ -333,7 +333,7 @@ mod tests {
             overlap: false,
         };
         let spec =
-            RuntimeSpec { device: Device::Cpu, student, teacher: None, training: None, engine, deterministic: false };
+            RuntimeSpec { device: Device::Cpu, deterministic: false, student, teacher: None, training: None, engine };
         let handle = RuntimeHandle::start(&spec, &|_, _| {}).expect("it starts");
         let params = SamplingParams { max_tokens: 200, ignore_eos: true, ..SamplingParams::default() };
         let request = GenerateRequest { slot: Slot::Student, prompt: vec![1, 2], params, index: 0, text: false };

@@ -51,7 +51,7 @@ impl<'a> FewRows<'a> {
         self.y.array.gpu()
     }
 
-    /// Whether the kernel can compute it. It adds over K in an order of its own, which deterministic mode does not allow.
+    /// Whether the kernel can compute it. In deterministic mode it must not: its warps share out K.
     pub(crate) fn fits(&self) -> bool {
         let [t, n, k] = self.dims;
         let ranks = self.branches.map_or(0, |b| b.ranks);

@@ -4,15 +4,17 @@
 #![allow(clippy::print_stdout)]
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use autograd::cuda::{Gpu, Mode};
 use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedBatch, PagedRows};
 use autograd::ops::{
-    self, Attention, Distill, Divergence, Draw, DrawBoard, DrawRow, Drawn, LowRank, PendingDraws, Projection, Sequences,
+    self, Attention, Distill, Divergence, Draw, DrawBoard, DrawRow, Drawn, LowRank, PendingDraws, Projection, QkRope,
+    RopeTable, Sequences,
 };
-use autograd::{Device, Tape, Tensor};
+use autograd::{Device, Index, Tape, Tensor};
 
-use super::support::{random, write};
+use super::support::random;
 
 const GPU: Device = Device::Cuda(0);
 
@@ -131,8 +133,18 @@ fn decoding_attends_as_the_packed_batch() {
             let (length, scale, width) = (331, 1.0 / (d as f32).sqrt(), (heads + 2 * kv_heads) * d);
             let values = noise(length * width, 1, 2.0);
             let rows = |r: Range<usize>| tensor(&values[r.start * width..r.end * width], width);
-            let op = Attention { sequences: Sequences::from_lengths(&[length]), heads, kv_heads, scale, window };
-            let packed = ops::attention(&mut Tape::off(), op, &rows(0..length)).expect("runs").to_vec();
+            let table = Arc::new(RopeTable::new(&vec![0.1; d / 2], length, 1.0));
+            let rope = |positions: &Index| QkRope {
+                table: table.clone(),
+                positions: positions.clone(),
+                heads: [heads, kv_heads],
+                eps: 1e-5,
+            };
+            let sequences = Sequences::from_lengths(&[length]);
+            let (all, tape) = (rows(0..length), &mut Tape::off());
+            let rotated = ops::qk_rope(tape, rope(sequences.positions()), &all, None).expect("runs");
+            let op = Attention { sequences, heads, kv_heads, scale, window };
+            let packed = ops::attention(tape, op, &rotated).expect("runs").to_vec();
             let pages: Vec<u32> = (0..length.div_ceil(PAGE_TOKENS) as u32).rev().collect();
             let shape = KvShape { heads, kv_heads, head_dim: d };
             for chunk in [1, 7, 64, 200] {
@@ -143,7 +155,7 @@ fn decoding_attends_as_the_packed_batch() {
                     let used = &pages[..end.div_ceil(PAGE_TOKENS)];
                     let batch = PagedBatch::new(&[PagedRows { rows: 0..end - start, position: start, pages: used }]);
                     let qkv = rows(start..end);
-                    write(&mut pool, shape, 0, &qkv, &batch).expect("runs");
+                    let qkv = pool.write(0, rope(batch.positions()), &qkv, None, &batch).expect("runs");
                     out.extend(pool.attend(0, &qkv, &batch, scale, window).expect("runs").to_vec());
                 }
                 assert_same_bits(

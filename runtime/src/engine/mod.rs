@@ -6,6 +6,7 @@
 mod adapters;
 mod card;
 mod generation;
+mod lost;
 mod score;
 mod slot;
 mod step;
@@ -17,7 +18,8 @@ use std::sync::{Mutex, PoisonError};
 use autograd::Device;
 use autograd::cuda::{Gpu, Mode};
 
-use crate::handle::{Reply, Work};
+use crate::handle::Work;
+use crate::memory::Entry;
 use crate::request::{GpuStats, RuntimeSpec, RuntimeStats, Slot, Snapshot};
 use crate::train::TrainSession;
 use crate::{Error, Result};
@@ -36,6 +38,8 @@ pub(crate) struct Engine {
     spec: RuntimeSpec,
     /// Keeps a GPU in the mode that was asked for.
     _mode: Option<Mode>,
+    /// How the device was lost; nothing is asked of it any more.
+    lost: Option<Error>,
 }
 
 impl Engine {
@@ -46,8 +50,7 @@ impl Engine {
         let teacher = match &spec.teacher {
             None => None,
             Some(teacher) => {
-                let same = teacher.files.path == spec.student.files.path && teacher.layers == spec.student.layers;
-                let shared = same.then(|| student.weights());
+                let shared = spec.teacher_shares_weights().then(|| student.weights());
                 Some(SlotEngine::load(Slot::Teacher, teacher, spec, shared, progress)?)
             }
         };
@@ -57,11 +60,12 @@ impl Engine {
                 return Err(Error::Vocabulary { student: vocabularies[0], teacher: vocabularies[1] });
             }
         }
-        let training = spec.training.as_ref().map(|t| TrainSession::new(t, &student)).transpose()?;
+        let training = spec.training.as_ref().map(|t| TrainSession::new(t, &student)).transpose();
+        let training = training.map_err(|e| e.asked_as(Entry::Optimizer))?;
         let (adapters, spec) = (BTreeMap::new(), spec.clone());
-        let mut engine = Self { student, teacher, training, adapters, next_adapter: 0, spec, _mode: mode };
+        let mut engine = Self { student, teacher, training, adapters, next_adapter: 0, spec, lost: None, _mode: mode };
         if engine.training.is_some() {
-            engine.publish()?;
+            engine.publish().map_err(|e| e.asked_as(Entry::Copies))?;
         }
         Ok(engine)
     }
@@ -82,6 +86,7 @@ impl Engine {
                 }
             }
             self.slots().for_each(SlotEngine::step);
+            self.look_at_errors();
             self.publish_snapshot(published);
         }
     }
@@ -120,8 +125,12 @@ impl Engine {
     }
 
     fn answer(&mut self, work: Work) {
+        if let Some(lost) = &self.lost {
+            return lost::refuse(work, lost);
+        }
         if !matches!(work, Work::Generate(..) | Work::Cancel(..) | Work::Stats(_)) {
             self.slots().for_each(SlotEngine::drain);
+            self.look_at_errors();
         }
         match work {
             Work::Generate(id, request, mask, events) => match self.slot(request.slot) {
@@ -136,11 +145,11 @@ impl Engine {
             }
             Work::Score(request, reply) => {
                 let score = self.slot(request.slot).and_then(|slot| slot.score(&request));
-                send(&reply, score);
+                self.reply(&reply, score.map_err(|e| e.asked_as(Entry::Activations)));
             }
             Work::Embed(request, reply) => {
                 let vector = self.slot(request.slot).and_then(|slot| slot.embed(&request));
-                send(&reply, vector);
+                self.reply(&reply, vector.map_err(|e| e.asked_as(Entry::Activations)));
             }
             Work::ForwardBackward(request, reply) => {
                 let (teacher, training) = (self.teacher.as_ref(), self.training.as_mut());
@@ -148,28 +157,35 @@ impl Engine {
                     Some(session) => session.forward_backward(&request, &self.student, teacher),
                     None => crate::train::evaluate(&request, &self.student, teacher),
                 };
-                send(&reply, report);
+                self.reply(&reply, report.map_err(|e| e.asked_as(Entry::Activations)));
             }
-            Work::OptimStep(step, reply) => send(&reply, self.session().and_then(|s| s.optim_step(&step))),
+            Work::OptimStep(step, reply) => {
+                let report = self.session().and_then(|s| s.optim_step(&step));
+                self.reply(&reply, report.map_err(|e| e.asked_as(Entry::Workspace)));
+            }
             Work::Publish(reply) => {
                 let version = self.publish();
-                send(&reply, version);
+                self.reply(&reply, version.map_err(|e| e.asked_as(Entry::Copies)));
+            }
+            Work::Export(reply) => {
+                let state = self.session().and_then(|s| s.export());
+                self.reply(&reply, state);
             }
             Work::AddAdapter(folder, reply) => {
                 let slot = self.add_adapter(folder);
-                send(&reply, slot);
+                self.reply(&reply, slot.map_err(|e| e.asked_as(Entry::Kv)));
             }
             Work::RemoveAdapter(slot, reply) => {
                 let removed = self.remove_adapter(slot);
-                send(&reply, removed);
+                self.reply(&reply, removed);
             }
-            Work::Export(reply) => send(&reply, self.session().and_then(|s| s.export())),
             Work::Restore(state, reply) => {
                 let restored = self.session().and_then(|s| s.restore(state));
-                send(&reply, restored);
+                self.reply(&reply, restored);
             }
             Work::Stats(reply) => {
-                send(&reply, self.stats());
+                let stats = self.stats();
+                self.reply(&reply, stats);
             }
         }
     }
@@ -210,9 +226,4 @@ fn hold_mode(spec: &RuntimeSpec) -> Result<Option<Mode>> {
         }
         Device::Portable => Ok(None),
     }
-}
-
-fn send<T>(reply: &Reply<T>, value: Result<T>) {
-    // A caller that stopped waiting has dropped its end; there is nobody to tell.
-    drop(reply.send(value));
 }

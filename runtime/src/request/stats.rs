@@ -84,6 +84,6 @@ impl StepStats {
 pub struct GpuStats {
     /// How often each kernel ran, and `matmul` for products by cuBLASLt; those that did not run are left out.
     pub launches: Vec<(&'static str, u64)>,
-    /// Its memory; `peak_reserved` is the most that this process took from the card.
+    /// Its memory; `peak_in_use` is the most that buffers of this process filled.
     pub memory: autograd::cuda::MemoryStats,
 }

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use autograd::Device;
 use clap::{Args, ValueEnum};
-use runtime::config::ModelConfig;
 use runtime::files::ModelFiles;
+use runtime::memory::{Checkpointing, KvSize, KvWish, Workload};
 use runtime::request::{EngineConfig, RuntimeSpec, Slot, SlotSpec};
 use serve::{Keys, SamplingDefaults, ServeConfig, ServedModel, Server, Stop};
 
 use super::print;
 use crate::device::Choice;
-use crate::memory::{self, Bytes};
+use crate::memory::{self, Bytes, Purpose};
 use crate::progress::{Progress, say};
 use crate::{Error, Result, guard, opd};
 
@@ -82,10 +82,10 @@ struct Limits {
     /// Sequences that may wait besides; one more is refused with 429.
     #[arg(long, default_value_t = 512, value_name = "N")]
     max_waiting: usize,
-    /// Bytes of KV memory of each model, such as 2GiB [default: --max-running sequences of 2048 tokens, one of the whole
-    /// context at least].
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
-    kv_bytes: Option<u64>,
+    /// Memory for keys and values: bytes (8589934592, 8GiB) or a share of what weights and workspace leave (60%) [default:
+    /// --max-running sequences of 2048 tokens, one of them of the whole context].
+    #[arg(long, value_name = "SIZE")]
+    kv_bytes: Option<KvSize>,
     /// Tokens computed in one step, at most [default: 16384 on a GPU, 512 else].
     #[arg(long, value_name = "N")]
     token_budget: Option<usize>,
@@ -144,9 +144,10 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
     if let Some(teacher) = &teacher {
         guard::compare(&student, teacher)?;
     }
-    let spec = args.spec(&student, teacher.as_ref(), progress)?;
+    let (mut spec, workload) = args.spec(&student, teacher.as_ref());
     let config = args.config(spec.engine.max_running)?;
-    let runtime = opd::start(&spec, progress)?;
+    let (runtime, plan) = opd::start(&mut spec, &workload, Purpose::Command, progress)?;
+    args.check_adapters(plan.kv_bytes)?;
     let mut models = args.models(&student, teacher);
     for (name, folder) in &args.adapter {
         let slot = runtime.add_adapter(folder.clone())?;
@@ -169,35 +170,25 @@ impl ServeArgs {
         [Some(student), teacher].into_iter().flatten().collect()
     }
 
-    /// The runtime, with a memory that was held against what the device has.
-    fn spec(
-        &self,
-        student: &Arc<ModelFiles>,
-        teacher: Option<&Arc<ModelFiles>>,
-        progress: Progress,
-    ) -> Result<RuntimeSpec> {
+    /// The runtime without its memory, and what the memory has to hold.
+    fn spec(&self, student: &Arc<ModelFiles>, teacher: Option<&Arc<ModelFiles>>) -> (RuntimeSpec, Workload) {
         let (device, limits) = (self.device.device, &self.limits);
         let max_running = limits.max_running.unwrap_or(match device {
             Device::Cuda(_) => 256,
             Device::Cpu | Device::Portable => 32,
         });
-        let usual = |config: &ModelConfig| {
-            let context = config.max_position_embeddings;
-            let usual = std::iter::repeat_n(USUAL_LENGTH.min(context), max_running);
-            memory::kv_bytes(config, device, usual).max(memory::kv_bytes(config, device, [context]))
+        let context = student.config.max_position_embeddings;
+        let usual = std::iter::repeat_n(USUAL_LENGTH.min(context), max_running.saturating_sub(1));
+        let lengths = || [context].into_iter().chain(usual).collect();
+        let workload = Workload {
+            kv: limits.kv_bytes.map_or_else(|| KvWish::Sequences(lengths()), KvWish::Size),
+            longest: context,
+            longest_scored: context,
+            micro_batch: 0,
+            checkpointing: Checkpointing::Off,
         };
-        let kv = limits.kv_bytes.unwrap_or_else(|| usual(&student.config));
-        let models: Vec<&ModelConfig> = [Some(student), teacher].into_iter().flatten().map(|f| &f.config).collect();
-        let weights: u64 = models.iter().map(|c| memory::parameters(c) * device.value_bytes() as u64).sum();
-        let kv_total = kv * (models.len() + self.max_adapters()?) as u64;
-        progress.line(&format!("memory: weights {} + KV {}", Bytes(weights), Bytes(kv_total)));
-        if let Some(available) = memory::available(device)?.filter(|&available| available < weights + kv_total) {
-            let need = Bytes(weights + kv_total).to_string();
-            let remedy = "lower --kv-bytes or --max-running, or choose a smaller model".to_owned();
-            return Err(Error::Memory { need, have: Bytes(available).to_string(), device, remedy });
-        }
         let slot = |files: &Arc<ModelFiles>| SlotSpec { files: Arc::clone(files), layers: None, adapter: None };
-        Ok(RuntimeSpec {
+        let spec = RuntimeSpec {
             device,
             deterministic: self.deterministic,
             student: slot(student),
@@ -208,11 +199,31 @@ impl ServeArgs {
                 max_running,
                 // The server counts both, so that a burst does not depend on when the device thread looks.
                 max_waiting: max_running + limits.max_waiting,
-                kv_bytes: usize::try_from(kv).unwrap_or(usize::MAX),
+                kv_bytes: 0,
                 prefix_cache: true,
-                overlap: EngineConfig::usual_overlap(self.device.device),
+                overlap: EngineConfig::usual_overlap(device),
             },
-        })
+        };
+        (spec, workload)
+    }
+
+    /// Refuses adapters whose KV memory, as much as the model's each, does not fit beside what is there.
+    fn check_adapters(&self, kv_bytes: u64) -> Result<()> {
+        let need = kv_bytes * self.max_adapters()? as u64;
+        let device = self.device.device;
+        match memory::available(device)? {
+            Some(available) if available < need => {
+                let what = format!(
+                    "KV memory of {} adapters needs {} but {} is left on {device}; lower --max-adapters, --kv-bytes or \
+                     --max-running",
+                    self.max_adapters()?,
+                    Bytes(need),
+                    Bytes(available)
+                );
+                Err(Error::Models { what })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn max_adapters(&self) -> Result<usize> {

@@ -127,6 +127,10 @@ impl TokenMask for Follower {
     }
 
     fn accept(&mut self, token: u32) {
+        // The token that ends a complete form is no part of it.
+        if self.matcher().is_stopped() {
+            return;
+        }
         if let Err(error) = self.matcher().consume_token(token) {
             tracing::warn!("token {token} was drawn against the form: {error}");
         }

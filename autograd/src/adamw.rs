@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
-use crate::cuda::Array;
-use crate::cuda::optimizer::{self, Trained};
-use crate::{Device, Result, Tensor};
+use crate::cuda::optimizer::{self, Offloaded, Trained};
+use crate::cuda::{Array, Gpu, HostArray};
+use crate::{Device, Error, Result, Tensor};
 
 /// Constants of AdamW.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -136,6 +136,15 @@ fn native(weight: &mut Tensor, grad: &Tensor, moments: &mut Moments, f: &Factors
 
 /// The masters are updated and rounded to the weights' own precision, in place: whoever holds a weight sees it.
 fn on_gpu(trained: &mut [(&mut Tensor, &Tensor, &mut Moments)], f: &Factors) -> Result<()> {
+    let factors = [f.grad, f.decay, f.rest1, f.beta2, f.rest2, f.step, f.root, f.eps];
+    let offloaded = trained.iter().filter_map(|(weight, grad, moments)| {
+        Some(Offloaded { weight: weight.array(), grad: grad.array(), state: moments.offloaded()? })
+    });
+    let offloaded: Vec<Offloaded<'_>> = offloaded.collect();
+    if !offloaded.is_empty() {
+        assert_eq!(offloaded.len(), trained.len(), "all state is on the host, or none");
+        return optimizer::adamw_offloaded(&offloaded, factors);
+    }
     let rows: Vec<Trained<'_>> = trained
         .iter()
         .map(|(weight, grad, moments)| Trained {
@@ -145,7 +154,6 @@ fn on_gpu(trained: &mut [(&mut Tensor, &Tensor, &mut Moments)], f: &Factors) -> 
             moments: [moments.m.array(), moments.v.array()],
         })
         .collect();
-    let factors = [f.grad, f.decay, f.rest1, f.beta2, f.rest2, f.step, f.root, f.eps];
     optimizer::adamw(&rows, factors)
 }
 
@@ -170,6 +178,27 @@ impl Moments {
             Device::Cpu | Device::Portable => None,
         };
         Ok(Self { m: weight.zeros_like()?, v: weight.zeros_like()?, master })
+    }
+
+    /// Zero moments for `weight`, and its master, in the host's memory: they pass through the card in every update.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) on a device that is no GPU; the host has no memory that can be pinned.
+    pub fn zeros_offloaded(weight: &Tensor) -> Result<Self> {
+        let Device::Cuda(ordinal) = weight.device() else {
+            let why = "only a GPU's memory can be relieved by the host's".to_owned();
+            return Err(Error::Device { name: weight.device().to_string(), why });
+        };
+        let gpu = Gpu::get(ordinal)?;
+        let shape = weight.shape();
+        let values = |values: &[f32]| -> Result<Tensor> { Ok(Tensor::host(HostArray::new(gpu, values)?, shape)) };
+        let zeros = vec![0.0; shape[0] * shape[1]];
+        Ok(Self { m: values(&zeros)?, v: values(&zeros)?, master: Some(values(&weight.read()?)?) })
+    }
+
+    /// Master and moments on the host.
+    fn offloaded(&self) -> Option<[&HostArray; 3]> {
+        Some([self.master.as_ref()?.offloaded()?, self.m.offloaded()?, self.v.offloaded()?])
     }
 
     /// The weight that is trained, in f32.

@@ -4,7 +4,7 @@
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What an op or the tape refuses.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// Operands do not fit together.
     #[error("{op}: {what}, got {got:?}")]
@@ -131,6 +131,28 @@ pub enum Error {
         /// Bytes that this process may take, if that was limited.
         limit: Option<usize>,
     },
+    /// The host has no memory left that can be locked for a card.
+    #[error(
+        "{asked} bytes of the host's memory cannot be pinned for the card; free memory, or raise the limit of locked \
+         memory (ulimit -l), or keep more on the card"
+    )]
+    HostMemory {
+        /// Bytes of the request.
+        asked: usize,
+    },
+    /// The card is lost to this process: work on it failed in a way after which no call succeeds.
+    #[error(
+        "the GPU is lost to this process: {call}: {code}: {text}; start the program again (a training run continues with \
+         --resume); if that does not help, see the kernel's log for the card's own message (dmesg, Xid)"
+    )]
+    DeviceLost {
+        /// The call that showed it.
+        call: String,
+        /// The status by name.
+        code: String,
+        /// What it means.
+        text: String,
+    },
     /// A call into the driver or cuBLASLt failed.
     #[error("{call}: {code}: {text}")]
     Cuda {
@@ -173,4 +195,12 @@ pub enum Error {
         /// The work.
         what: &'static str,
     },
+}
+
+impl Error {
+    /// Whether the device is lost: nothing can be asked of it any more.
+    #[must_use]
+    pub fn is_device_lost(&self) -> bool {
+        matches!(self, Self::DeviceLost { .. })
+    }
 }

@@ -16,6 +16,7 @@ pub mod kv;
 pub mod ops;
 mod portable;
 pub mod rng;
+pub mod stream;
 pub mod tape;
 pub mod tensor;
 

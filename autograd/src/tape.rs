@@ -120,18 +120,46 @@ impl Tape {
         Ok(output)
     }
 
+    /// Bytes of what the record keeps beside its leaves: outputs of ops, and what they need of their own.
+    #[must_use]
+    pub fn kept_bytes(&self) -> usize {
+        let mut seen = HashSet::new();
+        let mut bytes = |t: &Tensor| if seen.insert(t.id()) { t.bytes() } else { 0 };
+        let kept = self.nodes.iter().map(|node| match node {
+            Node::Op(_, record) => {
+                let own: usize = record.kept.iter().map(&mut bytes).sum();
+                let computed = record
+                    .inputs
+                    .iter()
+                    .zip(&record.needs)
+                    .filter(|(input, need)| **need && !self.leaves.contains(&input.id()));
+                own + bytes(&record.output) + computed.map(|(input, _)| bytes(input)).sum::<usize>()
+            }
+            Node::Checkpoint { input, .. } => bytes(input),
+        });
+        kept.sum()
+    }
+
     /// Gradients of the watched leaves with respect to the sum of `root`'s values times `seed`.
+    ///
+    /// # Errors
+    /// As [`Tape::backward_onto`].
+    pub fn backward(self, root: &Tensor, seed: Tensor) -> Result<Gradients> {
+        self.backward_onto(root, seed, Gradients::default())
+    }
+
+    /// As [`Tape::backward`], added to `sums` of earlier calls, so that no gradient lies in memory twice.
     ///
     /// Nodes are visited in reverse order of recording, so sums are always formed in the same order. Kept activations
     /// are freed as the walk passes them.
     ///
     /// # Errors
     /// [`Error::NotRecorded`] when nothing watched leads to `root`; otherwise what the ops refuse.
-    pub fn backward(self, root: &Tensor, seed: Tensor) -> Result<Gradients> {
+    pub fn backward_onto(self, root: &Tensor, seed: Tensor, sums: Gradients) -> Result<Gradients> {
         if !self.tracks(root) {
             return Err(Error::NotRecorded);
         }
-        let mut grads = Gradients::default();
+        let mut grads = sums;
         common_device("backward", &[root, &seed])?;
         ensure(root.shape() == seed.shape(), "backward", "root and seed of one shape", &[root, &seed])?;
         grads.add(root.id(), seed)?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cpu::gemm;
-use crate::cuda::Array;
+use crate::cuda::{Array, HostArray};
 use crate::{Device, Error, Result, portable};
 
 /// Names one value; clones share it. Gradients are looked up by it.
@@ -31,6 +31,8 @@ pub enum Layout {
 enum Data {
     Cpu(Arc<Vec<f32>>, Layout),
     Cuda(Array),
+    /// f32 that wait on the host for a GPU.
+    Host(HostArray),
     Portable(Box<burn::Tensor<2>>),
 }
 
@@ -78,7 +80,7 @@ impl Tensor {
         let rows = Self::new(device, values, shape)?;
         Ok(match &rows.data {
             Data::Cpu(values, _) => Self::cpu_with_layout(gemm::pack(values, n, k), shape, Layout::Panels),
-            Data::Cuda(_) | Data::Portable(_) => rows,
+            Data::Cuda(_) | Data::Host(_) | Data::Portable(_) => rows,
         })
     }
 
@@ -137,6 +139,7 @@ impl Tensor {
         match self.data {
             Data::Cpu(..) => Device::Cpu,
             Data::Cuda(ref array) => Device::Cuda(array.gpu().info().ordinal),
+            Data::Host(ref array) => Device::Cuda(array.gpu().info().ordinal),
             Data::Portable(_) => Device::Portable,
         }
     }
@@ -146,7 +149,7 @@ impl Tensor {
     pub fn layout(&self) -> Layout {
         match self.data {
             Data::Cpu(_, layout) => layout,
-            Data::Cuda(_) | Data::Portable(_) => Layout::Rows,
+            Data::Cuda(_) | Data::Host(_) | Data::Portable(_) => Layout::Rows,
         }
     }
 
@@ -156,7 +159,7 @@ impl Tensor {
         match &self.data {
             Data::Cpu(values, _) => values.len() * size_of::<f32>(),
             Data::Cuda(array) => array.bytes(),
-            Data::Portable(_) => self.shape[0] * self.shape[1] * size_of::<f32>(),
+            Data::Host(_) | Data::Portable(_) => self.shape[0] * self.shape[1] * size_of::<f32>(),
         }
     }
 
@@ -169,6 +172,7 @@ impl Tensor {
             Data::Cpu(values, Layout::Rows) => values.to_vec(),
             Data::Cpu(values, Layout::Panels) => gemm::unpack(values, self.shape[0], self.shape[1]),
             Data::Cuda(array) => array.read()?,
+            Data::Host(array) => array.read()?,
             Data::Portable(t) => portable::download((**t).clone()),
         })
     }
@@ -189,7 +193,9 @@ impl Tensor {
     pub(crate) fn raw(&self) -> &[f32] {
         match &self.data {
             Data::Cpu(values, _) => values,
-            Data::Cuda(_) | Data::Portable(_) => panic!("raw values of a tensor that is not on the host"),
+            Data::Cuda(_) | Data::Host(_) | Data::Portable(_) => {
+                panic!("raw values of a tensor that is not on the host")
+            }
         }
     }
 
@@ -200,15 +206,30 @@ impl Tensor {
     pub(crate) fn array(&self) -> &Array {
         match &self.data {
             Data::Cuda(array) => array,
-            Data::Cpu(..) | Data::Portable(_) => panic!("GPU array of a tensor that is not there"),
+            Data::Cpu(..) | Data::Host(_) | Data::Portable(_) => panic!("GPU array of a tensor that is not there"),
         }
+    }
+
+    /// The values that wait on the host for a GPU; none where they are on the device.
+    pub(crate) fn offloaded(&self) -> Option<&HostArray> {
+        match &self.data {
+            Data::Host(array) => Some(array),
+            Data::Cpu(..) | Data::Cuda(_) | Data::Portable(_) => None,
+        }
+    }
+
+    pub(crate) fn host(array: HostArray, shape: [usize; 2]) -> Self {
+        debug_assert_eq!(array.len(), shape[0] * shape[1], "values of {shape:?}");
+        Self { id: TensorId::next(), shape, data: Data::Host(array) }
     }
 
     /// The values for writing, without a copy when nobody else holds them.
     pub(crate) fn into_raw(self) -> Vec<f32> {
         match self.data {
             Data::Cpu(values, _) => Arc::unwrap_or_clone(values),
-            Data::Cuda(_) | Data::Portable(_) => panic!("raw values of a tensor that is not on the host"),
+            Data::Cuda(_) | Data::Host(_) | Data::Portable(_) => {
+                panic!("raw values of a tensor that is not on the host")
+            }
         }
     }
 
@@ -217,7 +238,7 @@ impl Tensor {
     pub(crate) fn burn(&self) -> burn::Tensor<2> {
         match &self.data {
             Data::Portable(t) => (**t).clone(),
-            Data::Cpu(..) | Data::Cuda(_) => panic!("burn tensor of a native tensor"),
+            Data::Cpu(..) | Data::Cuda(_) | Data::Host(_) => panic!("burn tensor of a native tensor"),
         }
     }
 
@@ -229,22 +250,31 @@ impl Tensor {
         Ok(match &self.data {
             Data::Cpu(values, layout) => Self::cpu_with_layout(vec![0.0; values.len()], self.shape, *layout),
             Data::Cuda(array) => Self::cuda(array.zeros_f32()?, self.shape),
+            Data::Host(array) => Self::host(HostArray::new(array.gpu(), &vec![0.0; array.len()])?, self.shape),
             Data::Portable(t) => Self::portable(t.zeros_like()),
         })
     }
 
-    /// Other values, given row by row, in the same shape, layout, precision and device.
+    /// Puts other values, given row by row, in the place of these: on a GPU in the same memory, for all who hold it; else
+    /// for this tensor alone.
     ///
     /// # Errors
     /// [`Error::Length`] when `values` does not fill the shape.
-    pub fn with_values(&self, values: Vec<f32>) -> Result<Self> {
+    pub fn set(&mut self, values: Vec<f32>) -> Result<()> {
         if values.len() != self.shape[0] * self.shape[1] {
             return Err(Error::Length { shape: self.shape, len: values.len() });
         }
         match &self.data {
-            Data::Cuda(array) => Ok(Self::cuda(array.with_values(&values)?, self.shape)),
-            Data::Cpu(_, Layout::Panels) => Self::weight(self.device(), values, self.shape),
-            Data::Cpu(..) | Data::Portable(_) => Self::new(self.device(), values, self.shape),
+            Data::Cuda(array) => array.write(&values),
+            Data::Host(array) => array.write(&values),
+            Data::Cpu(_, Layout::Panels) => {
+                *self = Self::weight(self.device(), values, self.shape)?;
+                Ok(())
+            }
+            Data::Cpu(..) | Data::Portable(_) => {
+                *self = Self::new(self.device(), values, self.shape)?;
+                Ok(())
+            }
         }
     }
 
@@ -255,7 +285,7 @@ impl Tensor {
     pub fn copied(&self) -> Result<Self> {
         match &self.data {
             Data::Cuda(array) => Ok(Self::cuda(array.copied()?, self.shape)),
-            Data::Cpu(..) | Data::Portable(_) => Ok(self.clone()),
+            Data::Cpu(..) | Data::Host(_) | Data::Portable(_) => Ok(self.clone()),
         }
     }
 
@@ -306,6 +336,7 @@ impl Tensor {
                 Self::cpu_with_layout(sum, shape, layout)
             }
             Data::Cuda(array) => Self::cuda(array.accumulate(other.array())?, self.shape),
+            Data::Host(_) => panic!("a sum of values that wait on the host"),
             Data::Portable(t) => Self::portable(*t + other.burn()),
         })
     }

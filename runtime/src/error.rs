@@ -138,6 +138,30 @@ pub enum Error {
     /// A request that cannot be answered.
     #[error("{0}")]
     Request(String),
+    /// The memory plan needs more than there is.
+    #[error(transparent)]
+    Plan(#[from] crate::memory::Excess),
+    /// The device ran out of memory although the plan fits: something took more than was planned for it.
+    #[error("{source}; it was asked for as {}, which is more than its share of the memory plan: {}", entry.name(), entry.remedy())]
+    OutOfMemory {
+        /// What it was for.
+        entry: crate::memory::Entry,
+        /// What was asked for, and what there was.
+        source: autograd::Error,
+    },
+    /// The KV memory does not hold the longest sequence.
+    #[error(
+        "the KV memory of each model is {got}, but one sequence of {longest} tokens needs {need}; enlarge it, or generate \
+         fewer tokens"
+    )]
+    KvTooSmall {
+        /// Bytes of the pool.
+        got: crate::memory::Bytes,
+        /// Bytes of the sequence.
+        need: crate::memory::Bytes,
+        /// Its tokens.
+        longest: usize,
+    },
     /// Student and teacher cannot be compared token by token.
     #[error("vocabularies differ: student {student}, teacher {teacher}")]
     Vocabulary {
@@ -183,6 +207,29 @@ pub enum Error {
 }
 
 impl Error {
+    /// Names the purpose of memory that was not there; other errors stay as they are.
+    pub(crate) fn asked_as(self, entry: crate::memory::Entry) -> Self {
+        match self {
+            Self::Op(source @ autograd::Error::OutOfMemory { .. }) => Self::OutOfMemory { entry, source },
+            other => other,
+        }
+    }
+
+    /// The same error for another request; one that cannot be copied as its text.
+    pub(crate) fn for_another(&self) -> Self {
+        match self {
+            Self::Op(error) => Self::Op(error.clone()),
+            Self::OutOfMemory { entry, source } => Self::OutOfMemory { entry: *entry, source: source.clone() },
+            other => Self::Request(other.to_string()),
+        }
+    }
+
+    /// Whether the device is lost to this process, so that every later request fails as well.
+    #[must_use]
+    pub fn is_device_lost(&self) -> bool {
+        matches!(self, Self::Op(error) if error.is_device_lost())
+    }
+
     /// For `map_err` on a file operation.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();

@@ -9,6 +9,7 @@ pub mod error;
 pub mod files;
 mod handle;
 pub mod kv;
+pub mod memory;
 pub mod model;
 pub mod request;
 pub mod sampler;

@@ -27,12 +27,26 @@ pub struct RuntimeSpec {
     pub deterministic: bool,
     /// The student, or the only model.
     pub student: SlotSpec,
-    /// The teacher. When it names the same files and layers as the student, the base weights exist once.
+    /// The teacher. When it names the same files and layers as the student, the base weights exist once, unless it is
+    /// offloaded.
     pub teacher: Option<SlotSpec>,
     /// How the student is trained; `None` serves only.
     pub training: Option<Training>,
     /// Scheduler and memory limits.
     pub engine: EngineConfig,
+}
+
+impl RuntimeSpec {
+    /// Whether student and teacher are the same layers of the same files, whose weights are then loaded once. A teacher
+    /// that waits on the host has weights of its own.
+    #[must_use]
+    pub fn teacher_shares_weights(&self) -> bool {
+        let offloaded = self.training.as_ref().is_some_and(|training| training.offload.teacher);
+        !offloaded
+            && self.teacher.as_ref().is_some_and(|teacher| {
+                teacher.files.path == self.student.files.path && teacher.layers == self.student.layers
+            })
+    }
 }
 
 /// One model to load.
@@ -81,16 +95,34 @@ impl EngineConfig {
     }
 }
 
+/// How the student is trained.
+#[derive(Debug, Clone)]
+pub struct Training {
+    /// What is trained.
+    pub trainable: Trainable,
+    /// Layers, from the first on, that keep only their input during the forward pass and run again during backward.
+    /// Backward begins at the last layer, so the memory of the others is free by then.
+    pub recomputed_layers: usize,
+    /// What waits in the host's memory instead of the card's.
+    pub offload: Offload,
+}
+
 /// What is trained.
 #[derive(Debug, Clone)]
-pub enum Training {
+pub enum Trainable {
     /// Low-rank branches on frozen weights.
     Lora(LoraConfig),
     /// Every weight of the student.
-    Full {
-        /// Keep only each layer's input during the forward pass and run the layer again during backward.
-        gradient_checkpointing: bool,
-    },
+    Full,
+}
+
+/// What lies in pinned memory of the host and passes through the card when it is needed; on a GPU only.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// The layers of the teacher, one after another.
+    pub teacher: bool,
+    /// Masters and moments, a piece at a time.
+    pub optimizer: bool,
 }
 
 /// Low-rank adaptation (<https://arxiv.org/abs/2106.09685>), with PEFT's names and rules.
@@ -115,8 +147,6 @@ pub struct LoraConfig {
     pub merge_for_requests: bool,
     /// Seed of A's initial values.
     pub seed: u64,
-    /// Keep only each layer's input during the forward pass and run the layer again during backward.
-    pub gradient_checkpointing: bool,
 }
 
 /// Ask for a continuation.
@@ -281,6 +311,8 @@ pub struct TrainReport {
     pub sums: std::collections::BTreeMap<&'static str, f64>,
     /// The largest of each of those values.
     pub maxima: std::collections::BTreeMap<&'static str, f64>,
+    /// Bytes that the forward pass kept for the backward pass.
+    pub activation_bytes: u64,
     /// Seconds in the teacher's forward.
     pub teacher_seconds: f64,
     /// Seconds in the student's forward and the loss.
@@ -361,7 +393,7 @@ impl StepStats {
 pub struct GpuStats {
     /// How often each kernel ran, and `matmul` for products by cuBLASLt; those that did not run are left out.
     pub launches: Vec<(&'static str, u64)>,
-    /// Its memory; `peak_reserved` is the most that this process took from the card.
+    /// Its memory; `peak_in_use` is the most that buffers of this process filled.
     pub memory: autograd::cuda::MemoryStats,
 }
 

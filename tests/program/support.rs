@@ -220,10 +220,17 @@ impl Workshop {
     /// The metrics of a run without those that measure time or memory.
     #[track_caller]
     pub(crate) fn metrics(&self, run: &str) -> Vec<Map<String, Value>> {
-        let text = fs::read_to_string(self.path(run).join("metrics.jsonl")).expect("metrics");
         let timed = |name: &str| name.starts_with("time/") || name.starts_with("perf/");
+        let lines = self.metrics_with_times(run).into_iter();
+        lines.map(|line| line.into_iter().filter(|(name, _)| !timed(name)).collect()).collect()
+    }
+
+    /// All metrics of a run.
+    #[track_caller]
+    pub(crate) fn metrics_with_times(&self, run: &str) -> Vec<Map<String, Value>> {
+        let text = fs::read_to_string(self.path(run).join("metrics.jsonl")).expect("metrics");
         let lines = json_lines(&text).into_iter().map(|line| match line {
-            Value::Object(line) => line.into_iter().filter(|(name, _)| !timed(name)).collect(),
+            Value::Object(line) => line,
             other => panic!("{other} is not an object"),
         });
         lines.collect()

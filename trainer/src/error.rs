@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use runtime::memory::Bytes;
+
 /// Result of a trainer call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -67,16 +69,20 @@ pub enum Error {
         what: String,
     },
     /// The run does not fit.
-    #[error("the run needs about {need} but {have} is available on {device}; {remedy}")]
+    #[error("the run needs {need} but {have} is available on {device}; most of it, {bytes}, is {entry}: {remedy}")]
     Memory {
-        /// The forecast.
-        need: String,
+        /// The plan.
+        need: Bytes,
         /// What the device has.
-        have: String,
+        have: Bytes,
         /// The device.
         device: autograd::Device,
+        /// The largest entry of the plan.
+        entry: &'static str,
+        /// Its size.
+        bytes: Bytes,
         /// Which key to change.
-        remedy: String,
+        remedy: &'static str,
     },
     /// A run folder or checkpoint that cannot be used.
     #[error("{path}: {what}")]
@@ -95,6 +101,16 @@ pub enum Error {
         step: u64,
         /// How often in a row.
         times: u32,
+    },
+    /// A run ended with an error after a checkpoint.
+    #[error("{source}\nthe checkpoint {checkpoint} of step {step} is whole: go on from there with --resume")]
+    Stopped {
+        /// What ended it.
+        source: Box<Error>,
+        /// The newest checkpoint.
+        checkpoint: PathBuf,
+        /// Its step.
+        step: u64,
     },
     /// Ctrl-C: everything is saved.
     #[error("interrupted after step {step}; continue with --resume")]
@@ -126,6 +142,8 @@ impl Error {
             | Self::NoEffect { .. }
             | Self::Missing { .. } => 2,
             Self::Interrupted { .. } => 130,
+            Self::Stopped { source, .. } => source.exit_code(),
+            Self::Runtime(error) if error.is_device_lost() => 3,
             _ => 1,
         }
     }

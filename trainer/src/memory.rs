@@ -1,199 +1,95 @@
-//! What a run will need, against what the machine has.
-
-use std::fmt;
+//! The memory plan of a run: shown, refused with the key that helps, made the device's limit; and what was used.
 
 use autograd::Device;
 use autograd::cuda::{Gpu, MemoryStats};
-use autograd::kv::{KvShape, PAGE_TOKENS};
-use autograd::ops::gpu_loss_bytes;
-use runtime::config::ModelConfig;
+use runtime::memory::{Entry, MemoryPlan, Workload};
+use runtime::request::RuntimeSpec;
 
-use crate::recipe::{Lora, Recipe};
+use crate::progress::Progress;
 use crate::{Error, Result};
 
-const F32: u64 = 4;
-/// Rows of logits that a head op holds at once on the host, generously.
-const HEAD_ROWS: u64 = 256;
+pub use runtime::memory::Bytes;
 
-/// Bytes by purpose.
+/// Whose memory is planned; says which keys or options change it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Forecast {
-    /// Frozen and trained weights of both models, with the copies that training on a GPU needs.
-    pub weights: u64,
-    /// Gradients and both moments of what is trained.
-    pub optimizer: u64,
-    /// Keys and values of running sequences, both models.
-    pub kv: u64,
-    /// What a micro-batch keeps for its backward pass, and rows of logits.
-    pub activations: u64,
+pub enum Purpose {
+    /// A recipe.
+    Training,
+    /// A command on one model.
+    Command,
 }
 
-/// What the forecast is made from.
-pub struct Plan<'a> {
-    /// The recipe.
-    pub recipe: &'a Recipe,
-    /// Where it runs.
-    pub device: Device,
-    /// The student, its layers already chosen.
-    pub student: &'a ModelConfig,
-    /// A teacher with weights of its own.
-    pub teacher: Option<&'a ModelConfig>,
-    /// KV bytes of one slot, and the number of slots.
-    pub kv: (u64, u64),
-    /// Tokens of the longest sequence that is trained on.
-    pub longest: usize,
-}
-
-impl Plan<'_> {
-    /// Tokens of the largest micro-batch: the limit, or a whole step when that is less.
-    fn micro_batch(&self) -> u64 {
-        let step = self.recipe.sequences_per_step().saturating_mul(self.longest);
-        self.recipe.runtime.tokens_per_microbatch.min(step) as u64
+/// Plans for `spec` and `workload`, prints the plan, and makes it the device's limit.
+///
+/// # Errors
+/// [`Error::Memory`] when it needs more than there is; what the plan itself refuses.
+pub(crate) fn plan(
+    spec: &mut RuntimeSpec,
+    workload: &Workload,
+    purpose: Purpose,
+    progress: Progress,
+) -> Result<MemoryPlan> {
+    let plan = MemoryPlan::of(spec, workload, available(spec.device)?)?;
+    let room = plan.available.map_or_else(String::new, |bytes| format!(" (available: {})", Bytes(bytes)));
+    progress.line(&format!("memory     {}: {plan}{room}", describe(plan.device)?));
+    let [recomputed, layers] = plan.recomputed;
+    if recomputed > 0 {
+        progress.line(&format!("layers     {recomputed} of {layers} are computed again in the backward pass"));
     }
+    check(&plan, purpose)?;
+    check_pinned(&plan)?;
+    plan.enforce()?;
+    plan.apply(spec);
+    Ok(plan)
 }
 
-impl Forecast {
-    /// Adds up what `plan` needs.
-    #[must_use]
-    pub fn of(plan: &Plan<'_>) -> Self {
-        let trained = match &plan.recipe.lora {
-            None => parameters(plan.student),
-            Some(lora) => lora_parameters(plan.student, lora),
-        };
-        let adapter = if plan.recipe.lora.is_some() { trained } else { 0 };
-        let weights = parameters(plan.student) + adapter + plan.teacher.map_or(0, parameters);
-        let tokens = plan.micro_batch();
-        let checkpointed = plan.recipe.runtime.gradient_checkpointing;
-        let value = plan.device.value_bytes() as u64;
-        let vocab = plan.student.vocab_size;
-        let (copies, logits) = match plan.device {
-            Device::Cpu | Device::Portable => (0, 3 * HEAD_ROWS * vocab as u64 * F32),
-            // The f32 masters, and the copy that answers requests.
-            Device::Cuda(_) => {
-                let models = 1 + usize::from(plan.recipe.teacher.is_some());
-                (trained * (F32 + value), gpu_loss_bytes(tokens as usize, vocab, models) as u64)
-            }
-        };
-        Self {
-            weights: weights * value + copies,
-            optimizer: 3 * trained * F32,
-            kv: plan.kv.0 * plan.kv.1,
-            activations: tokens * activations_per_token(plan.student, checkpointed) * value + logits,
+/// Refuses a plan for more than there is, naming the key that saves most.
+fn check(plan: &MemoryPlan, purpose: Purpose) -> Result<()> {
+    let Err(excess) = plan.check() else { return Ok(()) };
+    Err(Error::Memory {
+        need: excess.need,
+        have: excess.have,
+        device: plan.device,
+        entry: excess.entry.name(),
+        bytes: excess.bytes,
+        remedy: remedy(excess.entry, plan, purpose),
+    })
+}
+
+/// Refuses to lock more of the host's memory than it has.
+fn check_pinned(plan: &MemoryPlan) -> Result<()> {
+    let Some(have) = available_on_host().filter(|&have| have < plan.pinned) else { return Ok(()) };
+    Err(Error::Memory {
+        need: Bytes(plan.pinned),
+        have: Bytes(have),
+        device: Device::Cpu,
+        entry: "pinned memory for offloading",
+        bytes: Bytes(plan.pinned),
+        remedy: "set `teacher.offload` or `optim.offload` to false",
+    })
+}
+
+/// What to change so that `largest` becomes smaller.
+fn remedy(largest: Entry, plan: &MemoryPlan, purpose: Purpose) -> &'static str {
+    let on_gpu = matches!(plan.device, Device::Cuda(_));
+    match (purpose, largest) {
+        (Purpose::Command, Entry::Kv | Entry::Graphs) => {
+            "give less with --kv-bytes, or generate fewer or shorter sequences at a time"
         }
-    }
-
-    /// All of it.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.weights + self.optimizer + self.kv + self.activations
-    }
-
-    /// Refuses a run that needs more than `available` bytes, naming the key that saves most.
-    ///
-    /// # Errors
-    /// [`Error::Memory`].
-    pub fn check(&self, device: Device, available: Option<u64>, checkpointed: bool) -> Result<()> {
-        let Some(available) = available.filter(|&available| available < self.total()) else { return Ok(()) };
-        let largest = self.weights.max(self.optimizer).max(self.kv).max(self.activations);
-        let remedy = if largest == self.kv {
-            "lower `runtime.max_running` or `rollout.max_new_tokens`"
-        } else if largest == self.activations && !checkpointed {
+        (Purpose::Command, Entry::Activations | Entry::Logits) => "give shorter prompts or texts",
+        (Purpose::Command, _) => "choose a smaller --model, or stop other programs on the device",
+        (_, Entry::Kv | Entry::Graphs) => "lower `runtime.kv_bytes`, `runtime.max_running` or `rollout.max_new_tokens`",
+        (_, Entry::Activations) if plan.recomputed[0] + 1 < plan.recomputed[1] => {
             "lower `runtime.tokens_per_microbatch` or set `runtime.gradient_checkpointing = true`"
-        } else if largest == self.activations {
-            "lower `runtime.tokens_per_microbatch`"
-        } else if largest == self.optimizer {
-            "train a [lora] instead of every weight"
-        } else {
-            "choose a smaller `student.model` or `teacher.model`"
-        };
-        Err(Error::Memory {
-            need: Bytes(self.total()).to_string(),
-            have: Bytes(available).to_string(),
-            device,
-            remedy: remedy.to_owned(),
-        })
+        }
+        (_, Entry::Activations | Entry::Logits) => "lower `runtime.tokens_per_microbatch`",
+        (_, Entry::Optimizer) if on_gpu => "set `optim.offload = true`, or train a [lora] instead of every weight",
+        (_, Entry::Optimizer | Entry::Gradients | Entry::Copies) => "train a [lora] instead of every weight",
+        (_, Entry::Weights) if on_gpu => {
+            "set `teacher.offload = true`, or choose a smaller `student.model` or `teacher.model`"
+        }
+        (_, Entry::Weights | Entry::Workspace | Entry::Driver) => "choose a smaller `student.model` or `teacher.model`",
     }
-}
-
-impl fmt::Display for Forecast {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { weights, optimizer, kv, activations } = *self;
-        write!(
-            f,
-            "{} = weights {} + gradients and moments {} + KV {} + activations {}",
-            Bytes(self.total()),
-            Bytes(weights),
-            Bytes(optimizer),
-            Bytes(kv),
-            Bytes(activations)
-        )
-    }
-}
-
-/// A number of bytes, for people.
-#[derive(Debug, Clone, Copy)]
-pub struct Bytes(pub u64);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = self.0 as f64 / (1 << 20) as f64;
-        if mib >= 1024.0 { write!(f, "{:.1} GiB", mib / 1024.0) } else { write!(f, "{mib:.0} MiB") }
-    }
-}
-
-/// Linear layers of a decoder layer: name, input width, output width.
-fn linears(config: &ModelConfig) -> [(&'static str, u64, u64); 7] {
-    let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
-    let queries = (config.num_heads * config.head_dim) as u64;
-    let keys = (config.num_kv_heads * config.head_dim) as u64;
-    [
-        ("q_proj", hidden, queries),
-        ("k_proj", hidden, keys),
-        ("v_proj", hidden, keys),
-        ("o_proj", queries, hidden),
-        ("gate_proj", hidden, inner),
-        ("up_proj", hidden, inner),
-        ("down_proj", inner, hidden),
-    ]
-}
-
-/// Weights of a model; norms and biases are too few to count.
-#[must_use]
-pub fn parameters(config: &ModelConfig) -> u64 {
-    let layer: u64 = linears(config).iter().map(|(_, input, output)| input * output).sum();
-    let embeddings = if config.tie_word_embeddings { 1 } else { 2 };
-    layer * config.num_layers as u64 + embeddings * (config.vocab_size * config.hidden_size) as u64
-}
-
-fn lora_parameters(config: &ModelConfig, lora: &Lora) -> u64 {
-    let targets = lora.target_modules.as_slice();
-    let all = targets.iter().any(|target| target == "all-linear");
-    let targeted = |name: &str| all || targets.iter().any(|target| target.ends_with(name));
-    let rank = |name: &str| {
-        let pattern = lora.rank_pattern.iter().find(|(key, _)| key.ends_with(name));
-        pattern.map_or(lora.r, |(_, &rank)| rank) as u64
-    };
-    let layer: u64 =
-        linears(config).iter().filter(|(name, ..)| targeted(name)).map(|(name, i, o)| rank(name) * (i + o)).sum();
-    layer * config.num_layers as u64
-}
-
-/// Values kept per token for the backward pass: the inputs of every op of a layer, of all layers or of one.
-fn activations_per_token(config: &ModelConfig, checkpointed: bool) -> u64 {
-    let hidden = config.hidden_size as u64;
-    let heads = ((config.num_heads + 2 * config.num_kv_heads) * config.head_dim) as u64;
-    let layer = 6 * hidden + 3 * heads + 4 * config.intermediate_size as u64;
-    let layers = config.num_layers as u64;
-    if checkpointed { layers * hidden + 2 * layer } else { (layers + 1) * layer }
-}
-
-/// Bytes of keys and values for sequences of so many tokens, in whole pages.
-#[must_use]
-pub fn kv_bytes(config: &ModelConfig, device: Device, lengths: impl IntoIterator<Item = usize>) -> u64 {
-    let shape = KvShape { heads: config.num_heads, kv_heads: config.num_kv_heads, head_dim: config.head_dim };
-    // One more page a sequence: a shared last page is copied before it is written.
-    let pages: usize = lengths.into_iter().map(|tokens| tokens.div_ceil(PAGE_TOKENS) + 1).sum();
-    (pages * shape.page_bytes(device) * config.num_layers) as u64
 }
 
 /// Tells the binaries' allocator to keep freed pages for the next step instead of giving them back to the system.
@@ -271,93 +167,64 @@ pub fn count_peak_from_now(device: Device) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use runtime::files::ModelFiles;
+    use runtime::memory::{Checkpointing, KvSize, KvWish};
+    use runtime::request::{EngineConfig, SlotSpec};
+
     use super::*;
 
-    #[test]
-    fn a_run_that_does_not_fit_names_the_key_that_helps() {
-        let forecast = Forecast { weights: 10, optimizer: 20, kv: 5, activations: 40 };
-        forecast.check(Device::Cpu, Some(75), false).expect("fits exactly");
-        forecast.check(Device::Cpu, None, false).expect("nothing known, nothing refused");
-        let remedy = |forecast: Forecast, checkpointed| {
-            forecast.check(Device::Cuda(1), Some(74), checkpointed).expect_err("too large").to_string()
-        };
-        assert!(remedy(forecast, false).contains("runtime.gradient_checkpointing"));
-        assert!(remedy(forecast, false).contains("available on cuda:1"));
-        assert!(!remedy(forecast, true).contains("gradient_checkpointing"));
-        assert!(remedy(Forecast { kv: 80, ..forecast }, false).contains("runtime.max_running"));
-        assert!(remedy(Forecast { optimizer: 80, ..forecast }, false).contains("[lora]"));
-    }
-
-    /// Steps of four prompts, each twice.
-    fn recipe(more: &str) -> Recipe {
-        let text = format!(
-            "[student]\nmodel = \"hf:org/base\"\n[teacher]\nsystem_prompt = \"x\"\n[data]\npath = \"p.jsonl\"\n\
-             [schedule]\nmax_steps = 4\n[rollout]\nprompts_per_step = 4\ngroup_size = 2\n\
-             [runtime]\ndevice = \"cpu\"\n{more}"
-        );
-        Recipe::parse(&text, "test", "test", std::path::Path::new("/"), &[]).expect("valid")
-    }
-
-    fn config() -> ModelConfig {
+    /// A plan that needs `kv` bytes and the model, with `available` bytes there.
+    fn planned(kv: u64, available: u64) -> MemoryPlan {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-chat");
-        runtime::files::ModelFiles::open(std::path::Path::new(path)).expect("a fixture").config.clone()
-    }
-
-    #[test]
-    fn a_micro_batch_is_not_larger_than_a_step() {
-        let (recipe, config) = (recipe(""), config());
-        let plan = |longest| Plan {
-            recipe: &recipe,
+        let files = Arc::new(ModelFiles::open(std::path::Path::new(path)).expect("a fixture"));
+        let spec = RuntimeSpec {
+            deterministic: false,
             device: Device::Cpu,
-            student: &config,
+            student: SlotSpec { files, layers: None, adapter: None },
             teacher: None,
-            kv: (0, 1),
-            longest,
+            training: None,
+            engine: EngineConfig {
+                token_budget: 16,
+                max_running: 1,
+                max_waiting: 1,
+                kv_bytes: 0,
+                prefix_cache: true,
+                overlap: false,
+            },
         };
-        assert_eq!((plan(100).micro_batch(), plan(1000).micro_batch()), (800, 2048));
-        assert!(Forecast::of(&plan(100)).activations < Forecast::of(&plan(1000)).activations);
-    }
-
-    #[test]
-    fn a_gpu_holds_values_of_two_bytes_masters_and_a_copy_to_serve() {
-        let config = config();
-        let forecast = |recipe: &Recipe, device, teacher| {
-            Forecast::of(&Plan { recipe, device, student: &config, teacher, kv: (0, 1), longest: 100 })
+        let workload = Workload {
+            kv: KvWish::Size(KvSize::Bytes(kv)),
+            longest: 16,
+            longest_scored: 0,
+            micro_batch: 0,
+            checkpointing: Checkpointing::Off,
         };
-        let all = parameters(&config);
-        let full = recipe("");
-        let on_gpu = forecast(&full, Device::Cuda(0), Some(&config));
-        // The trained weights, the served ones and the teacher's, and the masters.
-        assert_eq!(on_gpu.weights, all * (3 * 2 + 4));
-        assert_eq!(on_gpu.optimizer, all * 12);
-        let on_host = forecast(&full, Device::Cpu, Some(&config));
-        assert_eq!((on_host.weights, on_host.optimizer), (all * 2 * 4, all * 12));
-        // 800 rows: f32 logits of student and teacher and a bf16 gradient, all rows at once.
-        let logits = 800 * config.vocab_size.next_multiple_of(8) as u64 * (2 * 4 + 2);
-        assert_eq!(on_gpu.activations, 800 * activations_per_token(&config, false) * 2 + logits);
-
-        let lora = recipe("[lora]\nr = 8\nalpha = 8.0");
-        let adapter = lora_parameters(&config, lora.lora.as_ref().expect("it is there"));
-        let on_gpu = forecast(&lora, Device::Cuda(0), None);
-        assert_eq!(on_gpu.weights, all * 2 + adapter * (2 + 2 + 4));
-        assert_eq!(on_gpu.optimizer, adapter * 12);
+        MemoryPlan::of(&spec, &workload, Some(available)).expect("planned")
     }
 
     #[test]
-    fn pages_of_a_gpu_hold_values_of_two_bytes() {
-        let config = config();
-        // 33 tokens are three pages, and one to copy.
-        let values = 2 * 4 * 2 * PAGE_TOKENS * config.num_kv_heads * config.head_dim * config.num_layers;
-        assert_eq!(kv_bytes(&config, Device::Cuda(0), [33, 33]), values as u64 * 2);
-        assert!(kv_bytes(&config, Device::Cpu, [33, 33]) >= values as u64 * 4);
+    fn a_plan_that_does_not_fit_names_what_is_there_and_the_key_that_helps() {
+        let total = planned(1 << 40, 0).total();
+        check(&planned(1 << 40, total), Purpose::Training).expect("fits exactly");
+        let refusal = |purpose| check(&planned(1 << 40, total - 1), purpose).expect_err("too large").to_string();
+        for word in ["1024.0 GiB", "on cpu", "kv", "`runtime.kv_bytes`"] {
+            assert!(refusal(Purpose::Training).contains(word), "{}", refusal(Purpose::Training));
+        }
+        assert!(refusal(Purpose::Command).contains("--kv-bytes"));
     }
 
     #[test]
-    fn logits_on_a_gpu_are_held_two_gib_at_a_time() {
-        let bytes = gpu_loss_bytes(1 << 20, 151_936, 2) as u64;
-        // f32 of two models fill the chunk; the gradient is a quarter of that.
-        let whole = (2u64 << 30) + (2 << 30) / 4;
-        assert!(bytes <= whole && bytes > whole / 100 * 99, "{bytes}");
+    fn activations_are_not_lowered_by_what_is_done_already() {
+        let help = |recomputed| {
+            let mut plan = planned(1 << 20, 1 << 30);
+            plan.recomputed = recomputed;
+            remedy(Entry::Activations, &plan, Purpose::Training)
+        };
+        assert!(help([2, 4]).contains("gradient_checkpointing"));
+        assert!(!help([3, 4]).contains("gradient_checkpointing"));
+        assert!(!help([4, 4]).contains("gradient_checkpointing"));
     }
 
     #[test]

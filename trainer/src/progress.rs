@@ -19,6 +19,12 @@ impl Progress {
         Self { bars: !quiet && std::io::stderr().is_terminal(), lines: !quiet }
     }
 
+    /// The same, without lines unless `wanted`.
+    #[must_use]
+    pub fn only_if(self, wanted: bool) -> Self {
+        Self { lines: self.lines && wanted, ..self }
+    }
+
     /// A line that stays.
     pub fn line(&self, text: &str) {
         if self.lines {

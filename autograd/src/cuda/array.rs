@@ -2,8 +2,13 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use super::{Arg, Buffer, DType, Gpu, rows};
 use crate::Result;
+
+/// Values that one task rounds.
+const TASK: usize = 1 << 16;
 
 /// A run of values in GPU memory; clones share them.
 #[derive(Debug, Clone)]
@@ -94,9 +99,19 @@ impl Array {
         Self::zeros(self.gpu(), self.len, DType::F32)
     }
 
-    /// Other values in the same precision.
-    pub(crate) fn with_values(&self, values: &[f32]) -> Result<Self> {
-        Self::of(self.gpu(), values, self.dtype)
+    /// Overwrites the values, rounded to this precision.
+    pub(crate) fn write(&self, values: &[f32]) -> Result<()> {
+        assert_eq!(values.len(), self.len, "values of another array");
+        match self.dtype {
+            DType::Bf16 => self.gpu().upload_into(&self.buffer, self.offset, &to_bf16(values)),
+            DType::F32 => self.gpu().upload_into(&self.buffer, self.offset, values),
+        }
+    }
+
+    /// `len` values of `dtype` from byte `offset` of a buffer on.
+    pub(crate) fn in_buffer(buffer: Arc<Buffer>, offset: usize, len: usize, dtype: DType) -> Self {
+        assert!(offset + len * dtype.bytes() <= buffer.bytes(), "values outside their buffer");
+        Self { buffer, offset, len, dtype }
     }
 
     /// The same values in f32.
@@ -180,7 +195,8 @@ pub(crate) fn to_bf16(values: &[f32]) -> Vec<u16> {
         }
         ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) as u16
     };
-    values.iter().map(round).collect()
+    // A model's values come this way; one thread would take as long as the file's reading.
+    values.par_iter().with_min_len(TASK).map(round).collect()
 }
 
 fn from_bf16(bits: u16) -> f32 {

@@ -35,7 +35,28 @@ pub(super) fn check(call: &str, status: CUresult) -> Result<()> {
         // SAFETY: not null, so it is the driver's constant.
         unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
     };
-    Err(Error::Cuda { call: call.to_owned(), code: text(sys::cuGetErrorName), text: text(sys::cuGetErrorString) })
+    let (call, code, text) = (call.to_owned(), text(sys::cuGetErrorName), text(sys::cuGetErrorString));
+    Err(if loses_device(status) { Error::DeviceLost { call, code, text } } else { Error::Cuda { call, code, text } })
+}
+
+/// Whether every later call of this process fails as well; the driver's manual says so of each of them.
+fn loses_device(status: CUresult) -> bool {
+    matches!(
+        status,
+        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUresult::CUDA_ERROR_LAUNCH_FAILED
+            | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUresult::CUDA_ERROR_ASSERT
+            | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUresult::CUDA_ERROR_INVALID_PC
+            | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE
+    )
 }
 
 /// Loads and starts the driver, once a process; its CUDA version.

@@ -169,7 +169,7 @@ impl Gpu {
         }
         let (mut context, mut stream) = (null_mut(), null_mut());
         // SAFETY: the primary context is retained for the life of the process.
-        unsafe { cu!(cuDevicePrimaryCtxRetain(&raw mut context, device)) }?;
+        unsafe { cu!(cuDevicePrimaryCtxRetain(&raw mut context, device)) }.map_err(|e| no_room(&info, e))?;
         // SAFETY: the context was just retained.
         unsafe { cu!(cuCtxSetCurrent(context)) }?;
         CURRENT.set(ordinal + 1);
@@ -273,6 +273,22 @@ impl Gpu {
 /// The lock, also when a thread panicked with it: what it guards is changed in single steps.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The error of a card that has not even the memory to be started on.
+fn no_room(info: &GpuInfo, error: Error) -> Error {
+    match error {
+        Error::Cuda { code, .. } if code == "CUDA_ERROR_OUT_OF_MEMORY" => Error::Device {
+            name: format!("cuda:{}", info.ordinal),
+            why: format!(
+                "starting on {} takes about 500 MiB, and less of its {} MiB is free: other programs hold the rest \
+                 (nvidia-smi shows them); stop one, or let it take less (`runtime.kv_bytes`, --kv-bytes)",
+                info.name,
+                info.total_bytes >> 20
+            ),
+        },
+        other => other,
+    }
 }
 
 /// From Hopper on, the code that uses a card's own instructions is tied to it by the letter.

@@ -1,11 +1,15 @@
-//! AdamW and norms of many tensors in one launch.
+//! AdamW and norms of many tensors in one launch, and AdamW on state that waits in the host's memory.
 
-use super::{Arg, Array, Buffer, DType, Gpu};
+use super::{Arg, Array, Buffer, DType, Gpu, HostArray, Lane};
 use crate::Result;
 
 /// Elements that one block works on; the kernels' OPTIMIZER_CHUNK.
 const CHUNK: usize = 16384;
 const THREADS: u32 = 512;
+/// Elements of offloaded state that are on the card at a time, in each of two lanes; whole chunks.
+const PIECE: usize = 512 * CHUNK;
+/// Bytes of the card that AdamW with offloaded state needs: masters and both moments of a piece, twice.
+pub const OFFLOAD_BYTES: usize = 2 * 3 * PIECE * size_of::<f32>();
 
 /// What belongs to one trained tensor. All but the weight are f32.
 pub(crate) struct Trained<'a> {
@@ -55,6 +59,42 @@ pub(crate) fn adamw(tensors: &[Trained<'_>], factors: [f32; 8]) -> Result<()> {
     let none = Arg::Ptr(0);
     let args: Vec<Arg> = table.args().into_iter().chain([grad, none, none]).chain(rest).collect();
     gpu.launch("adamw", [table.count as u32, 1, 1], [THREADS, 1, 1], 0, &args)
+}
+
+/// A trained tensor whose state waits on the host: master and both moments.
+pub(crate) struct Offloaded<'a> {
+    pub(crate) weight: &'a Array,
+    pub(crate) grad: &'a Array,
+    pub(crate) state: [&'a HostArray; 3],
+}
+
+/// [`adamw`] a piece at a time: while the card updates one, the next comes and the last one goes.
+pub(crate) fn adamw_offloaded(tensors: &[Offloaded<'_>], factors: [f32; 8]) -> Result<()> {
+    let Some(first) = tensors.first() else { return Ok(()) };
+    let gpu = first.weight.gpu();
+    let longest = tensors.iter().map(|t| t.weight.len()).max().unwrap_or(1).min(PIECE);
+    let room = 3 * longest * size_of::<f32>();
+    let lanes = [Lane::new(gpu, room)?, Lane::new(gpu, room)?];
+    let pieces = tensors.iter().flat_map(|t| (0..t.weight.len()).step_by(PIECE).map(move |start| (t, start)));
+    for ((tensor, start), lane) in pieces.zip(lanes.iter().cycle()) {
+        let len = PIECE.min(tensor.weight.len() - start);
+        let (at, bytes) = (start * size_of::<f32>(), len * size_of::<f32>());
+        let places = [0, 1, 2].map(|i| i * longest * size_of::<f32>());
+        for (values, place) in tensor.state.iter().zip(places) {
+            lane.fetch(values.memory(), at, place, bytes)?;
+        }
+        lane.before_card()?;
+        let [master, m, v] = places.map(|place| Array::in_buffer(lane.buffer().clone(), place, len, DType::F32));
+        let [weight, grad] = [tensor.weight, tensor.grad].map(|array| array.part(start, len));
+        adamw(&[Trained { weight: &weight, grad: &grad, master: &master, moments: [&m, &v] }], factors)?;
+        lane.after_card()?;
+        for (values, place) in tensor.state.iter().zip(places) {
+            lane.store(place, values.memory(), at, bytes)?;
+        }
+    }
+    // The end of a lane orders the card's later work after its copies.
+    drop(lanes);
+    Ok(())
 }
 
 /// The sum of all squares of f32 arrays.

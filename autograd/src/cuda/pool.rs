@@ -34,12 +34,20 @@ pub struct MemoryStats {
     pub allocations: u64,
 }
 
+/// Bytes of the block that a buffer of `bytes` takes.
+#[must_use]
+pub fn block_bytes(bytes: usize) -> usize {
+    rounded(bytes)
+}
+
 /// What the card's lock guards.
 #[derive(Default)]
 pub(super) struct Pool {
     arena: Arena,
     stats: MemoryStats,
     limit: Option<usize>,
+    /// What a graph memory takes from the driver when it takes something for the first time.
+    graph_segment: usize,
     /// Segments of graph memories that ended when the stream could not be waited for.
     orphans: Vec<(u64, usize)>,
     /// The capture that runs; set only while its thread has the turn.
@@ -192,7 +200,9 @@ impl Gpu {
     /// Asks the driver for a segment that holds `block`: a large one, else one that just fits, else again after
     /// everything cached has gone back. False when there is no room.
     fn grow(&self, pool: &mut Pool, home: Option<&Arc<Private>>, block: usize) -> Result<bool> {
-        let sizes = [segment_for(block), block];
+        // Graphs keep their addresses, so memory that grows with the captured sizes could not give the small pieces back.
+        let first = home.filter(|home| lock(&home.arena).reserved() == 0).map(|_| pool.graph_segment);
+        let sizes = [segment_for(block).max(first.unwrap_or(0)), segment_for(block), block];
         for released in [false, true] {
             // Freeing waits for the stream, which a capture does not allow.
             if released && (self.is_capturing() || self.release(pool)? == 0) {
@@ -235,6 +245,11 @@ impl Gpu {
     /// The most this process may take from the card; what it already has counts.
     pub fn set_memory_limit(&self, bytes: Option<usize>) {
         lock(&self.pool).limit = bytes;
+    }
+
+    /// What a [`super::GraphMemory`] takes in one piece when it first takes something: what its largest graph needs.
+    pub fn set_graph_segment(&self, bytes: usize) {
+        lock(&self.pool).graph_segment = bytes.next_multiple_of(super::arena::GRAIN);
     }
 
     /// The counters.

@@ -4,11 +4,11 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::ptr::null_mut;
 
-use cudarc::driver::sys::{CUevent_flags, CUresult};
+use cudarc::driver::sys::{CUevent_flags, CUresult, CUstream};
 
 use super::driver::{check, cu};
 use super::gpu::{Gpu, Mark, lock};
-use crate::Result;
+use crate::{Error, Result};
 
 /// Uploads go through a ring of this size, so that many small ones are in flight at once.
 const RING: usize = 64 << 20;
@@ -16,7 +16,7 @@ const RING: usize = 64 << 20;
 pub(super) const PIECE: usize = RING / 4;
 
 /// Pinned memory, freed with the value.
-pub(super) struct Pinned {
+pub(crate) struct Pinned {
     address: *mut u8,
     bytes: usize,
 }
@@ -37,6 +37,26 @@ impl Pinned {
 
     pub(super) fn address(&self) -> *mut u8 {
         self.address
+    }
+
+    /// The address of the byte `offset`.
+    ///
+    /// # Panics
+    /// When the `bytes` from there on are not all inside.
+    pub(super) fn at(&self, offset: usize, bytes: usize) -> *mut u8 {
+        assert!(offset.checked_add(bytes).is_some_and(|end| end <= self.bytes), "bytes outside the pinned memory");
+        // SAFETY: inside, as was checked.
+        unsafe { self.address.add(offset) }
+    }
+
+    /// Copies `bytes` to the byte `offset`.
+    ///
+    /// # Panics
+    /// When they do not fit.
+    pub(crate) fn write(&mut self, offset: usize, bytes: &[u8]) {
+        let target = self.at(offset, bytes.len());
+        // SAFETY: room for them, as was checked, which nobody else uses.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) };
     }
 }
 
@@ -108,8 +128,22 @@ impl Gpu {
         }
     }
 
+    /// Pinned memory of its own.
+    pub(crate) fn pin(&self, bytes: usize) -> Result<Pinned> {
+        let _turn = self.enter()?;
+        Pinned::new(bytes.max(1)).map_err(|e| match e {
+            Error::Cuda { code, .. } if code == "CUDA_ERROR_OUT_OF_MEMORY" => Error::HostMemory { asked: bytes },
+            other => other,
+        })
+    }
+
     /// An event after all work so far.
     pub(super) fn mark(&self) -> Result<Mark> {
+        self.mark_on(self.stream)
+    }
+
+    /// An event after all work of a stream so far.
+    pub(super) fn mark_on(&self, stream: CUstream) -> Result<Mark> {
         let mark = match lock(&self.events).pop() {
             Some(mark) => mark,
             None => {
@@ -120,7 +154,7 @@ impl Gpu {
             }
         };
         // SAFETY: event and stream are alive.
-        unsafe { cu!(cuEventRecord(mark.0, self.stream)) }?;
+        unsafe { cu!(cuEventRecord(mark.0, stream)) }?;
         Ok(mark)
     }
 

@@ -38,10 +38,7 @@ pub(crate) fn distance(got: &[f32], want: &[f32]) -> f64 {
     if size == 0.0 { error.sqrt() } else { (error / size).sqrt() }
 }
 
-/// Cases whose widths are what the GPU's vectors want.
-fn cases() -> Vec<Case> {
-    [elementwise(), linear(), rotary(), attention(), losses()].into_iter().flatten().collect()
-}
+// Cases whose widths are what the GPU's vectors want.
 
 fn elementwise() -> Vec<Case> {
     let add = |tape: &mut Tape, x: &[&Tensor]| ops::add(tape, x[0], x[1]);
@@ -66,13 +63,12 @@ fn elementwise() -> Vec<Case> {
     cases
 }
 
-fn linear() -> Vec<Case> {
+fn linear(shapes: &[[usize; 3]]) -> Vec<Case> {
     let plain =
         |[t, n, k]: [usize; 3]| vec![Operand::rows([t, k], 6), Operand::weight([n, k], 7), Operand::rows([1, n], 8)];
     let run = |tape: &mut Tape, x: &[&Tensor]| ops::linear(tape, x[0], x[1], Some(x[2]));
-    let mut cases: Vec<Case> = [[1, 64, 32], [5, 104, 72], [130, 256, 512], [600, 1024, 1024]]
-        .map(|dims| Case::new("linear", format!("{dims:?} bias"), plain(dims), run))
-        .into();
+    let mut cases: Vec<Case> =
+        shapes.iter().map(|&dims| Case::new("linear", format!("{dims:?} bias"), plain(dims), run)).collect();
     let joined = |dropout| {
         move |tape: &mut Tape, x: &[&Tensor]| {
             let branch = |a, b| Some(LowRank { a, b, scale: 0.6, dropout });
@@ -124,36 +120,41 @@ fn rotary() -> Vec<Case> {
     shapes.into_iter().flat_map(|(heads, half)| [case(heads, half, 11, false), case(heads, half, 200, true)]).collect()
 }
 
+const WIDTHS: [usize; 4] = [64, 96, 128, 256];
+
+fn attention_case(lengths: &[usize], heads: [usize; 2], d: usize, window: Option<usize>) -> Case {
+    let [heads, kv_heads] = heads;
+    let sequences = Sequences::from_lengths(lengths);
+    let operands = vec![Operand::rows([sequences.tokens(), (heads + 2 * kv_heads) * d], 16).times(2.0)];
+    let name = format!("{lengths:?} heads {heads}/{kv_heads} of {d} window {window:?}");
+    Case::new("attention", name, operands, move |tape, x| {
+        let scale = 1.0 / (d as f32).sqrt();
+        ops::attention(tape, Attention { sequences: sequences.clone(), heads, kv_heads, scale, window }, x[0])
+    })
+}
+
 fn attention() -> Vec<Case> {
-    let case = |lengths: &[usize], heads: usize, kv_heads: usize, d: usize, window: Option<usize>| {
-        let sequences = Sequences::from_lengths(lengths);
-        let operands = vec![Operand::rows([sequences.tokens(), (heads + 2 * kv_heads) * d], 16).times(2.0)];
-        let name = format!("{lengths:?} heads {heads}/{kv_heads} of {d} window {window:?}");
-        Case::new("attention", name, operands, move |tape, x| {
-            let scale = 1.0 / (d as f32).sqrt();
-            ops::attention(tape, Attention { sequences: sequences.clone(), heads, kv_heads, scale, window }, x[0])
-        })
-    };
     let mut cases = vec![];
-    for d in [64, 96, 128, 256] {
-        for (heads, kv_heads) in [(2, 2), (4, 2), (4, 1), (8, 1)] {
-            cases.push(case(&[1, 63, 64, 65, 200], heads, kv_heads, d, None));
+    for d in WIDTHS {
+        for heads in [[2, 2], [4, 2], [4, 1], [8, 1]] {
+            cases.push(attention_case(&[1, 63, 64, 65, 200], heads, d, None));
         }
         for window in [1, 5, 64, 100] {
-            cases.push(case(&[35, 1, 180], 4, 2, d, Some(window)));
+            cases.push(attention_case(&[35, 1, 180], [4, 2], d, Some(window)));
         }
     }
     cases
 }
 
-fn losses() -> Vec<Case> {
+fn losses(shapes: &[[usize; 3]]) -> Vec<Case> {
     let head = |[t, vocab, h]: [usize; 3], key| vec![Operand::rows([t, h], key), Operand::weight([vocab, h], key + 1)];
     let weights = |t: usize| -> Vec<f32> {
         random(t, 30).iter().enumerate().map(|(i, w)| if i == 1 { 0.0 } else { w + 1.5 }).collect()
     };
     let targets = |t: usize, vocab: usize| -> Vec<u32> { (0..t).map(|i| (i * 17 % vocab) as u32).collect() };
     let mut cases = vec![];
-    for dims @ [t, vocab, _] in [[5, 1000, 16], [270, 5003, 24]] {
+    for &dims in shapes {
+        let [t, vocab, _] = dims;
         let (y, w) = (targets(t, vocab), weights(t));
         let operands = head(dims, 20);
         cases.push(Case::loss("cross_entropy", format!("{dims:?}"), operands.clone(), move |tape, x| {
@@ -188,9 +189,47 @@ fn losses() -> Vec<Case> {
 
 #[test]
 #[ignore = "needs a GPU"]
-fn kernels_equal_burn() {
+fn elementwise_kernels_equal_burn() {
+    assert_equal_burn(elementwise());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn products_equal_burn() {
+    assert_equal_burn(linear(&[[1, 64, 32], [5, 104, 72], [130, 256, 512], [600, 1024, 1024]]));
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn rotary_kernels_equal_burn() {
+    assert_equal_burn(rotary());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn attention_equals_burn() {
+    assert_equal_burn(attention());
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn losses_equal_burn() {
+    assert_equal_burn(losses(&[[5, 1000, 16], [270, 5003, 24]]));
+}
+
+/// A few small cases of each slow kind: what `scripts/gpu_check` runs under the race checker, a thousand times slower.
+#[test]
+#[ignore = "needs a GPU"]
+fn short_cases_equal_burn() {
+    assert_equal_burn(linear(&[[5, 104, 72]]));
+    assert_equal_burn(WIDTHS.iter().map(|&d| attention_case(&[3, 65], [2, 1], d, None)).collect());
+    assert_equal_burn(losses(&[[5, 1000, 16]]));
+}
+
+#[track_caller]
+fn assert_equal_burn(cases: Vec<Case>) {
     let mut failures = 0;
-    for mut case in cases() {
+    for mut case in cases {
         for operand in &mut case.operands {
             operand.values.iter_mut().for_each(|v| *v = rounded(*v));
         }
@@ -223,10 +262,19 @@ fn kernels_equal_burn() {
 #[test]
 #[ignore = "needs a GPU"]
 fn pages_equal_the_packed_batch() {
-    for (heads, kv_heads, d) in [(4, 2, 64), (8, 1, 96), (16, 8, 128), (2, 2, 256)] {
+    assert_pages_equal_the_packed_batch(&[(4, 2, 64), (8, 1, 96), (16, 8, 128), (2, 2, 256)], 150);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn short_pages_equal_the_packed_batch() {
+    assert_pages_equal_the_packed_batch(&[(2, 1, 64), (2, 1, 128)], 20);
+}
+
+fn assert_pages_equal_the_packed_batch(shapes: &[(usize, usize, usize)], length: usize) {
+    for &(heads, kv_heads, d) in shapes {
         for window in [None, Some(20)] {
             let shape = KvShape { heads, kv_heads, head_dim: d };
-            let length = 150;
             let width = (heads + 2 * kv_heads) * d;
             let values: Vec<f32> = random(length * width, 1).iter().map(|v| rounded(2.0 * v)).collect();
             let rows = |r: std::ops::Range<usize>| {
@@ -236,7 +284,7 @@ fn pages_equal_the_packed_batch() {
             let op = Attention { sequences: Sequences::from_lengths(&[length]), heads, kv_heads, scale, window };
             let packed = ops::attention(&mut Tape::off(), op, &rows(0..length)).expect("runs").to_vec();
             let pages: Vec<u32> = (0..length.div_ceil(PAGE_TOKENS) as u32).rev().collect();
-            for chunk in [1, 7, 64, 150] {
+            for chunk in [1, 7, 64, length] {
                 let mut pool = KvPool::new(GPU, shape, 1, pages.len()).expect("memory");
                 let mut out = vec![];
                 for start in (0..length).step_by(chunk) {
@@ -272,7 +320,8 @@ fn adamw_follows_the_host() {
         let mut norms = vec![];
         for (w, moments) in &mut states {
             let values: Vec<f32> = random(2800, 10 + number).iter().map(|&v| rounded(v)).collect();
-            let grad = moments.m.with_values(values).expect("memory");
+            let mut grad = moments.m.copied().expect("memory");
+            grad.set(values).expect("the values fill the shape");
             norms.push(global_norm(&[&grad]).expect("runs"));
             adamw.update(w, &grad, moments, step).expect("runs");
         }

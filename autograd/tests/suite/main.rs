@@ -8,6 +8,7 @@ mod errors;
 mod fixtures;
 mod gradients;
 mod losses;
+mod offload;
 mod paged;
 mod support;
 mod table;

@@ -12,6 +12,7 @@ use autograd::ops::{self, DrawBoard, DrawRow, PendingDraws};
 use autograd::{Index, Tensor};
 
 use super::slot::SlotEngine;
+use crate::memory::Entry;
 use crate::model::{Decoder, Paged, Pass};
 use crate::scheduler::Plan;
 use crate::{Error, Result};
@@ -85,7 +86,9 @@ fn step(
 impl SlotEngine {
     /// Launches the step on `card`; `None` when it draws nothing.
     pub(super) fn launch_on(&mut self, card: &mut Card, plan: &Plan) -> Result<Option<PendingDraws>> {
-        if plan.seqs.iter().all(|seq| seq.sample && seq.tokens.len() == 1) {
+        // A graph would read offloaded layers where they passed through when it was captured.
+        let fixed = !self.serving.weights.is_offloaded();
+        if fixed && plan.seqs.iter().all(|seq| seq.sample && seq.tokens.len() == 1) {
             return self.launch_graph(card, plan).map(Some);
         }
         let ids = card.board.feed(&plan.tokens)?;
@@ -103,7 +106,8 @@ impl SlotEngine {
             draw: self.running[&seq.id].draw_row(seq.tokens.end),
         };
         let rows: Vec<DecodeRow<'_>> = plan.seqs.iter().zip(&plan.tokens).map(row).collect();
-        let pending = card.graph(&rows, &mut self.pool, &self.decoder, &self.serving)?.launch(&rows)?;
+        let graph = card.graph(&rows, &mut self.pool, &self.decoder, &self.serving);
+        let pending = graph.map_err(|e| e.asked_as(Entry::Graphs))?.launch(&rows)?;
         self.steps.graphs += 1;
         Ok(pending)
     }

@@ -5,6 +5,7 @@
 
 mod card;
 mod generation;
+mod lost;
 mod score;
 mod slot;
 mod step;
@@ -14,7 +15,8 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use autograd::Device;
 use autograd::cuda::{Gpu, Mode};
 
-use crate::handle::{Reply, Work};
+use crate::handle::Work;
+use crate::memory::Entry;
 use crate::request::{GpuStats, RuntimeSpec, RuntimeStats, Slot};
 use crate::train::TrainSession;
 use crate::{Error, Result};
@@ -28,6 +30,8 @@ pub(crate) struct Engine {
     training: Option<TrainSession>,
     /// Keeps a GPU in the mode that was asked for.
     _mode: Option<Mode>,
+    /// How the device was lost; nothing is asked of it any more.
+    lost: Option<Error>,
 }
 
 impl Engine {
@@ -38,8 +42,7 @@ impl Engine {
         let teacher = match &spec.teacher {
             None => None,
             Some(teacher) => {
-                let same = teacher.files.path == spec.student.files.path && teacher.layers == spec.student.layers;
-                let shared = same.then(|| student.weights());
+                let shared = spec.teacher_shares_weights().then(|| student.weights());
                 Some(SlotEngine::load(Slot::Teacher, teacher, spec, shared, progress)?)
             }
         };
@@ -49,10 +52,11 @@ impl Engine {
                 return Err(Error::Vocabulary { student: vocabularies[0], teacher: vocabularies[1] });
             }
         }
-        let training = spec.training.as_ref().map(|t| TrainSession::new(t, &student)).transpose()?;
-        let mut engine = Self { student, teacher, training, _mode: mode };
+        let training = spec.training.as_ref().map(|t| TrainSession::new(t, &student)).transpose();
+        let training = training.map_err(|e| e.asked_as(Entry::Optimizer))?;
+        let mut engine = Self { student, teacher, training, lost: None, _mode: mode };
         if engine.training.is_some() {
-            engine.publish()?;
+            engine.publish().map_err(|e| e.asked_as(Entry::Copies))?;
         }
         Ok(engine)
     }
@@ -70,6 +74,7 @@ impl Engine {
                 }
             }
             self.slots().for_each(SlotEngine::step);
+            self.look_at_errors();
         }
     }
 
@@ -91,8 +96,12 @@ impl Engine {
     }
 
     fn answer(&mut self, work: Work) {
+        if let Some(lost) = &self.lost {
+            return lost::refuse(work, lost);
+        }
         if !matches!(work, Work::Generate(..) | Work::Cancel(..) | Work::Stats(_)) {
             self.slots().for_each(SlotEngine::drain);
+            self.look_at_errors();
         }
         match work {
             Work::Generate(id, request, mask, events) => match self.slot(request.slot) {
@@ -107,7 +116,7 @@ impl Engine {
             }
             Work::Score(request, reply) => {
                 let score = self.slot(request.slot).and_then(|slot| slot.score(&request));
-                send(&reply, score);
+                self.reply(&reply, score.map_err(|e| e.asked_as(Entry::Activations)));
             }
             Work::ForwardBackward(request, reply) => {
                 let (teacher, training) = (self.teacher.as_ref(), self.training.as_mut());
@@ -115,20 +124,27 @@ impl Engine {
                     Some(session) => session.forward_backward(&request, &self.student, teacher),
                     None => crate::train::evaluate(&request, &self.student, teacher),
                 };
-                send(&reply, report);
+                self.reply(&reply, report.map_err(|e| e.asked_as(Entry::Activations)));
             }
-            Work::OptimStep(step, reply) => send(&reply, self.session().and_then(|s| s.optim_step(&step))),
+            Work::OptimStep(step, reply) => {
+                let report = self.session().and_then(|s| s.optim_step(&step));
+                self.reply(&reply, report.map_err(|e| e.asked_as(Entry::Workspace)));
+            }
             Work::Publish(reply) => {
                 let version = self.publish();
-                send(&reply, version);
+                self.reply(&reply, version.map_err(|e| e.asked_as(Entry::Copies)));
             }
-            Work::Export(reply) => send(&reply, self.session().and_then(|s| s.export())),
+            Work::Export(reply) => {
+                let state = self.session().and_then(|s| s.export());
+                self.reply(&reply, state);
+            }
             Work::Restore(state, reply) => {
                 let restored = self.session().and_then(|s| s.restore(state));
-                send(&reply, restored);
+                self.reply(&reply, restored);
             }
             Work::Stats(reply) => {
-                send(&reply, self.stats());
+                let stats = self.stats();
+                self.reply(&reply, stats);
             }
         }
     }
@@ -169,9 +185,4 @@ fn hold_mode(spec: &RuntimeSpec) -> Result<Option<Mode>> {
         }
         Device::Portable => Ok(None),
     }
-}
-
-fn send<T>(reply: &Reply<T>, value: Result<T>) {
-    // A caller that stopped waiting has dropped its end; there is nobody to tell.
-    drop(reply.send(value));
 }

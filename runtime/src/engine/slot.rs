@@ -12,7 +12,8 @@ use super::generation::Generation;
 use super::step::Flight;
 use crate::config::ModelConfig;
 use crate::kv::CacheKey;
-use crate::model::{Adapter, Decoder, ModelWeights, Pass};
+use crate::memory::Entry;
+use crate::model::{Adapter, Decoder, ModelWeights, Pass, keep_layers};
 use crate::request::{GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSpec, StepStats, TokenMask};
 use crate::scheduler::{RequestId, Scheduler, SchedulerConfig, SchedulerStats, SeqRequest};
 use crate::text::Tokenizer;
@@ -37,6 +38,8 @@ pub(crate) struct SlotEngine {
     /// Launched steps whose results nobody has looked at, oldest first; those of the scheduler in flight.
     pub(super) flights: VecDeque<Flight>,
     pub(super) steps: StepStats,
+    /// The newest error of a step, for the engine to look at.
+    pub(super) error: Option<Error>,
     /// Whether `serving` is this slot's own copy of trained weights.
     owns_copy: bool,
 }
@@ -55,7 +58,10 @@ impl SlotEngine {
             Some(weights) => weights,
             None => {
                 let kept = (&kept[..], model.files.config.num_layers);
-                Arc::new(ModelWeights::load(&config, &*model.files.weights, kept, spec.device, progress)?)
+                let offload = slot == Slot::Teacher && spec.training.as_ref().is_some_and(|t| t.offload.teacher);
+                let load = if offload { ModelWeights::load_offloaded } else { ModelWeights::load };
+                let weights = load(&config, &*model.files.weights, kept, spec.device, progress);
+                Arc::new(weights.map_err(|e| e.asked_as(Entry::Weights))?)
             }
         };
         let adapter = model.adapter.as_ref().map(|dir| Adapter::load(dir, &config, spec.device)).transpose()?;
@@ -72,7 +78,8 @@ impl SlotEngine {
         let positions = config.max_position_embeddings;
         Ok(Self {
             slot,
-            pool: KvPool::new(spec.device, shape, config.num_layers, num_pages)?,
+            pool: KvPool::new(spec.device, shape, config.num_layers, num_pages)
+                .map_err(|e| Error::from(e).asked_as(Entry::Kv))?,
             decoder: Decoder::new(config, positions),
             base: weights.clone(),
             serving: Pass::inference(weights, adapter.map(Arc::new)),
@@ -87,6 +94,7 @@ impl SlotEngine {
             overlap: spec.engine.overlap,
             flights: VecDeque::new(),
             steps: StepStats::default(),
+            error: None,
             owns_copy: false,
         })
     }
@@ -123,17 +131,19 @@ impl SlotEngine {
     /// Answers requests with `pass` from now on; cached prefixes of older weights are dropped. No step is in flight.
     ///
     /// Training on a GPU changes weights in place, so requests are answered with a copy, which stays where it is: the
-    /// captured decode steps read it.
+    /// captured decode steps read it. When every weight is trained, the weights that were loaded become that copy, unless
+    /// a teacher has them too.
     pub(super) fn publish(&mut self, pass: Pass) -> Result<u64> {
         assert!(self.flights.is_empty(), "steps in flight run with the old weights and would be taken for the new");
+        let full = pass.adapter.is_none();
         if matches!(self.device(), Device::Cuda(_)) {
+            // `base` and `serving` hold them.
+            self.owns_copy |=
+                full && Arc::ptr_eq(&self.base, &self.serving.weights) && Arc::strong_count(&self.base) == 2;
             if self.owns_copy {
                 self.serving.assign(&pass)?;
             } else {
                 self.serving = pass.copied_from(&self.serving)?;
-                if !self.serving.merge && self.serving.adapter.is_none() {
-                    self.base = self.serving.weights.clone();
-                }
                 if let Some(card) = &mut self.card {
                     card.forget_graphs();
                 }
@@ -141,6 +151,10 @@ impl SlotEngine {
             }
         } else {
             self.serving = pass;
+        }
+        if full {
+            // Nothing of the weights that were loaded is needed any more.
+            self.base = self.serving.weights.clone();
         }
         self.version += 1;
         self.scheduler.publish(self.slot as u8, self.version);
@@ -199,20 +213,6 @@ pub(super) fn check_ids(ids: &[u32], config: &ModelConfig) -> Result<()> {
             Err(Error::Request(format!("token id {id} is outside the model's vocabulary of {}", config.vocab_size)))
         }
     }
-}
-
-/// The configuration with only these layers, and the file's layer for each of them.
-fn keep_layers(config: &ModelConfig, layers: Option<&[usize]>) -> Result<(ModelConfig, Vec<usize>)> {
-    let count = config.num_layers;
-    let Some(layers) = layers else { return Ok((config.clone(), (0..count).collect())) };
-    let mut seen = vec![false; count];
-    let bad = layers.iter().find(|&&l| l >= count || std::mem::replace(&mut seen[l], true));
-    if let Some(&layer) = bad.or(if layers.is_empty() { Some(&0) } else { None }) {
-        return Err(Error::Layers { layer, count });
-    }
-    let window = &config.sliding_window;
-    let sliding_window = if window.is_empty() { vec![] } else { layers.iter().map(|&l| window[l]).collect() };
-    Ok((ModelConfig { num_layers: layers.len(), sliding_window, ..config.clone() }, layers.to_vec()))
 }
 
 const _: () = assert!(PAGE_TOKENS == crate::kv::PAGE_SIZE, "scheduler and device disagree about pages");

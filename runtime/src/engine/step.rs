@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use super::generation::Progress;
 use super::slot::SlotEngine;
+use crate::memory::Entry;
 use crate::model::Paged;
 use crate::request::FinishReason;
 use crate::sampler::{Sampled, SamplingError};
@@ -166,7 +167,7 @@ impl SlotEngine {
         let Some(flight) = self.flights.pop_front() else { return };
         match flight.outcome.and_then(|draws| self.wait(draws, &flight.drawn)) {
             Ok(samples) => self.deliver(flight.drawn.into_iter().zip(samples).collect()),
-            Err(e) => self.fail(&flight.seqs, &e),
+            Err(e) => self.fail(&flight.seqs, e.asked_as(Entry::Activations)),
         }
     }
 
@@ -213,14 +214,24 @@ impl SlotEngine {
     }
 
     /// A forward pass that failed fails every request in it; the others go on.
-    fn fail(&mut self, seqs: &[RequestId], error: &Error) {
+    fn fail(&mut self, seqs: &[RequestId], error: Error) {
         for id in seqs {
             if let Some(mut generation) = self.running.remove(id) {
-                generation.fail(Error::Request(format!("the forward pass failed: {error}")));
+                generation.fail(error.for_another());
             }
             self.scheduler.cancel(*id);
         }
         self.scheduler.commit(&[]);
+        self.error = Some(error);
+    }
+
+    /// Ends every request with an error.
+    pub(super) fn fail_all(&mut self, error: &Error) {
+        self.drain();
+        for (id, mut generation) in std::mem::take(&mut self.running) {
+            generation.fail(error.for_another());
+            self.scheduler.cancel(id);
+        }
     }
 }
 

@@ -44,6 +44,17 @@ pub struct Adapter {
     pub layers: Vec<[Option<Branch>; 7]>,
 }
 
+/// Rank of a branch and shape `[out, in]` of its map.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Form {
+    /// The map.
+    pub(crate) module: Module,
+    /// Its rank.
+    pub(crate) rank: usize,
+    /// Rows and columns of the map's weight.
+    pub(crate) shape: [usize; 2],
+}
+
 /// Where two adapters differ in form; rank and scale of each branch that is there.
 #[derive(Debug)]
 pub(crate) struct Difference {
@@ -139,28 +150,40 @@ impl Adapter {
     /// # Errors
     /// Targets or patterns that name nothing.
     pub fn init(config: &ModelConfig, lora: &LoraConfig, device: Device) -> Result<Self> {
-        let (info, targets) = (AdapterInfo::new(lora)?, targets(&lora.target_modules)?);
-        let branch = |layer: usize, module: Module| -> Result<Branch> {
-            let [out, width] = module_shape(config, module);
-            let name = module_name(layer, module);
-            let r = info.rank(&name);
+        let info = AdapterInfo::new(lora)?;
+        let branch = |layer: usize, Form { module, rank: r, shape: [out, width] }: Form| -> Result<Branch> {
             let bound = 1.0 / (width as f64).sqrt();
             let stream = (layer * Module::ALL.len() + module as usize) as u64;
             let draw = |i: usize| ((2.0 * uniform(lora.seed, stream, i as u64) - 1.0) * bound) as f32;
             Ok(Branch {
                 a: Tensor::weight(device, (0..r * width).map(draw).collect(), [r, width])?,
                 b: Tensor::weight(device, vec![0.0; out * r], [out, r])?,
-                scale: info.scale(&name, r),
+                scale: info.scale(&module_name(layer, module), r),
             })
         };
-        let layer = |l: usize| -> Result<[Option<Branch>; 7]> {
+        let layer = |(l, forms): (usize, Vec<Form>)| -> Result<[Option<Branch>; 7]> {
             let mut branches: [Option<Branch>; 7] = Default::default();
-            for &module in &targets {
-                branches[module as usize] = Some(branch(l, module)?);
+            for form in forms {
+                branches[form.module as usize] = Some(branch(l, form)?);
             }
             Ok(branches)
         };
-        Ok(Self { layers: (0..config.num_layers).map(layer).collect::<Result<_>>()? })
+        Ok(Self { layers: Self::forms(config, lora)?.into_iter().enumerate().map(layer).collect::<Result<_>>()? })
+    }
+
+    /// The branches that [`Adapter::init`] makes, by layer.
+    ///
+    /// # Errors
+    /// Targets or patterns that name nothing.
+    pub(crate) fn forms(config: &ModelConfig, lora: &LoraConfig) -> Result<Vec<Vec<Form>>> {
+        let (info, targets) = (AdapterInfo::new(lora)?, targets(&lora.target_modules)?);
+        let shapes: Vec<(Module, [usize; 2])> = targets.iter().map(|&m| (m, module_shape(config, m))).collect();
+        let form = |layer: usize, (module, shape): (Module, [usize; 2])| Form {
+            module,
+            rank: info.rank(&module_name(layer, module)),
+            shape,
+        };
+        Ok((0..config.num_layers).map(|layer| shapes.iter().map(|&s| form(layer, s)).collect()).collect())
     }
 
     /// Reads `adapter_config.json` and `adapter_model.safetensors` from a folder.

@@ -9,7 +9,7 @@ use autograd::kv::{KvPool, PagedBatch};
 use autograd::ops::{self, Around, Attention, Dropout, Projection, QkRope, RopeTable, Sequences};
 use autograd::{Device, Index, Tape, Tensor};
 
-use super::{Adapter, ModelWeights, Module, rope};
+use super::{Adapter, LayerWeights, ModelWeights, Module, rope};
 use crate::Result;
 use crate::config::ModelConfig;
 
@@ -30,8 +30,8 @@ pub struct Pass {
     pub adapter: Option<Arc<Adapter>>,
     /// Dropout on the branches' inputs: probability and key of this micro-batch.
     pub dropout: Option<Dropout>,
-    /// Keep only each layer's input and run the layer again during backward.
-    pub checkpointing: bool,
+    /// Layers, from the first on, that keep only their input and run again during backward.
+    pub recomputed: usize,
     /// Answer requests with the branches added to the weights, rounded to their precision (on a GPU).
     pub merge: bool,
 }
@@ -40,7 +40,7 @@ impl Pass {
     /// Inference with these weights.
     #[must_use]
     pub fn inference(weights: Arc<ModelWeights>, adapter: Option<Arc<Adapter>>) -> Self {
-        Self { weights, adapter, dropout: None, checkpointing: false, merge: false }
+        Self { weights, adapter, dropout: None, recomputed: 0, merge: false }
     }
 }
 
@@ -164,8 +164,8 @@ impl Decoder {
     /// Ids or positions out of range.
     pub fn forward_packed(&self, tape: &mut Tape, pass: &Pass, ids: &Index, sequences: &Sequences) -> Result<Tensor> {
         let mut x = ops::embedding(tape, &pass.weights.embedding, ids)?;
-        for layer in 0..pass.weights.layers.len() {
-            if pass.checkpointing {
+        for layer in 0..self.config.num_layers {
+            if layer < pass.recomputed {
                 let (this, pass, sequences) = (self.clone(), pass.clone(), sequences.clone());
                 x = tape.checkpoint(&x, move |tape, x| {
                     let result = this.layer(tape, &pass, layer, x, &mut Packed(&sequences));
@@ -188,23 +188,24 @@ impl Decoder {
     pub fn forward_paged(&self, pass: &Pass, ids: &Index, memory: &mut Paged<'_>) -> Result<Tensor> {
         let mut tape = Tape::off();
         let mut x = ops::embedding(&mut tape, &pass.weights.embedding, ids)?;
-        for layer in 0..pass.weights.layers.len() {
+        for layer in 0..self.config.num_layers {
             x = self.layer(&mut tape, pass, layer, &x, memory)?;
         }
         self.norm(&mut tape, &x, &pass.weights.final_norm)
     }
 
     fn layer(&self, tape: &mut Tape, pass: &Pass, index: usize, x: &Tensor, memory: &mut dyn Memory) -> Result<Tensor> {
-        let layer = &pass.weights.layers[index];
+        let layer = &*pass.weights.layer(index)?;
+        let maps = Maps { pass, layer, index };
         let norm = |w| Around { norm: Some((w, self.eps())), ..Around::default() };
         let onto = |x| Around { residual: Some(x), ..Around::default() };
-        let qkv = project(tape, pass, index, &[Module::Q, Module::K, Module::V], x, norm(&layer.input_norm))?;
+        let qkv = maps.project(tape, &[Module::Q, Module::K, Module::V], x, norm(&layer.input_norm))?;
         let norms = layer.qk_norm.as_ref().map(|[q, k]| [q, k]);
         let attended = memory.attend(tape, self, index, &qkv, norms)?;
-        let x = project(tape, pass, index, &[Module::O], &attended, onto(x))?;
+        let x = maps.project(tape, &[Module::O], &attended, onto(x))?;
         let gated = Around { swiglu: true, ..norm(&layer.post_norm) };
-        let inner = project(tape, pass, index, &[Module::Gate, Module::Up], &x, gated)?;
-        project(tape, pass, index, &[Module::Down], &inner, onto(&x))
+        let inner = maps.project(tape, &[Module::Gate, Module::Up], &x, gated)?;
+        maps.project(tape, &[Module::Down], &inner, onto(&x))
     }
 
     fn rope(&self, positions: &Index) -> QkRope {
@@ -231,28 +232,29 @@ impl Decoder {
     }
 }
 
-/// A layer's linear maps of `x` side by side, each with its low-rank branch when the adapter has one, and what is around them.
-fn project(
-    tape: &mut Tape,
-    pass: &Pass,
-    layer: usize,
-    modules: &[Module],
-    x: &Tensor,
-    around: Around<'_>,
-) -> Result<Tensor> {
-    let weights = &pass.weights.layers[layer];
-    let map = |&module: &Module| {
-        let branch = pass.adapter.as_ref().and_then(|a| a.layers[layer][module as usize].as_ref());
-        let place = (layer * Module::ALL.len() + module as usize) as u64;
-        // Every module has a mask of its own: the key is mixed with its place by an odd constant.
-        let key = |d: Dropout| d.key.wrapping_add(place.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let dropout = pass.dropout.map(|d| Dropout { key: key(d), ..d });
-        Projection {
-            weight: &weights.linear[module as usize],
-            bias: weights.bias[module as usize].as_ref(),
-            low_rank: branch.map(|branch| branch.low_rank(dropout)),
-        }
-    };
-    let maps: Vec<Projection<'_>> = modules.iter().map(map).collect();
-    Ok(ops::project_within(tape, x, &maps, around)?)
+/// The linear maps of one layer.
+struct Maps<'a> {
+    pass: &'a Pass,
+    layer: &'a LayerWeights,
+    index: usize,
+}
+
+impl Maps<'_> {
+    /// Maps of `x` side by side, each with its low-rank branch when the adapter has one, and what is around them.
+    fn project(&self, tape: &mut Tape, modules: &[Module], x: &Tensor, around: Around<'_>) -> Result<Tensor> {
+        let map = |&module: &Module| {
+            let branch = self.pass.adapter.as_ref().and_then(|a| a.layers[self.index][module as usize].as_ref());
+            let place = (self.index * Module::ALL.len() + module as usize) as u64;
+            // Every module has a mask of its own: the key is mixed with its place by an odd constant.
+            let key = |d: Dropout| d.key.wrapping_add(place.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            let dropout = self.pass.dropout.map(|d| Dropout { key: key(d), ..d });
+            Projection {
+                weight: &self.layer.linear[module as usize],
+                bias: self.layer.bias[module as usize].as_ref(),
+                low_rank: branch.map(|branch| branch.low_rank(dropout)),
+            }
+        };
+        let maps: Vec<Projection<'_>> = modules.iter().map(map).collect();
+        Ok(ops::project_within(tape, x, &maps, around)?)
+    }
 }

@@ -11,12 +11,13 @@ mod qwen3;
 mod rope;
 mod weights;
 
-pub(crate) use adapter::Difference;
 pub use adapter::{Adapter, Branch};
+pub(crate) use adapter::{Difference, Form};
 pub use decoder::{Decoder, Memory, Packed, Paged, Pass};
 pub use weights::{LayerWeights, ModelWeights};
 
 use crate::config::{Family, ModelConfig};
+use crate::{Error, Result};
 
 /// A linear map of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -190,6 +191,20 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
     let outer = entries.clone().filter(|e| !in_layer(e)).filter(wanted).map(|e| spec(e, None));
     let layers = (0..config.num_layers).flat_map(|l| entries.clone().filter(in_layer).map(move |e| spec(e, Some(l))));
     outer.chain(layers).collect()
+}
+
+/// The configuration with only these layers, and the file's layer for each of them.
+pub(crate) fn keep_layers(config: &ModelConfig, layers: Option<&[usize]>) -> Result<(ModelConfig, Vec<usize>)> {
+    let count = config.num_layers;
+    let Some(layers) = layers else { return Ok((config.clone(), (0..count).collect())) };
+    let mut seen = vec![false; count];
+    let bad = layers.iter().find(|&&l| l >= count || std::mem::replace(&mut seen[l], true));
+    if let Some(&layer) = bad.or(if layers.is_empty() { Some(&0) } else { None }) {
+        return Err(Error::Layers { layer, count });
+    }
+    let window = &config.sliding_window;
+    let sliding_window = if window.is_empty() { vec![] } else { layers.iter().map(|&l| window[l]).collect() };
+    Ok((ModelConfig { num_layers: layers.len(), sliding_window, ..config.clone() }, layers.to_vec()))
 }
 
 /// A row of a table.

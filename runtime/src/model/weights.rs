@@ -1,10 +1,13 @@
 //! A model's tensors on a device, loaded through the family's table.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use autograd::stream::{Groups, Values};
 use autograd::{Device, Tensor, ops};
 
-use super::{Adapter, Part, TensorSpec, Vector, tensors};
+use super::{Adapter, Module, Part, TensorSpec, Vector, tensors};
 use crate::config::ModelConfig;
 use crate::weights::{WeightSource, check_finite};
 use crate::{Error, Result};
@@ -33,8 +36,18 @@ pub struct ModelWeights {
     pub head: Option<Tensor>,
     /// RMSNorm before the head.
     pub final_norm: Tensor,
-    /// Layers, first to last.
+    /// Layers, first to last; none of a model whose layers wait on the host.
     pub layers: Vec<LayerWeights>,
+    /// Those layers.
+    offloaded: Option<Arc<OffloadedLayers>>,
+}
+
+/// Layers that wait in the host's memory and pass through the card's, one after another.
+#[derive(Debug)]
+struct OffloadedLayers {
+    groups: Groups,
+    /// The tensors of each layer, in the order of their group.
+    specs: Vec<Vec<TensorSpec>>,
 }
 
 impl ModelWeights {
@@ -56,8 +69,8 @@ impl ModelWeights {
         let mut loaded = Vec::with_capacity(total);
         for (done, spec) in specs.iter().enumerate() {
             progress(done, total);
-            let name = spec.layer.map_or_else(|| spec.name.clone(), |l| rename_layer(&spec.name, l, kept[l]));
-            loaded.push(read(source, &name, spec, device)?);
+            let name = file_name(spec, kept);
+            loaded.push(on_device(spec, read(source, &name, spec)?, device)?);
             used.insert(name);
         }
         progress(total, total);
@@ -65,6 +78,72 @@ impl ModelWeights {
         let mut weights = Self::assemble(config.num_layers, specs.iter().zip(loaded));
         weights.layers.iter_mut().try_for_each(LayerWeights::join)?;
         Ok(weights)
+    }
+
+    /// As [`ModelWeights::load`] on a GPU, with the layers in pinned memory of the host. They answer forward passes as
+    /// those on the card do, only that every pass moves them once.
+    ///
+    /// # Errors
+    /// As [`ModelWeights::load`]; a device that is no GPU; a host without memory that can be pinned.
+    pub fn load_offloaded(
+        config: &ModelConfig,
+        source: &dyn WeightSource,
+        (kept, count): (&[usize], usize),
+        device: Device,
+        progress: &dyn Fn(usize, usize),
+    ) -> Result<Self> {
+        let (layered, outer): (Vec<_>, Vec<_>) = tensors(config).into_iter().partition(|spec| spec.layer.is_some());
+        let total = layered.len() + outer.len();
+        let mut used = BTreeSet::new();
+        let mut load = |spec: &TensorSpec| {
+            progress(used.len(), total);
+            let name = file_name(spec, kept);
+            let values = read(source, &name, spec);
+            used.insert(name);
+            values
+        };
+        let loaded = outer.iter().map(|spec| on_device(spec, load(spec)?, device)).collect::<Result<Vec<Tensor>>>()?;
+        let mut offloaded = OffloadedLayers { groups: Groups::new(device)?, specs: vec![] };
+        for layer in 0..config.num_layers {
+            let specs: Vec<TensorSpec> = layered.iter().filter(|spec| spec.layer == Some(layer)).cloned().collect();
+            let mut blocks: Vec<Vec<Values>> = vec![];
+            for spec in &specs {
+                let values = load(spec)?;
+                match blocks.last_mut().filter(|_| follows_in_memory(spec.part)) {
+                    Some(block) => block.push(values),
+                    None => blocks.push(vec![values]),
+                }
+            }
+            offloaded.groups.push(&blocks)?;
+            offloaded.specs.push(specs);
+        }
+        progress(total, total);
+        refuse_strangers(source, &used, config, count)?;
+        let weights = Self::assemble(0, outer.iter().zip(loaded));
+        Ok(Self { offloaded: Some(Arc::new(offloaded)), ..weights })
+    }
+
+    /// Whether the layers wait on the host.
+    #[must_use]
+    pub fn is_offloaded(&self) -> bool {
+        self.offloaded.is_some()
+    }
+
+    /// The tensors of a layer, on the device. Those of an offloaded model are there until the layer after the next is
+    /// asked for.
+    ///
+    /// # Errors
+    /// The device is out of memory or lost.
+    ///
+    /// # Panics
+    /// When there is no such layer.
+    pub fn layer(&self, index: usize) -> Result<Cow<'_, LayerWeights>> {
+        let Some(offloaded) = &self.offloaded else { return Ok(Cow::Borrowed(&self.layers[index])) };
+        let mut parts = LayerParts::default();
+        for (spec, tensor) in offloaded.specs[index].iter().zip(offloaded.groups.get(index)?) {
+            parts.put(spec.part, tensor);
+        }
+        Ok(Cow::Owned(parts.finish()))
     }
 
     /// The same weights in memory of their own, where training changes them in place.
@@ -131,6 +210,7 @@ impl ModelWeights {
             head,
             final_norm: final_norm.expect("every table has a final norm"),
             layers: parts.into_iter().map(LayerParts::finish).collect(),
+            offloaded: None,
         }
     }
 
@@ -227,7 +307,22 @@ fn rename_layer(name: &str, from: usize, to: usize) -> String {
     name.replacen(&format!("model.layers.{from}."), &format!("model.layers.{to}."), 1)
 }
 
-fn read(source: &dyn WeightSource, name: &str, spec: &TensorSpec, device: Device) -> Result<Tensor> {
+/// Name in the file of one of our tensors; its layer `i` is the file's layer `kept[i]`.
+fn file_name(spec: &TensorSpec, kept: &[usize]) -> String {
+    spec.layer.map_or_else(|| spec.name.clone(), |l| rename_layer(&spec.name, l, kept[l]))
+}
+
+/// Whether a tensor of a layer lies behind the one before it in the table, as [`LayerWeights::join`] puts them.
+fn follows_in_memory(part: Part) -> bool {
+    let follows = |module| matches!(module, Module::K | Module::V | Module::Up);
+    match part {
+        Part::Linear(module) | Part::Vector(Vector::Bias(module)) => follows(module),
+        _ => false,
+    }
+}
+
+/// Values and shape of a tensor; a vector is one row.
+fn read(source: &dyn WeightSource, name: &str, spec: &TensorSpec) -> Result<Values> {
     let shape = source.shape(name)?;
     if shape != spec.shape {
         let (got, want) = (format!("{shape:?}"), format!("{:?}", spec.shape));
@@ -235,17 +330,19 @@ fn read(source: &dyn WeightSource, name: &str, spec: &TensorSpec, device: Device
     }
     let values = source.read(name)?;
     check_finite(name, &values)?;
-    Ok(match spec.shape[..] {
-        [rows, cols] => Tensor::weight(device, values, [rows, cols])?,
-        _ => {
-            let len = values.len();
-            Tensor::new(device, values, [1, len])?
-        }
-    })
+    let shape = match spec.shape[..] {
+        [rows, cols] => [rows, cols],
+        _ => [1, values.len()],
+    };
+    Ok((values, shape))
 }
 
-/// A tensor that the family does not have means another architecture; frequencies of old files and layers that were
-/// left out on purpose are nothing.
+/// A matrix in the layout that the device multiplies by; a vector as it is.
+fn on_device(spec: &TensorSpec, (values, shape): Values, device: Device) -> Result<Tensor> {
+    let make = if spec.shape.len() == 2 { Tensor::weight } else { Tensor::new };
+    Ok(make(device, values, shape)?)
+}
+
 /// Refuses tensors that no part of the model is; layers below `count` may be left out on purpose.
 fn refuse_strangers(
     source: &dyn WeightSource,

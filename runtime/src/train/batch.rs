@@ -16,7 +16,33 @@ pub(super) enum Watch<'a> {
     /// None: evaluation.
     Nothing,
     /// These.
-    Weights(&'a [Tensor]),
+    Weights {
+        /// The tensors.
+        weights: &'a [Tensor],
+        /// Their gradients so far.
+        sums: Gradients,
+    },
+}
+
+impl Watch<'_> {
+    fn tape(&self) -> Tape {
+        match self {
+            Self::Nothing => Tape::off(),
+            Self::Weights { weights, .. } => {
+                let mut tape = Tape::recording();
+                weights.iter().for_each(|w| tape.watch(w));
+                tape
+            }
+        }
+    }
+
+    /// The gradients as they came.
+    fn sums(self) -> Option<Gradients> {
+        match self {
+            Self::Nothing => None,
+            Self::Weights { sums, .. } => Some(sums),
+        }
+    }
 }
 
 /// Tokens to run and the rows whose next token is scored.
@@ -38,7 +64,7 @@ pub(super) fn run(
     let mut report = TrainReport::default();
     let scored = scored_tokens(&request.sequences, request.normalizer);
     if scored.targets.is_empty() {
-        return Ok((report, None));
+        return Ok((report, watch.sums()));
     }
     let started = Instant::now();
     let graded = if request.loss.needs_teacher() {
@@ -55,14 +81,7 @@ pub(super) fn run(
     };
     report.teacher_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
-    let mut tape = match watch {
-        Watch::Nothing => Tape::off(),
-        Watch::Weights(weights) => {
-            let mut tape = Tape::recording();
-            weights.iter().for_each(|w| tape.watch(w));
-            tape
-        }
-    };
+    let mut tape = watch.tape();
     let hidden = rows_of(student.decoder(), &mut tape, pass, &pack(&request.sequences, |_| None))?;
     let batch = LossBatch {
         student_hidden: &hidden,
@@ -84,9 +103,10 @@ pub(super) fn run(
     let started = Instant::now();
     let gradients = match watch {
         Watch::Nothing => None,
-        Watch::Weights(_) => {
+        Watch::Weights { sums, .. } => {
+            report.activation_bytes = tape.kept_bytes() as u64;
             let one = Tensor::scalar(student.device(), 1.0)?;
-            let gradients = tape.backward(&value.loss, one)?;
+            let gradients = tape.backward_onto(&value.loss, one, sums)?;
             student.device().synchronize()?;
             Some(gradients)
         }

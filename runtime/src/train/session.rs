@@ -8,7 +8,7 @@ use autograd::{Gradients, Tensor};
 use super::batch::{self, Watch};
 use crate::engine::SlotEngine;
 use crate::model::{Adapter, Difference, ModelWeights, Pass, tensors};
-use crate::request::{NamedTensor, OptimReport, OptimStep, TrainReport, TrainRequest, TrainState, Training};
+use crate::request::{NamedTensor, OptimReport, OptimStep, TrainReport, TrainRequest, TrainState, Trainable, Training};
 use crate::{Error, Result};
 
 /// The trained copy; the base that requests share stays as it is.
@@ -20,20 +20,24 @@ enum Trained {
 /// Optimizer state of a run.
 pub(crate) struct TrainSession {
     trained: Trained,
-    checkpointing: bool,
+    /// Layers that run again during backward.
+    recomputed: usize,
     /// Name and shape in a file of every trained tensor, in order.
     names: Vec<(String, Vec<usize>)>,
     moments: Vec<Moments>,
-    grads: Vec<Option<Tensor>>,
+    /// Sums since the last step, by weight.
+    grads: Gradients,
     step: u64,
     finite: bool,
+    /// A micro-batch failed, so the sums are incomplete.
+    incomplete: bool,
 }
 
 impl TrainSession {
     /// A session that trains the student as `training` says, with zero moments.
     pub(crate) fn new(training: &Training, student: &SlotEngine) -> Result<Self> {
-        let (trained, checkpointing) = match training {
-            Training::Lora(lora) => {
+        let trained = match &training.trainable {
+            Trainable::Lora(lora) => {
                 let adapter = match &student.serving().adapter {
                     Some(adapter) => {
                         check_continues(adapter, &Adapter::init(student.config(), lora, student.device())?)?;
@@ -41,27 +45,34 @@ impl TrainSession {
                     }
                     None => Arc::new(Adapter::init(student.config(), lora, student.device())?.copied()?),
                 };
-                (
-                    Trained::Lora { adapter, dropout: lora.dropout, merge: lora.merge_for_requests },
-                    lora.gradient_checkpointing,
-                )
+                Trained::Lora { adapter, dropout: lora.dropout, merge: lora.merge_for_requests }
             }
-            Training::Full { gradient_checkpointing } => {
+            Trainable::Full => {
                 if student.serving().adapter.is_some() {
                     return Err(Error::Lora(
                         "a full fine-tune cannot start from an adapter; merge it first".to_owned(),
                     ));
                 }
-                (Trained::Full(Arc::new(student.weights().copied()?)), *gradient_checkpointing)
+                Trained::Full(Arc::new(student.weights().copied()?))
             }
         };
         let names = match &trained {
             Trained::Lora { adapter, .. } => adapter.named().map(|(name, t)| (name, t.shape().to_vec())).collect(),
             Trained::Full(_) => tensors(student.config()).into_iter().map(|spec| (spec.name, spec.shape)).collect(),
         };
-        let mut session = Self { trained, checkpointing, names, moments: vec![], grads: vec![], step: 0, finite: true };
-        session.moments = session.weights().map(Moments::zeros).collect::<Result<_, _>>()?;
-        session.grads = vec![None; session.moments.len()];
+        let recomputed = training.recomputed_layers;
+        let mut session = Self {
+            trained,
+            recomputed,
+            names,
+            moments: vec![],
+            grads: Gradients::default(),
+            step: 0,
+            finite: true,
+            incomplete: false,
+        };
+        let zeros = if training.offload.optimizer { Moments::zeros_offloaded } else { Moments::zeros };
+        session.moments = session.weights().map(zeros).collect::<Result<_, _>>()?;
         Ok(session)
     }
 
@@ -84,7 +95,7 @@ impl TrainSession {
 
     fn training_pass(&self, student: &SlotEngine, request: &TrainRequest) -> Pass {
         let mut pass = self.serving_pass(student);
-        pass.checkpointing = self.checkpointing;
+        pass.recomputed = self.recomputed;
         if let Trained::Lora { dropout, .. } = self.trained
             && dropout > 0.0
             && request.backward
@@ -103,36 +114,37 @@ impl TrainSession {
     ) -> Result<TrainReport> {
         let pass = self.training_pass(student, request);
         let weights: Vec<Tensor> = self.weights().cloned().collect();
-        let watch = if request.backward { Watch::Weights(&weights) } else { Watch::Nothing };
-        let (report, gradients) = batch::run(request, student, teacher, &pass, watch)?;
+        let watch = if request.backward {
+            Watch::Weights { weights: &weights, sums: std::mem::take(&mut self.grads) }
+        } else {
+            Watch::Nothing
+        };
+        let (report, gradients) = batch::run(request, student, teacher, &pass, watch).inspect_err(|_| {
+            self.incomplete |= request.backward;
+        })?;
         self.finite &= report.loss.is_finite();
         if let Some(gradients) = gradients {
-            self.collect(&weights, gradients)?;
+            self.grads = gradients;
         }
         Ok(report)
     }
 
-    fn collect(&mut self, weights: &[Tensor], mut gradients: Gradients) -> Result<()> {
-        for (sum, weight) in self.grads.iter_mut().zip(weights) {
-            let Some(new) = gradients.remove(weight) else { continue };
-            *sum = Some(match sum.take() {
-                Some(old) => old.accumulate(&new)?,
-                None => new,
-            });
-        }
-        Ok(())
-    }
-
     /// Clips, updates and clears the gradients.
     pub(crate) fn optim_step(&mut self, request: &OptimStep) -> Result<OptimReport> {
-        let grads: Vec<Option<Tensor>> = self.grads.iter_mut().map(Option::take).collect();
+        let mut sums = std::mem::take(&mut self.grads);
+        let finite = std::mem::replace(&mut self.finite, true);
+        if std::mem::take(&mut self.incomplete) {
+            let what = "a micro-batch of this step failed, so its gradients are incomplete; nothing was changed";
+            return Err(Error::Request(what.to_owned()));
+        }
+        let grads: Vec<Option<Tensor>> = self.weights().map(|weight| sums.remove(weight)).collect();
         let grad_norm = global_norm(&grads.iter().flatten().collect::<Vec<_>>())?;
-        let applied = std::mem::replace(&mut self.finite, true) && grad_norm.is_finite();
+        let applied = finite && grad_norm.is_finite();
         if applied {
             let excess = request.max_grad_norm.map_or(1.0, |max| grad_norm / max).max(1.0);
-            self.step += 1;
-            let step = Step { lr: request.lr, number: self.step, grad_scale: 1.0 / excess };
+            let step = Step { lr: request.lr, number: self.step + 1, grad_scale: 1.0 / excess };
             self.update(&grads, request, step)?;
+            self.step += 1;
         }
         Ok(OptimReport { grad_norm, applied, step: self.step })
     }
@@ -165,18 +177,32 @@ impl TrainSession {
         })
     }
 
-    /// Puts an exported state back.
+    /// Puts an exported state back, tensor by tensor in the memory of the present one; all names and lengths are checked
+    /// before the first.
     pub(crate) fn restore(&mut self, state: TrainState) -> Result<()> {
-        let restored = |like: &Tensor, name: &str, from: &NamedTensor| -> Result<Tensor> {
-            let shape = like.shape();
-            let len = shape[0] * shape[1];
-            if from.name != name || from.values.len() != len {
-                let (got, want) = (from.values.len(), len);
-                let detail = format!("expected {name} with {want} values, found {} with {got}", from.name);
-                return Err(Error::Restore(detail));
+        self.check_restores(&state)?;
+        let mut moments = state.moments.into_iter();
+        for (own, weight) in self.moments.iter_mut().zip(&state.weights) {
+            for tensor in [&mut own.m, &mut own.v] {
+                tensor.set(moments.next().expect("two for each weight, as was checked").values)?;
             }
-            Ok(like.with_values(from.values.clone())?)
+            if let Some(master) = &mut own.master {
+                master.set(weight.values.clone())?;
+            }
+        }
+        let weights: Vec<&mut Tensor> = match &mut self.trained {
+            Trained::Lora { adapter, .. } => Arc::make_mut(adapter).iter_mut().collect(),
+            Trained::Full(model) => Arc::make_mut(model).iter_mut().collect(),
         };
+        for (own, weight) in weights.into_iter().zip(state.weights) {
+            own.set(weight.values)?;
+        }
+        (self.step, self.finite, self.incomplete) = (state.step, true, false);
+        self.grads = Gradients::default();
+        Ok(())
+    }
+
+    fn check_restores(&self, state: &TrainState) -> Result<()> {
         if state.weights.len() != self.names.len() || state.moments.len() != 2 * self.names.len() {
             let (got, want) = (state.weights.len(), self.names.len());
             return Err(Error::Restore(format!(
@@ -184,24 +210,19 @@ impl TrainSession {
                 state.moments.len()
             )));
         }
-        let old: Vec<Tensor> = self.weights().cloned().collect();
-        let mut weights = Vec::with_capacity(old.len());
-        let mut moments = Vec::with_capacity(old.len());
-        for (i, ((name, _), like)) in self.names.iter().zip(&old).enumerate() {
-            weights.push(restored(like, name, &state.weights[i])?);
-            let Moments { m, v, master } = &self.moments[i];
-            moments.push(Moments {
-                m: restored(m, &format!("{name}.m"), &state.moments[2 * i])?,
-                v: restored(v, &format!("{name}.v"), &state.moments[2 * i + 1])?,
-                master: master.as_ref().map(|like| restored(like, name, &state.weights[i])).transpose()?,
-            });
+        let check = |name: &str, weight: &Tensor, from: &NamedTensor| {
+            let want = weight.rows() * weight.cols();
+            if from.name == name && from.values.len() == want {
+                return Ok(());
+            }
+            let got = from.values.len();
+            Err(Error::Restore(format!("expected {name} with {want} values, found {} with {got}", from.name)))
+        };
+        for (i, ((name, _), weight)) in self.names.iter().zip(self.weights()).enumerate() {
+            check(name, weight, &state.weights[i])?;
+            check(&format!("{name}.m"), weight, &state.moments[2 * i])?;
+            check(&format!("{name}.v"), weight, &state.moments[2 * i + 1])?;
         }
-        match &mut self.trained {
-            Trained::Lora { adapter, .. } => replace(Arc::make_mut(adapter).iter_mut(), weights),
-            Trained::Full(model) => replace(Arc::make_mut(model).iter_mut(), weights),
-        }
-        (self.moments, self.step, self.finite) = (moments, state.step, true);
-        self.grads.fill(None);
         Ok(())
     }
 }
@@ -219,10 +240,4 @@ fn check_continues(adapter: &Adapter, configured: &Adapter) -> Result<()> {
         form(ours),
         form(theirs)
     )))
-}
-
-fn replace<'a>(places: impl Iterator<Item = &'a mut Tensor>, values: Vec<Tensor>) {
-    for (place, value) in places.zip(values) {
-        *place = value;
-    }
 }

@@ -11,7 +11,8 @@ use runtime::RuntimeHandle;
 use runtime::config::Family;
 use runtime::files::ModelFiles;
 use runtime::request::{
-    EngineConfig, GenerateRequest, Generated, LoraConfig, RuntimeSpec, ScoreRequest, Slot, SlotSpec, Training,
+    EngineConfig, GenerateRequest, Generated, LoraConfig, Offload, RuntimeSpec, ScoreRequest, Slot, SlotSpec,
+    Trainable, Training,
 };
 use runtime::sampler::SamplingParams;
 use serde_json::Value;
@@ -36,6 +37,10 @@ fn expected(dir: &Path) -> Value {
 fn engine(token_budget: usize, pages: usize) -> EngineConfig {
     let kv_bytes = pages * 64 * 1024;
     EngineConfig { token_budget, max_running: 16, max_waiting: 64, kv_bytes, prefix_cache: true, overlap: false }
+}
+
+fn training(trainable: Trainable) -> Training {
+    Training { trainable, recomputed_layers: 0, offload: Offload::default() }
 }
 
 fn start(dir: &Path, adapter: Option<PathBuf>, device: Device, engine: EngineConfig) -> RuntimeHandle {
@@ -79,7 +84,7 @@ fn exported_tensors_go_by_their_own_names() {
         let files = Arc::new(ModelFiles::open(&dir).expect("the fixture opens"));
         let weights = Arc::clone(&files.weights);
         let student = SlotSpec { files, layers: None, adapter: None };
-        let training = Some(Training::Full { gradient_checkpointing: false });
+        let training = Some(training(Trainable::Full));
         let (device, engine) = (Device::Cpu, engine(64, 8));
         let spec = RuntimeSpec { device, deterministic: false, student, teacher: None, training, engine };
         let handle = RuntimeHandle::start(&spec, &|_, _| {}).expect("the fixture loads");
@@ -171,7 +176,6 @@ fn lora(r: usize) -> LoraConfig {
         alpha_pattern: Default::default(),
         merge_for_requests: false,
         seed: 1,
-        gradient_checkpointing: false,
     }
 }
 
@@ -186,7 +190,7 @@ fn a_fresh_adapter_changes_nothing() {
         deterministic: false,
         student: SlotSpec { files, layers: None, adapter: None },
         teacher: None,
-        training: Some(Training::Lora(lora)),
+        training: Some(training(Trainable::Lora(lora))),
         engine: engine(64, 64),
     };
     let trained = RuntimeHandle::start(&spec, &|_, _| {}).expect("starts");

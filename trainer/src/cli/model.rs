@@ -1,4 +1,4 @@
-//! `--model`, `--adapter`, `--layers`, `--device`: one model without training.
+//! `--model`, `--adapter`, `--layers`, `--device`, `--kv-bytes`: one model without training.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,11 +6,14 @@ use std::sync::Arc;
 use clap::Args;
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
+use runtime::memory::{Checkpointing, KvSize, KvWish, MemoryPlan, Workload};
 use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec};
+use serde_json::{Value, json};
 
 use crate::device::Choice;
+use crate::memory::Purpose;
 use crate::progress::Progress;
-use crate::{Error, Result, memory, opd};
+use crate::{Error, Result, opd};
 
 /// Which model, and where it runs.
 #[derive(Debug, Args)]
@@ -30,6 +33,13 @@ pub(super) struct ModelArgs {
     /// A sequence gives the same bits whatever runs beside it. The CPU always does so; a GPU is slower with it.
     #[arg(long)]
     pub(super) deterministic: bool,
+    /// Memory for keys and values: bytes (8589934592, 8GiB) or a share of what weights and workspace leave (60%)
+    /// [default: what the sequences need].
+    #[arg(long, value_name = "SIZE")]
+    pub(super) kv_bytes: Option<KvSize>,
+    /// Print the memory plan and the progress of loading on stderr.
+    #[arg(long, short)]
+    pub(super) verbose: bool,
 }
 
 impl ModelArgs {
@@ -46,17 +56,28 @@ impl ModelArgs {
         tokens: usize,
         progress: Progress,
     ) -> Result<RuntimeHandle> {
-        self.start_for(files, &vec![tokens; sequences.max(1)], None, progress)
+        Ok(self.start_for(files, &vec![tokens; sequences.max(1)], None, progress)?.0)
     }
 
-    /// Starts the runtime with room for sequences of these lengths, all at once.
+    /// Starts the runtime to score texts of up to so many tokens. It generates nothing.
+    pub(super) fn start_to_score(
+        &self,
+        files: &Arc<ModelFiles>,
+        longest: usize,
+        progress: Progress,
+    ) -> Result<RuntimeHandle> {
+        // An engine has to have a page.
+        Ok(self.start_with(files, &[1], longest, None, progress)?.0)
+    }
+
+    /// Starts the runtime with room for sequences of these lengths, all at once unless --kv-bytes says otherwise.
     pub(super) fn start_for(
         &self,
         files: &Arc<ModelFiles>,
         lengths: &[usize],
         token_budget: Option<usize>,
         progress: Progress,
-    ) -> Result<RuntimeHandle> {
+    ) -> Result<(RuntimeHandle, MemoryPlan)> {
         let tokens = lengths.iter().copied().max().unwrap_or(0);
         let context = files.config.max_position_embeddings;
         if tokens > context {
@@ -66,8 +87,18 @@ impl ModelArgs {
             );
             return Err(Error::Models { what });
         }
-        let kv_bytes = memory::kv_bytes(&files.config, self.device.device, lengths.iter().copied());
-        let spec = RuntimeSpec {
+        self.start_with(files, lengths, 0, token_budget, progress)
+    }
+
+    fn start_with(
+        &self,
+        files: &Arc<ModelFiles>,
+        lengths: &[usize],
+        longest_scored: usize,
+        token_budget: Option<usize>,
+        progress: Progress,
+    ) -> Result<(RuntimeHandle, MemoryPlan)> {
+        let mut spec = RuntimeSpec {
             device: self.device.device,
             deterministic: self.deterministic,
             student: SlotSpec { files: Arc::clone(files), layers: self.layers.clone(), adapter: self.adapter.clone() },
@@ -77,11 +108,30 @@ impl ModelArgs {
                 token_budget: token_budget.unwrap_or_else(|| EngineConfig::usual_token_budget(self.device.device)),
                 max_running: lengths.len(),
                 max_waiting: lengths.len(),
-                kv_bytes: usize::try_from(kv_bytes).unwrap_or(usize::MAX),
+                kv_bytes: 0,
                 prefix_cache: true,
                 overlap: EngineConfig::usual_overlap(self.device.device),
             },
         };
-        opd::start(&spec, progress)
+        let workload = Workload {
+            kv: self.kv_bytes.map_or_else(|| KvWish::Sequences(lengths.to_vec()), KvWish::Size),
+            longest: lengths.iter().copied().max().unwrap_or(1),
+            longest_scored,
+            micro_batch: 0,
+            checkpointing: Checkpointing::Off,
+        };
+        opd::start(&mut spec, &workload, Purpose::Command, progress.only_if(self.verbose))
     }
+}
+
+/// A memory plan as JSON: bytes of every entry, and what is there.
+pub(super) fn plan_json(plan: &MemoryPlan) -> Value {
+    let entries = plan.entries().map(|(entry, bytes)| (entry.name().to_owned(), json!(bytes)));
+    let others = [
+        ("total", json!(plan.total())),
+        ("available", json!(plan.available)),
+        ("pinned", json!(plan.pinned)),
+        ("recomputed_layers", json!(plan.recomputed[0])),
+    ];
+    Value::Object(entries.chain(others.map(|(name, value)| (name.to_owned(), value))).collect())
 }

@@ -50,8 +50,8 @@ pub(super) fn run(args: &ScoreArgs) -> Result<()> {
     let progress = Progress::new(args.json);
     let files = args.model.open(progress)?;
     let sequences = read(args, &files)?;
-    // Scoring needs no KV memory beyond the one page that an engine has to have.
-    let runtime = args.model.start(&files, 1, 1, progress)?;
+    let longest = sequences.iter().map(Vec::len).max().unwrap_or(1);
+    let runtime = args.model.start_to_score(&files, longest, progress)?;
     for ids in sequences {
         let score =
             runtime.score(ScoreRequest { slot: Slot::Student, tokens: ids.clone(), top: args.top.unwrap_or(0) })?;

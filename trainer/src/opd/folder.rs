@@ -8,8 +8,19 @@ use crate::recipe::Recipe;
 use crate::{Error, Result};
 
 /// Keys that may change between a run and its continuation: none of them changes what a step computes, only how many
-/// steps there are and what is seen of them.
-const FREE: [&str; 5] = ["schedule.max_steps", "schedule.epochs", "eval.", "checkpoint.", "log."];
+/// steps there are, what is seen of them and where their memory is.
+const FREE: [&str; 9] = [
+    "schedule.max_steps",
+    "schedule.epochs",
+    "eval.",
+    "checkpoint.",
+    "log.",
+    // Where memory is taken, so that a run that ran out of it can go on.
+    "runtime.kv_bytes",
+    "runtime.gradient_checkpointing",
+    "teacher.offload",
+    "optim.offload",
+];
 
 /// What to continue from.
 #[derive(Debug, Clone, PartialEq, Eq)]

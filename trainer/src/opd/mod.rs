@@ -117,6 +117,22 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn finish(mut self, interrupt: &Interrupt) -> Result<()> {
+        self.take_steps(interrupt).map_err(|e| self.with_checkpoint(e))?;
+        let checkpoint = self.save()?;
+        let summary = Summary {
+            recipe: self.recipe,
+            checkpoint: &checkpoint,
+            folder: self.folder.root(),
+            before: &self.state.held_out_before,
+            after: self.last.as_ref(),
+            phases: &self.phases,
+            steps: self.state.step,
+            gpu: self.setup.runtime.stats()?.gpu,
+        };
+        if self.json { summary.print_json() } else { summary.print() }
+    }
+
+    fn take_steps(&mut self, interrupt: &Interrupt) -> Result<()> {
         if self.state.step == 0 && self.saved.is_none() {
             self.measure_before()?;
         }
@@ -131,18 +147,18 @@ impl Run<'_> {
                 self.save()?;
             }
         }
-        let checkpoint = self.save()?;
-        let summary = Summary {
-            recipe: self.recipe,
-            checkpoint: &checkpoint,
-            folder: self.folder.root(),
-            before: &self.state.held_out_before,
-            after: self.last.as_ref(),
-            phases: &self.phases,
-            steps: self.state.step,
-            gpu: self.setup.runtime.stats()?.gpu,
-        };
-        if self.json { summary.print_json() } else { summary.print() }
+        Ok(())
+    }
+
+    /// The error of a run that ends early, with the checkpoint that it left.
+    fn with_checkpoint(&self, error: Error) -> Error {
+        if matches!(error, Error::Interrupted { .. }) {
+            return error;
+        }
+        match (self.saved, self.folder.checkpoints.latest()) {
+            (Some(step), Ok(Some(checkpoint))) => Error::Stopped { source: Box::new(error), checkpoint, step },
+            _ => error,
+        }
     }
 
     /// Held-out measurements before the first step.

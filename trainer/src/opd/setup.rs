@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use runtime::RuntimeHandle;
-use runtime::config::ModelConfig;
 use runtime::files::ModelFiles;
+use runtime::memory::{KvWish, MemoryPlan, Workload};
 use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec};
 use runtime::source::ModelSource;
 
 use crate::checkpoint::{ADAPTER_WEIGHTS, AdapterConfig, Export, ModelExport};
 use crate::data::{Row, Rows};
-use crate::memory::{self, Forecast, Plan};
+use crate::memory::{self, Purpose};
 use crate::progress::Progress;
 use crate::prompt::{Encoder, Example};
 use crate::recipe::{Recipe, Teacher, TeacherWeights};
@@ -48,7 +48,6 @@ impl Setup {
     /// # Errors
     /// Models that cannot be compared, rows that do not fit, more memory than there is.
     pub(super) fn new(recipe: &Recipe, progress: Progress) -> Result<Self> {
-        let device = recipe.runtime.device.device;
         recipe.runtime.device.start(progress)?;
         let rows = Rows::load(&recipe.data)?;
         let student = open(&recipe.student.model, progress)?;
@@ -77,36 +76,13 @@ impl Setup {
                 fits.encode(&encoder, rows, eval.max_new_tokens)?
             }
         };
-        let config = kept_layers(&student.config, recipe.student.layers.as_deref());
-        let configs = std::iter::once(&config).chain(teacher_slot.as_ref().map(|teacher| &teacher.files.config));
-        let kv_bytes = configs.map(|config| kv_bytes(recipe, config, train.iter().chain(&held_out))).max().unwrap_or(0);
-        let teacher_config = teacher_slot
-            .as_ref()
-            .filter(|teacher| owns_weights(recipe, &student_slot, teacher))
-            .map(|teacher| &teacher.files.config);
-        let slots = 1 + u64::from(teacher_slot.is_some());
-        let length = |example: &Example| {
-            example.completion.as_ref().map_or(0, Vec::len).max(recipe.rollout.max_new_tokens) + example.prompt.len()
-        };
-        let longest = train.iter().map(length).max().unwrap_or(0);
-        let forecast = Forecast::of(&Plan {
-            recipe,
-            device,
-            student: &config,
-            teacher: teacher_config,
-            kv: (kv_bytes, slots),
-            longest,
-        });
-        let available = memory::available(device)?;
-        let room = available.map_or_else(String::new, |bytes| format!(" (available: {})", memory::Bytes(bytes)));
-        progress.line(&format!("memory     {}: {forecast}{room}", memory::describe(device)?));
-        forecast.check(device, available, recipe.runtime.gradient_checkpointing)?;
+        let workload = workload(recipe, &train, &held_out);
         let export = match &recipe.lora {
             Some(lora) => Export::Adapter(AdapterConfig::new(recipe, lora)),
             None => Export::Model(Box::new(ModelExport::new(student, recipe.student.layers.clone()))),
         };
-        let spec = RuntimeSpec {
-            device,
+        let mut spec = RuntimeSpec {
+            device: recipe.runtime.device.device,
             deterministic: recipe.runtime.deterministic,
             student: student_slot,
             teacher: teacher_slot,
@@ -115,28 +91,34 @@ impl Setup {
                 token_budget: recipe.runtime.token_budget,
                 max_running: recipe.runtime.max_running,
                 max_waiting: MAX_WAITING,
-                kv_bytes: usize::try_from(kv_bytes).unwrap_or(usize::MAX),
+                kv_bytes: 0,
                 prefix_cache: true,
                 overlap: EngineConfig::usual_overlap(recipe.runtime.device.device),
             },
         };
-        let runtime = start(&spec, progress)?;
+        let (runtime, _) = start(&mut spec, &workload, Purpose::Training, progress)?;
         Ok(Self { runtime, encoder, train, held_out, export })
     }
 }
 
-/// Starts the runtime behind a bar over the tensors to load.
+/// Plans the memory and starts the runtime within it, behind a bar over the tensors to load.
 ///
 /// # Errors
-/// What loading refuses.
-pub(crate) fn start(spec: &RuntimeSpec, progress: Progress) -> Result<RuntimeHandle> {
+/// More memory than there is; what loading refuses.
+pub(crate) fn start(
+    spec: &mut RuntimeSpec,
+    workload: &Workload,
+    purpose: Purpose,
+    progress: Progress,
+) -> Result<(RuntimeHandle, MemoryPlan)> {
+    let plan = memory::plan(spec, workload, purpose, progress)?;
     let bar = progress.bar("load", 1, "tensors");
     let runtime = RuntimeHandle::start(spec, &|done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     })?;
     bar.finish_and_clear();
-    Ok(runtime)
+    Ok((runtime, plan))
 }
 
 /// The teacher's files; one that is the student itself shares them, and so its weights.
@@ -166,12 +148,6 @@ fn open_checkpoint(path: &Path) -> Result<Arc<ModelFiles>> {
     Ok(Arc::new(ModelFiles::open(path)?))
 }
 
-/// Whether the teacher's weights need memory of their own.
-fn owns_weights(recipe: &Recipe, student: &SlotSpec, teacher: &SlotSpec) -> bool {
-    let shares = Arc::ptr_eq(&student.files, &teacher.files) && student.layers == teacher.layers;
-    !shares || recipe.lora.is_none()
-}
-
 fn warn_if_nothing_to_learn(recipe: &Recipe, progress: Progress) {
     let Some(teacher) = &recipe.teacher else { return };
     let same_model = match &teacher.weights {
@@ -186,19 +162,28 @@ fn warn_if_nothing_to_learn(recipe: &Recipe, progress: Progress) {
     }
 }
 
-fn kept_layers(config: &ModelConfig, layers: Option<&[usize]>) -> ModelConfig {
-    ModelConfig { num_layers: layers.map_or(config.num_layers, <[usize]>::len), ..config.clone() }
-}
-
-/// What the recipe says, or room for `max_running` sequences of the longest prompt of either model.
-fn kv_bytes<'a>(recipe: &Recipe, config: &ModelConfig, examples: impl Iterator<Item = &'a Example>) -> u64 {
-    if let Some(bytes) = recipe.runtime.kv_bytes {
-        return bytes;
-    }
-    let prompt = examples.map(|e| e.prompt.len().max(e.teacher_prompt.as_ref().map_or(0, Vec::len))).max().unwrap_or(0);
+/// What the run will ask of the runtime: room for `max_running` sequences of the longest prompt of either model unless the
+/// recipe says otherwise, and micro-batches up to the limit, or a whole step when that is less.
+fn workload(recipe: &Recipe, train: &[Example], held_out: &[Example]) -> Workload {
+    let prompt = |e: &Example| e.prompt.len().max(e.teacher_prompt.as_ref().map_or(0, Vec::len));
+    let prompts = train.iter().chain(held_out).map(prompt);
     let new = recipe.eval.as_ref().map_or(0, |eval| eval.max_new_tokens).max(recipe.rollout.max_new_tokens);
-    let running = std::iter::repeat_n(prompt + new, recipe.runtime.max_running);
-    memory::kv_bytes(config, recipe.runtime.device.device, running)
+    let longest = prompts.max().unwrap_or(0) + new;
+    let given = |e: &Example| e.completion.as_ref().map_or(0, Vec::len);
+    let trained = |e: &Example| prompt(e) + given(e).max(recipe.rollout.max_new_tokens);
+    let step = recipe.sequences_per_step().saturating_mul(train.iter().map(trained).max().unwrap_or(0));
+    let measured = held_out.iter().map(|e| prompt(e) + given(e).max(new)).sum::<usize>();
+    let kv = match recipe.runtime.kv_bytes {
+        Some(size) => KvWish::Size(size),
+        None => KvWish::Sequences(vec![longest; recipe.runtime.max_running]),
+    };
+    Workload {
+        kv,
+        longest,
+        longest_scored: 0,
+        micro_batch: recipe.runtime.tokens_per_microbatch.min(step.max(measured)),
+        checkpointing: recipe.runtime.gradient_checkpointing,
+    }
 }
 
 /// Limits that every row has to keep.

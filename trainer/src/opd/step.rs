@@ -95,12 +95,13 @@ impl<'a> Stepper<'a> {
         report_speed(&mut metrics, &phases, start.elapsed().as_secs_f64(), &seen);
         metrics.set("time/forward", sums.forward_seconds);
         metrics.set("time/backward", sums.backward_seconds);
+        metrics.set("perf/activation_bytes", sums.activation_bytes as f64);
         let stats = self.runtime.stats()?;
         if let Some(gpu) = stats.gpu {
             for (name, value) in stats.student_steps.named() {
                 metrics.set(&format!("engine/{name}"), value);
             }
-            metrics.set("gpu/peak_bytes", gpu.memory.peak_reserved as f64);
+            metrics.set("gpu/peak_bytes", gpu.memory.peak_in_use as f64);
             metrics.set("gpu/driver_allocations", gpu.memory.driver_allocations as f64);
         }
         Ok(Outcome { metrics, phases, applied: report.applied })
@@ -181,6 +182,7 @@ pub(super) struct Sums {
     loss: f64,
     forward_seconds: f64,
     backward_seconds: f64,
+    activation_bytes: u64,
     by_name: BTreeMap<&'static str, (f64, f64)>,
     maxima: BTreeMap<&'static str, f64>,
 }
@@ -191,6 +193,7 @@ impl Sums {
         self.loss += report.loss;
         self.forward_seconds += report.forward_seconds;
         self.backward_seconds += report.backward_seconds;
+        self.activation_bytes = self.activation_bytes.max(report.activation_bytes);
         for (&name, &sum) in &report.sums {
             let (total, tokens) = self.by_name.entry(name).or_default();
             *total += sum;

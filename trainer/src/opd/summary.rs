@@ -92,7 +92,7 @@ impl Summary<'_> {
         }
         if let Some(gpu) = &self.gpu {
             text +=
-                &format!("\n  {:<28} {:>10}\n", "peak GPU memory", Bytes(gpu.memory.peak_reserved as u64).to_string());
+                &format!("\n  {:<28} {:>10}\n", "peak GPU memory", Bytes(gpu.memory.peak_in_use as u64).to_string());
         }
         let what = if self.recipe.lora.is_some() { "adapter" } else { "model" };
         text += &format!(
@@ -136,7 +136,7 @@ impl Summary<'_> {
             ("seconds", json!(self.phases.seconds())),
             ("checkpoint", json!(self.checkpoint)),
         ];
-        fields.extend(self.gpu.as_ref().map(|gpu| ("gpu_peak_bytes", json!(gpu.memory.peak_reserved))));
+        fields.extend(self.gpu.as_ref().map(|gpu| ("gpu_peak_bytes", json!(gpu.memory.peak_in_use))));
         print_line(&fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 }

@@ -11,7 +11,8 @@ mod resolve;
 
 use std::path::{Path, PathBuf};
 
-use runtime::request::{LoraConfig, Training};
+use runtime::memory::{Checkpointing, KvSize};
+use runtime::request::{LoraConfig, Offload, Trainable, Training};
 
 pub use overrides::Override;
 pub use raw::{Lora, OneOrMany, Rollout, Sampling};
@@ -227,12 +228,14 @@ pub struct Runtime {
     pub token_budget: usize,
     /// Sequences generated at once.
     pub max_running: usize,
-    /// Bytes of KV memory per model; `None`: as many as the sequences need.
-    pub kv_bytes: Option<u64>,
+    /// Size of the KV memory; `None`: as much as the sequences need.
+    pub kv_bytes: Option<KvSize>,
     /// Tokens of one training micro-batch.
     pub tokens_per_microbatch: usize,
-    /// Recompute layers in the backward pass.
-    pub gradient_checkpointing: bool,
+    /// Which layers run again in the backward pass.
+    pub gradient_checkpointing: Checkpointing,
+    /// What waits in the host's memory.
+    pub offload: Offload,
     /// Generate with the adapter added to the weights.
     pub merge_adapter: bool,
     /// Results of a sequence do not depend on its batch.
@@ -309,13 +312,12 @@ impl Recipe {
         out
     }
 
-    /// What the runtime has to train.
+    /// What the runtime has to train; the memory plan says how many layers run again.
     #[must_use]
     pub fn training(&self) -> Training {
-        let gradient_checkpointing = self.runtime.gradient_checkpointing;
-        match &self.lora {
-            None => Training::Full { gradient_checkpointing },
-            Some(lora) => Training::Lora(LoraConfig {
+        let trainable = match &self.lora {
+            None => Trainable::Full,
+            Some(lora) => Trainable::Lora(LoraConfig {
                 r: lora.r,
                 alpha: lora.alpha,
                 dropout: lora.dropout,
@@ -325,9 +327,9 @@ impl Recipe {
                 alpha_pattern: lora.alpha_pattern.clone(),
                 seed: self.runtime.seed,
                 merge_for_requests: self.runtime.merge_adapter,
-                gradient_checkpointing,
             }),
-        }
+        };
+        Training { trainable, recomputed_layers: 0, offload: self.runtime.offload }
     }
 
     /// Sequences generated in one step.

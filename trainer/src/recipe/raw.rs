@@ -3,13 +3,16 @@
 //! A field is an `Option` when its default depends on another field or when it is idle under some settings;
 //! `resolve` fills it in or refuses it.
 
+mod checkpointing;
 mod models;
 mod training;
 
 use std::path::PathBuf;
 
+use runtime::memory::KvSize;
 use serde::{Deserialize, Serialize};
 
+pub use checkpointing::GradientCheckpointing;
 pub use models::{Lora, OneOrMany, RawStudent, RawTeacher};
 pub use training::{RawLoss, RawOptim, RawSchedule};
 
@@ -229,14 +232,17 @@ pub struct RawRuntime {
     /// Sequences generated at once. Default: those of one step, at most 64, on a GPU 256.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_running: Option<usize>,
-    /// Bytes of KV memory per model. Default: what `max_running` sequences of full length need.
+    /// KV memory: bytes of each model (`8589934592` or `"8GiB"`), or a share of the memory that everything else leaves, for
+    /// all models together (`"60%"`; layers are then kept from what is left beside it). Default: what `max_running`
+    /// sequences of full length need.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub kv_bytes: Option<u64>,
+    pub kv_bytes: Option<KvSize>,
     /// Tokens of one training micro-batch, at most. Default: 2048, on a GPU 8192, or one sequence of full length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_microbatch: Option<usize>,
-    /// Keep only each layer's input during the forward pass and compute the layer again in the backward pass.
-    pub gradient_checkpointing: bool,
+    /// Keep only each layer's input during the forward pass and compute the layer again in the backward pass: `true` for
+    /// all layers, `false` for none, `"auto"` for as few as the memory demands.
+    pub gradient_checkpointing: GradientCheckpointing,
     /// Generate with the adapter added to the weights, rounded to bf16 (on a GPU): faster rollouts, and sampler and
     /// trainer no longer compute the same numbers; `mismatch_kl` shows by how much.
     pub merge_adapter: bool,
@@ -254,7 +260,7 @@ impl Default for RawRuntime {
             max_running: None,
             kv_bytes: None,
             tokens_per_microbatch: None,
-            gradient_checkpointing: false,
+            gradient_checkpointing: GradientCheckpointing::default(),
             merge_adapter: false,
             deterministic: false,
         }

@@ -5,7 +5,7 @@ mod optim;
 mod teacher;
 
 use super::raw::{OneOrMany, RawRecipe};
-use runtime::request::EngineConfig;
+use runtime::request::{EngineConfig, Offload};
 
 use super::{Data, Eval, HeldOut, Objective, Recipe, Runtime, Student};
 use crate::data::Format;
@@ -256,6 +256,14 @@ fn eval(raw: &mut RawRecipe, held_out: bool) -> Result<Option<Eval>> {
     }))
 }
 
+/// A key that moves something from a card to the host; without a card there is nothing to move.
+fn on_gpu_only(key: &str, value: Option<bool>, gpu: bool) -> Result<bool> {
+    match value {
+        Some(true) if !gpu => Err(Error::value(key, true, "false unless the run is on a GPU (`runtime.device`)")),
+        value => Ok(value.unwrap_or(false)),
+    }
+}
+
 fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
     let runtime = &mut raw.runtime;
     let device: Choice = runtime
@@ -263,6 +271,15 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
         .parse()
         .map_err(|e: autograd::Error| Error::value("runtime.device", format!("{:?}", runtime.device), e.to_string()))?;
     let gpu = matches!(device.device, autograd::Device::Cuda(_));
+    let offload = Offload {
+        teacher: on_gpu_only("teacher.offload", raw.teacher.as_ref().and_then(|teacher| teacher.offload), gpu)?,
+        optimizer: on_gpu_only("optim.offload", raw.optim.offload, gpu)?,
+    };
+    if offload.teacher && raw.lora.is_some() && raw.teacher.as_ref().is_some_and(|t| t.kind.as_deref() == Some("self"))
+    {
+        let because = "with `teacher.kind = \"self\"` and [lora] (student and teacher share one set of weights)";
+        return Err(Error::NoEffect { key: "teacher.offload".to_owned(), because: because.to_owned() });
+    }
     if runtime.merge_adapter && (!gpu || raw.lora.is_none()) {
         return Err(Error::value("runtime.merge_adapter", true, "false without a GPU and without a [lora]"));
     }
@@ -280,9 +297,6 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
         "runtime.max_running",
         *runtime.max_running.get_or_insert(per_step.min(if gpu { 256 } else { 64 })),
     )?;
-    if runtime.kv_bytes == Some(0) {
-        return Err(Error::value("runtime.kv_bytes", 0, "at least one page"));
-    }
     let longest = raw.rollout.max_prompt_tokens + raw.rollout.max_new_tokens;
     let tokens_per_microbatch =
         *runtime.tokens_per_microbatch.get_or_insert(longest.max(if gpu { 8192 } else { 2048 }));
@@ -299,7 +313,8 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
         max_running,
         kv_bytes: runtime.kv_bytes,
         tokens_per_microbatch,
-        gradient_checkpointing: runtime.gradient_checkpointing,
+        gradient_checkpointing: runtime.gradient_checkpointing.0,
+        offload,
         merge_adapter: runtime.merge_adapter,
         deterministic: runtime.deterministic,
     })

@@ -109,6 +109,13 @@ fn a_value_outside_its_domain_names_key_value_and_limit() {
     assert!(refusal(&["loss.kind=kl"]).contains("one of reverse_kl"));
     assert!(refusal(&["teacher.kind=other"]).contains("one of model, self, checkpoint"));
     assert!(refusal(&["runtime.device=tpu"]).contains("runtime.device"));
+    assert!(
+        refusal(&["teacher.offload=true"])
+            .contains("`teacher.offload` is true, must be false unless the run is on a GPU")
+    );
+    assert!(
+        refusal(&["optim.offload=true"]).contains("`optim.offload` is true, must be false unless the run is on a GPU")
+    );
     assert!(refusal(&["runtime.tokens_per_microbatch=100"]).contains("at least `rollout.max_prompt_tokens`"));
 }
 
@@ -116,6 +123,27 @@ fn a_value_outside_its_domain_names_key_value_and_limit() {
 fn a_wrong_type_names_the_key() {
     let message = refusal(&["optim.lr=fast"]);
     assert!(message.contains("lr") && message.contains("test.toml"), "{message}");
+}
+
+#[test]
+fn memory_is_written_as_people_write_it() {
+    let runtime = |set: &[&str]| load(MINIMAL, &[&["runtime.device=cpu"], set].concat()).expect("valid").runtime;
+    assert_eq!(runtime(&[]).kv_bytes, None);
+    assert_eq!(runtime(&["runtime.kv_bytes=8GiB"]).kv_bytes, Some(KvSize::Bytes(8 << 30)));
+    assert_eq!(runtime(&["runtime.kv_bytes=1024"]).kv_bytes, Some(KvSize::Bytes(1024)));
+    assert_eq!(runtime(&["runtime.kv_bytes=60%"]).kv_bytes, Some(KvSize::Share(0.6)));
+    assert!(refusal(&["runtime.kv_bytes=0.6"]).contains("60%"), "{}", refusal(&["runtime.kv_bytes=0.6"]));
+    assert_eq!(runtime(&[]).gradient_checkpointing, Checkpointing::Auto);
+    for (text, checkpointing) in
+        [("true", Checkpointing::On), ("false", Checkpointing::Off), ("auto", Checkpointing::Auto)]
+    {
+        let set = format!("runtime.gradient_checkpointing={text}");
+        assert_eq!(runtime(&[&set]).gradient_checkpointing, checkpointing);
+    }
+    assert!(refusal(&["runtime.gradient_checkpointing=some"]).contains("auto"));
+    let recipe = load(MINIMAL, &["runtime.kv_bytes=60%"]).expect("valid");
+    let again = Recipe::parse(&recipe.to_toml(), "config.toml", "test", Path::new("/"), &[]).expect("valid again");
+    assert_eq!(again.differences(&recipe), []);
 }
 
 #[test]

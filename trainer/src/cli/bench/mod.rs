@@ -7,9 +7,10 @@ mod speed;
 use std::path::PathBuf;
 
 use clap::Args;
+use runtime::memory::MemoryPlan;
 use serde_json::{Map, Value, json};
 
-use super::model::ModelArgs;
+use super::model::{ModelArgs, plan_json};
 use super::{print, print_json};
 use crate::memory::Bytes;
 use crate::progress::Progress;
@@ -63,6 +64,13 @@ struct Report {
     text: String,
 }
 
+impl Report {
+    /// The memory plan that was kept to.
+    fn add_plan(&mut self, plan: &MemoryPlan) {
+        self.values.insert("memory_plan".to_owned(), plan_json(plan));
+    }
+}
+
 pub(super) fn run(args: &BenchArgs) -> Result<()> {
     let progress = Progress::new(args.json);
     let mut report = match &args.requests {
@@ -94,6 +102,7 @@ fn add_memory(report: &mut Report, args: &BenchArgs) {
     if let Some(card) = memory::on_card(args.model.device.device) {
         report.values.insert("card_peak_bytes".to_owned(), json!(card.peak_in_use));
         report.values.insert("card_reserved_bytes".to_owned(), json!(card.peak_reserved));
+        report.values.insert("card_allocations".to_owned(), json!(card.driver_allocations));
         let [used, reserved] = [card.peak_in_use, card.peak_reserved].map(|bytes| Bytes(bytes as u64));
         report.text += &format!(", on the card {used} of {reserved} reserved");
     }

@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use clap::Args;
+use runtime::memory::{KvWish, Workload};
 use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec};
 use serde_json::{Map, Value, json};
 
 use super::{BenchArgs, Report, prompt};
+use crate::memory::Purpose;
 use crate::metrics::Metrics;
 use crate::opd::{self, Outcome, Stepper};
 use crate::progress::Progress;
@@ -56,9 +58,10 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
         return Err(Error::value("--steps", 0, "at least 1"));
     }
     let recipe = recipe(args)?;
-    let spec = spec(args, &recipe, progress)?;
+    let mut spec = spec(args, &recipe, progress)?;
     let vocab = spec.student.files.config.vocab_size as u32;
-    let runtime = opd::start(&spec, progress)?;
+    let workload = workload(args, &recipe);
+    let (runtime, plan) = opd::start(&mut spec, &workload, Purpose::Training, progress)?;
     let (per_step, total) = (recipe.rollout.prompts_per_step, args.opd.warmup + args.opd.steps);
     let rows: Vec<Example> = (0..(per_step * total) as u64)
         .map(|number| Example {
@@ -81,7 +84,25 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
             outcomes.push(outcome);
         }
     }
-    Ok(report(args, &recipe, &outcomes))
+    let mut report = report(args, &recipe, &outcomes);
+    report.add_plan(&plan);
+    Ok(report)
+}
+
+/// What the steps ask of the runtime.
+fn workload(args: &BenchArgs, recipe: &Recipe) -> Workload {
+    let longest = args.prompt_len + recipe.rollout.max_new_tokens;
+    let kv = match recipe.runtime.kv_bytes {
+        Some(size) => KvWish::Size(size),
+        None => KvWish::Sequences(vec![longest; recipe.runtime.max_running]),
+    };
+    Workload {
+        kv,
+        longest,
+        longest_scored: 0,
+        micro_batch: recipe.runtime.tokens_per_microbatch.min(recipe.sequences_per_step() * longest),
+        checkpointing: recipe.runtime.gradient_checkpointing,
+    }
 }
 
 /// The recipe of such a step. Nothing reads its `data.path`.
@@ -111,6 +132,9 @@ fn recipe(args: &BenchArgs) -> Result<Recipe> {
     if let Some(adapter) = &model.adapter {
         raw["student"]["adapter"] = json!(adapter);
     }
+    if let Some(size) = &model.kv_bytes {
+        raw["runtime"]["kv_bytes"] = json!(size);
+    }
     let text = toml::to_string(&raw).map_err(|e| Error::value("bench", "the arguments", e.to_string()))?;
     let overrides: Vec<Override> = opd.set.iter().map(|text| Override::parse(text)).collect::<Result<_>>()?;
     for change in &overrides {
@@ -126,9 +150,10 @@ fn check_has_effect(key: &str, full: bool) -> Result<()> {
         ("lora", _) if full => "with --full",
         (_, "runtime.device") => "beside --device",
         (_, "runtime.deterministic") => "beside --deterministic",
+        (_, "teacher.offload") => return Ok(()),
         (_, "rollout.max_prompt_tokens") => "beside --prompt-len",
         ("rollout" | "loss" | "optim" | "lora" | "log" | "runtime", _) => return Ok(()),
-        _ => "on one step; --set takes keys of rollout, loss, optim, lora, log and runtime here",
+        _ => "on one step; --set takes teacher.offload and keys of rollout, loss, optim, lora, log and runtime here",
     };
     Err(Error::NoEffect { key: format!("--set {key}"), because: because.to_owned() })
 }
@@ -144,11 +169,6 @@ fn spec(args: &BenchArgs, recipe: &Recipe, progress: Progress) -> Result<Runtime
             format!("{tokens} tokens a sequence, {} of the prompt; the model takes 1 to {context}", args.prompt_len);
         return Err(Error::Models { what });
     }
-    let running = |config| {
-        let lengths = std::iter::repeat_n(tokens, recipe.runtime.max_running);
-        memory::kv_bytes(config, recipe.runtime.device.device, lengths)
-    };
-    let kv_bytes = recipe.runtime.kv_bytes.unwrap_or_else(|| running(&files.config).max(running(&teacher.config)));
     let student = SlotSpec { files, layers: recipe.student.layers.clone(), adapter: recipe.student.adapter.clone() };
     Ok(RuntimeSpec {
         device: recipe.runtime.device.device,
@@ -160,7 +180,7 @@ fn spec(args: &BenchArgs, recipe: &Recipe, progress: Progress) -> Result<Runtime
             token_budget: recipe.runtime.token_budget,
             max_running: recipe.runtime.max_running,
             max_waiting: recipe.sequences_per_step(),
-            kv_bytes: usize::try_from(kv_bytes).unwrap_or(usize::MAX),
+            kv_bytes: 0,
             prefix_cache: true,
             overlap: EngineConfig::usual_overlap(recipe.runtime.device.device),
         },

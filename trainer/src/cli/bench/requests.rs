@@ -30,7 +30,7 @@ pub(super) fn run(args: &BenchArgs, path: &Path, progress: Progress) -> Result<R
     check(path, &requests, vocab)?;
     speed::params(args.temperature, 1, vocab)?;
     let lengths: Vec<usize> = requests.iter().map(|request| request.prompt.len() + request.max_tokens).collect();
-    let runtime = args.model.start_for(&files, &lengths, args.token_budget, progress)?;
+    let (runtime, plan) = args.model.start_for(&files, &lengths, args.token_budget, progress)?;
     // All of them with other prompts and few tokens: memory is touched and nothing is left in the prefix cache.
     let first = requests.iter().map(|request| warm_up(request, vocab)).collect();
     complete(&runtime, first, args.temperature, vocab)?;
@@ -51,6 +51,7 @@ pub(super) fn run(args: &BenchArgs, path: &Path, progress: Progress) -> Result<R
         "{count:>4} requests    {prompt_tokens} prompt and {tokens} output tokens in {seconds:.2} s   {rate:.1} output tok/s\n"
     );
     let mut report = Report { values: Map::from_iter(values.as_object().cloned().unwrap_or_default()), text };
+    report.add_plan(&plan);
     report.add_steps(&runtime)?;
     Ok(report)
 }

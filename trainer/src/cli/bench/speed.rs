@@ -31,7 +31,7 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
     let params = params(args.temperature, new, files.config.vocab_size)?;
     let most = args.sequences.iter().copied().max().unwrap_or(1);
     let lengths = vec![args.prompt_len + new; most];
-    let runtime = args.model.start_for(&files, &lengths, args.token_budget, progress)?;
+    let (runtime, plan) = args.model.start_for(&files, &lengths, args.token_budget, progress)?;
     let mut next = 0;
     let mut measure = |sequences: usize| {
         let vocab = files.config.vocab_size as u32;
@@ -55,6 +55,7 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
             speed.prefill, speed.decode, speed.seconds
         );
     }
+    report.add_plan(&plan);
     report.add_steps(&runtime)?;
     Ok(report)
 }

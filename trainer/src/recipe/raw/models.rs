@@ -34,6 +34,10 @@ pub struct RawTeacher {
     /// A checkpoint folder (adapter or full weights), for `kind = "checkpoint"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
+    /// Keep the teacher's layers in the host's memory; each forward pass moves them to the GPU one after another. Saves
+    /// the card's memory, costs time, most of it where the teacher writes (`loss.seq_kd`, held-out samples). Default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offload: Option<bool>,
     /// A system prompt that only the teacher sees.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub system_prompt: Option<String>,

@@ -66,11 +66,15 @@ pub struct RawOptim {
     pub weight_decay: f64,
     /// Global norm that gradients are scaled down to; `inf` leaves them.
     pub max_grad_norm: f64,
+    /// Keep masters and moments in the host's memory; every step moves them through the GPU a piece at a time. Default
+    /// false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offload: Option<bool>,
 }
 
 impl Default for RawOptim {
     fn default() -> Self {
-        Self { lr: None, betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 }
+        Self { lr: None, betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0, offload: None }
     }
 }
 

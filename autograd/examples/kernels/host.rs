@@ -1,9 +1,4 @@
-//! Speed of the native kernels: `cargo run --release -p autograd --example kernels [FILTER] [SECONDS]`.
-//!
-//! One line a kernel: the best of the runs that fit into SECONDS (default 0.5), as time and as GFLOP/s or GB/s.
-//! FILTER keeps the lines whose name contains it.
-
-#![allow(clippy::print_stdout)]
+//! The kernels of `Device::Cpu`, a line each.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -13,9 +8,6 @@ use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedBatch, PagedRows};
 use autograd::ops::{self, Attention, Distill, Divergence, Dropout, LowRank, Projection, QkRope, RopeTable, Sequences};
 use autograd::rng::uniform;
 use autograd::{Device, Index, Result, Tape, Tensor};
-
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// What a kernel's time is divided into.
 enum Work {
@@ -198,11 +190,9 @@ fn losses(bench: &Bench, h: usize) {
     });
 }
 
-fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let filter = arguments.next().unwrap_or_default();
-    let seconds = arguments.next().map_or(0.5, |s| s.parse().expect("SECONDS is a number"));
-    let bench = Bench { filter, limit: Duration::from_secs_f64(seconds) };
+/// Prints the lines whose name contains `filter`, each measured for `limit`.
+pub(crate) fn run(filter: String, limit: Duration) {
+    let bench = Bench { filter, limit };
     linear(&bench);
     lora(&bench);
     attention(&bench);

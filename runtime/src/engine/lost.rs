@@ -1,0 +1,56 @@
+//! A device that is lost: everything that runs ends with that error, and nothing more is asked of the device.
+
+use super::{Engine, SlotEngine};
+use crate::handle::{Reply, Work};
+use crate::request::GenerateEvent;
+use crate::{Error, Result};
+
+impl Engine {
+    /// What the errors of the steps since the last look say of the device.
+    pub(super) fn look_at_errors(&mut self) {
+        let errors: Vec<Error> = self.slots().filter_map(|slot| slot.error.take()).collect();
+        errors.into_iter().for_each(|error| self.watch::<()>(&Err(error)));
+    }
+
+    /// Ends everything that runs once an error says, or the device shows, that it is lost.
+    pub(super) fn watch<T>(&mut self, result: &Result<T>) {
+        let Err(Error::Op(error)) = result else { return };
+        let lost = match error {
+            autograd::Error::DeviceLost { .. } => Some(error.clone()),
+            // A library's error may only be the first sign.
+            autograd::Error::Cuda { .. } => self.student.device().synchronize().err().filter(|e| e.is_device_lost()),
+            _ => None,
+        };
+        let Some(lost) = lost.map(Error::Op).filter(|_| self.lost.is_none()) else { return };
+        self.slots().for_each(|slot| SlotEngine::fail_all(slot, &lost));
+        self.lost = Some(lost);
+    }
+
+    /// Answers, looking at what the answer says of the device.
+    pub(super) fn reply<T>(&mut self, reply: &Reply<T>, answer: Result<T>) {
+        self.watch(&answer);
+        send(reply, answer);
+    }
+}
+
+/// Answers work that the lost device cannot do.
+pub(super) fn refuse(work: Work, lost: &Error) {
+    let lost = lost.for_another();
+    match work {
+        Work::Generate(.., events) => drop(events.send(GenerateEvent::Failed(lost))),
+        // Everything has ended.
+        Work::Cancel(..) => {}
+        Work::Score(_, reply) => send(&reply, Err(lost)),
+        Work::ForwardBackward(_, reply) => send(&reply, Err(lost)),
+        Work::OptimStep(_, reply) => send(&reply, Err(lost)),
+        Work::Publish(reply) => send(&reply, Err(lost)),
+        Work::Export(reply) => send(&reply, Err(lost)),
+        Work::Restore(_, reply) => send(&reply, Err(lost)),
+        Work::Stats(reply) => send(&reply, Err(lost)),
+    }
+}
+
+fn send<T>(reply: &Reply<T>, value: Result<T>) {
+    // A caller that stopped waiting has dropped its end; there is nobody to tell.
+    drop(reply.send(value));
+}

@@ -1,0 +1,213 @@
+//! Bytes of the parts of a model, as the device's allocator cuts them.
+
+use std::path::Path;
+
+use autograd::kv::{KvShape, PAGE_TOKENS};
+use autograd::{Device, cuda};
+
+use crate::Result;
+use crate::config::ModelConfig;
+use crate::model::{Adapter, Form, Module, Part, TensorSpec, tensors};
+use crate::request::LoraConfig;
+use crate::weights::{SafetensorsWeights, WeightSource};
+
+const F32: u64 = 4;
+
+/// Bytes that `bytes` take on `device`: a GPU's allocator hands out blocks.
+pub(super) fn block(device: Device, bytes: u64) -> u64 {
+    match device {
+        Device::Cuda(_) => cuda::block_bytes(usize::try_from(bytes).unwrap_or(usize::MAX / 2)) as u64,
+        Device::Cpu | Device::Portable => bytes,
+    }
+}
+
+fn elements(spec: &TensorSpec) -> u64 {
+    spec.shape.iter().map(|&size| size as u64).product()
+}
+
+/// Number of the block that a layer's tensor shares with others: maps of one input lie behind each other on a GPU.
+fn joined_with(part: Part) -> Option<usize> {
+    match part {
+        Part::Linear(Module::Q | Module::K | Module::V) => Some(0),
+        Part::Linear(Module::Gate | Module::Up) => Some(1),
+        _ => None,
+    }
+}
+
+/// A model's weights in `value` bytes a value.
+pub(super) struct Weights {
+    /// Embedding, head and final norm.
+    pub(super) outer: u64,
+    /// One layer.
+    pub(super) layer: u64,
+    /// The joined maps of a layer, which lie twice in memory for a moment while they are joined.
+    pub(super) joined: u64,
+    /// The embedding or head, whichever is larger.
+    pub(super) largest: u64,
+    layers: u64,
+}
+
+impl Weights {
+    pub(super) fn of(config: &ModelConfig, device: Device, value: u64) -> Self {
+        let mut weights = Self { outer: 0, layer: 0, joined: 0, largest: 0, layers: config.num_layers as u64 };
+        let mut shared = [0; 2];
+        for spec in tensors(config).iter().filter(|spec| spec.layer.is_none_or(|layer| layer == 0)) {
+            let bytes = elements(spec) * value;
+            match (spec.layer, joined_with(spec.part)) {
+                (None, _) => {
+                    weights.outer += block(device, bytes);
+                    weights.largest = weights.largest.max(block(device, bytes));
+                }
+                (Some(_), Some(group)) => shared[group] += bytes,
+                (Some(_), None) => weights.layer += block(device, bytes),
+            }
+        }
+        weights.joined = shared.into_iter().map(|bytes| block(device, bytes)).sum();
+        weights.layer += weights.joined;
+        weights
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.outer + self.layers * self.layer
+    }
+}
+
+/// Rotary tables: cosines and sines in f32, made on a GPU when first used.
+pub(super) fn rotary(config: &ModelConfig, device: Device) -> u64 {
+    2 * block(device, (config.max_position_embeddings * config.head_dim / 2) as u64 * F32)
+}
+
+/// The low-rank branches of a model.
+pub(super) struct Branches {
+    /// Elements of every tensor.
+    tensors: Vec<u64>,
+    /// Elements of every block of weights that a merged copy has for itself.
+    merged: Vec<u64>,
+    /// Ranks of a layer's maps together, in the layer that has most.
+    pub(super) ranks: u64,
+}
+
+impl Branches {
+    /// Those that training makes.
+    pub(super) fn made(config: &ModelConfig, lora: &LoraConfig) -> Result<Self> {
+        let mut branches = Self { tensors: vec![], merged: vec![], ranks: 0 };
+        for layer in Adapter::forms(config, lora)? {
+            let mut shared = [0; 2];
+            for Form { module, rank, shape: [out, input] } in &layer {
+                branches.tensors.extend([(rank * input) as u64, (out * rank) as u64]);
+                match joined_with(Part::Linear(*module)) {
+                    Some(group) => shared[group] += (out * input) as u64,
+                    None => branches.merged.push((out * input) as u64),
+                }
+            }
+            branches.merged.extend(shared.into_iter().filter(|n| *n > 0));
+            branches.ranks = branches.ranks.max(layer.iter().map(|form| form.rank as u64).sum());
+        }
+        Ok(branches)
+    }
+
+    /// Those of the adapter in a folder.
+    pub(super) fn in_folder(folder: &Path, layers: usize) -> Result<Self> {
+        let source = SafetensorsWeights::open(&folder.join("adapter_model.safetensors"))?;
+        let shapes = source.tensors();
+        let tensors = shapes.values().map(|shape| shape.iter().map(|&n| n as u64).product()).collect();
+        let ranks: u64 =
+            shapes.iter().filter(|(name, _)| name.contains("lora_A")).map(|(_, shape)| shape[0] as u64).sum();
+        Ok(Self { tensors, merged: vec![], ranks: ranks.div_ceil(layers.max(1) as u64) })
+    }
+
+    /// All branches in `value` bytes a value.
+    pub(super) fn bytes(&self, device: Device, value: u64) -> u64 {
+        self.tensors.iter().map(|n| block(device, n * value)).sum()
+    }
+
+    /// The weights that a copy with the branches added has for itself.
+    pub(super) fn merged(&self, device: Device, value: u64) -> u64 {
+        self.merged.iter().map(|n| block(device, n * value)).sum()
+    }
+}
+
+/// Bytes of keys and values for sequences of so many tokens, in whole pages.
+#[must_use]
+pub fn kv_bytes(config: &ModelConfig, device: Device, lengths: impl IntoIterator<Item = usize>) -> u64 {
+    // One more page a sequence: a shared last page is copied before it is written.
+    let pages: usize = lengths.into_iter().map(|tokens| tokens.div_ceil(PAGE_TOKENS) + 1).sum();
+    (pages * page_bytes(config, device)) as u64
+}
+
+/// Bytes of one page, all layers.
+fn page_bytes(config: &ModelConfig, device: Device) -> usize {
+    let shape = KvShape { heads: config.num_heads, kv_heads: config.num_kv_heads, head_dim: config.head_dim };
+    shape.page_bytes(device) * config.num_layers
+}
+
+/// What a pool of at most `bytes` takes: whole pages, a block for every layer.
+pub(super) fn kv_pool(config: &ModelConfig, device: Device, bytes: u64) -> u64 {
+    let page = page_bytes(config, device) as u64;
+    let layers = config.num_layers as u64;
+    layers * block(device, bytes / page * page / layers)
+}
+
+/// Memory of a batch on its way through a model.
+pub(super) struct Rows<'a> {
+    pub(super) config: &'a ModelConfig,
+    pub(super) device: Device,
+    /// Ranks of a layer's branches together.
+    pub(super) ranks: u64,
+    /// Rows of the batch.
+    pub(super) count: u64,
+}
+
+impl Rows<'_> {
+    /// An activation of `width` values a row.
+    pub(super) fn values(&self, width: usize) -> u64 {
+        block(self.device, self.count * width as u64 * self.device.value_bytes() as u64)
+    }
+
+    /// Columns of queries; of queries, keys and values.
+    fn attention_widths(&self) -> [usize; 2] {
+        let c = self.config;
+        [c.num_heads * c.head_dim, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim]
+    }
+
+    /// Hidden states.
+    pub(super) fn hidden(&self) -> u64 {
+        self.values(self.config.hidden_size)
+    }
+
+    /// Every output of a layer's ops, and what they keep beside: its own output included, its input not.
+    pub(super) fn layer(&self) -> u64 {
+        let (inner, [queries, qkv]) = (self.config.intermediate_size, self.attention_widths());
+        let log_sums = block(self.device, self.count * self.config.num_heads as u64 * F32);
+        // Two norms, two residual sums; qkv before and after the rotation; gate and up, and their product.
+        4 * self.hidden()
+            + 2 * self.values(qkv)
+            + self.values(queries)
+            + self.values(2 * inner)
+            + self.values(inner)
+            + self.values(self.ranks as usize)
+            + log_sums
+    }
+
+    /// Gradients that are alive together on the way back through a layer.
+    pub(super) fn backward(&self) -> u64 {
+        let (inner, [_, qkv]) = (self.config.intermediate_size, self.attention_widths());
+        let mlp = self.values(2 * inner) + self.values(inner);
+        3 * self.hidden() + mlp.max(2 * self.values(qkv)) + self.values(self.ranks as usize)
+    }
+
+    /// One step of decoding for each row: a layer, logits in f32, and partial sums of attention over `pages` pages.
+    pub(super) fn decode(&self, pages: u64) -> u64 {
+        /// Positions that a block of the decode kernel reads.
+        const CHUNK: u64 = 256;
+        let parts = (pages * PAGE_TOKENS as u64).div_ceil(CHUNK).max(1);
+        let heads = self.config.num_heads as u64 * (self.config.head_dim as u64 + 2);
+        let partial = block(self.device, self.count * parts * heads * F32);
+        self.layer() + 2 * self.hidden() + self.logits() + partial
+    }
+
+    /// Logits in f32.
+    pub(super) fn logits(&self) -> u64 {
+        block(self.device, self.count * self.config.vocab_size as u64 * F32)
+    }
+}

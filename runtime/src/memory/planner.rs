@@ -1,0 +1,291 @@
+//! From what the runtime is asked to do to bytes by purpose.
+
+use std::collections::BTreeMap;
+
+use autograd::kv::PAGE_TOKENS;
+use autograd::{Device, cuda, ops};
+
+use super::count::{Branches, Rows, Weights, block, kv_bytes, kv_pool, rotary};
+use super::{Bytes, Checkpointing, Entry, KvSize, KvWish, Workload};
+use crate::config::ModelConfig;
+use crate::model::keep_layers;
+use crate::request::{Offload, RuntimeSpec, SlotSpec, Trainable};
+use crate::{Error, Result};
+
+/// Rows of logits that a head op holds at once on the host, generously.
+const HEAD_ROWS: u64 = 256;
+/// Host memory that uploads to a card pass through.
+const STAGING: u64 = 64 << 20;
+/// Small buffers that no other entry counts (indices, tables, draw parameters), and the holes between blocks.
+const SMALL: u64 = 192 << 20;
+/// What driver and libraries take outside the allocator once kernels are loaded, and each captured decode step.
+pub(super) const DRIVER: u64 = 512 << 20;
+
+/// One model of the runtime.
+pub(super) struct Slot {
+    pub(super) config: ModelConfig,
+    weights: Weights,
+    /// Its own adapter, from a folder.
+    adapter: Option<Branches>,
+}
+
+impl Slot {
+    fn of(slot: &SlotSpec, device: Device) -> Result<Self> {
+        let (config, _) = keep_layers(&slot.files.config, slot.layers.as_deref())?;
+        let adapter = slot.adapter.as_ref().map(|folder| Branches::in_folder(folder, config.num_layers)).transpose()?;
+        let weights = Weights::of(&config, device, device.value_bytes() as u64);
+        Ok(Self { config, weights, adapter })
+    }
+
+    /// Memory of `count` rows; `trained`: with the branches that are trained.
+    pub(super) fn rows<'a>(&'a self, device: Device, trained: Option<&Branches>, count: usize) -> Rows<'a> {
+        let ranks = trained.or(self.adapter.as_ref()).map_or(0, |branches| branches.ranks);
+        Rows { config: &self.config, device, ranks, count: count as u64 }
+    }
+}
+
+/// What a plan is made from.
+pub(super) struct Planner<'a> {
+    spec: &'a RuntimeSpec,
+    workload: &'a Workload,
+    device: Device,
+    pub(super) student: Slot,
+    teacher: Option<Slot>,
+    /// The teacher has the student's weights.
+    shared: bool,
+    /// The branches that are trained.
+    pub(super) branches: Option<Branches>,
+}
+
+impl<'a> Planner<'a> {
+    pub(super) fn new(spec: &'a RuntimeSpec, workload: &'a Workload) -> Result<Self> {
+        let device = spec.device;
+        let student = Slot::of(&spec.student, device)?;
+        let branches = match spec.training.as_ref().map(|training| &training.trainable) {
+            Some(Trainable::Lora(lora)) => Some(Branches::made(&student.config, lora)?),
+            Some(Trainable::Full) | None => None,
+        };
+        Ok(Self {
+            spec,
+            workload,
+            device,
+            teacher: spec.teacher.as_ref().map(|teacher| Slot::of(teacher, device)).transpose()?,
+            shared: spec.teacher_shares_weights(),
+            student,
+            branches,
+        })
+    }
+
+    fn value(&self) -> u64 {
+        self.device.value_bytes() as u64
+    }
+
+    fn offload(&self) -> Offload {
+        self.spec.training.as_ref().map(|training| training.offload).unwrap_or_default()
+    }
+
+    fn on_gpu(&self) -> bool {
+        matches!(self.device, Device::Cuda(_))
+    }
+
+    fn slots(&self) -> impl Iterator<Item = &Slot> {
+        std::iter::once(&self.student).chain(&self.teacher)
+    }
+
+    /// KV memory of each model, and the number of layers that run twice.
+    pub(super) fn choose(&self, available: Option<u64>) -> Result<(u64, usize)> {
+        let layers = self.student.config.num_layers;
+        let checkpointing = if self.spec.training.is_some() { self.workload.checkpointing } else { Checkpointing::Off };
+        let least = if checkpointing == Checkpointing::Off { 0 } else { layers };
+        let kv_bytes = match &self.workload.kv {
+            KvWish::Sequences(lengths) => {
+                let needs = self.slots().map(|slot| kv_bytes(&slot.config, self.device, lengths.iter().copied()));
+                needs.max().unwrap_or(0)
+            }
+            KvWish::Size(KvSize::Bytes(bytes)) => *bytes,
+            KvWish::Size(KvSize::Share(share)) => {
+                let available = available.ok_or_else(|| {
+                    let what = "this system does not tell how much memory is free; give the KV memory in bytes (8GiB)";
+                    Error::Request(what.to_owned())
+                })?;
+                let left = available.saturating_sub(self.entries(least).values().sum());
+                (left as f64 * share / self.slots().count() as f64) as u64
+            }
+        };
+        if checkpointing != Checkpointing::Auto {
+            return Ok((kv_bytes, least));
+        }
+        // A sixteenth stays free: what is free now need not be free later.
+        let room = available.map_or(u64::MAX, |available| available - available / 16);
+        let fits = |recomputed: &usize| {
+            self.entries(*recomputed).values().sum::<u64>().saturating_add(self.kv(kv_bytes)) <= room
+        };
+        // The last layer is needed as soon as backward begins: to run it again would save nothing.
+        let most = layers.saturating_sub(1);
+        Ok((kv_bytes, (0..most).find(fits).unwrap_or(most)))
+    }
+
+    /// Refuses a KV memory in which the longest sequence could never run.
+    pub(super) fn check_kv(&self, bytes: u64) -> Result<()> {
+        let longest = self.workload.longest.max(1);
+        for slot in self.slots() {
+            let need = kv_bytes(&slot.config, self.device, [longest]);
+            // One page less: alone in the pool a sequence copies nothing.
+            let need = need - need / (longest.div_ceil(PAGE_TOKENS) as u64 + 1);
+            if bytes < need {
+                let [got, need] = [bytes, need].map(Bytes);
+                return Err(Error::KvTooSmall { got, need, longest });
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of the pools of all models.
+    pub(super) fn kv(&self, bytes: u64) -> u64 {
+        self.slots().map(|slot| kv_pool(&slot.config, self.device, bytes)).sum()
+    }
+
+    /// Everything but keys and values.
+    pub(super) fn entries(&self, recomputed: usize) -> BTreeMap<Entry, u64> {
+        let [gradients, optimizer] = self.optimizer();
+        BTreeMap::from([
+            (Entry::Weights, self.weights()),
+            (Entry::Copies, self.copies()),
+            (Entry::Gradients, gradients),
+            (Entry::Optimizer, optimizer),
+            (Entry::Activations, self.activations(recomputed)),
+            (Entry::Logits, self.logits()),
+            (Entry::Workspace, self.workspace()),
+            (Entry::Graphs, self.graphs()),
+            (Entry::Driver, if self.on_gpu() { DRIVER } else { 0 }),
+        ])
+    }
+
+    fn weights(&self) -> u64 {
+        let models = self.slots().enumerate().map(|(number, slot)| {
+            let weights = match number {
+                1 if self.shared => 0,
+                1 if self.offload().teacher => slot.weights.outer + 2 * block(self.device, slot.weights.layer),
+                _ => slot.weights.total(),
+            };
+            let rotary = if self.on_gpu() { rotary(&slot.config, self.device) } else { 0 };
+            let adapter = slot.adapter.as_ref().map_or(0, |branches| branches.bytes(self.device, self.value()));
+            weights + rotary + adapter
+        });
+        models.sum::<u64>() + self.branches.as_ref().map_or(0, |branches| branches.bytes(self.device, self.value()))
+    }
+
+    /// Requests are answered with other memory than is trained.
+    fn copies(&self) -> u64 {
+        let (device, value) = (self.device, self.value());
+        match self.spec.training.as_ref().map(|training| &training.trainable) {
+            None => 0,
+            Some(Trainable::Full) => self.student.weights.total() * (1 + u64::from(self.shared)),
+            // Other devices share the branches until a step replaces them.
+            Some(Trainable::Lora(lora)) => self.branches.as_ref().map_or(0, |branches| {
+                if lora.merge_for_requests { branches.merged(device, value) } else { branches.bytes(device, value) }
+            }),
+        }
+    }
+
+    /// Gradients, and what the optimizer keeps.
+    fn optimizer(&self) -> [u64; 2] {
+        let Some(training) = &self.spec.training else { return [0; 2] };
+        let states = if self.on_gpu() { 3 } else { 2 };
+        let (all, more) = match &self.branches {
+            Some(branches) => (branches.bytes(self.device, 4), 0),
+            None => {
+                let weights = Weights::of(&self.student.config, self.device, 4);
+                // The head's new gradient lies beside the sum that it is added to.
+                (weights.total(), weights.largest)
+            }
+        };
+        [all + more, if training.offload.optimizer { 0 } else { states * all }]
+    }
+
+    /// The most of: a micro-batch in training, the teacher's forward, a step of requests, a text to score.
+    pub(super) fn activations(&self, recomputed: usize) -> u64 {
+        let work = self.workload;
+        let trained = self.branches.as_ref();
+        let forward = |slot: &Slot, trained, count| {
+            let rows = slot.rows(self.device, trained, count);
+            rows.layer() + 3 * rows.hidden()
+        };
+        let step = self.spec.engine.token_budget.min(self.spec.engine.max_running.saturating_mul(work.longest));
+        let requests = self.slots().map(|slot| forward(slot, trained, step.max(work.longest_scored)));
+        let requests = requests.max().unwrap_or(0);
+        if self.spec.training.is_none() {
+            return requests;
+        }
+        let rows = self.student.rows(self.device, trained, work.micro_batch);
+        let kept = (self.student.config.num_layers - recomputed) as u64;
+        let again = if recomputed > 0 && kept == 0 { rows.layer() } else { 0 };
+        let teacher = self.teacher.as_ref();
+        let graded = teacher.map_or(0, |slot| slot.rows(self.device, None, work.micro_batch).hidden());
+        // Hidden states before and after the last norm, of the scored rows, and their gradient.
+        let ends = 4 * rows.hidden() + graded;
+        let training = kept * rows.layer() + recomputed as u64 * rows.hidden() + again + ends + rows.backward();
+        let grading = teacher.map_or(0, |slot| forward(slot, None, work.micro_batch));
+        // Blocks of many sizes leave holes.
+        let most = training.max(grading).max(requests);
+        most + most / 32
+    }
+
+    fn logits(&self) -> u64 {
+        let running = self.spec.engine.max_running;
+        let drawn = self.slots().map(|slot| slot.rows(self.device, None, running).logits()).max().unwrap_or(0);
+        let vocab = self.student.config.vocab_size;
+        let models = 1 + usize::from(self.teacher.is_some());
+        let loss = match (self.spec.training.is_some(), self.on_gpu()) {
+            (false, _) => 0,
+            (true, true) => ops::gpu_loss_bytes(self.workload.micro_batch, vocab, models) as u64,
+            (true, false) => 3 * HEAD_ROWS * vocab as u64 * 4,
+        };
+        drawn.max(loss)
+    }
+
+    fn workspace(&self) -> u64 {
+        if !self.on_gpu() {
+            return 0;
+        }
+        let joined = self.slots().map(|slot| slot.weights.joined).max().unwrap_or(0);
+        let pieces = if self.offload().optimizer { cuda::OFFLOAD_BYTES as u64 } else { 0 };
+        // Requests with penalties have a history of their tokens on the card: a u16 and a u8 for each of the vocabulary.
+        let history = self.slots().map(|slot| block(self.device, 3 * slot.config.vocab_size as u64)).max().unwrap_or(0);
+        let histories = history * self.spec.engine.max_running as u64;
+        cuda::PRODUCT_WORKSPACE as u64 + joined + pieces + histories + SMALL
+    }
+
+    /// What the largest captured step of a model takes; none without a GPU.
+    pub(super) fn graph_segment(&self) -> u64 {
+        if !self.on_gpu() {
+            return 0;
+        }
+        let pages = self.workload.longest.div_ceil(PAGE_TOKENS).next_power_of_two().max(16) as u64;
+        let rows = self.spec.engine.max_running;
+        let step = |slot: &Slot| slot.rows(self.device, self.branches.as_ref(), rows + rows / 8).decode(pages);
+        // Results and inputs of every graph stay.
+        self.slots().map(step).max().unwrap_or(0) + (16 << 20)
+    }
+
+    fn graphs(&self) -> u64 {
+        // A model that waits on the host has none.
+        let models = self.slots().count() - usize::from(self.offload().teacher);
+        self.graph_segment() * models as u64
+    }
+
+    /// Memory of the host that is locked for the card.
+    pub(super) fn pinned(&self) -> u64 {
+        if !self.on_gpu() {
+            return 0;
+        }
+        let teacher = self.teacher.as_ref().filter(|_| self.offload().teacher);
+        let layers = teacher.map_or(0, |slot| slot.weights.total() - slot.weights.outer);
+        let state = match &self.branches {
+            _ if !self.offload().optimizer => 0,
+            Some(branches) => 3 * branches.bytes(Device::Cpu, 4),
+            None => 3 * Weights::of(&self.student.config, Device::Cpu, 4).total(),
+        };
+        STAGING + layers + state
+    }
+}

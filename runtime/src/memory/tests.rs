@@ -1,0 +1,195 @@
+//! Plans against what is really held.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use autograd::ops::Sequences;
+use autograd::{Tape, Tensor, cuda};
+
+use super::count::Weights;
+use super::planner::DRIVER;
+use super::*;
+use crate::files::ModelFiles;
+use crate::model::{Adapter, Decoder, ModelWeights, Pass};
+use crate::request::{EngineConfig, LoraConfig, Offload, SlotSpec, Trainable, Training};
+
+const MICRO_BATCH: usize = 40;
+
+fn files(name: &str) -> Arc<ModelFiles> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models").join(name);
+    Arc::new(ModelFiles::open(&path).expect("a fixture"))
+}
+
+fn lora() -> LoraConfig {
+    LoraConfig {
+        r: 4,
+        alpha: 8.0,
+        dropout: 0.0,
+        rslora: false,
+        target_modules: vec!["q_proj".to_owned(), "down_proj".to_owned()],
+        rank_pattern: [("down_proj".to_owned(), 6)].into(),
+        alpha_pattern: Default::default(),
+        merge_for_requests: false,
+        seed: 1,
+    }
+}
+
+fn spec(device: Device, trainable: Option<Trainable>) -> RuntimeSpec {
+    let slot = |name| SlotSpec { files: files(name), layers: None, adapter: None };
+    RuntimeSpec {
+        deterministic: false,
+        device,
+        student: slot("llama-gqa-tied"),
+        teacher: trainable.is_some().then(|| slot("qwen3-gqa-tied")),
+        training: trainable.map(|trainable| Training { trainable, recomputed_layers: 0, offload: Offload::default() }),
+        engine: EngineConfig {
+            token_budget: 64,
+            max_running: 4,
+            max_waiting: 8,
+            kv_bytes: 0,
+            prefix_cache: true,
+            overlap: false,
+        },
+    }
+}
+
+fn workload(checkpointing: Checkpointing) -> Workload {
+    Workload {
+        kv: KvWish::Sequences(vec![30; 4]),
+        longest: 30,
+        longest_scored: 0,
+        micro_batch: MICRO_BATCH,
+        checkpointing,
+    }
+}
+
+fn plan(spec: &RuntimeSpec, checkpointing: Checkpointing, available: Option<u64>) -> MemoryPlan {
+    MemoryPlan::of(spec, &workload(checkpointing), available).expect("planned")
+}
+
+/// What a forward pass of a micro-batch keeps when it trains `trainable`.
+fn kept(spec: &RuntimeSpec, recomputed: usize) -> u64 {
+    let config = &spec.student.files.config;
+    let layers: Vec<usize> = (0..config.num_layers).collect();
+    let source = &*spec.student.files.weights;
+    let weights = ModelWeights::load(config, source, (&layers, layers.len()), Device::Cpu, &|_, _| {}).expect("loads");
+    let adapter = match &spec.training.as_ref().expect("trained").trainable {
+        Trainable::Full => None,
+        Trainable::Lora(lora) => Some(Arc::new(Adapter::init(config, lora, Device::Cpu).expect("made"))),
+    };
+    let mut tape = Tape::recording();
+    let trained: Vec<&Tensor> = match &adapter {
+        Some(adapter) => adapter.named().map(|(_, t)| t).collect(),
+        None => weights.iter().collect(),
+    };
+    trained.into_iter().for_each(|t| tape.watch(t));
+    let pass = Pass { recomputed, ..Pass::inference(Arc::new(weights), adapter.clone()) };
+    let decoder = Decoder::new(config.clone(), config.max_position_embeddings);
+    let ids: Vec<u32> = (0..MICRO_BATCH as u32).collect();
+    let sequences = Sequences::from_lengths(&[25, 15]);
+    decoder.forward_packed(&mut tape, &pass, &ids.into(), &sequences).expect("runs");
+    tape.kept_bytes() as u64
+}
+
+#[test]
+fn planned_weights_are_those_that_are_loaded() {
+    for name in ["llama-gqa-tied", "qwen3-gqa-tied", "qwen2-gqa"] {
+        let files = files(name);
+        let layers: Vec<usize> = (0..files.config.num_layers).collect();
+        let loaded =
+            ModelWeights::load(&files.config, &*files.weights, (&layers, layers.len()), Device::Cpu, &|_, _| {});
+        let elements: usize = loaded.expect("loads").iter().map(|t| t.rows() * t.cols()).sum();
+        assert_eq!(Weights::of(&files.config, Device::Cpu, 1).total(), elements as u64, "{name}");
+        // Blocks of a GPU are at most an eighth larger, or a grain for each of a dozen tensors of a layer.
+        let on_gpu = Weights::of(&files.config, Device::Cuda(0), 2).total();
+        let bytes = 2 * elements as u64;
+        assert!(on_gpu >= bytes && on_gpu <= bytes + bytes / 8 + 512 * 12 * (layers.len() as u64 + 1), "{name}");
+    }
+}
+
+#[test]
+fn planned_activations_are_those_that_are_kept() {
+    for trainable in [Trainable::Full, Trainable::Lora(lora())] {
+        let spec = spec(Device::Cpu, Some(trainable));
+        let planner_work = workload(Checkpointing::Off);
+        let planner = Planner::new(&spec, &planner_work).expect("planned");
+        let layers = spec.student.files.config.num_layers;
+        let rows = planner.student.rows(Device::Cpu, planner.branches.as_ref(), MICRO_BATCH);
+        // A layer that runs again keeps its output, the next one's input.
+        let saved = kept(&spec, layers - 1) - kept(&spec, layers);
+        assert_eq!(saved, rows.layer() - rows.hidden(), "what one layer keeps");
+        for recomputed in 0..=layers {
+            let (planned, kept) = (planner.activations(recomputed), kept(&spec, recomputed));
+            assert!(planned >= kept, "{recomputed} of {layers} again: {planned} planned, {kept} kept");
+            // Beside what is kept: gradients under way, hidden states of the loss, a layer that runs again.
+            let beside = rows.backward() + 5 * rows.hidden() + rows.layer();
+            assert!(planned <= kept + beside + planned / 16, "{recomputed} again: {planned} planned, {kept} kept");
+        }
+    }
+}
+
+#[test]
+fn as_many_layers_are_kept_as_fit() {
+    let spec = spec(Device::Cpu, Some(Trainable::Full));
+    let layers = spec.student.files.config.num_layers;
+    let with = |available| plan(&spec, Checkpointing::Auto, available);
+    assert_eq!(with(None).recomputed, [0, layers], "nothing is known, nothing is saved");
+    let [none, all] = [Checkpointing::Off, Checkpointing::On].map(|c| plan(&spec, c, None));
+    assert!(all.total() < none.total());
+    // A sixteenth is left free.
+    assert_eq!(with(Some(none.total() * 16 / 15 + 16)).recomputed[0], 0);
+    let between = with(Some((none.total() - 1) * 16 / 15));
+    assert!((1..layers).contains(&between.recomputed[0]), "{:?}", between.recomputed);
+    between.check().expect("fits");
+    let tight = with(Some(all.total() / 2));
+    assert_eq!(tight.recomputed[0], layers - 1, "the last layer's activations are needed at once");
+    tight.check().expect_err("does not fit either way");
+}
+
+#[test]
+fn a_share_is_of_what_everything_else_leaves() {
+    let spec = spec(Device::Cpu, None);
+    let planned = |size, available| {
+        let work = Workload { kv: KvWish::Size(size), ..workload(Checkpointing::Off) };
+        MemoryPlan::of(&spec, &work, available)
+    };
+    let bytes = planned(KvSize::Bytes(1 << 20), None).expect("planned");
+    let others = bytes.total() - bytes.get(Entry::Kv);
+    let half = planned(KvSize::Share(0.5), Some(others + (8 << 20))).expect("planned");
+    assert_eq!(half.kv_bytes, 4 << 20);
+    half.check().expect("fits");
+    assert!(planned(KvSize::Share(0.5), None).is_err(), "a share of what nobody knows");
+    let error = planned(KvSize::Share(0.5), Some(others)).expect_err("nothing is left").to_string();
+    assert!(error.contains("30 tokens"), "{error}");
+}
+
+#[test]
+fn a_gpu_has_masters_copies_and_workspace_and_offloading_takes_them_away() {
+    let bytes = |offload: Offload| {
+        let mut spec = spec(Device::Cuda(0), Some(Trainable::Full));
+        spec.training.as_mut().expect("trained").offload = offload;
+        plan(&spec, Checkpointing::Off, None)
+    };
+    let here = bytes(Offload::default());
+    let weights = Weights::of(&files("llama-gqa-tied").config, Device::Cuda(0), 4);
+    assert_eq!(here.get(Entry::Optimizer), 3 * weights.total());
+    assert!(here.get(Entry::Copies) > 0 && here.get(Entry::Graphs) > 0);
+    assert!(here.get(Entry::Workspace) >= cuda::PRODUCT_WORKSPACE as u64);
+    assert_eq!(here.limit(), here.total() - DRIVER);
+
+    let there = bytes(Offload { optimizer: true, teacher: false });
+    assert_eq!(there.get(Entry::Optimizer), 0);
+    assert!(there.pinned >= here.pinned + 3 * Weights::of(&files("llama-gqa-tied").config, Device::Cpu, 4).total());
+    let there = bytes(Offload { optimizer: false, teacher: true });
+    assert!(there.pinned > here.pinned);
+}
+
+#[test]
+fn a_plan_names_every_entry() {
+    let plan = plan(&spec(Device::Cuda(0), Some(Trainable::Lora(lora()))), Checkpointing::Off, None);
+    let text = plan.to_string();
+    for (entry, bytes) in plan.entries() {
+        assert!(text.contains(&format!("{} {}", entry.name(), Bytes(bytes))), "{text}");
+    }
+    assert_eq!(plan.entries().map(|(_, bytes)| bytes).sum::<u64>(), plan.total());
+}

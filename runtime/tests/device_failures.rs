@@ -1,0 +1,98 @@
+//! Failures of a card while requests run: out of memory ends the requests concerned, a lost card ends everything.
+
+use std::process::Command;
+use std::sync::Arc;
+
+use autograd::Device;
+use autograd::cuda::{Gpu, compile};
+use runtime::RuntimeHandle;
+use runtime::request::{EngineConfig, GenerateEvent, GenerateRequest, RuntimeSpec, ScoreRequest, Slot, SlotSpec};
+use runtime::sampler::SamplingParams;
+use runtime::source::ModelSource;
+
+/// Set in the process that loses the card.
+const LOSE: &str = "ARLE_TEST_LOSE_THE_CARD";
+
+fn start() -> RuntimeHandle {
+    // The card's machine may have nothing but this program.
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("config.json");
+    std::fs::write(&path, include_str!("../../configs/models/qwen3-0.6b.json")).expect("written");
+    let source = ModelSource::parse(&format!("random:{}", path.display())).expect("a source");
+    let files = Arc::new(source.open(&|_| ()).expect("opens"));
+    let spec = RuntimeSpec {
+        device: Device::Cuda(0),
+        deterministic: false,
+        student: SlotSpec { files, layers: Some(vec![0, 1]), adapter: None },
+        teacher: None,
+        training: None,
+        engine: EngineConfig {
+            token_budget: 64,
+            max_running: 4,
+            max_waiting: 8,
+            kv_bytes: 64 << 20,
+            prefix_cache: true,
+            overlap: true,
+        },
+    };
+    RuntimeHandle::start(&spec, &|_, _| ()).expect("starts")
+}
+
+fn request(index: u64) -> GenerateRequest {
+    let params = SamplingParams { max_tokens: 4000, ignore_eos: true, ..SamplingParams::default() };
+    GenerateRequest { slot: Slot::Student, prompt: vec![1, 2, 3], params, index, text: false }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_request_that_finds_no_memory_says_what_it_was_for_and_the_others_go_on() {
+    let runtime = start();
+    let gpu = Gpu::get(0).expect("a GPU");
+    let score = |count: u32| runtime.score(ScoreRequest { slot: Slot::Student, tokens: (0..count).collect(), top: 0 });
+    score(20).expect("fits");
+    let running = runtime.generate(request(0)).expect("submitted");
+    gpu.set_memory_limit(Some(gpu.memory().reserved));
+    // Two layers of 30,000 rows keep more than a gigabyte.
+    let error = score(30_000).expect_err("no memory");
+    let text = error.to_string();
+    assert!(matches!(error, runtime::Error::OutOfMemory { .. }), "{text}");
+    for word in ["bytes asked for", "limit", "activations", "fewer tokens"] {
+        assert!(text.contains(word), "{word:?} is not in {text}");
+    }
+    assert_eq!(score(20).expect("fits still").logprobs.len(), 20);
+    assert_eq!(running.collect().expect("was not concerned").tokens.len(), 4000);
+    gpu.set_memory_limit(None);
+}
+
+/// In a process of its own, since a card that is lost stays lost to its process.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_lost_card_ends_all_requests_and_refuses_later_ones() {
+    if std::env::var_os(LOSE).is_none() {
+        let name = "a_lost_card_ends_all_requests_and_refuses_later_ones";
+        let program = std::env::current_exe().expect("this program");
+        let output =
+            Command::new(program).args(["--ignored", "--exact", name]).env(LOSE, "1").output().expect("starts");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(text.contains("1 passed"), "{text}");
+        return;
+    }
+    let runtime = start();
+    let mut running: Vec<_> = (0..3).map(|index| runtime.generate(request(index)).expect("submitted")).collect();
+    assert!(matches!(running[0].next_event(), Some(GenerateEvent::Token(_))), "it runs");
+    let gpu = Gpu::get(0).expect("a GPU");
+    let trap =
+        compile("trap.cu", "extern \"C\" __global__ void lose() { asm(\"trap;\"); }", gpu.arch()).expect("compiles");
+    let trap = gpu.load(&trap).expect("loads").function("lose").expect("there");
+    gpu.launch_function(&trap, [1, 1, 1], [1, 1, 1], 0, &[]).expect("launched");
+    for generation in running {
+        let error = generation.collect().expect_err("the card is lost");
+        assert!(error.is_device_lost() && error.to_string().contains("--resume"), "{error}");
+    }
+    let later = runtime.generate(request(9)).expect("the thread lives").collect().expect_err("lost");
+    assert!(later.is_device_lost(), "{later}");
+    let score = ScoreRequest { slot: Slot::Student, tokens: vec![1, 2], top: 0 };
+    assert!(runtime.score(score).expect_err("lost").is_device_lost());
+    assert!(runtime.stats().expect_err("lost").is_device_lost());
+}

@@ -100,7 +100,7 @@ class Runs:
     def metrics(self, name):
         """Without what measures time or memory."""
         lines = [json.loads(line) for line in (self.folder / name / "metrics.jsonl").read_text().splitlines()]
-        return [{k: v for k, v in line.items() if not k.startswith(("time/", "perf/", "gpu/"))} for line in lines]
+        return [{k: v for k, v in line.items() if not k.startswith(("time/", "perf/", "gpu/", "engine/"))} for line in lines]
 
     def follow(self, name, keys, each, mean, *more):
         """Every value of these metrics within `each` of the CPU's, the means within `mean`."""

@@ -69,7 +69,8 @@ fn product(gpu: &'static Gpu, [m, n, k]: [usize; 3], case: Case) -> std::result:
         Ok((inside, expected))
     };
     let (got, expected) = run().map_err(|e| e.to_string())?;
-    let (error, limit) = (error_of(&got, &expected), if case.d_f32 { 1e-5 } else { 4e-3 });
+    // Rounding to bf16 alone is below 4e-3; an algorithm that splits K may round the parts as well.
+    let (error, limit) = (error_of(&got, &expected), if case.d_f32 { 1e-5 } else { 1e-2 });
     let text = format!("[{m}, {n}, {k}] relative error {error:.1e}, limit {limit:.0e}");
     if error < limit { Ok(text) } else { Err(text) }
 }

@@ -183,7 +183,7 @@ impl Moments {
     /// Zero moments for `weight`, and its master, in the host's memory: they pass through the card in every update.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device) on a device that is no GPU; the host has no memory that can be pinned.
+    /// [`Error::Device`] on a device that is no GPU; the host has no memory that can be pinned.
     pub fn zeros_offloaded(weight: &Tensor) -> Result<Self> {
         let Device::Cuda(ordinal) = weight.device() else {
             let why = "only a GPU's memory can be relieved by the host's".to_owned();

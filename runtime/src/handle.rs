@@ -2,29 +2,34 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::engine::Engine;
 use crate::request::{
-    FinishReason, GenerateEvent, GenerateRequest, Generated, OptimReport, OptimStep, RuntimeSpec, RuntimeStats, Score,
-    ScoreRequest, Slot, TokenMask, TrainReport, TrainRequest, TrainState,
+    EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, Generated, OptimReport, OptimStep, RuntimeSpec,
+    RuntimeStats, Score, ScoreRequest, Slot, Snapshot, TokenMask, TrainReport, TrainRequest, TrainState,
 };
 use crate::scheduler::RequestId;
+use crate::sink::Sink;
 use crate::{Error, Result};
 
 /// Where an answer goes.
-pub(crate) type Reply<T> = Sender<Result<T>>;
+pub(crate) type Reply<T> = Sink<Result<T>>;
 
 /// What the device thread is asked to do.
 pub(crate) enum Work {
-    Generate(RequestId, GenerateRequest, Option<Box<dyn TokenMask>>, Sender<GenerateEvent>),
+    Generate(RequestId, GenerateRequest, Option<Box<dyn TokenMask>>, Sink<GenerateEvent>),
     Cancel(Slot, RequestId),
     Score(ScoreRequest, Reply<Score>),
+    Embed(EmbedRequest, Reply<Vec<f32>>),
     ForwardBackward(TrainRequest, Reply<TrainReport>),
     OptimStep(OptimStep, Reply<OptimReport>),
     Publish(Reply<u64>),
+    AddAdapter(PathBuf, Reply<Slot>),
+    RemoveAdapter(Slot, Reply<()>),
     Export(Reply<TrainState>),
     Restore(TrainState, Reply<()>),
     Stats(Reply<RuntimeStats>),
@@ -36,6 +41,7 @@ pub(crate) enum Work {
 pub struct RuntimeHandle {
     work: Sender<Work>,
     next_id: Arc<AtomicU64>,
+    snapshot: Arc<Mutex<Snapshot>>,
     ending: Ending,
 }
 
@@ -62,24 +68,38 @@ impl Ending {
     }
 }
 
-/// A running generation. Dropping it cancels the request and frees its pages.
-pub struct Generation {
+/// Keeps a submitted generation alive. Dropping it cancels the request and frees its pages; a request that has ended is
+/// not changed by that.
+#[must_use = "a dropped ticket cancels its request"]
+pub struct Ticket {
     id: RequestId,
     slot: Slot,
-    events: Receiver<GenerateEvent>,
     work: Sender<Work>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        // The device thread may be gone already; then there is nothing to cancel.
+        drop(self.work.send(Work::Cancel(self.slot, self.id)));
+    }
+}
+
+/// A running generation. Dropping it cancels the request and frees its pages.
+pub struct Generation {
+    /// `None` once the request has ended.
+    ticket: Option<Ticket>,
+    events: Receiver<GenerateEvent>,
     ending: Ending,
-    ended: bool,
 }
 
 impl Generation {
     /// The next event, waiting for it; `None` after [`GenerateEvent::Done`] or [`GenerateEvent::Failed`].
     pub fn next_event(&mut self) -> Option<GenerateEvent> {
-        if self.ended {
-            return None;
-        }
+        self.ticket.as_ref()?;
         let event = self.events.recv().unwrap_or_else(|_| GenerateEvent::Failed(self.ending.error()));
-        self.ended = !matches!(event, GenerateEvent::Token(_));
+        if !matches!(event, GenerateEvent::Token(_)) {
+            self.ticket = None;
+        }
         Some(event)
     }
 
@@ -96,7 +116,7 @@ impl Generation {
                     generated.text.push_str(&token.text);
                     generated.tokens.push(token);
                 }
-                GenerateEvent::Done { reason, text, cached_tokens } => {
+                GenerateEvent::Done { reason, text, cached_tokens, .. } => {
                     generated.text.push_str(&text);
                     generated.reason = reason;
                     generated.cached_tokens = cached_tokens;
@@ -108,15 +128,6 @@ impl Generation {
     }
 }
 
-impl Drop for Generation {
-    fn drop(&mut self) {
-        if !self.ended {
-            // The device thread may be gone already; then there is nothing to cancel.
-            drop(self.work.send(Work::Cancel(self.slot, self.id)));
-        }
-    }
-}
-
 impl RuntimeHandle {
     /// Loads the models (calling `progress(done, total)` for tensors) and starts the device thread.
     ///
@@ -124,6 +135,8 @@ impl RuntimeHandle {
     /// What loading refuses; a KV memory that holds no page.
     pub fn start(spec: &RuntimeSpec, progress: &dyn Fn(usize, usize)) -> Result<Self> {
         let mut engine = Engine::new(spec, progress)?;
+        let snapshot = Arc::new(Mutex::new(engine.snapshot()));
+        let published = Arc::clone(&snapshot);
         let (work, queue) = channel();
         // The engine is one of the pool's workers: a parallel loop then starts without waking a thread and going to sleep.
         let workers = rayon::ThreadPoolBuilder::new().build().map_err(|e| Error::Stopped(e.to_string()))?;
@@ -133,15 +146,15 @@ impl RuntimeHandle {
         let run = move || {
             let engine = &mut engine;
             // Nobody uses the engine after a panic.
-            end.set(catch_unwind(AssertUnwindSafe(|| workers.install(move || engine.run(&queue)))));
+            end.set(catch_unwind(AssertUnwindSafe(|| workers.install(move || engine.run(&queue, &published)))));
         };
         thread.spawn(run).map_err(|e| Error::Stopped(e.to_string()))?;
-        Ok(Self { work, next_id: Arc::default(), ending })
+        Ok(Self { work, next_id: Arc::default(), snapshot, ending })
     }
 
-    fn ask<T>(&self, work: impl FnOnce(Reply<T>) -> Work) -> Result<T> {
+    fn ask<T: Send + 'static>(&self, work: impl FnOnce(Reply<T>) -> Work) -> Result<T> {
         let (reply, answer) = channel();
-        self.work.send(work(reply)).map_err(|_| self.ending.error())?;
+        self.work.send(work(reply.into())).map_err(|_| self.ending.error())?;
         answer.recv().map_err(|_| self.ending.error())?
     }
 
@@ -162,11 +175,26 @@ impl RuntimeHandle {
     }
 
     fn submit(&self, request: GenerateRequest, mask: Option<Box<dyn TokenMask>>) -> Result<Generation> {
-        let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let (sender, events) = channel();
+        let ticket = self.generate_into(request, mask, sender.into())?;
+        Ok(Generation { ticket: Some(ticket), events, ending: self.ending.clone() })
+    }
+
+    /// Starts a generation whose events `events` takes, on the device thread, as they come; the last one is
+    /// [`GenerateEvent::Done`] or [`GenerateEvent::Failed`]. A sink that is closed cancels the request.
+    ///
+    /// # Errors
+    /// The device thread has ended.
+    pub fn generate_into(
+        &self,
+        request: GenerateRequest,
+        mask: Option<Box<dyn TokenMask>>,
+        events: Sink<GenerateEvent>,
+    ) -> Result<Ticket> {
+        let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let slot = request.slot;
-        self.work.send(Work::Generate(id, request, mask, sender)).map_err(|_| self.ending.error())?;
-        Ok(Generation { id, slot, events, work: self.work.clone(), ending: self.ending.clone(), ended: false })
+        self.work.send(Work::Generate(id, request, mask, events)).map_err(|_| self.ending.error())?;
+        Ok(Ticket { id, slot, work: self.work.clone() })
     }
 
     /// Log-probabilities of given tokens.
@@ -175,6 +203,22 @@ impl RuntimeHandle {
     /// Tokens that the model cannot see at once, or ids that it does not have.
     pub fn score(&self, request: ScoreRequest) -> Result<Score> {
         self.ask(|reply| Work::Score(request, reply))
+    }
+
+    /// [`RuntimeHandle::score`] whose answer `reply` takes, on the device thread.
+    ///
+    /// # Errors
+    /// The device thread has ended.
+    pub fn score_into(&self, request: ScoreRequest, reply: Sink<Result<Score>>) -> Result<()> {
+        self.work.send(Work::Score(request, reply)).map_err(|_| self.ending.error())
+    }
+
+    /// One vector for a text, on the host, of the model's hidden width; `reply` takes it on the device thread.
+    ///
+    /// # Errors
+    /// The device thread has ended. In the answer: tokens that the model cannot see at once, or ids that it does not have.
+    pub fn embed_into(&self, request: EmbedRequest, reply: Sink<Result<Vec<f32>>>) -> Result<()> {
+        self.work.send(Work::Embed(request, reply)).map_err(|_| self.ending.error())
     }
 
     /// One micro-batch: forward, loss and, when asked, backward. Gradients add up until the next
@@ -203,6 +247,23 @@ impl RuntimeHandle {
         self.ask(Work::Publish)
     }
 
+    /// Loads a PEFT adapter onto the student's base weights, which exist once; it answers in a slot of its own, with KV memory
+    /// of its own (as much as the student's).
+    ///
+    /// # Errors
+    /// An adapter that does not fit its base; a runtime that trains.
+    pub fn add_adapter(&self, folder: PathBuf) -> Result<Slot> {
+        self.ask(|reply| Work::AddAdapter(folder, reply))
+    }
+
+    /// Frees an adapter and its KV memory.
+    ///
+    /// # Errors
+    /// A slot that is no adapter, or one with requests that have not ended.
+    pub fn remove_adapter(&self, slot: Slot) -> Result<()> {
+        self.ask(|reply| Work::RemoveAdapter(slot, reply))
+    }
+
     /// Trained weights and moments, copied to the host.
     ///
     /// # Errors
@@ -219,7 +280,13 @@ impl RuntimeHandle {
         self.ask(|reply| Work::Restore(state, reply))
     }
 
-    /// Counters.
+    /// The state after the newest step. Never waits for the device: during a long training step it is the state before it.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Counters, once all work before has been done.
     ///
     /// # Errors
     /// The device thread has ended.

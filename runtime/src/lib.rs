@@ -14,10 +14,12 @@ pub mod model;
 pub mod request;
 pub mod sampler;
 pub mod scheduler;
+mod sink;
 pub mod source;
 pub mod text;
 pub mod train;
 pub mod weights;
 
 pub use error::{Error, Result};
-pub use handle::{Generation, RuntimeHandle};
+pub use handle::{Generation, RuntimeHandle, Ticket};
+pub use sink::{Closed, Sink};

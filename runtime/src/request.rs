@@ -1,5 +1,7 @@
 //! What can be asked of the runtime, and what it answers.
 
+mod stats;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,17 +10,32 @@ use autograd::Device;
 use crate::files::ModelFiles;
 use crate::sampler::SamplingParams;
 use crate::train::Loss;
+pub use stats::{GpuStats, RuntimeStats, SlotSnapshot, Snapshot, StepStats};
 
-/// Which of the two resident models a request is for.
+/// Which of the resident models a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Slot {
     /// The model that generates, serves and, in a training run, learns.
     Student,
     /// The model that grades.
     Teacher,
+    /// An adapter on the student's base, loaded by [`crate::RuntimeHandle::add_adapter`].
+    Adapter(u32),
+}
+
+impl Slot {
+    /// Its part of a prefix cache's key. Every slot has a cache of its own, so that adapters may share one.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Student => 0,
+            Self::Teacher => 1,
+            Self::Adapter(_) => 2,
+        }
+    }
 }
 
 /// Everything the runtime needs to start.
+#[derive(Clone)]
 pub struct RuntimeSpec {
     /// Where to run.
     pub device: Device,
@@ -230,6 +247,8 @@ pub enum GenerateEvent {
         text: String,
         /// Prompt tokens that came from the prefix cache.
         cached_tokens: usize,
+        /// Seconds from its arrival at the device thread to its first step.
+        queue_seconds: f64,
     },
     /// The request failed; nothing follows.
     Failed(crate::Error),
@@ -266,6 +285,26 @@ pub struct Score {
     pub logprobs: Vec<Option<f64>>,
     /// Per token, the most likely ones at its position; empty for the first.
     pub top: Vec<Vec<(u32, f64)>>,
+}
+
+/// Ask for one vector that stands for a text.
+#[derive(Debug, Clone)]
+pub struct EmbedRequest {
+    /// Which model.
+    pub slot: Slot,
+    /// The text's tokens.
+    pub tokens: Vec<u32>,
+    /// How the final hidden states become one.
+    pub pooling: Pooling,
+}
+
+/// How the final hidden states `[T, H]`, after the last norm, become one vector `[H]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// That of the last token, which alone has seen all others.
+    Last,
+    /// Their mean.
+    Mean,
 }
 
 /// One sequence of a training or evaluation batch.
@@ -341,60 +380,6 @@ pub struct OptimReport {
     pub applied: bool,
     /// Optimizer steps taken so far.
     pub step: u64,
-}
-
-/// Counters and gauges of a slot.
-#[derive(Debug, Clone, Default)]
-pub struct RuntimeStats {
-    /// The student's scheduler.
-    pub student: crate::scheduler::SchedulerStats,
-    /// The teacher's scheduler, when there is a teacher.
-    pub teacher: Option<crate::scheduler::SchedulerStats>,
-    /// The student's steps.
-    pub student_steps: StepStats,
-    /// The teacher's steps, when there is a teacher.
-    pub teacher_steps: Option<StepStats>,
-    /// The GPU, when that is the device.
-    pub gpu: Option<GpuStats>,
-}
-
-/// How the steps of a slot ran.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct StepStats {
-    /// Steps launched.
-    pub launched: u64,
-    /// Of those, decode steps that were captured graphs.
-    pub graphs: u64,
-    /// Of those launched, before the results of the one before were looked at.
-    pub ahead: u64,
-    /// Of those ahead, when the device had done the one before already: it may have been idle.
-    pub late: u64,
-    /// Seconds that the host waited for results.
-    pub waited_seconds: f64,
-}
-
-impl StepStats {
-    /// The counters with their names in reports.
-    #[must_use]
-    pub fn named(&self) -> [(&'static str, f64); 5] {
-        let [launched, graphs, ahead, late] = [self.launched, self.graphs, self.ahead, self.late].map(|n| n as f64);
-        [
-            ("steps", launched),
-            ("graph_steps", graphs),
-            ("steps_ahead", ahead),
-            ("steps_late", late),
-            ("waited_seconds", self.waited_seconds),
-        ]
-    }
-}
-
-/// Counters of a GPU in this process.
-#[derive(Debug, Clone)]
-pub struct GpuStats {
-    /// How often each kernel ran, and `matmul` for products by cuBLASLt; those that did not run are left out.
-    pub launches: Vec<(&'static str, u64)>,
-    /// Its memory; `peak_in_use` is the most that buffers of this process filled.
-    pub memory: autograd::cuda::MemoryStats,
 }
 
 /// A named tensor of an export, row-major on the host.

@@ -8,6 +8,7 @@ mod data;
 mod memory;
 mod recipes;
 mod resume;
+mod serve;
 mod support;
 mod teacher;
 mod training;

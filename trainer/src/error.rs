@@ -129,6 +129,9 @@ pub enum Error {
     /// The runtime refused or failed.
     #[error(transparent)]
     Runtime(#[from] runtime::Error),
+    /// The server did not start or ended early.
+    #[error(transparent)]
+    Serve(#[from] serve::Error),
 }
 
 impl Error {

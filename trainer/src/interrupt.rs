@@ -26,10 +26,10 @@ impl Interrupt {
         let flags = Arc::clone(&interrupt.0);
         ctrlc::set_handler(move || {
             if !flags.running.load(Ordering::SeqCst) {
-                stop("interrupted before the run began; its folder is as it was");
+                exit_now("interrupted before the run began; its folder is as it was");
             }
             if flags.asked.swap(true, Ordering::SeqCst) {
-                stop("stopped at once; --resume continues from the newest checkpoint, what came after it is lost");
+                exit_now("stopped at once; --resume continues from the newest checkpoint, what came after it is lost");
             }
             say("\nstopping after this step, with a checkpoint (again: stop at once, without)");
         })?;
@@ -41,6 +41,11 @@ impl Interrupt {
         self.0.running.store(true, Ordering::SeqCst);
     }
 
+    /// Stops the run at the next boundary.
+    pub(crate) fn ask(&self) {
+        self.0.asked.store(true, Ordering::SeqCst);
+    }
+
     /// Whether to stop at this boundary.
     #[must_use]
     pub fn asked(&self) -> bool {
@@ -50,7 +55,7 @@ impl Interrupt {
 
 /// Ends the process where it stands. Nothing is run down, which could wait for a thread in the middle of a step; files
 /// under their final names are whole at any time, as after a kill.
-fn stop(text: &str) -> ! {
+pub(crate) fn exit_now(text: &str) -> ! {
     say(&format!("\n{text}"));
     // SAFETY: has no precondition.
     unsafe { libc::_exit(130) }

@@ -3,6 +3,7 @@
 
 pub mod checkpoint;
 pub mod cli;
+pub mod control;
 pub mod data;
 pub mod device;
 mod error;

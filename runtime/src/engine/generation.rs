@@ -1,7 +1,7 @@
 //! One request's way from logits to text.
 
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
+use std::time::Instant;
 
 use autograd::Device;
 use autograd::ops::{Draw, DrawRow, Drawn, Extras, Rules};
@@ -11,6 +11,7 @@ use crate::request::{FinishReason, GenerateEvent, GenerateRequest, TokenEvent, T
 use crate::sampler::{
     RngKey, Sampled, SamplingError, SamplingParams, Scratch, StopMatcher, TokenHistory, from_device, sample,
 };
+use crate::sink::Sink;
 use crate::text::{Detokenizer, Tokenizer};
 use crate::{Error, Result};
 
@@ -24,9 +25,11 @@ pub(super) struct Generation {
     sampler: Sampler,
     mask: Option<Mask>,
     text: Option<(Detokenizer, StopMatcher)>,
-    events: Sender<GenerateEvent>,
+    events: Sink<GenerateEvent>,
     /// Prompt tokens that the first step did not compute; `None` before it.
     cached_tokens: Option<usize>,
+    arrived: Instant,
+    queue_seconds: f64,
 }
 
 /// Tokens that the caller allows, from draw to draw.
@@ -74,7 +77,7 @@ impl Generation {
         request: GenerateRequest,
         mask: Option<Box<dyn TokenMask>>,
         tokenizer: Option<&Arc<Tokenizer>>,
-        events: Sender<GenerateEvent>,
+        events: Sink<GenerateEvent>,
         config: &ModelConfig,
         device: Device,
     ) -> Result<Self> {
@@ -102,6 +105,8 @@ impl Generation {
             text: text.transpose()?,
             events,
             cached_tokens: None,
+            arrived: Instant::now(),
+            queue_seconds: 0.0,
         })
     }
 
@@ -115,6 +120,7 @@ impl Generation {
     /// A GPU that is out of memory.
     pub(super) fn start(&mut self, start: usize, prompt: &[u32], config: &ModelConfig) -> Result<()> {
         self.cached_tokens = Some(start);
+        self.queue_seconds = self.arrived.elapsed().as_secs_f64();
         if let Sampler::Card { ordinal, extras } = &mut self.sampler {
             let make = |rules: &Rules<'_>| Extras::new(*ordinal, config.vocab_size, rules);
             *extras = with_rules(&self.params, prompt, config, make)?;
@@ -230,7 +236,8 @@ impl Generation {
             Ok(text) => text,
             Err(e) => return self.fail(e),
         };
-        let done = GenerateEvent::Done { reason, text, cached_tokens: self.cached_tokens.unwrap_or(0) };
+        let (cached_tokens, queue_seconds) = (self.cached_tokens.unwrap_or(0), self.queue_seconds);
+        let done = GenerateEvent::Done { reason, text, cached_tokens, queue_seconds };
         // Nobody listens any more: the request is over in any case.
         drop(self.events.send(done));
         Progress::Ended(reason)

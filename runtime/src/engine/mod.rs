@@ -3,6 +3,7 @@
 //! Generations of a slot share its continuous batch; scoring and training steps run between two steps of it, when no
 //! step is in flight.
 
+mod adapters;
 mod card;
 mod generation;
 mod lost;
@@ -10,14 +11,16 @@ mod score;
 mod slot;
 mod step;
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Mutex, PoisonError};
 
 use autograd::Device;
 use autograd::cuda::{Gpu, Mode};
 
 use crate::handle::Work;
 use crate::memory::Entry;
-use crate::request::{GpuStats, RuntimeSpec, RuntimeStats, Slot};
+use crate::request::{GpuStats, RuntimeSpec, RuntimeStats, Slot, Snapshot};
 use crate::train::TrainSession;
 use crate::{Error, Result};
 
@@ -28,6 +31,11 @@ pub(crate) struct Engine {
     student: SlotEngine,
     teacher: Option<SlotEngine>,
     training: Option<TrainSession>,
+    /// Adapters on the student's base, by number.
+    adapters: BTreeMap<u32, SlotEngine>,
+    next_adapter: u32,
+    /// What it was started with.
+    spec: RuntimeSpec,
     /// Keeps a GPU in the mode that was asked for.
     _mode: Option<Mode>,
     /// How the device was lost; nothing is asked of it any more.
@@ -54,36 +62,53 @@ impl Engine {
         }
         let training = spec.training.as_ref().map(|t| TrainSession::new(t, &student)).transpose();
         let training = training.map_err(|e| e.asked_as(Entry::Optimizer))?;
-        let mut engine = Self { student, teacher, training, lost: None, _mode: mode };
+        let (adapters, spec) = (BTreeMap::new(), spec.clone());
+        let mut engine = Self { student, teacher, training, adapters, next_adapter: 0, spec, lost: None, _mode: mode };
         if engine.training.is_some() {
             engine.publish().map_err(|e| e.asked_as(Entry::Copies))?;
         }
         Ok(engine)
     }
 
-    /// Answers work until every handle is gone.
-    pub(crate) fn run(&mut self, work: &Receiver<Work>) {
+    /// Answers work until every handle is gone; `published` follows.
+    pub(crate) fn run(&mut self, work: &Receiver<Work>, published: &Mutex<Snapshot>) {
         loop {
             loop {
                 let next =
                     if self.is_idle() { work.recv().map_err(|_| TryRecvError::Disconnected) } else { work.try_recv() };
                 match next {
-                    Ok(item) => self.answer(item),
+                    Ok(item) => {
+                        self.answer(item);
+                        self.publish_snapshot(published);
+                    }
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
             self.slots().for_each(SlotEngine::step);
             self.look_at_errors();
+            self.publish_snapshot(published);
         }
     }
 
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let teacher = self.teacher.as_ref().map(SlotEngine::snapshot);
+        let adapters = self.adapters.iter().map(|(&number, slot)| (number, slot.snapshot())).collect();
+        Snapshot { student: self.student.snapshot(), teacher, adapters }
+    }
+
+    fn publish_snapshot(&self, published: &Mutex<Snapshot>) {
+        *published.lock().unwrap_or_else(PoisonError::into_inner) = self.snapshot();
+    }
+
     fn slots(&mut self) -> impl Iterator<Item = &mut SlotEngine> {
-        [Some(&mut self.student), self.teacher.as_mut()].into_iter().flatten()
+        let models = [Some(&mut self.student), self.teacher.as_mut()].into_iter().flatten();
+        models.chain(self.adapters.values_mut())
     }
 
     fn is_idle(&self) -> bool {
-        self.student.is_idle() && self.teacher.as_ref().is_none_or(SlotEngine::is_idle)
+        let models = self.student.is_idle() && self.teacher.as_ref().is_none_or(SlotEngine::is_idle);
+        models && self.adapters.values().all(SlotEngine::is_idle)
     }
 
     fn slot(&mut self, slot: Slot) -> Result<&mut SlotEngine> {
@@ -92,6 +117,10 @@ impl Engine {
             Slot::Teacher => {
                 self.teacher.as_mut().ok_or_else(|| Error::Request("this runtime holds no teacher".to_owned()))
             }
+            Slot::Adapter(number) => self
+                .adapters
+                .get_mut(&number)
+                .ok_or_else(|| Error::Request(format!("adapter {number} is not loaded (any more)"))),
         }
     }
 
@@ -118,6 +147,10 @@ impl Engine {
                 let score = self.slot(request.slot).and_then(|slot| slot.score(&request));
                 self.reply(&reply, score.map_err(|e| e.asked_as(Entry::Activations)));
             }
+            Work::Embed(request, reply) => {
+                let vector = self.slot(request.slot).and_then(|slot| slot.embed(&request));
+                self.reply(&reply, vector.map_err(|e| e.asked_as(Entry::Activations)));
+            }
             Work::ForwardBackward(request, reply) => {
                 let (teacher, training) = (self.teacher.as_ref(), self.training.as_mut());
                 let report = match training {
@@ -137,6 +170,14 @@ impl Engine {
             Work::Export(reply) => {
                 let state = self.session().and_then(|s| s.export());
                 self.reply(&reply, state);
+            }
+            Work::AddAdapter(folder, reply) => {
+                let slot = self.add_adapter(folder);
+                self.reply(&reply, slot.map_err(|e| e.asked_as(Entry::Kv)));
+            }
+            Work::RemoveAdapter(slot, reply) => {
+                let removed = self.remove_adapter(slot);
+                self.reply(&reply, removed);
             }
             Work::Restore(state, reply) => {
                 let restored = self.session().and_then(|s| s.restore(state));

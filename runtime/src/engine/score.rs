@@ -1,11 +1,11 @@
-//! Log-probabilities of given tokens, by one packed forward.
+//! What a model thinks of given tokens, by one packed forward: log-probabilities, or one vector.
 
 use autograd::ops::{self, Sequences};
 use autograd::{Tape, Tensor};
 use rayon::prelude::*;
 
 use super::slot::{SlotEngine, check_ids};
-use crate::request::{Score, ScoreRequest};
+use crate::request::{EmbedRequest, Pooling, Score, ScoreRequest};
 use crate::{Error, Result};
 
 /// Rows whose logits are held at a time.
@@ -15,16 +15,7 @@ impl SlotEngine {
     /// ln p of every token given those before it.
     pub(super) fn score(&self, request: &ScoreRequest) -> Result<Score> {
         let (tokens, config) = (&request.tokens, self.config());
-        check_ids(tokens, config)?;
-        if tokens.is_empty() {
-            return Err(Error::Request("there are no tokens to score".to_owned()));
-        }
-        if tokens.len() > config.max_position_embeddings {
-            let (got, max) = (tokens.len(), config.max_position_embeddings);
-            return Err(Error::Request(format!(
-                "{got} tokens exceed the model's context of {max}; score shorter pieces"
-            )));
-        }
+        self.check_given(tokens)?;
         if request.top > config.vocab_size {
             return Err(Error::Request(format!("top {} exceeds the vocabulary of {}", request.top, config.vocab_size)));
         }
@@ -40,6 +31,41 @@ impl SlotEngine {
             self.score_rows(&hidden, &rows, tokens, request.top, &mut score)?;
         }
         Ok(score)
+    }
+
+    /// The final hidden states as one vector.
+    pub(super) fn embed(&self, request: &EmbedRequest) -> Result<Vec<f32>> {
+        let tokens = &request.tokens;
+        self.check_given(tokens)?;
+        let sequences = Sequences::from_lengths(&[tokens.len()]);
+        let ids = (&tokens[..]).into();
+        let hidden = self.decoder.forward_packed(&mut Tape::off(), &self.serving, &ids, &sequences)?;
+        match request.pooling {
+            Pooling::Last => {
+                let last = vec![tokens.len() as u32 - 1].into();
+                Ok(ops::select_rows(&mut Tape::off(), &hidden, &last)?.read()?)
+            }
+            Pooling::Mean => {
+                let mut sum = vec![0f64; hidden.cols()];
+                for row in hidden.read()?.chunks(sum.len()) {
+                    sum.iter_mut().zip(row).for_each(|(sum, &value)| *sum += f64::from(value));
+                }
+                Ok(sum.into_iter().map(|sum| (sum / tokens.len() as f64) as f32).collect())
+            }
+        }
+    }
+
+    /// Tokens that the model knows, and can see at once.
+    fn check_given(&self, tokens: &[u32]) -> Result<()> {
+        check_ids(tokens, self.config())?;
+        let (got, max) = (tokens.len(), self.config().max_position_embeddings);
+        match got {
+            0 => Err(Error::Request("there are no tokens".to_owned())),
+            _ if got > max => {
+                Err(Error::Request(format!("{got} tokens exceed the model's context of {max}; send shorter pieces")))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn score_rows(&self, hidden: &Tensor, rows: &[usize], tokens: &[u32], top: usize, score: &mut Score) -> Result<()> {

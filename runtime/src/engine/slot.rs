@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 
 use autograd::Device;
 use autograd::kv::{KvPool, KvShape, PAGE_TOKENS};
@@ -14,8 +13,9 @@ use crate::config::ModelConfig;
 use crate::kv::CacheKey;
 use crate::memory::Entry;
 use crate::model::{Adapter, Decoder, ModelWeights, Pass, keep_layers};
-use crate::request::{GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSpec, StepStats, TokenMask};
+use crate::request::{GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSnapshot, SlotSpec, StepStats, TokenMask};
 use crate::scheduler::{RequestId, Scheduler, SchedulerConfig, SchedulerStats, SeqRequest};
+use crate::sink::Sink;
 use crate::text::Tokenizer;
 use crate::{Error, Result};
 
@@ -128,6 +128,10 @@ impl SlotEngine {
         (self.scheduler.stats(), self.steps)
     }
 
+    pub(super) fn snapshot(&self) -> SlotSnapshot {
+        SlotSnapshot { version: self.version, scheduler: self.scheduler.stats() }
+    }
+
     /// Answers requests with `pass` from now on; cached prefixes of older weights are dropped. No step is in flight.
     ///
     /// Training on a GPU changes weights in place, so requests are answered with a copy, which stays where it is: the
@@ -157,13 +161,13 @@ impl SlotEngine {
             self.base = self.serving.weights.clone();
         }
         self.version += 1;
-        self.scheduler.publish(self.slot as u8, self.version);
+        self.scheduler.publish(self.slot.number(), self.version);
         Ok(self.version)
     }
 
     fn cache_key(&self) -> CacheKey {
         // Pages never leave the process, so one tokenizer, adapter and page format per slot and version is all there is.
-        CacheKey { slot: self.slot as u8, weights_version: self.version, adapter: 0, tokenizer: 0, kv_format: 0 }
+        CacheKey { slot: self.slot.number(), weights_version: self.version, adapter: 0, tokenizer: 0, kv_format: 0 }
     }
 
     /// Queues a generation, or reports on its stream why not.
@@ -172,7 +176,7 @@ impl SlotEngine {
         id: RequestId,
         request: GenerateRequest,
         mask: Option<Box<dyn TokenMask>>,
-        events: Sender<GenerateEvent>,
+        events: Sink<GenerateEvent>,
     ) {
         if let Err(e) = self.try_submit(id, request, mask, &events) {
             drop(events.send(GenerateEvent::Failed(e)));
@@ -184,7 +188,7 @@ impl SlotEngine {
         id: RequestId,
         request: GenerateRequest,
         mask: Option<Box<dyn TokenMask>>,
-        events: &Sender<GenerateEvent>,
+        events: &Sink<GenerateEvent>,
     ) -> Result<()> {
         check_ids(&request.prompt, self.config())?;
         request.params.validate(self.config().vocab_size)?;

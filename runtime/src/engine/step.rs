@@ -252,7 +252,7 @@ mod tests {
         let (sender, events) = channel();
         let params = SamplingParams { max_tokens: 3, ignore_eos: true, ..SamplingParams::default() };
         let request = GenerateRequest { slot: Slot::Student, prompt: vec![1, 2, 3], params, index: id, text: false };
-        slot.submit(RequestId(id), request, None, sender);
+        slot.submit(RequestId(id), request, None, sender.into());
         events
     }
 

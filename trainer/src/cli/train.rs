@@ -1,8 +1,10 @@
 //! `arle-train`
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Parser;
+use serve::{Keys, SamplingDefaults, ServeConfig};
 
 use super::print;
 use crate::data::Rows;
@@ -16,10 +18,14 @@ const EXAMPLES: &str = "Examples:
   arle-train recipes/quickstart.toml --set optim.lr=2e-4 --out runs/faster
   arle-train recipes/quickstart.toml --dry-run                  check it and print it with every default
   arle-train recipes/quickstart.toml --resume                   continue where it was stopped
+  arle-train recipes/quickstart.toml --serve 127.0.0.1:8000     answer and be steered over HTTP meanwhile
   arle-train recipes/quickstart.toml --resume --set schedule.max_steps=200
 
 Ctrl-C stops after the current step and writes a checkpoint; a second Ctrl-C stops at once.
 Exit codes: 0 done, 1 failed, 2 bad usage or recipe, 3 the GPU was lost, 130 interrupted.";
+
+/// Sequences that HTTP clients of a run may have at a time, besides its own.
+const SERVED_SEQUENCES: usize = 256;
 
 /// Distil a language model on its own completions.
 #[derive(Debug, Parser)]
@@ -42,6 +48,15 @@ pub struct TrainArgs {
     /// Print metrics as JSON lines on stdout and nothing on stderr.
     #[arg(long)]
     json: bool,
+    /// Answer over HTTP while it trains: the student, the teacher and /v1/train, at an address such as 127.0.0.1:8000.
+    #[arg(long, value_name = "HOST:PORT")]
+    serve: Option<String>,
+    /// With --serve: file with one bearer key a line, for routes that read or write data.
+    #[arg(long, value_name = "FILE", requires = "serve")]
+    api_key_file: Option<PathBuf>,
+    /// With --serve: file with one bearer key a line, for routes that steer the run too.
+    #[arg(long, value_name = "FILE", requires = "serve")]
+    admin_key_file: Option<PathBuf>,
 }
 
 impl TrainArgs {
@@ -58,8 +73,29 @@ impl TrainArgs {
         }
         let interrupt =
             Interrupt::listen().map_err(|e| Error::Models { what: format!("Ctrl-C cannot be handled: {e}") })?;
+        let serve = self.serving()?;
         let (folder, resume) = place(self.resume, self.out, &recipe.name);
-        opd::run(&Options { recipe, folder, resume, json: self.json }, &interrupt)
+        opd::run(&Options { recipe, folder, resume, json: self.json, serve }, &interrupt)
+    }
+
+    fn serving(&self) -> Result<Option<ServeConfig>> {
+        let Some(address) = &self.serve else { return Ok(None) };
+        let wrong = || Error::value("--serve", address, "HOST:PORT, such as 127.0.0.1:8000 (port 0 takes a free one)");
+        let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
+        let keys = |path: &Option<PathBuf>| path.as_deref().map(Keys::read).transpose();
+        Ok(Some(ServeConfig {
+            host: host.to_owned(),
+            port: port.parse().map_err(|_| wrong())?,
+            api_keys: keys(&self.api_key_file)?,
+            admin_keys: keys(&self.admin_key_file)?,
+            max_sequences: SERVED_SEQUENCES,
+            max_adapters: 0,
+            max_body_bytes: 16 << 20,
+            request_timeout: Duration::from_secs(600),
+            drain_timeout: Duration::from_secs(5),
+            cors_origins: Vec::new(),
+            sampling_defaults: SamplingDefaults::Model,
+        }))
     }
 }
 

@@ -180,7 +180,7 @@ impl<'a> Evaluator<'a> {
 
 fn prompt_of(example: &Example, slot: Slot) -> Vec<u32> {
     match slot {
-        Slot::Student => example.prompt.clone(),
+        Slot::Student | Slot::Adapter(_) => example.prompt.clone(),
         Slot::Teacher => example.teacher_prompt.as_ref().unwrap_or(&example.prompt).clone(),
     }
 }

@@ -5,11 +5,13 @@ mod eval;
 mod folder;
 mod phases;
 mod rollout;
+mod serving;
 mod setup;
 mod step;
 mod summary;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -18,6 +20,7 @@ pub(crate) use setup::{open, start};
 pub(crate) use step::{Outcome, Stepper};
 
 use crate::checkpoint::{Checkpoints, TrainerState};
+use crate::control::Control;
 use crate::data::Cursor;
 use crate::interrupt::Interrupt;
 use crate::metrics::{JsonLines, Metrics};
@@ -27,6 +30,8 @@ use crate::{Error, Result};
 use eval::Evaluator;
 use folder::RunFolder;
 use phases::Phases;
+use serve::ServeConfig;
+use serving::Serving;
 use setup::Setup;
 use summary::Summary;
 
@@ -43,6 +48,8 @@ pub struct Options {
     pub resume: Option<Resume>,
     /// Print metrics lines on stdout instead of progress on stderr.
     pub json: bool,
+    /// Answer over HTTP while it runs.
+    pub serve: Option<ServeConfig>,
 }
 
 /// Runs a recipe to its end.
@@ -58,7 +65,11 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     // Only now: a run that cannot start leaves nothing behind.
     let folder = RunFolder::open(&options.folder, recipe, options.resume.as_ref())?;
     let state = restore(recipe, &setup, &folder, progress)?;
+    let control = Arc::new(Control::new(interrupt.clone()));
+    let serving =
+        options.serve.as_ref().map(|config| Serving::start(&setup, config, &control, progress)).transpose()?;
     let run = Run {
+        control: &control,
         stepper: Stepper::new(recipe, &setup.runtime, &setup.train, progress),
         evaluator: recipe
             .eval
@@ -79,7 +90,15 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         json: options.json,
         state,
     };
-    run.finish(interrupt)
+    control.start(&recipe.name, run.state.step, run.total);
+    let result = run.finish(interrupt);
+    control.end(match &result {
+        Ok(()) => "completed",
+        Err(Error::Interrupted { .. }) => "stopped",
+        Err(_) => "failed",
+    });
+    drop(serving);
+    result
 }
 
 /// Puts weights, moments and position back from the checkpoint to continue from.
@@ -96,6 +115,7 @@ fn restore(recipe: &Recipe, setup: &Setup, folder: &RunFolder, progress: Progres
 }
 
 struct Run<'a> {
+    control: &'a Control,
     recipe: &'a Recipe,
     setup: &'a Setup,
     folder: &'a RunFolder,
@@ -137,6 +157,14 @@ impl Run<'_> {
             self.measure_before()?;
         }
         while self.state.step < self.total {
+            loop {
+                if self.control.take_save() {
+                    self.save()?;
+                }
+                if !self.control.is_held() {
+                    break;
+                }
+            }
             if interrupt.asked() {
                 self.save()?;
                 return Err(Error::Interrupted { step: self.state.step });
@@ -214,6 +242,7 @@ impl Run<'_> {
 
     fn write(&mut self, metrics: &Metrics) -> Result<()> {
         self.metrics.write(metrics.as_json())?;
+        self.control.metrics(metrics);
         if self.json { summary::print_line(metrics.as_json()) } else { Ok(()) }
     }
 
@@ -234,6 +263,7 @@ impl Run<'_> {
         let path = self.folder.checkpoints.save(&self.setup.export, &weights, &self.state)?;
         self.saved = Some(self.state.step);
         self.progress.line(&format!("saved      {}", path.display()));
+        self.control.saved(self.state.step, &path.display().to_string());
         Ok(path)
     }
 }

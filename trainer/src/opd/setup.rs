@@ -32,6 +32,10 @@ pub(super) struct Setup {
     pub(super) held_out: Vec<Example>,
     /// How weights are written.
     pub(super) export: Export,
+    /// The student's files.
+    pub(super) student: Arc<ModelFiles>,
+    /// The teacher's.
+    pub(super) teacher: Option<Arc<ModelFiles>>,
 }
 
 /// Opens a model source, telling what takes time.
@@ -79,8 +83,9 @@ impl Setup {
         let workload = workload(recipe, &train, &held_out);
         let export = match &recipe.lora {
             Some(lora) => Export::Adapter(AdapterConfig::new(recipe, lora)),
-            None => Export::Model(Box::new(ModelExport::new(student, recipe.student.layers.clone()))),
+            None => Export::Model(Box::new(ModelExport::new(Arc::clone(&student), recipe.student.layers.clone()))),
         };
+        let teacher = teacher_slot.as_ref().map(|slot| Arc::clone(&slot.files));
         let mut spec = RuntimeSpec {
             device: recipe.runtime.device.device,
             deterministic: recipe.runtime.deterministic,
@@ -97,7 +102,7 @@ impl Setup {
             },
         };
         let (runtime, _) = start(&mut spec, &workload, Purpose::Training, progress)?;
-        Ok(Self { runtime, encoder, train, held_out, export })
+        Ok(Self { runtime, encoder, train, held_out, export, student, teacher })
     }
 }
 

@@ -129,7 +129,7 @@ impl<'a> Stepper<'a> {
                 continue;
             };
             let tokens = match slot {
-                Slot::Student => &example.prompt,
+                Slot::Student | Slot::Adapter(_) => &example.prompt,
                 Slot::Teacher => example.teacher_prompt.as_ref().unwrap_or(&example.prompt),
             };
             for member in 0..group {

@@ -1,0 +1,89 @@
+//! What the runtime says about itself.
+
+use super::Slot;
+
+/// What can be known of the runtime without asking the device thread.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The student.
+    pub student: SlotSnapshot,
+    /// The teacher, when there is one.
+    pub teacher: Option<SlotSnapshot>,
+    /// Adapters by the number of their slot.
+    pub adapters: Vec<(u32, SlotSnapshot)>,
+}
+
+impl Snapshot {
+    /// A slot's part, when the slot is there.
+    #[must_use]
+    pub fn of(&self, slot: Slot) -> Option<SlotSnapshot> {
+        match slot {
+            Slot::Student => Some(self.student),
+            Slot::Teacher => self.teacher,
+            Slot::Adapter(number) => self.adapters.iter().find(|(n, _)| *n == number).map(|&(_, adapter)| adapter),
+        }
+    }
+}
+
+/// One slot of a [`Snapshot`].
+#[derive(Debug, Clone, Copy)]
+pub struct SlotSnapshot {
+    /// Version of the weights that requests are answered with.
+    pub version: u64,
+    /// Its scheduler.
+    pub scheduler: crate::scheduler::SchedulerStats,
+}
+
+/// Counters and gauges of a slot.
+#[derive(Debug, Clone, Default)]
+pub struct RuntimeStats {
+    /// The student's scheduler.
+    pub student: crate::scheduler::SchedulerStats,
+    /// The teacher's scheduler, when there is a teacher.
+    pub teacher: Option<crate::scheduler::SchedulerStats>,
+    /// The student's steps.
+    pub student_steps: StepStats,
+    /// The teacher's steps, when there is a teacher.
+    pub teacher_steps: Option<StepStats>,
+    /// The GPU, when that is the device.
+    pub gpu: Option<GpuStats>,
+}
+
+/// How the steps of a slot ran.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct StepStats {
+    /// Steps launched.
+    pub launched: u64,
+    /// Of those, decode steps that were captured graphs.
+    pub graphs: u64,
+    /// Of those launched, before the results of the one before were looked at.
+    pub ahead: u64,
+    /// Of those ahead, when the device had done the one before already: it may have been idle.
+    pub late: u64,
+    /// Seconds that the host waited for results.
+    pub waited_seconds: f64,
+}
+
+impl StepStats {
+    /// The counters with their names in reports.
+    #[must_use]
+    pub fn named(&self) -> [(&'static str, f64); 5] {
+        let [launched, graphs, ahead, late] = [self.launched, self.graphs, self.ahead, self.late].map(|n| n as f64);
+        [
+            ("steps", launched),
+            ("graph_steps", graphs),
+            ("steps_ahead", ahead),
+            ("steps_late", late),
+            ("waited_seconds", self.waited_seconds),
+        ]
+    }
+}
+
+/// Counters of a GPU in this process.
+#[derive(Debug, Clone)]
+pub struct GpuStats {
+    /// How often each kernel ran, and `matmul` for products by cuBLASLt; those that did not run are left out.
+    pub launches: Vec<(&'static str, u64)>,
+    /// Its memory; `peak_in_use` is the most that buffers of this process filled.
+    pub memory: autograd::cuda::MemoryStats,
+}

@@ -1,0 +1,56 @@
+//! Adapters at run time, under the names that vLLM gave the routes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use runtime::request::Slot;
+use serde_json::{Value, json};
+
+use crate::api_error::ApiError;
+use crate::app::Shared;
+use crate::fields::Fields;
+use crate::models::{Model, ServedModel};
+use crate::prompt::off_loop;
+
+/// `POST /v1/load_lora_adapter`: the PEFT adapter in the folder `lora_path` of this machine answers as `lora_name`.
+pub(crate) async fn load(State(app): State<Shared>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
+    let name: String = fields.need("lora_name")?;
+    let folder: PathBuf = fields.need("lora_path")?;
+    fields.finish()?;
+    let (models, limit) = (app.models.list(), app.config.max_adapters);
+    let loaded = models.iter().filter(|model| matches!(model.slot(), Slot::Adapter(_))).count();
+    if loaded >= limit {
+        let message = format!("{loaded} adapters are loaded of at most {limit} (--max-adapters); unload one");
+        return Err(ApiError::invalid("lora_name", message));
+    }
+    // The student's files; its adapters share them.
+    let files = Arc::clone(models[0].shared_files());
+    off_loop(move || {
+        let wrong = |error: runtime::Error| ApiError::invalid("lora_path", error.to_string());
+        let slot = app.runtime.add_adapter(folder).map_err(wrong)?;
+        let added = app.models.add(Arc::new(Model::new(ServedModel { names: vec![name.clone()], slot, files })));
+        if let Err(error) = added {
+            app.runtime.remove_adapter(slot)?;
+            return Err(error);
+        }
+        Ok(Json(json!({"loaded": name})))
+    })
+    .await
+}
+
+/// `POST /v1/unload_lora_adapter`: frees the adapter `lora_name` when nobody uses it.
+pub(crate) async fn unload(State(app): State<Shared>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
+    let name: String = fields.need("lora_name")?;
+    fields.finish()?;
+    off_loop(move || {
+        let model = app.models.take_adapter(&name)?;
+        if let Err(error) = app.runtime.remove_adapter(model.slot()) {
+            app.models.add(model)?;
+            return Err(ApiError::conflict(error.to_string()));
+        }
+        Ok(Json(json!({"unloaded": name})))
+    })
+    .await
+}

@@ -1,0 +1,44 @@
+//! The body of a request: as long as is allowed, as fast as is reasonable, and a JSON object.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{FromRequest, Request};
+use futures_util::StreamExt;
+use http::header;
+
+use crate::api_error::ApiError;
+use crate::app::Shared;
+use crate::fields::Fields;
+
+/// A body that arrives more slowly is not waited for.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+impl FromRequest<Shared> for Fields {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Shared) -> Result<Self, ApiError> {
+        let limit = app.config.max_body_bytes;
+        // Whoever announces too much is told before it is sent.
+        let announced =
+            request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        if announced.is_some_and(|length: usize| length > limit) {
+            return Err(ApiError::body_too_large(limit));
+        }
+        let reading = tokio::time::timeout(TIMEOUT, read(request.into_body(), limit)).await;
+        Self::parse(&reading.map_err(|_| ApiError::slow_body(TIMEOUT.as_secs()))??)
+    }
+}
+
+async fn read(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+    let mut bytes = Vec::new();
+    let mut pieces = body.into_data_stream();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|error| ApiError::invalid_json(format!("the body did not arrive whole: {error}")))?;
+        if bytes.len() + piece.len() > limit {
+            return Err(ApiError::body_too_large(limit));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
+}

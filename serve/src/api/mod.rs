@@ -1,0 +1,14 @@
+//! The endpoints, a file each, and what their answers have in common.
+
+pub(crate) mod adapters;
+mod body;
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod embeddings;
+mod envelope;
+pub(crate) mod health;
+pub(crate) mod models;
+pub(crate) mod score;
+pub(crate) mod stats;
+pub(crate) mod tokenize;
+pub(crate) mod train;

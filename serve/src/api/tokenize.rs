@@ -1,0 +1,86 @@
+//! The tokenizer over HTTP, in the form that lm-evaluation-harness and vLLM's clients use.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Query, State};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::api_error::ApiError;
+use crate::app::Shared;
+use crate::fields::Fields;
+use crate::logprobs::spelling;
+use crate::prompt::{Conversation, Prompt, check_ids, messages, off_loop};
+
+/// `POST /tokenize`: ids of `prompt`, or of `messages` as the chat template writes them.
+pub(crate) async fn tokenize(State(app): State<Shared>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
+    let model = app.models.find(fields.take::<String>("model")?.as_deref())?;
+    let with_strings: bool = fields.take("return_token_strs")?.unwrap_or(false);
+    let Prompt { ids, text } = match (fields.take::<String>("prompt")?, fields.take::<Vec<Value>>("messages")?) {
+        (Some(text), None) => {
+            let add_special: bool = fields.take("add_special_tokens")?.unwrap_or(true);
+            fields.finish()?;
+            let model = Arc::clone(&model);
+            off_loop(move || Ok(Prompt { ids: model.tokenizer()?.encode(&text, add_special)?, text: None })).await?
+        }
+        (None, Some(given)) => {
+            let conversation = Conversation {
+                messages: messages(given)?,
+                tools: fields.take("tools")?,
+                variables: fields.take("chat_template_kwargs")?.unwrap_or_default(),
+                answer: fields.take("add_generation_prompt")?.unwrap_or(true),
+            };
+            fields.finish()?;
+            conversation.encode(&model).await?
+        }
+        _ => return Err(ApiError::invalid("prompt", "send either `prompt` or `messages`")),
+    };
+    let mut answer = json!({"count": ids.len(), "max_model_len": model.context(), "tokens": ids});
+    if with_strings {
+        let tokenizer = model.tokenizer()?;
+        answer["token_strs"] = ids.iter().map(|&id| json!(spelling(tokenizer, id))).collect();
+    }
+    if let Some(text) = text {
+        answer["rendered"] = json!(text);
+    }
+    Ok(Json(answer))
+}
+
+/// `POST /detokenize`: text of `tokens`.
+pub(crate) async fn detokenize(State(app): State<Shared>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
+    let model = app.models.find(fields.take::<String>("model")?.as_deref())?;
+    let tokens: Vec<u32> = fields.need("tokens")?;
+    fields.finish()?;
+    if !tokens.is_empty() {
+        check_ids(&tokens, &model, "tokens")?;
+    }
+    let text = off_loop(move || Ok(model.tokenizer()?.decode(&tokens, false)?)).await?;
+    Ok(Json(json!({"prompt": text})))
+}
+
+/// Whose tokenizer.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Which {
+    model: Option<String>,
+}
+
+/// `GET /tokenizer_info`: the special tokens and the chat template.
+pub(crate) async fn info(State(app): State<Shared>, Query(which): Query<Which>) -> Result<Json<Value>, ApiError> {
+    let model = app.models.find(which.model.as_deref())?;
+    let tokenizer = model.tokenizer()?;
+    let mut answer: Map<String, Value> = tokenizer.named_tokens();
+    // Clients read these three whether the tokenizer has them or not. Without a padding token the end stands for it.
+    let eos = tokenizer.eos().and_then(|id| tokenizer.token(id));
+    let by_model = || model.files().config.eos_token_ids.first().and_then(|&id| tokenizer.token(id));
+    let eos = eos.or_else(by_model);
+    answer.entry("eos_token").or_insert_with(|| json!(eos));
+    answer.entry("bos_token").or_insert(Value::Null);
+    answer.entry("pad_token").or_insert_with(|| json!(eos));
+    answer.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
+    answer.insert("fingerprint".into(), json!(tokenizer.fingerprint()));
+    answer
+        .insert("chat_template".into(), json!(model.files().chat_template.as_ref().map(|template| template.source())));
+    Ok(Json(Value::Object(answer)))
+}

@@ -1,0 +1,52 @@
+//! `/v1/train/*`: the training run that this server is in.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{RawQuery, State};
+use serde_json::{Value, json};
+
+use crate::api_error::ApiError;
+use crate::app::{App, Shared};
+use crate::train::{TrainControl, TrainStatus};
+
+fn run(app: &App) -> Result<&Arc<dyn TrainControl>, ApiError> {
+    app.training.as_ref().ok_or_else(ApiError::no_training)
+}
+
+/// `GET /v1/train/status`
+pub(crate) async fn status(State(app): State<Shared>) -> Result<Json<TrainStatus>, ApiError> {
+    Ok(Json(run(&app)?.status()))
+}
+
+/// `GET /v1/train/events?after_seq=N`: what came after event N; a number that is none counts as absent.
+pub(crate) async fn events(State(app): State<Shared>, RawQuery(query): RawQuery) -> Result<Json<Value>, ApiError> {
+    let query = query.unwrap_or_default();
+    let after = query.split('&').find_map(|pair| pair.strip_prefix("after_seq=")?.parse().ok()).unwrap_or(0);
+    let (events, latest) = run(&app)?.events(after);
+    Ok(Json(json!({"events": events, "latest_seq": latest})))
+}
+
+/// `POST /v1/train/stop`
+pub(crate) async fn stop(State(app): State<Shared>) -> Result<Json<Value>, ApiError> {
+    run(&app)?.stop();
+    Ok(Json(json!({"stop_requested": true})))
+}
+
+/// `POST /v1/train/save`
+pub(crate) async fn save(State(app): State<Shared>) -> Result<Json<Value>, ApiError> {
+    run(&app)?.save();
+    Ok(Json(json!({"save_requested": true})))
+}
+
+/// `POST /v1/train/pause`
+pub(crate) async fn pause(State(app): State<Shared>) -> Result<Json<Value>, ApiError> {
+    run(&app)?.pause(true);
+    Ok(Json(json!({"pause_requested": true})))
+}
+
+/// `POST /v1/train/resume`
+pub(crate) async fn resume(State(app): State<Shared>) -> Result<Json<Value>, ApiError> {
+    run(&app)?.pause(false);
+    Ok(Json(json!({"resume_requested": true})))
+}

@@ -1,0 +1,164 @@
+//! Errors as clients see them: OpenAI's envelope, always with its four keys.
+
+use std::borrow::Cow;
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use runtime::sampler::SamplingError;
+use runtime::scheduler::SubmitError;
+use serde_json::{Value, json};
+
+/// Why a request was not answered.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    pub(crate) status: StatusCode,
+    /// OpenAI's class of errors.
+    kind: &'static str,
+    pub(crate) message: String,
+    /// The field that is to blame.
+    pub(crate) param: Option<Cow<'static, str>>,
+    code: Option<&'static str>,
+    /// Seconds.
+    pub(crate) retry_after: Option<u64>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: impl Into<String>) -> Self {
+        Self { status, kind, message: message.into(), param: None, code, retry_after: None }
+    }
+
+    fn request(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(status, "invalid_request_error", Some(code), message)
+    }
+
+    /// A field with a value that is not allowed.
+    pub(crate) fn invalid(param: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self { param: Some(param.into()), ..Self::request(StatusCode::BAD_REQUEST, "invalid_parameter", message) }
+    }
+
+    /// A field that exists elsewhere and is not honoured here.
+    pub(crate) fn unsupported(param: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self { param: Some(param.into()), ..Self::request(StatusCode::BAD_REQUEST, "unsupported_parameter", message) }
+    }
+
+    /// A field that no one knows.
+    pub(crate) fn unknown(param: String) -> Self {
+        let message = format!("unknown field `{param}`; remove it");
+        Self { param: Some(param.into()), ..Self::request(StatusCode::BAD_REQUEST, "unknown_parameter", message) }
+    }
+
+    /// A body that is no JSON object.
+    pub(crate) fn invalid_json(message: impl Into<String>) -> Self {
+        Self::request(StatusCode::BAD_REQUEST, "invalid_json", message)
+    }
+
+    /// A prompt that leaves no room.
+    pub(crate) fn too_long(message: impl Into<String>) -> Self {
+        Self::request(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
+    }
+
+    pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", Some("invalid_api_key"), message)
+    }
+
+    pub(crate) fn model_not_found(name: &str, known: &str) -> Self {
+        let message = format!("the model `{name}` does not exist; there are: {known}");
+        let error = Self::request(StatusCode::NOT_FOUND, "model_not_found", message);
+        Self { param: Some("model".into()), ..error }
+    }
+
+    pub(crate) fn route_not_found(path: &str) -> Self {
+        Self::request(StatusCode::NOT_FOUND, "route_not_found", format!("there is no route {path}"))
+    }
+
+    pub(crate) fn no_training() -> Self {
+        let message = "this server is in no training run (arle-train RECIPE --serve HOST:PORT)";
+        Self::request(StatusCode::NOT_FOUND, "train_control_unconfigured", message)
+    }
+
+    pub(crate) fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_error", Some("forbidden"), message)
+    }
+
+    pub(crate) fn conflict(message: impl Into<String>) -> Self {
+        Self::request(StatusCode::CONFLICT, "conflict", message)
+    }
+
+    pub(crate) fn method_not_allowed(method: &str, path: &str) -> Self {
+        let message = format!("{path} does not take {method}; the header Allow says what it takes");
+        Self::request(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+    }
+
+    pub(crate) fn body_too_large(limit: usize) -> Self {
+        let message = format!("the body exceeds {limit} bytes (--max-body-bytes)");
+        Self::request(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", message)
+    }
+
+    pub(crate) fn slow_body(seconds: u64) -> Self {
+        let message = format!("the body did not arrive within {seconds} s");
+        Self::request(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
+    }
+
+    pub(crate) fn busy(message: impl Into<String>, retry_after: u64) -> Self {
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("server_busy"), message);
+        Self { retry_after: Some(retry_after), ..error }
+    }
+
+    pub(crate) fn timeout(seconds: u64) -> Self {
+        let message = format!("the request took longer than {seconds} s (--request-timeout)");
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "api_error", Some("timeout"), message)
+    }
+
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "api_error", Some("service_unavailable"), message)
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "api_error", Some("internal_error"), message)
+    }
+
+    /// The same error, blamed on another field.
+    pub(crate) fn about(self, param: &'static str) -> Self {
+        Self { param: Some(param.into()), ..self }
+    }
+
+    /// The envelope.
+    pub(crate) fn body(&self) -> Value {
+        json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
+    }
+}
+
+impl From<runtime::Error> for ApiError {
+    fn from(error: runtime::Error) -> Self {
+        use runtime::Error;
+        let message = error.to_string();
+        match error {
+            Error::Submit(SubmitError::QueueFull { .. }) => Self::busy(format!("server is busy: {message}"), 1),
+            Error::Submit(SubmitError::ContextTooShort { .. } | SubmitError::PoolTooSmall { .. }) => {
+                Self::too_long(message)
+            }
+            Error::Submit(SubmitError::EmptyPrompt) => Self::invalid("prompt", message),
+            Error::Sampling(SamplingError::OutOfRange { field, .. }) => Self::invalid(field, message),
+            Error::Sampling(SamplingError::NoCandidate { .. }) => {
+                Self::request(StatusCode::BAD_REQUEST, "no_token_possible", message)
+            }
+            Error::ChatTemplate(_) => Self::invalid("messages", message),
+            Error::Stopped(_) => Self::unavailable(message),
+            _ => Self::internal(message),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        if self.status.is_server_error() {
+            tracing::error!(status = self.status.as_u16(), "{}", self.message);
+        }
+        let mut response = (self.status, Json(self.body())).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}

@@ -1,0 +1,41 @@
+//! What a server is told when it starts.
+
+use std::time::Duration;
+
+use crate::Keys;
+
+/// Settings of a [`crate::Server`].
+#[derive(Debug, Clone)]
+pub struct ServeConfig {
+    /// Name or address to listen on.
+    pub host: String,
+    /// Port; 0 takes a free one.
+    pub port: u16,
+    /// Keys for routes that read or write data; `None` leaves them open, which only a loopback address may.
+    pub api_keys: Option<Keys>,
+    /// Keys for routes that change the server's state; `None` closes those routes where there are `api_keys`.
+    pub admin_keys: Option<Keys>,
+    /// Sequences that may run or wait at a time; more are refused with 429.
+    pub max_sequences: usize,
+    /// Adapters that may be loaded at a time; KV memory is planned for as many.
+    pub max_adapters: usize,
+    /// Longest body of a request.
+    pub max_body_bytes: usize,
+    /// A request that takes longer ends with 504, or with an error in its stream.
+    pub request_timeout: Duration,
+    /// How long a stopping server lets running requests go on.
+    pub drain_timeout: Duration,
+    /// Origins whose pages may call the server from a browser.
+    pub cors_origins: Vec<String>,
+    /// Where sampling settings that a request leaves out come from.
+    pub sampling_defaults: SamplingDefaults,
+}
+
+/// Where sampling settings that a request leaves out come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SamplingDefaults {
+    /// The model's `generation_config.json`, then OpenAI's.
+    Model,
+    /// OpenAI's: temperature 1 and nothing else.
+    OpenAi,
+}

@@ -1,0 +1,202 @@
+//! The sequences of one request on their way through the runtime.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use runtime::request::{EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, Score, ScoreRequest, TokenEvent};
+use runtime::sampler::SamplingParams;
+use runtime::{Closed, Sink, Ticket};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::admission::Places;
+use crate::api_error::ApiError;
+use crate::app::App;
+use crate::grammar::Grammar;
+use crate::metrics::Watch;
+use crate::models::Model;
+
+/// What a request wants to be generated.
+pub(crate) struct Job {
+    pub(crate) model: Arc<Model>,
+    /// Token ids of each prompt, and how to continue it; `None` asks for no token.
+    pub(crate) prompts: Vec<(Vec<u32>, Option<SamplingParams>)>,
+    /// Completions of each prompt.
+    pub(crate) copies: usize,
+    /// The form that they must have.
+    pub(crate) grammar: Option<Grammar>,
+}
+
+/// A running request: `copies` sequences for each of its prompts, numbered in this order. Dropping it cancels them all.
+pub(crate) struct Running {
+    events: mpsc::UnboundedReceiver<(usize, Instant, GenerateEvent)>,
+    tickets: Vec<Option<Ticket>>,
+    open: usize,
+    deadline: Instant,
+    timeout: Duration,
+    watch: Watch,
+    _places: Places,
+}
+
+/// What happens to a sequence.
+pub(crate) enum Event {
+    Token(TokenEvent),
+    /// Its last event, with the text held back so far.
+    End {
+        reason: FinishReason,
+        text: String,
+        cached_tokens: usize,
+    },
+}
+
+/// A finished sequence.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) tokens: Vec<TokenEvent>,
+    /// Text that was held back until the end; what comes before it is the tokens'.
+    pub(crate) rest: String,
+    pub(crate) reason: FinishReason,
+    pub(crate) cached_tokens: usize,
+}
+
+impl Finished {
+    fn nothing() -> Self {
+        Self { tokens: vec![], rest: String::new(), reason: FinishReason::Length, cached_tokens: 0 }
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let texts = self.tokens.iter().map(|token| token.text.as_str());
+        texts.chain([self.rest.as_str()]).collect()
+    }
+
+    /// Mean log-probability of a token, by which `best_of` chooses.
+    pub(crate) fn mean_logprob(&self) -> f64 {
+        let sum: f64 = self.tokens.iter().map(|token| token.logprob).sum();
+        sum / self.tokens.len().max(1) as f64
+    }
+}
+
+impl Running {
+    /// Takes places for all sequences and submits them, or refuses all.
+    pub(crate) fn start(app: &App, job: Job) -> Result<Self, ApiError> {
+        let count = job.prompts.len().saturating_mul(job.copies);
+        let places = app.admission.enter(count, job.model.metrics.usual_seconds())?;
+        let mut watch = Watch::new(Arc::clone(&job.model.metrics), job.copies);
+        let (sender, events) = mpsc::unbounded_channel();
+        let mut tickets = Vec::with_capacity(count);
+        let text = job.model.files().tokenizer.is_some();
+        for (prompt, params) in job.prompts {
+            watch.prompt(prompt.len());
+            for copy in 0..job.copies {
+                let Some(params) = params.clone() else {
+                    tickets.push(None);
+                    continue;
+                };
+                let (sender, choice) = (sender.clone(), tickets.len());
+                let sink = move |event| sender.send((choice, Instant::now(), event)).map_err(|_| Closed);
+                let mask = job.grammar.as_ref().map(Grammar::follow);
+                let request = GenerateRequest {
+                    slot: job.model.slot(),
+                    prompt: prompt.clone(),
+                    params,
+                    index: copy as u64,
+                    text,
+                };
+                tickets.push(Some(app.runtime.generate_into(request, mask, Sink::new(sink))?));
+            }
+        }
+        let timeout = app.config.request_timeout;
+        let (open, deadline) = (tickets.iter().flatten().count(), Instant::now() + timeout);
+        Ok(Self { events, tickets, open, deadline, timeout, watch, _places: places })
+    }
+
+    /// Sequences, running or not.
+    pub(crate) fn count(&self) -> usize {
+        self.tickets.len()
+    }
+
+    /// The next event of any sequence; `None` when all have ended.
+    pub(crate) async fn next(&mut self) -> Option<Result<(usize, Event), ApiError>> {
+        if self.open == 0 {
+            return None;
+        }
+        let Ok(received) = tokio::time::timeout_at(self.deadline, self.events.recv()).await else {
+            return Some(Err(self.fail(ApiError::timeout(self.timeout.as_secs()))));
+        };
+        let Some((choice, at, event)) = received else {
+            return Some(Err(
+                self.fail(ApiError::unavailable("the device thread has ended; the server's log says why"))
+            ));
+        };
+        Some(match event {
+            GenerateEvent::Token(token) => {
+                self.watch.token(choice, at);
+                Ok((choice, Event::Token(token)))
+            }
+            GenerateEvent::Done { reason, text, cached_tokens, queue_seconds } => {
+                self.watch.end(choice, at, reason, cached_tokens, queue_seconds);
+                self.tickets[choice] = None;
+                self.open -= 1;
+                Ok((choice, Event::End { reason, text, cached_tokens }))
+            }
+            GenerateEvent::Failed(error) => Err(self.fail(error.into())),
+        })
+    }
+
+    /// One failed sequence fails the request.
+    fn fail(&mut self, error: ApiError) -> ApiError {
+        self.watch.failed();
+        self.open = 0;
+        self.tickets.iter_mut().for_each(|ticket| *ticket = None);
+        error
+    }
+
+    /// Waits for all sequences.
+    pub(crate) async fn collect(mut self) -> Result<Vec<Finished>, ApiError> {
+        let mut finished: Vec<Finished> = (0..self.count()).map(|_| Finished::nothing()).collect();
+        while let Some(event) = self.next().await {
+            let (choice, event) = event?;
+            let one = &mut finished[choice];
+            match event {
+                Event::Token(token) => one.tokens.push(token),
+                Event::End { reason, text, cached_tokens } => {
+                    (one.rest, one.reason, one.cached_tokens) = (text, reason, cached_tokens);
+                }
+            }
+        }
+        Ok(finished)
+    }
+}
+
+/// Log-probabilities of given tokens.
+pub(crate) async fn score(app: &App, model: &Model, request: ScoreRequest) -> Result<Score, ApiError> {
+    ask(app, model, |reply| app.runtime.score_into(request, reply)).await
+}
+
+/// One vector for a text.
+pub(crate) async fn embed(app: &App, model: &Model, request: EmbedRequest) -> Result<Vec<f32>, ApiError> {
+    ask(app, model, |reply| app.runtime.embed_into(request, reply)).await
+}
+
+/// Submits what has one answer, and waits for it in one place.
+async fn ask<T: Send + 'static>(
+    app: &App,
+    model: &Model,
+    submit: impl FnOnce(Sink<runtime::Result<T>>) -> runtime::Result<()>,
+) -> Result<T, ApiError> {
+    let _places = app.admission.enter(1, model.metrics.usual_seconds())?;
+    let (sender, answer) = oneshot::channel();
+    // A sink may be called again; this one's request is answered once.
+    let sender = Mutex::new(Some(sender));
+    let reply = move |answer| {
+        let sender = sender.lock().unwrap_or_else(PoisonError::into_inner).take();
+        sender.map_or(Err(Closed), |sender| sender.send(answer).map_err(|_| Closed))
+    };
+    submit(Sink::new(reply))?;
+    let timeout = app.config.request_timeout;
+    match tokio::time::timeout(timeout, answer).await {
+        Err(_) => Err(ApiError::timeout(timeout.as_secs())),
+        Ok(Err(_)) => Err(ApiError::unavailable("the device thread has ended; the server's log says why")),
+        Ok(Ok(answer)) => Ok(answer?),
+    }
+}

@@ -1,0 +1,159 @@
+//! Answers of a given form: JSON by a schema, a regular expression, a choice, a grammar. `llguidance` says which tokens may come
+//! next, the runtime's sampler draws among them.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
+use llguidance::{Matcher, ParserFactory};
+use runtime::request::TokenMask;
+use serde_json::{Value, json};
+
+use crate::api_error::ApiError;
+use crate::fields::Fields;
+use crate::models::Model;
+use crate::prompt::off_loop;
+
+/// A form, as a request asks for it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Form {
+    Schema(Value),
+    Regex(String),
+    /// In llguidance's Lark dialect.
+    Lark(String),
+}
+
+/// A checked form, ready for any number of generations.
+#[derive(Clone)]
+pub(crate) struct Grammar(Matcher);
+
+/// One generation that keeps to a form. The lock is never waited for: it makes the matcher shareable.
+struct Follower(Mutex<Matcher>);
+
+/// What knows a model's tokens; made when the first form is asked for.
+#[derive(Default, Clone)]
+pub(crate) struct Grammars(Arc<OnceLock<Result<ParserFactory, String>>>);
+
+impl Form {
+    /// `response_format`.
+    pub(crate) fn take(fields: &mut Fields) -> Result<Option<Self>, ApiError> {
+        const FIELD: &str = "response_format";
+        let Some(format) = fields.take::<Value>(FIELD)? else { return Ok(None) };
+        match format["type"].as_str() {
+            Some("text") => Ok(None),
+            Some("json_object") => Ok(Some(Self::Schema(json!({"type": "object"})))),
+            Some("json_schema") => match &format["json_schema"]["schema"] {
+                schema @ (Value::Object(_) | Value::Bool(_)) => Ok(Some(Self::Schema(schema.clone()))),
+                _ => Err(ApiError::invalid(FIELD, "`response_format.json_schema.schema` is missing")),
+            },
+            _ => Err(ApiError::invalid(FIELD, "`response_format.type` must be text, json_object or json_schema")),
+        }
+    }
+
+    /// vLLM's `structured_outputs`: one of `json`, `regex`, `choice`, `grammar`.
+    pub(crate) fn take_structured(fields: &mut Fields) -> Result<Option<Self>, ApiError> {
+        const FIELD: &str = "structured_outputs";
+        let Some(value) = fields.take::<Value>(FIELD)? else { return Ok(None) };
+        let wrong = |what: &str| Err(ApiError::invalid(FIELD, format!("`structured_outputs`: {what}")));
+        let Some((kind, value)) = value.as_object().filter(|o| o.len() == 1).and_then(|o| o.iter().next()) else {
+            return wrong("an object with one of json, regex, choice, grammar is needed");
+        };
+        match (kind.as_str(), value) {
+            ("json", Value::Object(_) | Value::Bool(_)) => Ok(Some(Self::Schema(value.clone()))),
+            ("regex", Value::String(regex)) => Ok(Some(Self::Regex(regex.clone()))),
+            ("grammar", Value::String(lark)) => Ok(Some(Self::Lark(lark.clone()))),
+            ("choice", Value::Array(choices)) if !choices.is_empty() && choices.iter().all(Value::is_string) => {
+                let choices: Vec<String> = choices.iter().map(Value::to_string).collect();
+                Ok(Some(Self::Lark(format!("start: {}", choices.join(" | ")))))
+            }
+            _ => wrong(&format!("`{kind}` is not known, or has a value of the wrong type")),
+        }
+    }
+
+    fn grammar(self) -> TopLevelGrammar {
+        match self {
+            Self::Schema(schema) => TopLevelGrammar::from_json_schema(spaced(schema)),
+            Self::Regex(regex) => TopLevelGrammar::from_regex(&regex),
+            Self::Lark(lark) => TopLevelGrammar::from_lark(lark),
+        }
+    }
+}
+
+/// White space as Python writes it: free white space could go on for ever.
+pub(crate) fn spaced(schema: Value) -> Value {
+    let Value::Object(mut schema) = schema else { return schema };
+    let spaces = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
+    schema.entry("x-guidance").or_insert(spaces);
+    Value::Object(schema)
+}
+
+impl Grammars {
+    /// Checks a form for a model; `field` is where it came from.
+    pub(crate) async fn compile(
+        &self,
+        form: Form,
+        model: &Arc<Model>,
+        field: &'static str,
+    ) -> Result<Grammar, ApiError> {
+        let (model, factory) = (Arc::clone(model), self.clone());
+        off_loop(move || {
+            let factory = factory.0.get_or_init(|| make_factory(&model)).as_ref();
+            let factory = factory.map_err(|why| ApiError::unsupported(field, format!("`{field}`: {why}")))?;
+            let wrong = |why: String| ApiError::invalid(field, format!("`{field}`: {why}"));
+            let mut matcher = Matcher::new(factory.create_parser(form.grammar()));
+            match matcher.get_error() {
+                Some(error) => Err(wrong(error)),
+                None => matcher.compute_mask().map(|_| Grammar(matcher)).map_err(|error| wrong(error.to_string())),
+            }
+        })
+        .await
+    }
+}
+
+impl Grammar {
+    /// For a generation.
+    pub(crate) fn follow(&self) -> Box<dyn TokenMask> {
+        Box::new(Follower(Mutex::new(self.0.deep_clone())))
+    }
+}
+
+impl TokenMask for Follower {
+    /// A grammar that failed allows nothing, and the request fails for want of a token.
+    fn allowed(&mut self, bits: &mut [u32]) {
+        match self.matcher().compute_mask_or_eos() {
+            Ok(mask) => bits.iter_mut().zip(mask.as_slice()).for_each(|(word, &allowed)| *word = allowed),
+            Err(error) => tracing::warn!("no token is allowed: {error}"),
+        }
+    }
+
+    fn accept(&mut self, token: u32) {
+        if let Err(error) = self.matcher().consume_token(token) {
+            tracing::warn!("token {token} was drawn against the form: {error}");
+        }
+    }
+}
+
+impl Follower {
+    fn matcher(&mut self) -> &mut Matcher {
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All tokens as bytes, special ones apart from texts.
+fn make_factory(model: &Model) -> Result<ParserFactory, String> {
+    let name = model.name();
+    let tokenizer = model.files().tokenizer.as_ref().ok_or_else(|| format!("{name} has no tokenizer"))?;
+    let eos = model.files().config.eos_token_ids.first();
+    let eos = *eos.ok_or_else(|| format!("{name} has no end-of-sequence token to end a form with"))?;
+    let word = |id: u32| match tokenizer.token_bytes(id) {
+        Some(bytes) if tokenizer.is_special(id) => [&[TokTrie::SPECIAL_TOKEN_MARKER][..], &bytes].concat(),
+        bytes => bytes.unwrap_or_default(),
+    };
+    let words: Vec<Vec<u8>> = (0..model.vocab_size() as u32).map(word).collect();
+    let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, eos), &words);
+    let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+    let mut factory =
+        ParserFactory::new(&environment, InferenceCapabilities::default(), &[]).map_err(|e| e.to_string())?;
+    factory.quiet();
+    Ok(factory)
+}

@@ -1,0 +1,41 @@
+//! HTTP over the runtime: OpenAI's API, scoring for remote students, metrics and access.
+//!
+//! Everything here submits work through [`runtime::RuntimeHandle`]; nothing knows a device, a kernel or a loss.
+//!
+//! # The life of a request
+//! 1. [`Server`] accepts a connection; `request_id` names the request, `access` checks its key, the router picks the endpoint.
+//! 2. An endpoint in `api` reads its body field by field (`fields`): what it does not know or cannot honour is refused by name.
+//! 3. `prompt` and `sampling` turn it into token ids and sampler parameters, off the event loop.
+//! 4. `admission` takes a place for every sequence, or answers 429; `generation` submits them.
+//! 5. The device thread hands events to a sink, which never waits; the endpoint turns them into one object or into `sse` chunks.
+//! 6. Whoever leaves drops the response, the response drops the generation, and its tickets cancel: pages are free at once.
+
+mod access;
+mod admission;
+mod api;
+mod api_error;
+mod app;
+mod config;
+mod error;
+mod fields;
+mod generation;
+mod grammar;
+mod ids;
+mod logprobs;
+mod metrics;
+mod models;
+mod output;
+mod prompt;
+mod request_id;
+mod router;
+mod sampling;
+mod server;
+mod sse;
+mod train;
+
+pub use access::Keys;
+pub use config::{SamplingDefaults, ServeConfig};
+pub use error::{Error, Result};
+pub use models::ServedModel;
+pub use server::{Server, Stop};
+pub use train::{TrainControl, TrainEvent, TrainStatus};

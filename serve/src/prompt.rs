@@ -1,0 +1,205 @@
+//! From texts and conversations to token ids, off the event loop.
+
+use std::sync::Arc;
+
+use runtime::text::Message;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::api_error::ApiError;
+use crate::models::Model;
+
+/// `prompt` and `input`: a text, some texts, the ids of one prompt, or of some.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a string, a list of strings, a list of token ids or a list of such lists")]
+pub(crate) enum Input {
+    Text(String),
+    Ids(Vec<u32>),
+    Texts(Vec<String>),
+    IdLists(Vec<Vec<u32>>),
+}
+
+/// A prompt and, where it was given, its text.
+#[derive(Debug)]
+pub(crate) struct Prompt {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) text: Option<String>,
+}
+
+/// Runs what takes long for long texts on a thread of its own.
+pub(crate) async fn off_loop<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(ApiError::internal(format!("the work on the prompt ended: {error}"))))
+}
+
+impl Input {
+    /// All prompts as token ids; `field` is the name of the input.
+    pub(crate) async fn encode(self, model: &Arc<Model>, field: &'static str) -> Result<Vec<Prompt>, ApiError> {
+        let model = Arc::clone(model);
+        off_loop(move || self.encode_now(&model, field)).await
+    }
+
+    fn encode_now(self, model: &Model, field: &'static str) -> Result<Vec<Prompt>, ApiError> {
+        let text = |text: String| -> Result<Prompt, ApiError> {
+            Ok(Prompt { ids: model.tokenizer()?.encode(&text, true)?, text: Some(text) })
+        };
+        let ids = |ids| Prompt { ids, text: None };
+        let prompts = match self {
+            Self::Text(one) => vec![text(one)?],
+            Self::Texts(some) => some.into_iter().map(text).collect::<Result<_, _>>()?,
+            Self::Ids(one) => vec![ids(one)],
+            Self::IdLists(some) => some.into_iter().map(ids).collect(),
+        };
+        if prompts.is_empty() {
+            return Err(ApiError::invalid(field, format!("`{field}` is empty")));
+        }
+        for prompt in &prompts {
+            check_ids(&prompt.ids, model, field)?;
+        }
+        Ok(prompts)
+    }
+}
+
+/// There must be something, and the model must know it.
+pub(crate) fn check_ids(ids: &[u32], model: &Model, field: &'static str) -> Result<(), ApiError> {
+    if ids.is_empty() {
+        return Err(ApiError::invalid(field, format!("`{field}` has no token; at least one is needed")));
+    }
+    let vocab_size = model.vocab_size();
+    match ids.iter().find(|&&id| id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(id) => {
+            Err(ApiError::invalid(field, format!("`{field}`: token id {id} is outside the vocabulary of {vocab_size}")))
+        }
+    }
+}
+
+/// Tokens that may follow a prompt, by the model's context and by the pages that there are.
+pub(crate) fn room(model: &Model, total_pages: usize, prompt: usize) -> usize {
+    // The last sampled token is never computed, so it needs no page.
+    let pages = (total_pages * runtime::kv::PAGE_SIZE + 1).saturating_sub(prompt);
+    model.context().saturating_sub(prompt).min(pages)
+}
+
+/// A conversation to answer.
+#[derive(Debug)]
+pub(crate) struct Conversation {
+    pub(crate) messages: Vec<Message>,
+    pub(crate) tools: Option<Value>,
+    /// Variables for the template (`chat_template_kwargs`).
+    pub(crate) variables: Map<String, Value>,
+    /// Whether an answer of the assistant begins.
+    pub(crate) answer: bool,
+}
+
+impl Conversation {
+    /// The text that the model continues, and its ids.
+    pub(crate) async fn encode(self, model: &Arc<Model>) -> Result<Prompt, ApiError> {
+        let model = Arc::clone(model);
+        off_loop(move || {
+            let template = model.chat_template()?;
+            let text = template.render(&self.messages, self.answer, self.tools.as_ref(), &self.variables)?;
+            // A template writes the special tokens itself.
+            let ids = model.tokenizer()?.encode(&text, false)?;
+            check_ids(&ids, &model, "messages")?;
+            Ok(Prompt { ids, text: Some(text) })
+        })
+        .await
+    }
+}
+
+/// Messages as clients send them, in the form that templates know: text parts become one text, `developer` is `system`,
+/// and a tool call's arguments are an object.
+pub(crate) fn messages(given: Vec<Value>) -> Result<Vec<Message>, ApiError> {
+    if given.is_empty() {
+        return Err(ApiError::invalid("messages", "`messages` is empty; at least one is needed"));
+    }
+    given.into_iter().enumerate().map(|(index, value)| message(value).map_err(|what| at(index, &what))).collect()
+}
+
+fn at(index: usize, what: &str) -> ApiError {
+    ApiError::invalid(format!("messages[{index}]"), format!("messages[{index}]: {what}"))
+}
+
+fn message(value: Value) -> Result<Message, String> {
+    let Value::Object(mut fields) = value else { return Err("an object with role and content is needed".to_owned()) };
+    match fields.get("role").and_then(Value::as_str) {
+        Some("developer") => drop(fields.insert("role".into(), json!("system"))),
+        Some("system" | "user" | "assistant" | "tool") => {}
+        _ => return Err("`role` must be system, developer, user, assistant or tool".to_owned()),
+    }
+    let calls = fields.get("tool_calls").is_some_and(|calls| calls.as_array().is_some_and(|calls| !calls.is_empty()));
+    let text = match fields.remove("content") {
+        Some(Value::String(text)) => text,
+        Some(Value::Array(parts)) => parts.iter().map(part).collect::<Result<Vec<_>, _>>()?.join("\n"),
+        None | Some(Value::Null) if calls => String::new(),
+        None | Some(Value::Null) => return Err("`content` is missing".to_owned()),
+        Some(other) => return Err(format!("`content` is {other}; a string or a list of text parts is needed")),
+    };
+    fields.insert("content".into(), json!(text));
+    if let Some(Value::Array(calls)) = fields.get_mut("tool_calls") {
+        calls.iter_mut().try_for_each(parse_arguments)?;
+    }
+    // Templates ask whether a field is there; for clients `null` is its absence.
+    fields.retain(|_, value| !value.is_null());
+    Message::try_from(fields)
+}
+
+/// The text of a content part.
+fn part(part: &Value) -> Result<&str, String> {
+    match (part["type"].as_str(), part["text"].as_str(), part["refusal"].as_str()) {
+        (Some("text"), Some(text), _) | (Some("refusal"), _, Some(text)) => Ok(text),
+        (Some(kind), ..) => Err(format!("a content part of type `{kind}` is not supported; only text is")),
+        _ => Err("a content part needs `type` and `text`".to_owned()),
+    }
+}
+
+/// On the wire arguments are JSON in a string; templates write them out as an object.
+fn parse_arguments(call: &mut Value) -> Result<(), String> {
+    let Some(arguments) = call.get_mut("function").and_then(|function| function.get_mut("arguments")) else {
+        return Err("a tool call needs `function` with `name` and `arguments`".to_owned());
+    };
+    if let Value::String(text) = arguments {
+        let parsed: Value =
+            serde_json::from_str(text).map_err(|e| format!("the arguments of a tool call are not JSON: {e}"))?;
+        *arguments = parsed;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(value: Value) -> Result<String, String> {
+        messages(vec![value]).map(|m| m[0].content().unwrap_or_default().to_owned()).map_err(|e| e.message)
+    }
+
+    #[test]
+    fn parts_are_joined_and_roles_are_checked() {
+        let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
+        assert_eq!(content(json!({"role": "user", "content": parts})).expect("text"), "a\nb");
+        let developer = messages(vec![json!({"role": "developer", "content": "x", "name": null})]).expect("valid");
+        assert_eq!((developer[0].role(), developer[0].fields().contains_key("name")), ("system", false));
+        for (bad, word) in [
+            (json!({"role": "robot", "content": "x"}), "role"),
+            (json!({"role": "user"}), "content"),
+            (json!({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}), "image_url"),
+            (json!({"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]}), "arguments"),
+            (json!("hello"), "object"),
+        ] {
+            let error = content(bad).expect_err("refused");
+            assert!(error.starts_with("messages[0]") && error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_call_reaches_the_template_as_an_object() {
+        let call = json!({"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}});
+        let got = messages(vec![json!({"role": "assistant", "content": null, "tool_calls": [call]})]).expect("valid");
+        assert_eq!(got[0].fields()["tool_calls"][0]["function"]["arguments"], json!({"x": 1}));
+        assert_eq!(got[0].content(), Some(""));
+    }
+}

@@ -1,0 +1,166 @@
+//! The sampling fields that chat and text completions share.
+
+use std::collections::BTreeMap;
+
+use runtime::sampler::SamplingParams;
+use serde::Deserialize;
+use serde_json::Number;
+
+use crate::api_error::ApiError;
+use crate::config::SamplingDefaults;
+use crate::fields::Fields;
+use crate::ids;
+use crate::models::Model;
+
+/// Stop strings of one request.
+const MAX_STOPS: usize = 64;
+/// Alternatives reported for one token.
+pub(crate) const MAX_ALTERNATIVES: usize = 128;
+
+/// A text or some.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a string or a list of strings")]
+enum Texts {
+    One(String),
+    Some(Vec<String>),
+}
+
+/// How to sample, but for the length, which the prompt limits.
+#[derive(Debug)]
+pub(crate) struct Sampling {
+    params: SamplingParams,
+    max_tokens: Option<usize>,
+    /// Completions of each prompt.
+    pub(crate) n: usize,
+}
+
+impl Sampling {
+    /// Takes the fields; those that are absent come from `defaults`.
+    pub(crate) fn take(fields: &mut Fields, model: &Model, defaults: SamplingDefaults) -> Result<Self, ApiError> {
+        let own = match defaults {
+            SamplingDefaults::Model => model.files().generation.clone(),
+            SamplingDefaults::OpenAi => Default::default(),
+        };
+        let own_temperature = if own.do_sample == Some(false) { Some(0.0) } else { own.temperature };
+        let temperature = fields.take("temperature")?.or(own_temperature.map(|t| t as f32)).unwrap_or(1.0);
+        // Greedy decoding has no use for a truncated distribution.
+        let unless_greedy = |value: Option<f64>| value.filter(|_| temperature != 0.0).map(|v| v as f32);
+        let repetition: Option<f32> = fields.take("repetition_penalty")?;
+        let params = SamplingParams {
+            temperature,
+            top_k: top_k(fields)?.unwrap_or(own.top_k.filter(|&k| k > 0 && temperature != 0.0)),
+            top_p: fields.take("top_p")?.or(unless_greedy(own.top_p)).unwrap_or(1.0),
+            min_p: fields.take("min_p")?.or(unless_greedy(own.min_p)).unwrap_or(0.0),
+            repetition_penalty: repetition.or(own.repetition_penalty.map(|p| p as f32)).unwrap_or(1.0),
+            frequency_penalty: fields.take("frequency_penalty")?.unwrap_or(0.0),
+            presence_penalty: fields.take("presence_penalty")?.unwrap_or(0.0),
+            logit_bias: logit_bias(fields)?,
+            seed: seed(fields)?.unwrap_or_else(ids::random),
+            min_tokens: fields.take("min_tokens")?.unwrap_or(0),
+            stop: stops(fields)?,
+            stop_token_ids: fields.take("stop_token_ids")?.unwrap_or_default(),
+            ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
+            ..SamplingParams::default()
+        };
+        let n = fields.take("n")?.unwrap_or(1);
+        if n == 0 {
+            return Err(ApiError::invalid("n", "n = 0: must be at least 1"));
+        }
+        Ok(Self { params, max_tokens: max_tokens(fields)?, n })
+    }
+
+    /// Refuses what contradicts an answer of a given form.
+    pub(crate) fn check_form(&self) -> Result<(), ApiError> {
+        if self.params.ignore_eos {
+            return Err(ApiError::invalid("ignore_eos", "`ignore_eos` contradicts an answer that ends with its form"));
+        }
+        Ok(())
+    }
+
+    /// Reports so many alternatives to each token.
+    pub(crate) fn report(&mut self, alternatives: Option<usize>) {
+        self.params.logprobs = alternatives;
+    }
+
+    /// The parameters for a prompt of `prompt` tokens where `room` more fit; `usual` is the length for requests that name none.
+    /// `None` when no token is asked for.
+    pub(crate) fn params(
+        &self,
+        model: &Model,
+        prompt: usize,
+        room: usize,
+        usual: usize,
+    ) -> Result<Option<SamplingParams>, ApiError> {
+        let max_tokens = self.max_tokens.unwrap_or(usual.min(room));
+        if max_tokens > room || (self.max_tokens != Some(0) && room == 0) {
+            let wanted = self.max_tokens.map_or_else(|| "any".to_owned(), |max| max.to_string());
+            return Err(ApiError::too_long(format!(
+                "a prompt of {prompt} tokens leaves room for {room} of the {} that {} holds; {wanted} new ones were asked for: \
+                 shorten the prompt or lower max_tokens",
+                prompt + room,
+                model.name(),
+            )));
+        }
+        // What is wrong is wrong for no token, too.
+        let params = SamplingParams { max_tokens: max_tokens.max(1), ..self.params.clone() };
+        params.validate(model.vocab_size()).map_err(runtime::Error::from)?;
+        Ok((max_tokens > 0).then_some(params))
+    }
+}
+
+/// `-1` and 0 keep all tokens, as vLLM has it: `Some(None)`.
+fn top_k(fields: &mut Fields) -> Result<Option<Option<usize>>, ApiError> {
+    Ok(match fields.take::<i64>("top_k")? {
+        None => None,
+        Some(-1 | 0) => Some(None),
+        Some(k) => match usize::try_from(k) {
+            Ok(k) => Some(Some(k)),
+            Err(_) => {
+                return Err(ApiError::invalid("top_k", format!("top_k = {k}: must be at least 1, or -1 to keep all")));
+            }
+        },
+    })
+}
+
+/// Any 64-bit integer, negative ones too.
+fn seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
+    let Some(number) = fields.take::<Number>("seed")? else { return Ok(None) };
+    let seed = number.as_u64().or_else(|| number.as_i64().map(i64::cast_unsigned));
+    seed.map(Some).ok_or_else(|| ApiError::invalid("seed", format!("seed = {number}: must be a 64-bit integer")))
+}
+
+fn logit_bias(fields: &mut Fields) -> Result<BTreeMap<u32, f32>, ApiError> {
+    let biases: BTreeMap<String, f32> = fields.take("logit_bias")?.unwrap_or_default();
+    let parse = |(id, bias): (String, f32)| match id.parse() {
+        Ok(id) => Ok((id, bias)),
+        Err(_) => Err(ApiError::invalid("logit_bias", format!("logit_bias: \"{id}\" is not a token id"))),
+    };
+    biases.into_iter().map(parse).collect()
+}
+
+fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+    let stops = match fields.take("stop")? {
+        None => Vec::new(),
+        Some(Texts::One(stop)) => vec![stop],
+        Some(Texts::Some(stops)) => stops,
+    };
+    if stops.len() > MAX_STOPS {
+        return Err(ApiError::invalid(
+            "stop",
+            format!("{} stop strings; at most {MAX_STOPS} are watched for", stops.len()),
+        ));
+    }
+    Ok(stops)
+}
+
+/// Two names of one number.
+fn max_tokens(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let [new, old] = [fields.take("max_completion_tokens")?, fields.take::<usize>("max_tokens")?];
+    match [new, old] {
+        [Some(new), Some(old)] if new != old => {
+            let message = format!("max_completion_tokens = {new} contradicts max_tokens = {old}; send one of them");
+            Err(ApiError::invalid("max_completion_tokens", message))
+        }
+        [new, old] => Ok(new.or(old)),
+    }
+}

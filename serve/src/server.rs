@@ -1,0 +1,166 @@
+//! Listening, answering, and stopping without losing what runs.
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use runtime::RuntimeHandle;
+use runtime::request::GenerateRequest;
+use runtime::sampler::SamplingParams;
+use tokio::sync::watch;
+
+use crate::app::{App, Phase};
+use crate::models::{Models, ServedModel};
+use crate::router::router;
+use crate::train::TrainControl;
+use crate::{Error, Result, ServeConfig};
+
+/// A head of a request that takes longer is not waited for; also how long a connection may be idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Threads of the event loop: it parses and writes, the device thread computes.
+const LOOP_THREADS: usize = 2;
+/// Threads for tokenizers and templates.
+const TEXT_THREADS: usize = 8;
+/// Pause after a connection that could not be accepted (no file descriptor is free).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A bound socket and everything behind it.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    app: App,
+}
+
+/// Asks a running server to stop; from any thread, a signal's too.
+#[derive(Clone)]
+pub struct Stop(watch::Sender<bool>);
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self(watch::Sender::new(false))
+    }
+}
+
+impl Stop {
+    /// The server takes nothing new, ends what runs, and returns.
+    pub fn ask(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// Whether it was asked.
+    #[must_use]
+    pub fn asked(&self) -> bool {
+        *self.0.borrow()
+    }
+}
+
+impl Server {
+    /// Binds the address and checks the settings; nothing is answered before [`Server::run`].
+    ///
+    /// # Errors
+    /// An address that is taken or open to everybody, settings that contradict each other.
+    pub fn bind(runtime: RuntimeHandle, models: Vec<ServedModel>, config: ServeConfig) -> Result<Self> {
+        let listen = |source| Error::Listen { address: format!("{}:{}", config.host, config.port), source };
+        let addresses: Vec<SocketAddr> =
+            (config.host.as_str(), config.port).to_socket_addrs().map_err(listen)?.collect();
+        let listener = TcpListener::bind(&addresses[..]).map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        if config.api_keys.is_none() && !address.ip().is_loopback() {
+            return Err(Error::Open { address });
+        }
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener, address, app: App::new(runtime, Models::new(models)?, config) })
+    }
+
+    /// Shows and steers this training run under `/v1/train`.
+    #[must_use]
+    pub fn with_training(mut self, run: Arc<dyn TrainControl>) -> Self {
+        self.app.training = Some(run);
+        self
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers until `stop` is asked for and what runs has ended, or the time for that is over.
+    ///
+    /// # Errors
+    /// A model that cannot answer, threads or sockets that the system refuses.
+    pub fn run(self, stop: &Stop) -> Result<()> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let builder = builder.worker_threads(LOOP_THREADS).max_blocking_threads(TEXT_THREADS).thread_name("http");
+        let event_loop = builder.enable_io().enable_time().build()?;
+        let result = event_loop.block_on(self.serve(stop.0.subscribe()));
+        // A text in the middle of its tokenizer is not waited for.
+        event_loop.shutdown_background();
+        result
+    }
+
+    async fn serve(self, mut stop: watch::Receiver<bool>) -> Result<()> {
+        let listener = tokio::net::TcpListener::from_std(self.listener)?;
+        let app = Arc::new(self.app);
+        let routes = router(&app)?;
+        let cold = Arc::clone(&app);
+        let mut warm_up = pin!(tokio::task::spawn_blocking(move || warm_up(&cold)));
+        let mut warm = false;
+        let connections = GracefulShutdown::new();
+        let service = TowerToHyperService::new(routes);
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        loop {
+            tokio::select! {
+                _ = stop.wait_for(|asked| *asked) => break,
+                warmed = &mut warm_up, if !warm => {
+                    warmed.map_err(std::io::Error::other)??;
+                    warm = true;
+                    app.enter(Phase::Ready);
+                    tracing::info!("ready");
+                }
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        // Small chunks must not wait for an acknowledgement; a socket that refuses is closed already.
+                        let _closed = stream.set_nodelay(true);
+                        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
+                        let connection = connections.watch(connection);
+                        tokio::spawn(async move {
+                            if let Err(error) = connection.await {
+                                tracing::debug!("a connection ended: {error}");
+                            }
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!("a connection could not be accepted: {error}");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+        drop(listener);
+        app.enter(Phase::Draining);
+        let limit = app.config.drain_timeout;
+        tracing::info!(sequences = app.admission.taken(), "stopping; what runs may go on for {} s", limit.as_secs());
+        if tokio::time::timeout(limit, connections.shutdown()).await.is_err() {
+            tracing::warn!(sequences = app.admission.taken(), "the time to stop is over; what still runs is cancelled");
+        }
+        Ok(())
+    }
+}
+
+/// One short generation by every model: weights are touched, kernels compiled, memory taken.
+fn warm_up(app: &App) -> Result<()> {
+    for model in app.models.list() {
+        let params = SamplingParams { temperature: 0.0, max_tokens: 2, ignore_eos: true, ..SamplingParams::default() };
+        let request = GenerateRequest { slot: model.slot(), prompt: vec![0], params, index: 0, text: false };
+        let generated = app.runtime.generate(request).and_then(runtime::Generation::collect);
+        generated.map_err(|error| Error::WarmUp { model: model.name().to_owned(), source: Box::new(error) })?;
+    }
+    Ok(())
+}

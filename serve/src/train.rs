@@ -1,0 +1,69 @@
+//! What a server lets its clients see and do of the training run it is in.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// The training run, as the control plane reaches it. Calls come from the event loop and must return at once; what they ask
+/// for happens at the next step's boundary.
+pub trait TrainControl: Send + Sync {
+    /// Where the run is.
+    fn status(&self) -> TrainStatus;
+    /// What happened after event `after`, oldest first, as far as it is kept; and the number of the newest event.
+    fn events(&self, after: u64) -> (Vec<TrainEvent>, u64);
+    /// Ends the run, with a checkpoint.
+    fn stop(&self);
+    /// Writes a checkpoint.
+    fn save(&self);
+    /// Holds the run, or lets it go on.
+    fn pause(&self, paused: bool);
+}
+
+/// Where a run is. Numbers that it does not have (yet) are `null`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct TrainStatus {
+    /// Steps taken.
+    pub iter: u64,
+    /// Steps that the run has.
+    pub total_iters: u64,
+    /// Reward of the newest step.
+    pub mean_reward: Option<f64>,
+    /// The best reward so far.
+    pub best_reward: Option<f64>,
+    /// KL to the teacher, nats a token, of the newest step.
+    pub last_kl: Option<f64>,
+    /// Loss of the newest step.
+    pub last_loss: Option<f64>,
+    /// Seconds since the run began.
+    pub wall_secs: f64,
+    /// Events that nobody could read because newer ones took their place.
+    pub dropped_metrics: u64,
+    /// Whether it has begun.
+    pub started: bool,
+    /// Whether it has ended.
+    pub finished: bool,
+    /// Whether it is held.
+    pub paused: bool,
+}
+
+/// Something that happened in a run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TrainEvent {
+    /// Its number, from 1.
+    pub seq: u64,
+    /// Milliseconds since 1970.
+    pub ts_ms: u64,
+    /// `metric`, `run_start`, `run_end`, `checkpoint` or `status`.
+    pub kind: &'static str,
+    /// The step it belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<u64>,
+    /// `train`, for what is measured in a step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<&'static str>,
+    /// Its texts.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub strings: Map<String, Value>,
+    /// Its numbers; those that are not finite are `null`.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub scalars: Map<String, Value>,
+}

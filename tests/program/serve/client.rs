@@ -1,0 +1,175 @@
+//! A server as a process, and enough HTTP to talk to it.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::{ARLE, command, fixture};
+
+/// Nothing here takes so long; a test that waits has failed.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A running `arle serve`, killed when it is dropped.
+pub(super) struct Server {
+    pub(super) child: Child,
+    pub(super) address: String,
+}
+
+impl Server {
+    /// `arle serve --model MODEL --port 0 ARGS`, warm.
+    pub(super) fn start(model: &str, args: &[&str]) -> Self {
+        let mut command =
+            command(ARLE, &[&["serve", "--model", model, "--port", "0", "--device", "cpu"], args].concat());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the program starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("an address");
+        let address = line.trim().strip_prefix("listening on http://").unwrap_or_else(|| panic!("{line:?}")).to_owned();
+        let server = Self { child, address };
+        wait_until("ready", || server.get("/ready").status == 200);
+        server
+    }
+
+    /// The tiny chat model.
+    pub(super) fn tiny(args: &[&str]) -> Self {
+        Self::start(&fixture("tiny-chat"), args)
+    }
+
+    pub(super) fn get(&self, path: &str) -> Response {
+        self.send("GET", path, &[], "")
+    }
+
+    pub(super) fn post(&self, path: &str, body: &Value) -> Response {
+        self.send("POST", path, &[], &body.to_string())
+    }
+
+    pub(super) fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Response {
+        Response::read(self.open(method, path, headers, body))
+    }
+
+    /// Sends a request and leaves the answer in the socket.
+    pub(super) fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let (host, length) = (&self.address, body.len());
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
+        );
+        // A server that refuses a body closes before it is sent; its answer is there all the same.
+        let _sent = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
+        stream
+    }
+
+    /// The value of a metric without labels besides the model's.
+    pub(super) fn stat(&self, name: &str) -> f64 {
+        let stats = self.get("/v1/stats").json();
+        stats[name][0]["value"].as_f64().unwrap_or_else(|| panic!("{name} is not in {stats}"))
+    }
+
+    /// Sends a signal by name.
+    pub(super) fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        let sent = std::process::Command::new("kill").args(["-s", name, &id]).status().expect("kill runs");
+        assert!(sent.success());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ended = self.child.kill();
+        self.child.wait().expect("the process ends");
+    }
+}
+
+/// Repeats a question until the answer is yes.
+#[track_caller]
+pub(super) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "still not {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// An answer.
+#[derive(Debug)]
+pub(super) struct Response {
+    pub(super) status: u16,
+    pub(super) headers: BTreeMap<String, String>,
+    pub(super) body: String,
+}
+
+impl Response {
+    /// Reads to the end of the connection.
+    pub(super) fn read(stream: TcpStream) -> Self {
+        let mut reader = BufReader::new(stream);
+        let mut line = String::new();
+        reader.read_line(&mut line).expect("a status line");
+        let status =
+            line.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{line:?}"));
+        let mut headers = BTreeMap::new();
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).expect("a header");
+            let Some((name, value)) = line.trim_end().split_once(": ") else { break };
+            headers.insert(name.to_ascii_lowercase(), value.to_owned());
+        }
+        let mut body = Vec::new();
+        reader.read_to_end(&mut body).expect("a body");
+        if headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked") {
+            body = unchunk(&body);
+        }
+        Self { status, headers, body: String::from_utf8(body).expect("text") }
+    }
+
+    #[track_caller]
+    pub(super) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+
+    /// The object of an answer to a request that was done.
+    #[track_caller]
+    pub(super) fn ok(&self) -> Value {
+        assert_eq!(self.status, 200, "{self:?}");
+        self.json()
+    }
+
+    /// The chunks of a stream, which must end with `[DONE]`.
+    #[track_caller]
+    pub(super) fn chunks(&self) -> Vec<Value> {
+        assert_eq!(self.status, 200, "{self:?}");
+        let mut data: Vec<&str> = self.body.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+        assert_eq!(data.pop(), Some("[DONE]"), "{self:?}");
+        data.into_iter().map(|chunk| serde_json::from_str(chunk).expect("JSON")).collect()
+    }
+
+    /// Asserts a refusal in OpenAI's envelope; returns its message.
+    #[track_caller]
+    pub(super) fn refused(&self, status: u16, param: Option<&str>, code: &str) -> String {
+        assert_eq!(self.status, status, "{self:?}");
+        let body = self.json();
+        let error = body["error"].as_object().unwrap_or_else(|| panic!("{self:?}"));
+        let keys: Vec<&str> = error.keys().map(String::as_str).collect();
+        assert_eq!(keys, ["message", "type", "param", "code"]);
+        assert_eq!((error["param"].as_str(), error["code"].as_str()), (param, Some(code)), "{self:?}");
+        error["message"].as_str().expect("a message").to_owned()
+    }
+}
+
+fn unchunk(mut rest: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    loop {
+        let end = rest.windows(2).position(|pair| pair == b"\r\n").expect("a chunk's length");
+        let length = usize::from_str_radix(std::str::from_utf8(&rest[..end]).expect("digits"), 16).expect("a length");
+        if length == 0 {
+            return body;
+        }
+        body.extend_from_slice(&rest[end + 2..end + 2 + length]);
+        rest = &rest[end + 4 + length..];
+    }
+}

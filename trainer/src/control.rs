@@ -1,0 +1,179 @@
+//! What a run tells its control plane, and what it is asked there.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value};
+use serve::{TrainControl, TrainEvent, TrainStatus};
+
+use crate::interrupt::Interrupt;
+use crate::metrics::Metrics;
+
+/// Events that are kept; older ones are dropped.
+const KEPT: usize = 512;
+
+/// A pause is looked at again after this time.
+const MOMENT: Duration = Duration::from_millis(200);
+
+/// The run as the control plane sees it.
+pub struct Control {
+    journal: Mutex<Journal>,
+    /// Told when `paused` or the stop changes.
+    changed: Condvar,
+    save: AtomicBool,
+    interrupt: Interrupt,
+}
+
+struct Journal {
+    events: VecDeque<TrainEvent>,
+    latest: u64,
+    status: TrainStatus,
+    began: Instant,
+}
+
+impl Control {
+    /// For a run that `interrupt` stops.
+    #[must_use]
+    pub fn new(interrupt: Interrupt) -> Self {
+        let (events, status) = (VecDeque::new(), TrainStatus::default());
+        let journal = Mutex::new(Journal { events, latest: 0, status, began: Instant::now() });
+        Self { journal, changed: Condvar::new(), save: AtomicBool::new(false), interrupt }
+    }
+
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The run begins at `step` of `total`.
+    pub(crate) fn start(&self, name: &str, step: u64, total: u64) {
+        let mut journal = self.journal();
+        (journal.status.iter, journal.status.total_iters, journal.status.started) = (step, total, true);
+        journal.add("run_start", Some(step), &[("run_id", name)], Map::new());
+    }
+
+    /// Numbers of a step.
+    pub(crate) fn metrics(&self, metrics: &Metrics) {
+        let mut journal = self.journal();
+        let step = metrics.get("step").unwrap_or(0.0) as u64;
+        journal.status.iter = step;
+        journal.status.last_loss = metrics.get("loss").or(journal.status.last_loss);
+        journal.status.last_kl = metrics.get("teacher_kl").or(journal.status.last_kl);
+        let scalars = metrics.as_json().iter().filter(|(name, _)| *name != "step");
+        let scalars = scalars.map(|(name, value)| (name.clone(), value.clone())).collect();
+        journal.add("metric", Some(step), &[], scalars);
+    }
+
+    /// A checkpoint was written.
+    pub(crate) fn saved(&self, step: u64, path: &str) {
+        self.journal().add("checkpoint", Some(step), &[("path", path)], Map::new());
+    }
+
+    /// The run ends: `completed`, `stopped` or `failed`.
+    pub(crate) fn end(&self, status: &str) {
+        let mut journal = self.journal();
+        journal.status.finished = true;
+        let step = journal.status.iter;
+        journal.add("run_end", Some(step), &[("status", status)], Map::new());
+    }
+
+    /// Whether a checkpoint was asked for since the last time.
+    pub(crate) fn take_save(&self) -> bool {
+        self.save.swap(false, Ordering::SeqCst)
+    }
+
+    /// Whether the run is held and nobody stops it. Then it waits a moment, or until something is asked.
+    pub(crate) fn is_held(&self) -> bool {
+        let journal = self.journal();
+        if !journal.status.paused || self.interrupt.asked() {
+            return false;
+        }
+        // Ctrl-C tells nobody, so it is looked for.
+        drop(self.changed.wait_timeout(journal, MOMENT));
+        true
+    }
+
+    fn ask(&self, reason: &str) {
+        self.journal().add("status", None, &[("reason", "operator_request"), (reason, "true")], Map::new());
+        self.changed.notify_all();
+    }
+}
+
+impl Journal {
+    fn add(&mut self, kind: &'static str, step: Option<u64>, texts: &[(&str, &str)], scalars: Map<String, Value>) {
+        self.latest += 1;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
+        let strings = texts.iter().map(|(name, text)| ((*name).to_owned(), Value::from(*text))).collect();
+        let phase = (kind == "metric").then_some("train");
+        self.events.push_back(TrainEvent { seq: self.latest, ts_ms: now, kind, step, phase, strings, scalars });
+        if self.events.len() > KEPT {
+            self.events.pop_front();
+            self.status.dropped_metrics += 1;
+        }
+    }
+}
+
+impl TrainControl for Control {
+    fn status(&self) -> TrainStatus {
+        let journal = self.journal();
+        TrainStatus { wall_secs: journal.began.elapsed().as_secs_f64(), ..journal.status.clone() }
+    }
+
+    fn events(&self, after: u64) -> (Vec<TrainEvent>, u64) {
+        let journal = self.journal();
+        (journal.events.iter().filter(|event| event.seq > after).cloned().collect(), journal.latest)
+    }
+
+    fn stop(&self) {
+        self.interrupt.ask();
+        self.ask("stop_requested");
+    }
+
+    fn save(&self) {
+        self.save.store(true, Ordering::SeqCst);
+        self.ask("save_requested");
+    }
+
+    fn pause(&self, paused: bool) {
+        self.journal().status.paused = paused;
+        self.ask(if paused { "pause_requested" } else { "resume_requested" });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_have_numbers_and_the_oldest_give_way() {
+        let control = Control::new(Interrupt::default());
+        control.start("run", 0, 9);
+        for step in 1..=600 {
+            let mut metrics = Metrics::at(step);
+            metrics.set("loss", 1.0 / step as f64);
+            metrics.set("optim/grad_norm", f64::NAN);
+            control.metrics(&metrics);
+        }
+        let (events, latest) = control.events(598);
+        assert_eq!((latest, events.len(), events[0].seq, events[0].step), (601, 3, 599, Some(598)));
+        assert_eq!(events[2].scalars["optim/grad_norm"], Value::Null);
+        assert_eq!(control.events(0).0.len(), KEPT);
+        let status = control.status();
+        assert_eq!((status.iter, status.dropped_metrics, status.started, status.finished), (600, 89, true, false));
+        assert_eq!(status.last_loss, Some(1.0 / 600.0));
+    }
+
+    #[test]
+    fn what_is_asked_is_taken_once() {
+        let control = Control::new(Interrupt::default());
+        control.save();
+        assert!(control.take_save() && !control.take_save());
+        control.pause(true);
+        assert!(control.is_held());
+        control.stop();
+        assert!(!control.is_held(), "a stop ends a pause");
+        let (events, _) = control.events(0);
+        assert_eq!(events.last().expect("an event").strings["stop_requested"], "true");
+    }
+}

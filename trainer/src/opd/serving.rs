@@ -1,0 +1,56 @@
+//! The server of a training run: its student, its teacher and its control plane over HTTP while it trains.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use runtime::request::Slot;
+use serve::{ServeConfig, ServedModel, Server, Stop};
+
+use super::setup::Setup;
+use crate::Result;
+use crate::control::Control;
+use crate::progress::{Progress, say};
+
+/// A server beside the run; it stops when this is dropped.
+pub(super) struct Serving {
+    stop: Stop,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Serving {
+    /// Starts answering. A request waits for the step that runs, as any other work does.
+    pub(super) fn start(
+        setup: &Setup,
+        config: &ServeConfig,
+        control: &Arc<Control>,
+        progress: Progress,
+    ) -> Result<Self> {
+        let model =
+            |name: &str, slot, files: &_| ServedModel { names: vec![name.to_owned()], slot, files: Arc::clone(files) };
+        let student = model("student", Slot::Student, &setup.student);
+        let teacher = setup.teacher.as_ref().map(|files| model("teacher", Slot::Teacher, files));
+        let models = [Some(student), teacher].into_iter().flatten().collect();
+        let control: Arc<dyn serve::TrainControl> = control.clone();
+        let server = Server::bind(setup.runtime.clone(), models, config.clone())?.with_training(control);
+        progress.line(&format!("serve      http://{}", server.address()));
+        let stop = Stop::default();
+        let asked = stop.clone();
+        let run = move || {
+            if let Err(error) = server.run(&asked) {
+                say(&format!("the server ended, the run goes on: {error}"));
+            }
+        };
+        let thread = std::thread::Builder::new().name("serve".to_owned()).spawn(run).map_err(serve::Error::from)?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.stop.ask();
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has said so.
+            let _ended = thread.join();
+        }
+    }
+}

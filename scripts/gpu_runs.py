@@ -98,9 +98,9 @@ class Runs:
         return self.metrics(name)
 
     def metrics(self, name):
-        """Without what measures time or memory."""
+        """Without what measures time or memory, or counts how far the host was ahead of the card."""
         lines = [json.loads(line) for line in (self.folder / name / "metrics.jsonl").read_text().splitlines()]
-        return [{k: v for k, v in line.items() if not k.startswith(("time/", "perf/", "gpu/"))} for line in lines]
+        return [{k: v for k, v in line.items() if not k.startswith(("time/", "perf/", "gpu/", "engine/"))} for line in lines]
 
     def follow(self, name, keys, each, mean, *more):
         """Every value of these metrics within `each` of the CPU's, the means within `mean`."""

@@ -69,7 +69,9 @@ fn product(gpu: &'static Gpu, [m, n, k]: [usize; 3], case: Case) -> std::result:
         Ok((inside, expected))
     };
     let (got, expected) = run().map_err(|e| e.to_string())?;
-    let (error, limit) = (error_of(&got, &expected), if case.d_f32 { 1e-5 } else { 4e-3 });
+    // One rounding to bf16 is below 4e-3. Two in-place products reach 4.8e-3 on Hopper, also where splits of K may only be
+    // added up in f32 (experiments/2026-11-gpu).
+    let (error, limit) = (error_of(&got, &expected), if case.d_f32 { 1e-5 } else { 1e-2 });
     let text = format!("[{m}, {n}, {k}] relative error {error:.1e}, limit {limit:.0e}");
     if error < limit { Ok(text) } else { Err(text) }
 }

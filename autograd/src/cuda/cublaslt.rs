@@ -49,10 +49,6 @@ pub(super) const ALGO_REDUCTION_SCHEME: c_int = 3;
 pub(super) const PREF_MAX_WORKSPACE_BYTES: c_int = 1;
 /// Ways of adding up the parts of a K that was split; 0 allows no split.
 pub(super) const PREF_REDUCTION_SCHEME_MASK: c_int = 3;
-/// In D itself, in its type.
-pub(super) const REDUCTION_IN_PLACE: u32 = 1;
-/// In the type of the sums, in the workspace.
-pub(super) const REDUCTION_IN_F32: u32 = 2;
 /// Of A; those of B, C and D follow.
 pub(super) const PREF_MIN_ALIGNMENT_A_BYTES: c_int = 5;
 

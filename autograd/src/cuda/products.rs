@@ -196,13 +196,9 @@ impl Plan {
         let status = unsafe { (functions.cublasLtMatmulPreferenceCreate)(&raw mut wish.preference) };
         check(|| "cublasLtMatmulPreferenceCreate".to_owned(), status)?;
         wish.set(lt::PREF_MAX_WORKSPACE_BYTES, &(WORKSPACE as u64))?;
-        let sums = match (search.may_split, product.d_type) {
-            (false, _) => 0,
-            (true, DType::F32) => lt::REDUCTION_IN_PLACE | lt::REDUCTION_IN_F32,
-            // In place, each part would be rounded to bf16.
-            (true, DType::Bf16) => lt::REDUCTION_IN_F32,
-        };
-        wish.set(lt::PREF_REDUCTION_SCHEME_MASK, &sums)?;
+        if !search.may_split {
+            wish.set(lt::PREF_REDUCTION_SCHEME_MASK, &0u32)?;
+        }
         let [a, b, c, d] = key.alignment.map(|log| 1u32 << log);
         for (attribute, bytes) in (lt::PREF_MIN_ALIGNMENT_A_BYTES..).zip([b, a, c, d]) {
             wish.set(attribute, &bytes)?;

@@ -47,11 +47,3 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     full<float>({zs, zs_stride, zt, zt_stride, vocab, kind, constant, temperature, targets, weights, values, dz,
                  dz_stride});
 }
-
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    distill_rows_bf16(const bf16* zs, long long zs_stride, const bf16* zt, long long zt_stride, int vocab, int kind,
-                      float constant, float temperature, const int* targets, const float* weights, float* values,
-                      bf16* dz, long long dz_stride) {
-    full<bf16>({zs, zs_stride, zt, zt_stride, vocab, kind, constant, temperature, targets, weights, values, dz,
-                dz_stride});
-}

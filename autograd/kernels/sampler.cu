@@ -250,13 +250,6 @@ extern "C" __global__ void __launch_bounds__(PARTIAL_THREADS)
     partials_of(logits, stride, adjusted, adjusted_stride, vocab, {active, changed, temperature}, partials);
 }
 
-extern "C" __global__ void __launch_bounds__(PARTIAL_THREADS)
-    sample_partials_bf16(const bf16* logits, long long stride, const float* adjusted, long long adjusted_stride,
-                         int vocab, const int* active, const int* changed, const float* temperature,
-                         Partial* partials) {
-    partials_of(logits, stride, adjusted, adjusted_stride, vocab, {active, changed, temperature}, partials);
-}
-
 // Block DRAW_THREADS. top_k 0 keeps all. `tokens` gets -1 where a logit is NaN or +inf, -2 where no token is possible
 // (log-probabilities stay as they are then). Log-probabilities are of the unchanged logits, at temperature 1 and at T.
 extern "C" __global__ void __launch_bounds__(DRAW_THREADS)
@@ -265,16 +258,6 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS)
                 const float* min_p, const unsigned long long* seed, const unsigned long long* request,
                 const unsigned long long* position, const Partial* partials, int* tokens, float* log_probs,
                 float* sampling_log_probs) {
-    sample(logits, stride, adjusted, adjusted_stride, vocab, {active, changed, temperature},
-           {top_k, top_p, min_p, seed, request, position}, partials, tokens, log_probs, sampling_log_probs);
-}
-
-extern "C" __global__ void __launch_bounds__(DRAW_THREADS)
-    sample_rows_bf16(const bf16* logits, long long stride, const float* adjusted, long long adjusted_stride, int vocab,
-                     const int* active, const int* changed, const float* temperature, const int* top_k,
-                     const float* top_p, const float* min_p, const unsigned long long* seed,
-                     const unsigned long long* request, const unsigned long long* position, const Partial* partials,
-                     int* tokens, float* log_probs, float* sampling_log_probs) {
     sample(logits, stride, adjusted, adjusted_stride, vocab, {active, changed, temperature},
            {top_k, top_p, min_p, seed, request, position}, partials, tokens, log_probs, sampling_log_probs);
 }

@@ -105,12 +105,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    cross_entropy_rows_bf16(const bf16* z, long long stride, int vocab, const int* targets, const float* weights,
-                            float* values, bf16* dz, long long dz_stride) {
-    token_loss(z, stride, vocab, targets, nullptr, nullptr, 1.0f, weights, values, dz, dz_stride);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
     policy_gradient_rows(const float* z, long long stride, int vocab, const int* targets, const float* sampled,
                          const float* advantages, float temperature, const float* weights, float* values, bf16* dz,
                          long long dz_stride) {
@@ -118,20 +112,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    policy_gradient_rows_bf16(const bf16* z, long long stride, int vocab, const int* targets, const float* sampled,
-                              const float* advantages, float temperature, const float* weights, float* values,
-                              bf16* dz, long long dz_stride) {
-    token_loss(z, stride, vocab, targets, sampled, advantages, temperature, weights, values, dz, dz_stride);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
     log_prob_rows(const float* z, long long stride, int vocab, const int* targets, float temperature, float* values) {
-    log_prob(z, stride, vocab, targets, temperature, values);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-    log_prob_rows_bf16(const bf16* z, long long stride, int vocab, const int* targets, float temperature,
-                       float* values) {
     log_prob(z, stride, vocab, targets, temperature, values);
 }
 

@@ -2,11 +2,11 @@
 //
 // Bound by bytes of device memory. The first pass finds both normalizers, entropies and KL divergences at once; a
 // divergence with a mixture needs a second pass for its sums; the gradient is the last pass. A token costs, f32 logits:
-// KL 8 (values alone) or 8 + 8 + 2 bytes, mixtures 16 or 16 + 8 + 2; half of the reads with bf16 logits.
+// KL 8 (values alone) or 8 + 8 + 2 bytes, mixtures 16 or 16 + 8 + 2.
 #include "distill.cuh"
 
-template <Kind KIND, typename T>
-__forceinline__ float full_loss(const Distill<T>& work, float forward, float reverse) {
+template <Kind KIND>
+__forceinline__ float full_loss(const Distill& work, float forward, float reverse) {
     float sums[2] = {KIND == FORWARD ? forward : reverse, KIND == FORWARD ? -1.0f : reverse};
     if (KIND != FORWARD && KIND != REVERSE) {
         sums[0] = sums[1] = 0.0f;
@@ -25,9 +25,8 @@ __forceinline__ float full_loss(const Distill<T>& work, float forward, float rev
     return sums[0];
 }
 
-template <typename T>
-__forceinline__ void full(const Arguments<T>& a) {
-    distill(a, [&](const Distill<T>& work, float forward, float reverse) {
+__forceinline__ void full(const Arguments& a) {
+    distill(a, [&](const Distill& work, float forward, float reverse) {
         switch (a.kind) {
             case FORWARD: return full_loss<FORWARD>(work, forward, reverse);
             case REVERSE: return full_loss<REVERSE>(work, forward, reverse);
@@ -44,14 +43,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     distill_rows(const float* zs, long long zs_stride, const float* zt, long long zt_stride, int vocab, int kind,
                  float constant, float temperature, const int* targets, const float* weights, float* values, bf16* dz,
                  long long dz_stride) {
-    full<float>({zs, zs_stride, zt, zt_stride, vocab, kind, constant, temperature, targets, weights, values, dz,
-                 dz_stride});
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    distill_rows_bf16(const bf16* zs, long long zs_stride, const bf16* zt, long long zt_stride, int vocab, int kind,
-                      float constant, float temperature, const int* targets, const float* weights, float* values,
-                      bf16* dz, long long dz_stride) {
-    full<bf16>({zs, zs_stride, zt, zt_stride, vocab, kind, constant, temperature, targets, weights, values, dz,
-                dz_stride});
+    full({zs, zs_stride, zt, zt_stride, vocab, kind, constant, temperature, targets, weights, values, dz, dz_stride});
 }

@@ -88,9 +88,8 @@ __forceinline__ Term term(float constant, const Token& token) {
 }
 
 // One row at work.
-template <typename T>
 struct Distill {
-    LogitRow<T> zs, zt;
+    LogitRow zs, zt;
     Side student, teacher;
     float constant, inverse, log_s, log_t;
     bf16* dz;
@@ -161,11 +160,10 @@ struct Distill {
 // The arguments of the kernels. values [n, 7]: loss, forward KL, reverse KL, entropy, teacher's entropy (nats, at the
 // temperature), agreement of the maxima, and the student's log-probability of `targets` (or null: 0) at temperature 1.
 // dz [n, V] bf16 (or null) gets weights[row] times the loss's gradient; rows of weight 0 become zeros.
-template <typename T>
 struct Arguments {
-    const T* zs;
+    const float* zs;
     long long zs_stride;
-    const T* zt;
+    const float* zt;
     long long zt_stride;
     int vocab, kind;
     float constant, temperature;
@@ -177,10 +175,10 @@ struct Arguments {
 };
 
 // `loss(work, forward KL, reverse KL)` gives the loss and writes the gradient where `work.wants_gradient()`.
-template <typename T, typename Loss>
-__forceinline__ void distill(const Arguments<T>& a, Loss loss_of) {
+template <typename Loss>
+__forceinline__ void distill(const Arguments& a, Loss loss_of) {
     const int row = blockIdx.x;
-    Distill<T> work = {{a.zs, row, a.zs_stride, a.vocab}, {a.zt, row, a.zt_stride, a.vocab}};
+    Distill work = {{a.zs, row, a.zs_stride, a.vocab}, {a.zt, row, a.zt_stride, a.vocab}};
     work.constant = a.constant;
     work.inverse = 1.0f / a.temperature;
     work.dz = a.dz ? a.dz + row * a.dz_stride : nullptr;
@@ -202,6 +200,6 @@ __forceinline__ void distill(const Arguments<T>& a, Loss loss_of) {
     out[6] = 0.0f;
     if (a.targets) {
         const float sum = with_plain ? work.student.plain : work.student.sum;
-        out[6] = log_probability(to_float(work.zs.logits[a.targets[row]]), work.student.max, sum, 1.0f);
+        out[6] = log_probability(work.zs.logits[a.targets[row]], work.student.max, sum, 1.0f);
     }
 }

@@ -8,8 +8,7 @@
 #include "distill.cuh"
 
 // Lowest rank of the k most likely tokens, by logits divided by the temperature.
-template <typename T>
-__forceinline__ unsigned long long threshold(Histogram& histogram, const LogitRow<T>& z, float inverse, int k) {
+__forceinline__ unsigned long long threshold(Histogram& histogram, const LogitRow& z, float inverse, int k) {
     if (k >= z.vocab) return 0;
     return lowest_of_top<false>(histogram, k, [&](auto add) {
         z.each([&](int start) {
@@ -22,8 +21,8 @@ __forceinline__ unsigned long long threshold(Histogram& histogram, const LogitRo
     });
 }
 
-template <Kind KIND, typename T>
-__forceinline__ float reduced_loss(const Distill<T>& work, int k, Histogram& histogram) {
+template <Kind KIND>
+__forceinline__ float reduced_loss(const Distill& work, int k, Histogram& histogram) {
     constexpr float TAIL_LIMIT = 1e-7f;  // least mass of the bucket, so that its logarithm is finite
     const unsigned long long NONE = ~0ull;
     const unsigned long long from_t = KIND == REVERSE ? NONE : threshold(histogram, work.zt, work.inverse, k);
@@ -63,10 +62,9 @@ __forceinline__ float reduced_loss(const Distill<T>& work, int k, Histogram& his
     return sums[0];
 }
 
-template <typename T>
-__forceinline__ void top_k(const Arguments<T>& a, int k) {
+__forceinline__ void top_k(const Arguments& a, int k) {
     __shared__ Histogram histogram;
-    distill(a, [&](const Distill<T>& work, float, float) {
+    distill(a, [&](const Distill& work, float, float) {
         switch (a.kind) {
             case FORWARD: return reduced_loss<FORWARD>(work, k, histogram);
             case REVERSE: return reduced_loss<REVERSE>(work, k, histogram);
@@ -80,14 +78,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     distill_top_k_rows(const float* zs, long long zs_stride, const float* zt, long long zt_stride, int vocab, int kind,
                        float constant, int k, float temperature, const int* targets, const float* weights,
                        float* values, bf16* dz, long long dz_stride) {
-    top_k<float>({zs, zs_stride, zt, zt_stride, vocab, kind, constant, temperature, targets, weights, values, dz,
-                  dz_stride}, k);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    distill_top_k_rows_bf16(const bf16* zs, long long zs_stride, const bf16* zt, long long zt_stride, int vocab,
-                            int kind, float constant, int k, float temperature, const int* targets,
-                            const float* weights, float* values, bf16* dz, long long dz_stride) {
-    top_k<bf16>({zs, zs_stride, zt, zt_stride, vocab, kind, constant, temperature, targets, weights, values, dz,
-                 dz_stride}, k);
+    top_k({zs, zs_stride, zt, zt_stride, vocab, kind, constant, temperature, targets, weights, values, dz, dz_stride},
+          k);
 }

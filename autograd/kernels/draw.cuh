@@ -24,9 +24,8 @@ __forceinline__ float exp_of_nonpositive(float x) {
 }
 
 // How the chosen row's tokens are weighed. `lowest` is the lowest rank that top-k and top-p keep.
-template <typename T>
 struct Weights {
-    LogitRow<T> row;
+    LogitRow row;
     float max, temperature, min_p;
     unsigned long long lowest;
 
@@ -59,8 +58,7 @@ __forceinline__ unsigned long long fixed(float weight) {
 }
 
 // The lowest rank that is kept, 0 if all are.
-template <typename T>
-__forceinline__ unsigned long long lowest_kept(const Weights<T>& weights, int top_k, float top_p,
+__forceinline__ unsigned long long lowest_kept(const Weights& weights, int top_k, float top_p,
                                                Histogram& histogram) {
     unsigned long long lowest = 0;
     if (top_k > 0 && top_k < weights.row.vocab) {

@@ -37,20 +37,12 @@ extern "C" __global__ void accumulate(float* a, const float* b, long long count)
     map(a, b, a, count, [](float x, float y) { return x + y; });
 }
 
-extern "C" __global__ void accumulate_bf16(float* a, const bf16* b, long long count) {
-    map(a, b, a, count, [](float x, float y) { return x + y; });
-}
-
 extern "C" __global__ void scale(float* a, float factor, long long count) {
     map(a, a, a, count, [=](float x, float) { return x * factor; });
 }
 
 extern "C" __global__ void scale_bf16(bf16* a, float factor, long long count) {
     map(a, a, a, count, [=](float x, float) { return x * factor; });
-}
-
-extern "C" __global__ void cast_to_bf16(const float* a, bf16* out, long long count) {
-    map(a, a, out, count, [](float x, float) { return x; });
 }
 
 extern "C" __global__ void cast_to_f32(const bf16* a, float* out, long long count) {
@@ -64,22 +56,6 @@ extern "C" __global__ void fill(unsigned* out, unsigned word, long long count) {
         store_vector(out + 4 * i, make_uint4(word, word, word, word));
     }
     if (blockIdx.x == 0 && threadIdx.x < count % 4) out[count - 1 - threadIdx.x] = word;
-}
-
-// out[t, n] = x[t, n] + bias[n]; grid (ceil(width / 8 / threads), any number of rows). `out` may be `x`.
-extern "C" __global__ void add_bias(const bf16* x, const bf16* bias, bf16* out, int rows, int width) {
-    const int column = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
-    if (column >= width) return;
-    float b[8];
-    load8(bias + column, b);
-    for (int row = blockIdx.y; row < rows; row += gridDim.y) {
-        const long long at = (long long)row * width + column;
-        float v[8];
-        load8(x + at, v);
-#pragma unroll
-        for (int j = 0; j < 8; j++) v[j] += b[j];
-        store8(out + at, v);
-    }
 }
 
 // Inverted dropout: an element is zeroed when its 32 random bits are below `bound`, else multiplied by `keep`.

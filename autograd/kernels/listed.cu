@@ -19,7 +19,7 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS)
     if (!active[index] || tokens[index] < 0) return;
     const Extras mine = extras[index];
     if (mine.top + mine.given == 0) return;
-    const LogitRow<float> row(logits, index, vocab, vocab);
+    const LogitRow row(logits, index, vocab, vocab);
     // What the drawn token's log-probability was formed with.
     const double log_sum = (double)row.logits[tokens[index]] - log_probs[index];
     const auto entry = [&](int id) { return Listed{id, (float)(row.logits[id] - log_sum)}; };

@@ -1,4 +1,4 @@
-// Rows of logits, f32 or bf16: reading them in vectors, and finding the most likely tokens without sorting.
+// Rows of f32 logits: reading them in vectors, and finding the most likely tokens without sorting.
 #pragma once
 #include "common.cuh"
 
@@ -20,20 +20,19 @@ __forceinline__ float largest(const float (&z)[8]) {
     return top;
 }
 
-template <typename T>
 struct LogitRow {
-    const T* logits;
+    const float* logits;
     int vocab;
     bool vectors;  // rows of an odd stride start anywhere: those are read element by element
 
-    __forceinline__ LogitRow(const T* rows, long long row, long long stride, int vocab)
+    __forceinline__ LogitRow(const float* rows, long long row, long long stride, int vocab)
         : logits(rows + row * stride), vocab(vocab), vectors(is_aligned(logits)) {}
 
     // The logits at `start ..+ 8`; what is past the end reads as `past`.
     __forceinline__ void load_raw(int start, float (&x)[8], float past) const {
         if (vectors && start + 8 <= vocab) return load8(logits + start, x);
 #pragma unroll
-        for (int j = 0; j < 8; j++) x[j] = start + j < vocab ? to_float(logits[start + j]) : past;
+        for (int j = 0; j < 8; j++) x[j] = start + j < vocab ? logits[start + j] : past;
     }
 
     __forceinline__ void load(int start, float (&x)[8]) const {
@@ -78,8 +77,8 @@ struct Normalizer {
     }
 
     // Of a row, by a block of THREADS that loads AHEAD vectors at a time.
-    template <int AHEAD, typename T>
-    static __forceinline__ Normalizer of(const LogitRow<T>& row, float inverse) {
+    template <int AHEAD>
+    static __forceinline__ Normalizer of(const LogitRow& row, float inverse) {
         Normalizer all;
         for (int start = threadIdx.x * 8; start < row.vocab; start += AHEAD * THREADS * 8) {
             float z[AHEAD][8];

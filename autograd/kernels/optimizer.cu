@@ -7,7 +7,7 @@
 constexpr int OPTIMIZER_CHUNK = 16384;
 constexpr int THREADS = 512;
 
-// One trained tensor; pointers are multiples of 16 bytes. `weight` (what the model computes with) may be null.
+// One trained tensor; pointers are multiples of 16 bytes. `weight` is what the model computes with.
 struct Trained {
     bf16* weight;
     const float* grad;
@@ -41,27 +41,24 @@ __forceinline__ void store_some(float* p, int count, const float (&x)[8]) {
 }
 
 // m += rest1 (g - m), v = beta2 v + rest2 g^2, w = w decay - step m / (sqrt(v) root + eps), with
-// g = grad * grad_factor * (*grad_scale, unless null). Nothing changes where *refused (unless null) is not 0.
+// g = grad * grad_factor.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    adamw(const Trained* tensors, const Chunk* chunks, float grad_factor, const float* grad_scale, const int* refused,
-          float decay, float rest1, float beta2, float rest2, float step, float root, float eps) {
-    if (refused && *refused) return;
+    adamw(const Trained* tensors, const Chunk* chunks, float grad_factor, float decay, float rest1, float beta2,
+          float rest2, float step, float root, float eps) {
     const Chunk chunk = chunks[blockIdx.x];
     const Trained t = tensors[chunk.tensor];
-    const float factor = grad_scale ? grad_factor * *grad_scale : grad_factor;
     each(t, chunk, [&](long long i, int count) {
         float g[8], w[8], m[8], v[8];
         load_some(t.grad + i, count, g), load_some(t.master + i, count, w);
         load_some(t.m + i, count, m), load_some(t.v + i, count, v);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            const float scaled = g[j] * factor;
+            const float scaled = g[j] * grad_factor;
             m[j] += rest1 * (scaled - m[j]);
             v[j] = beta2 * v[j] + rest2 * scaled * scaled;
             w[j] = w[j] * decay - step * m[j] / (sqrtf(v[j]) * root + eps);
         }
         store_some(t.m + i, count, m), store_some(t.v + i, count, v), store_some(t.master + i, count, w);
-        if (!t.weight) return;
         if (count == 8) return store8(t.weight + i, w);
 #pragma unroll
         for (int j = 0; j < 8; j++)
@@ -83,21 +80,4 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     });
     sum = block_sum(sum);
     if (threadIdx.x == 0) partials[blockIdx.x] = sum;
-}
-
-// One block of THREADS. sum[0] = sum of partials; scale[0] = 1 / max(1, sqrt(sum) / max_norm), 1 where max_norm is not
-// positive; refused[0] = 1 if the sum is not finite, which a single element that is not makes it, else as it was where
-// `keep` (so that a loss can refuse as well).
-extern "C" __global__ void __launch_bounds__(THREADS)
-    square_sum_finish(const double* partials, int count, double max_norm, double* sum, float* scale, int* refused,
-                      int keep) {
-    double mine = 0;
-    for (int i = threadIdx.x; i < count; i += THREADS) mine += partials[i];
-    const double total = block_sum(mine);
-    if (threadIdx.x != 0) return;
-    const double excess = max_norm > 0 ? sqrt(total) / max_norm : 1.0;
-    const bool finite = total - total == 0;
-    sum[0] = total;
-    scale[0] = (float)(1.0 / (excess > 1.0 ? excess : 1.0));
-    refused[0] = !finite || (keep && refused[0]);
 }

@@ -34,8 +34,7 @@ struct Partial {
 };
 
 // Sums of this thread's logits, relative to the block's maximum.
-template <typename T>
-__forceinline__ Side chunk_side(const LogitRow<T>& row, int start, float temperature, int& sound) {
+__forceinline__ Side chunk_side(const LogitRow& row, int start, float temperature, int& sound) {
     constexpr int VECTORS = CHUNK / PARTIAL_THREADS / 8;
     float z[VECTORS][8], max = negative_infinity();
 #pragma unroll
@@ -70,17 +69,16 @@ __forceinline__ Side chunk_side(const LogitRow<T>& row, int start, float tempera
     return side;
 }
 
-template <typename T>
-__forceinline__ void partials_of(const T* logits, long long stride, const float* adjusted, long long adjusted_stride,
+__forceinline__ void partials_of(const float* logits, long long stride, const float* adjusted, long long adjusted_stride,
                                  int vocab, const Rows& rows, Partial* partials) {
     const int row = blockIdx.y, start = blockIdx.x * CHUNK;
     if (!rows.active[row]) return;
     int sound = 1;
     Partial partial;
-    partial.model = chunk_side(LogitRow<T>(logits, row, stride, vocab), start, rows.temperature[row], sound);
+    partial.model = chunk_side(LogitRow(logits, row, stride, vocab), start, rows.temperature[row], sound);
     partial.choice = partial.model;
     if (rows.is_changed(row)) {
-        partial.choice = chunk_side(LogitRow<float>(adjusted, row, adjusted_stride, vocab), start,
+        partial.choice = chunk_side(LogitRow(adjusted, row, adjusted_stride, vocab), start,
                                     rows.temperature[row], sound);
     }
     partial.sound = __syncthreads_and(sound), partial.pad = 0;
@@ -103,8 +101,7 @@ struct Joined {
 };
 
 // A row in which top-k, top-p or min-p drop tokens. (Not inlined: it is most of the kernel's code.)
-template <typename T>
-__noinline__ int draw_truncated(Weights<T> weights, int top_k, float top_p, double uniform, double* sums,
+__noinline__ int draw_truncated(Weights weights, int top_k, float top_p, double uniform, double* sums,
                                 Histogram& histogram) {
     const int vocab = weights.row.vocab, chunks = (vocab + CHUNK - 1) / CHUNK;
     weights.lowest = lowest_kept(weights, top_k, top_p, histogram);
@@ -125,13 +122,12 @@ __noinline__ int draw_truncated(Weights<T> weights, int top_k, float top_p, doub
     }
     __syncthreads();
     return invert(sums, vocab, uniform, [&](int) {
-        return [&](int id) { return (double)weights.kept(id, to_float(weights.row.logits[id])); };
+        return [&](int id) { return (double)weights.kept(id, weights.row.logits[id]); };
     });
 }
 
 // A row whose tokens are all possible: the chunks' sums are known.
-template <typename T>
-__forceinline__ int draw_plain(const LogitRow<T>& row, const Joined& joined, const Side* sides, int side_stride,
+__forceinline__ int draw_plain(const LogitRow& row, const Joined& joined, const Side* sides, int side_stride,
                                float temperature, double uniform, double* sums) {
     const int chunks = (row.vocab + CHUNK - 1) / CHUNK;
     const auto side = [&](int chunk) -> const Side& {
@@ -147,7 +143,7 @@ __forceinline__ int draw_plain(const LogitRow<T>& row, const Joined& joined, con
         const float max = side(chunk).max;
         const double factor = joined.factor(side(chunk), temperature);
         return [&row, max, inverse, factor](int id) {
-            return (double)__expf((to_float(row.logits[id]) - max) * inverse) * factor;
+            return (double)__expf((row.logits[id] - max) * inverse) * factor;
         };
     });
 }
@@ -190,21 +186,19 @@ __forceinline__ double uniform_of(const Draw& draw, int row) {
     return (double)(((unsigned long long)words.x << 32 | words.y) >> 11) / 9007199254740992.0;
 }
 
-template <typename T>
-__forceinline__ int draw_token(const LogitRow<T>& row, const Joined& joined, const Side* sides, float temperature,
+__forceinline__ int draw_token(const LogitRow& row, const Joined& joined, const Side* sides, float temperature,
                                const Draw& draw, int index, double* sums, Histogram& histogram) {
     const int top_k = draw.top_k[index];
     const float top_p = draw.top_p[index], min_p = draw.min_p[index];
     const double uniform = uniform_of(draw, index);
     if (top_k > 0 || top_p < 1.0f || min_p > 0.0f) {
-        return draw_truncated<T>({row, joined.max, temperature, min_p, 0}, top_k, top_p, uniform, sums,
+        return draw_truncated({row, joined.max, temperature, min_p, 0}, top_k, top_p, uniform, sums,
                                  histogram);
     }
     return draw_plain(row, joined, sides, sizeof(Partial), temperature, uniform, sums);
 }
 
-template <typename T>
-__forceinline__ void sample(const T* logits, long long stride, const float* adjusted, long long adjusted_stride,
+__forceinline__ void sample(const float* logits, long long stride, const float* adjusted, long long adjusted_stride,
                             int vocab, const Rows& rows, const Draw& draw, const Partial* partials, int* tokens,
                             float* log_probs, float* sampling_log_probs) {
     const int index = blockIdx.x, chunks = (vocab + CHUNK - 1) / CHUNK;
@@ -232,13 +226,13 @@ __forceinline__ void sample(const T* logits, long long stride, const float* adju
     } else if (greedy) {
         token = choice.first;
     } else {
-        token = changed ? drawn(LogitRow<float>(adjusted, index, adjusted_stride, vocab))
-                        : drawn(LogitRow<T>(logits, index, stride, vocab));
+        token = changed ? drawn(LogitRow(adjusted, index, adjusted_stride, vocab))
+                        : drawn(LogitRow(logits, index, stride, vocab));
     }
     if (threadIdx.x != 0) return;
     tokens[index] = token;
     if (token < 0) return;
-    const double gap = (double)to_float(logits[index * stride + token]) - model.max;
+    const double gap = (double)logits[index * stride + token] - model.max;
     log_probs[index] = (float)(gap - log(model.plain));
     sampling_log_probs[index] = greedy ? log_probs[index] : (float)(gap / temperature - log(model.at_temperature));
 }
@@ -250,13 +244,6 @@ extern "C" __global__ void __launch_bounds__(PARTIAL_THREADS)
     partials_of(logits, stride, adjusted, adjusted_stride, vocab, {active, changed, temperature}, partials);
 }
 
-extern "C" __global__ void __launch_bounds__(PARTIAL_THREADS)
-    sample_partials_bf16(const bf16* logits, long long stride, const float* adjusted, long long adjusted_stride,
-                         int vocab, const int* active, const int* changed, const float* temperature,
-                         Partial* partials) {
-    partials_of(logits, stride, adjusted, adjusted_stride, vocab, {active, changed, temperature}, partials);
-}
-
 // Block DRAW_THREADS. top_k 0 keeps all. `tokens` gets -1 where a logit is NaN or +inf, -2 where no token is possible
 // (log-probabilities stay as they are then). Log-probabilities are of the unchanged logits, at temperature 1 and at T.
 extern "C" __global__ void __launch_bounds__(DRAW_THREADS)
@@ -265,16 +252,6 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS)
                 const float* min_p, const unsigned long long* seed, const unsigned long long* request,
                 const unsigned long long* position, const Partial* partials, int* tokens, float* log_probs,
                 float* sampling_log_probs) {
-    sample(logits, stride, adjusted, adjusted_stride, vocab, {active, changed, temperature},
-           {top_k, top_p, min_p, seed, request, position}, partials, tokens, log_probs, sampling_log_probs);
-}
-
-extern "C" __global__ void __launch_bounds__(DRAW_THREADS)
-    sample_rows_bf16(const bf16* logits, long long stride, const float* adjusted, long long adjusted_stride, int vocab,
-                     const int* active, const int* changed, const float* temperature, const int* top_k,
-                     const float* top_p, const float* min_p, const unsigned long long* seed,
-                     const unsigned long long* request, const unsigned long long* position, const Partial* partials,
-                     int* tokens, float* log_probs, float* sampling_log_probs) {
     sample(logits, stride, adjusted, adjusted_stride, vocab, {active, changed, temperature},
            {top_k, top_p, min_p, seed, request, position}, partials, tokens, log_probs, sampling_log_probs);
 }

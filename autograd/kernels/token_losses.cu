@@ -1,7 +1,7 @@
 // Losses of given tokens, one row of logits [n, V] a block: cross-entropy, policy gradient, log-probability.
 //
 // With q = softmax(z / T): a loss f ln q[target] has the gradient f (onehot - q) / T. Bound by bytes of device memory:
-// a token costs 4 for the values and 4 + 2 for the gradient (half of the reads with bf16 logits).
+// a token costs 4 for the values and 4 + 2 for the gradient.
 // -inf counts as LOWEST_LOGIT; NaN spreads. Targets are in [0, V). grid n, block THREADS.
 #include "logits.cuh"
 
@@ -14,8 +14,7 @@ struct Softmax : Normalizer {
         along = Normalizer::raise(to, inverse) * shifted;
     }
 
-    template <typename T>
-    __forceinline__ Softmax(const LogitRow<T>& row, float inverse) {
+    __forceinline__ Softmax(const LogitRow& row, float inverse) {
         row.each([&](int start) {
             float z[8];
             row.load(start, z);
@@ -44,8 +43,7 @@ struct Softmax : Normalizer {
 };
 
 // dz = factor * (onehot - q).
-template <typename T>
-__forceinline__ void write_gradient(const LogitRow<T>& row, const Softmax& softmax, float inverse, int target,
+__forceinline__ void write_gradient(const LogitRow& row, const Softmax& softmax, float inverse, int target,
                                     float factor, bf16* dz) {
     const float log_sum = logf(softmax.sum);
     row.each([&](int start) {
@@ -67,15 +65,14 @@ __forceinline__ void write_gradient(const LogitRow<T>& row, const Softmax& softm
 
 // values [n, 3]: loss, ln q[target], entropy. `sampled` null: cross-entropy, loss -ln q; else the policy gradient,
 // loss -exp(ln q - sampled) advantage.
-template <typename T>
-__forceinline__ void token_loss(const T* z, long long stride, int vocab, const int* targets, const float* sampled,
+__forceinline__ void token_loss(const float* z, long long stride, int vocab, const int* targets, const float* sampled,
                                 const float* advantages, float temperature, const float* weights, float* values,
                                 bf16* dz, long long dz_stride) {
     const int i = blockIdx.x, target = targets[i];
-    const LogitRow<T> row(z, i, stride, vocab);
+    const LogitRow row(z, i, stride, vocab);
     const float inverse = 1.0f / temperature;
     const Softmax softmax(row, inverse);
-    const float log_prob = softmax.log_prob(to_float(row.logits[target]), inverse);
+    const float log_prob = softmax.log_prob(row.logits[target], inverse);
     const float loss = sampled ? -expf(log_prob - sampled[i]) * advantages[i] : -log_prob;
     if (threadIdx.x == 0) {
         values[3LL * i] = loss, values[3LL * i + 1] = log_prob, values[3LL * i + 2] = softmax.entropy(inverse);
@@ -86,14 +83,13 @@ __forceinline__ void token_loss(const T* z, long long stride, int vocab, const i
 }
 
 // ln q[target] alone, [n].
-template <typename T>
-__forceinline__ void log_prob(const T* z, long long stride, int vocab, const int* targets, float temperature,
+__forceinline__ void log_prob(const float* z, long long stride, int vocab, const int* targets, float temperature,
                               float* values) {
-    const LogitRow<T> row(z, blockIdx.x, stride, vocab);
+    const LogitRow row(z, blockIdx.x, stride, vocab);
     const float inverse = 1.0f / temperature;
     const Softmax softmax(row, inverse);
     if (threadIdx.x == 0) {
-        values[blockIdx.x] = softmax.log_prob(to_float(row.logits[targets[blockIdx.x]]), inverse);
+        values[blockIdx.x] = softmax.log_prob(row.logits[targets[blockIdx.x]], inverse);
     }
 }
 
@@ -105,12 +101,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    cross_entropy_rows_bf16(const bf16* z, long long stride, int vocab, const int* targets, const float* weights,
-                            float* values, bf16* dz, long long dz_stride) {
-    token_loss(z, stride, vocab, targets, nullptr, nullptr, 1.0f, weights, values, dz, dz_stride);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
     policy_gradient_rows(const float* z, long long stride, int vocab, const int* targets, const float* sampled,
                          const float* advantages, float temperature, const float* weights, float* values, bf16* dz,
                          long long dz_stride) {
@@ -118,20 +108,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    policy_gradient_rows_bf16(const bf16* z, long long stride, int vocab, const int* targets, const float* sampled,
-                              const float* advantages, float temperature, const float* weights, float* values,
-                              bf16* dz, long long dz_stride) {
-    token_loss(z, stride, vocab, targets, sampled, advantages, temperature, weights, values, dz, dz_stride);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
     log_prob_rows(const float* z, long long stride, int vocab, const int* targets, float temperature, float* values) {
-    log_prob(z, stride, vocab, targets, temperature, values);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-    log_prob_rows_bf16(const bf16* z, long long stride, int vocab, const int* targets, float temperature,
-                       float* values) {
     log_prob(z, stride, vocab, targets, temperature, values);
 }
 
@@ -142,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                     const int* tokens, float* log_probs, float* sampling_log_probs) {
     const int i = blockIdx.x, token = tokens[i];
     if (!active[i] || token < 0) return;
-    const LogitRow<float> row(z, i, stride, vocab);
+    const LogitRow row(z, i, stride, vocab);
     const float temperature = temperatures[i] == 0.0f ? 1.0f : temperatures[i], inverse = 1.0f / temperature;
     const auto log_prob_at = [&](float inverse) {
         const Normalizer all = Normalizer::of<4>(row, inverse);

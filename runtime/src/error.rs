@@ -138,9 +138,6 @@ pub enum Error {
     /// A request that cannot be answered.
     #[error("{0}")]
     Request(String),
-    /// The memory plan needs more than there is.
-    #[error(transparent)]
-    Plan(#[from] crate::memory::Excess),
     /// The device ran out of memory although the plan fits: something took more than was planned for it.
     #[error("{source}; it was asked for as {}, which is more than its share of the memory plan: {}", entry.name(), entry.remedy())]
     OutOfMemory {

@@ -114,6 +114,7 @@ fn settings_without_effect_are_refused() {
     let refused = |more: &[&str], words: &[&str]| arle(&[&opd, more].concat()).refused(2, words);
     refused(&["--set", "teacher.model=x"], &["--set teacher.model", "no effect"]);
     refused(&["--set", "runtime.device=portable"], &["--set runtime.device", "--device"]);
+    refused(&["--set", "runtime.kv_bytes=8MiB"], &["--set runtime.kv_bytes", "--kv-bytes"]);
     refused(&["--full", "--set", "lora.r=4"], &["--set lora.r", "--full"]);
     refused(&["--set", "loss.kind=x"], &["loss.kind", "reverse_kl"]);
     refused(&["--steps", "0"], &["--steps", "at least 1"]);

@@ -11,9 +11,13 @@ fn a_plan_larger_than_the_machine_is_refused_before_anything_is_loaded() {
     let with = |size: &str| arle(&[&generate[..], &["--kv-bytes", size]].concat());
     with("900TiB").refused(1, &["available on cpu", "is kv", "--kv-bytes"]);
     with("1KiB").refused(1, &["1 KiB", "one sequence of 7 tokens"]);
+    with("60").refused(1, &["60 bytes", "one sequence of 7 tokens"]);
     let lots = with("lots");
     assert_eq!(lots.code, Some(2), "{lots:#?}");
     assert!(lots.stderr.contains("60%") && lots.stderr.contains("8GiB"), "{}", lots.stderr);
+
+    let score = ["score", "--model", &model, "--tokens", "5,6,7", "--device", "cpu", "--kv-bytes", "8MiB"];
+    arle(&score).refused(2, &["`--kv-bytes` has no effect", "nothing is generated"]);
 
     let workshop = Workshop::new();
     let refused = workshop.train("run", &["--set", "runtime.kv_bytes=900TiB"]);

@@ -3,7 +3,7 @@
 use autograd::Device;
 use autograd::cuda::{Gpu, MemoryStats};
 use runtime::memory::{Entry, MemoryPlan, Workload};
-use runtime::request::RuntimeSpec;
+use runtime::request::{RuntimeSpec, Trainable};
 
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -36,7 +36,7 @@ pub(crate) fn plan(
     if recomputed > 0 {
         progress.line(&format!("layers     {recomputed} of {layers} are computed again in the backward pass"));
     }
-    check(&plan, purpose)?;
+    check(&plan, purpose, may_offload_teacher(spec))?;
     check_pinned(&plan)?;
     plan.enforce()?;
     plan.apply(spec);
@@ -44,7 +44,7 @@ pub(crate) fn plan(
 }
 
 /// Refuses a plan for more than there is, naming the key that saves most.
-fn check(plan: &MemoryPlan, purpose: Purpose) -> Result<()> {
+fn check(plan: &MemoryPlan, purpose: Purpose, may_offload_teacher: bool) -> Result<()> {
     let Err(excess) = plan.check() else { return Ok(()) };
     Err(Error::Memory {
         need: excess.need,
@@ -52,7 +52,7 @@ fn check(plan: &MemoryPlan, purpose: Purpose) -> Result<()> {
         device: plan.device,
         entry: excess.entry.name(),
         bytes: excess.bytes,
-        remedy: remedy(excess.entry, plan, purpose),
+        remedy: remedy(excess.entry, plan, purpose, may_offload_teacher),
     })
 }
 
@@ -69,8 +69,15 @@ fn check_pinned(plan: &MemoryPlan) -> Result<()> {
     })
 }
 
+/// Whether `teacher.offload = true` would be accepted and is not set yet.
+fn may_offload_teacher(spec: &RuntimeSpec) -> bool {
+    let Some(training) = &spec.training else { return false };
+    let one_model = spec.teacher_shares_weights() && matches!(training.trainable, Trainable::Lora(_));
+    matches!(spec.device, Device::Cuda(_)) && spec.teacher.is_some() && !training.offload.teacher && !one_model
+}
+
 /// What to change so that `largest` becomes smaller.
-fn remedy(largest: Entry, plan: &MemoryPlan, purpose: Purpose) -> &'static str {
+fn remedy(largest: Entry, plan: &MemoryPlan, purpose: Purpose, may_offload_teacher: bool) -> &'static str {
     let on_gpu = matches!(plan.device, Device::Cuda(_));
     match (purpose, largest) {
         (Purpose::Command, Entry::Kv | Entry::Graphs) => {
@@ -85,7 +92,7 @@ fn remedy(largest: Entry, plan: &MemoryPlan, purpose: Purpose) -> &'static str {
         (_, Entry::Activations | Entry::Logits) => "lower `runtime.tokens_per_microbatch`",
         (_, Entry::Optimizer) if on_gpu => "set `optim.offload = true`, or train a [lora] instead of every weight",
         (_, Entry::Optimizer | Entry::Gradients | Entry::Copies) => "train a [lora] instead of every weight",
-        (_, Entry::Weights) if on_gpu => {
+        (_, Entry::Weights) if may_offload_teacher => {
             "set `teacher.offload = true`, or choose a smaller `student.model` or `teacher.model`"
         }
         (_, Entry::Weights | Entry::Workspace | Entry::Driver) => "choose a smaller `student.model` or `teacher.model`",
@@ -207,8 +214,8 @@ mod tests {
     #[test]
     fn a_plan_that_does_not_fit_names_what_is_there_and_the_key_that_helps() {
         let total = planned(1 << 40, 0).total();
-        check(&planned(1 << 40, total), Purpose::Training).expect("fits exactly");
-        let refusal = |purpose| check(&planned(1 << 40, total - 1), purpose).expect_err("too large").to_string();
+        check(&planned(1 << 40, total), Purpose::Training, false).expect("fits exactly");
+        let refusal = |purpose| check(&planned(1 << 40, total - 1), purpose, false).expect_err("too large").to_string();
         for word in ["1024.0 GiB", "on cpu", "kv", "`runtime.kv_bytes`"] {
             assert!(refusal(Purpose::Training).contains(word), "{}", refusal(Purpose::Training));
         }
@@ -220,7 +227,7 @@ mod tests {
         let help = |recomputed| {
             let mut plan = planned(1 << 20, 1 << 30);
             plan.recomputed = recomputed;
-            remedy(Entry::Activations, &plan, Purpose::Training)
+            remedy(Entry::Activations, &plan, Purpose::Training, false)
         };
         assert!(help([2, 4]).contains("gradient_checkpointing"));
         assert!(!help([3, 4]).contains("gradient_checkpointing"));

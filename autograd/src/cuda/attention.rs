@@ -7,14 +7,13 @@ use super::rows::blocks;
 use super::{Arg, Array, Buffer, DType, Gpu};
 use crate::cpu::attention::Heads;
 use crate::index::Part;
+use crate::kv::PAGE_TOKENS;
 use crate::{Error, Index, Result};
 
 /// Head widths that there are kernels for.
 const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
-/// Tokens of a page.
-const PAGE: usize = 16;
 /// Positions that one block of a decode step reads.
-const DECODE_CHUNK: usize = 256;
+pub const DECODE_CHUNK: usize = 256;
 
 /// Query rows of a forward block, of a backward block over queries; keys of a backward block over keys. As the kernels
 /// have them, by the head's width.
@@ -209,7 +208,7 @@ impl PagedArrays {
     /// One row of each of `rows` sequences, whose lengths and pages only the GPU has.
     pub(crate) fn on_device([lengths, table, row_sequences]: [Part; 3], table_stride: usize, positions: Index) -> Self {
         let row_counts = vec![1; positions.len()];
-        let longest = table_stride * PAGE;
+        let longest = table_stride * PAGE_TOKENS;
         Self {
             borders: None,
             lengths,
@@ -292,7 +291,7 @@ fn single(out: &Array, pool: &Array, qkv: &Array, batch: &PagedArrays, heads: He
         128 => (2, 32),
         _ => (1, 64),
     };
-    let shared = 4 * stages * (PAGE * d + 4 * PAGE * columns) * 2 + 2 * 16 * (4 * PAGE + 8) * 4;
+    let shared = 4 * stages * (PAGE_TOKENS * d + 4 * PAGE_TOKENS * columns) * 2 + 2 * 16 * (4 * PAGE_TOKENS + 8) * 4;
     qkv.gpu().launch(&format!("attention_single_d{d}"), grid, [128, 1, 1], shared as u32, &args)
 }
 
@@ -323,7 +322,7 @@ fn decode(out: &Array, pool: &Array, qkv: &Array, batch: &PagedArrays, heads: He
     let group_blocks = (heads.query / heads.kv).div_ceil(16);
     let grid = [count as u32, (heads.kv * group_blocks) as u32, parts as u32];
     let (warps, stages) = (if d <= 128 { 4 } else { 2 }, if d == 64 { 4 } else { 3 });
-    let shared = (warps * stages * 2 * PAGE * d * 2).max(warps * 16 * (d * 4 + 8));
+    let shared = (warps * stages * 2 * PAGE_TOKENS * d * 2).max(warps * 16 * (d * 4 + 8));
     gpu.launch(&format!("attention_decode_d{d}"), grid, [32 * warps as u32, 1, 1], shared as u32, &args)?;
     if parts == 1 {
         return Ok(());

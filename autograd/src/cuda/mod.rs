@@ -35,6 +35,7 @@ mod table;
 mod transfer;
 
 pub(crate) use array::{Array, to_bf16};
+pub use attention::DECODE_CHUNK;
 pub use cache::{cache_dir, kernel_dir};
 pub use compile::{ARCHES, Built, KNOWN_ARCHES, compile, compile_all};
 pub use event::Event;

@@ -55,9 +55,7 @@ pub(crate) fn adamw(tensors: &[Trained<'_>], factors: [f32; 8]) -> Result<()> {
         ([t.weight, t.grad, t.master, m, v].map(Array::ptr), t.weight.len())
     };
     let table = Table::new(gpu, &tensors.iter().map(row).collect::<Vec<_>>())?;
-    let [grad, rest @ ..] = factors.map(Arg::F32);
-    let none = Arg::Ptr(0);
-    let args: Vec<Arg> = table.args().into_iter().chain([grad, none, none]).chain(rest).collect();
+    let args: Vec<Arg> = table.args().into_iter().chain(factors.map(Arg::F32)).collect();
     gpu.launch("adamw", [table.count as u32, 1, 1], [THREADS, 1, 1], 0, &args)
 }
 

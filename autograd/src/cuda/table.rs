@@ -77,21 +77,14 @@ pub(super) const FILES: &[File] = &[
         source: text!("attention_single.cu"),
         kernels: &["attention_single_d128", "attention_single_d256", "attention_single_d64", "attention_single_d96"],
     },
-    File { name: "distill.cu", source: text!("distill.cu"), kernels: &["distill_rows", "distill_rows_bf16"] },
-    File {
-        name: "distill_top_k.cu",
-        source: text!("distill_top_k.cu"),
-        kernels: &["distill_top_k_rows", "distill_top_k_rows_bf16"],
-    },
+    File { name: "distill.cu", source: text!("distill.cu"), kernels: &["distill_rows"] },
+    File { name: "distill_top_k.cu", source: text!("distill_top_k.cu"), kernels: &["distill_top_k_rows"] },
     File {
         name: "elementwise.cu",
         source: text!("elementwise.cu"),
         kernels: &[
             "accumulate",
-            "accumulate_bf16",
             "add",
-            "add_bias",
-            "cast_to_bf16",
             "cast_to_f32",
             "column_sum_partials",
             "dropout",
@@ -124,11 +117,7 @@ pub(super) const FILES: &[File] = &[
         kernels: &["matmul_fixed_few", "matmul_fixed_few_f32", "matmul_fixed_many", "matmul_fixed_many_f32"],
     },
     File { name: "norm.cu", source: text!("norm.cu"), kernels: &["rms_norm_backward", "rms_norm_forward"] },
-    File {
-        name: "optimizer.cu",
-        source: text!("optimizer.cu"),
-        kernels: &["adamw", "square_sum_finish", "square_sum_partials"],
-    },
+    File { name: "optimizer.cu", source: text!("optimizer.cu"), kernels: &["adamw", "square_sum_partials"] },
     File {
         name: "rope.cu",
         source: text!("rope.cu"),
@@ -137,21 +126,13 @@ pub(super) const FILES: &[File] = &[
     File {
         name: "sampler.cu",
         source: text!("sampler.cu"),
-        kernels: &["feed_tokens", "sample_partials", "sample_partials_bf16", "sample_rows", "sample_rows_bf16"],
+        kernels: &["feed_tokens", "sample_partials", "sample_rows"],
     },
     File { name: "swiglu.cu", source: text!("swiglu.cu"), kernels: &["swiglu_backward", "swiglu_forward"] },
     File {
         name: "token_losses.cu",
         source: text!("token_losses.cu"),
-        kernels: &[
-            "cross_entropy_rows",
-            "cross_entropy_rows_bf16",
-            "drawn_log_probs",
-            "log_prob_rows",
-            "log_prob_rows_bf16",
-            "policy_gradient_rows",
-            "policy_gradient_rows_bf16",
-        ],
+        kernels: &["cross_entropy_rows", "drawn_log_probs", "log_prob_rows", "policy_gradient_rows"],
     },
 ];
 
@@ -181,6 +162,8 @@ pub(super) const OVERLAPPING: &[&str] = &[
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
+
     use super::*;
 
     /// The text of a kernel: from its name to the next kernel. Kernels of a macro are named up to their number.
@@ -195,6 +178,31 @@ mod tests {
                     || text.contains(&format!("CAT({stem},"))
             })
             .unwrap_or_else(|| panic!("{name} is not in {}", file.name))
+    }
+
+    /// The program's own text, this file left out.
+    fn sources(folder: &Path) -> String {
+        let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+        let text = |path: PathBuf| match path.extension() {
+            _ if path.is_dir() => sources(&path),
+            Some(end) if end == "rs" && !path.ends_with("cuda/table.rs") => {
+                std::fs::read_to_string(&path).expect("a source")
+            }
+            _ => String::new(),
+        };
+        entries.map(text).collect()
+    }
+
+    #[test]
+    fn every_kernel_is_launched_somewhere() {
+        let text = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+        for name in FILES.iter().flat_map(|file| file.kernels) {
+            // Numbers, as of head widths, are put in when a kernel is launched.
+            let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
+            let written =
+                [format!("\"{name}\""), format!("\"{stem}{{"), format!("\"{}\"", stem.trim_end_matches("_d"))];
+            assert!(written.iter().any(|written| text.contains(written)), "nothing launches {name}");
+        }
     }
 
     #[test]

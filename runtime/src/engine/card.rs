@@ -12,7 +12,7 @@ use autograd::ops::{self, DrawBoard, DrawRow, PendingDraws};
 use autograd::{Index, Tensor};
 
 use super::slot::SlotEngine;
-use crate::memory::Entry;
+use crate::memory::{Entry, graph_pages, graph_rows};
 use crate::model::{Decoder, Paged, Pass};
 use crate::scheduler::Plan;
 use crate::{Error, Result};
@@ -25,20 +25,11 @@ pub(super) struct Card {
     graphs: BTreeMap<Room, DecodeGraph>,
 }
 
-/// Pages that graphs have room for at least.
-const PAGES: usize = 16;
-
-/// Room for `count`: powers of two up to 8, then steps of an eighth of the next power of two, so that padding stays small.
-fn room(count: usize) -> usize {
-    let step = (count.next_power_of_two() / 8).max(1);
-    count.next_multiple_of(step)
-}
-
 impl Card {
     /// For steps of up to `rows` sequences.
     pub(super) fn new(ordinal: usize, rows: usize) -> Result<Self> {
         let memory = GraphMemory::new(Gpu::get(ordinal)?);
-        let board = Arc::new(DrawBoard::new(ordinal, room(rows))?);
+        let board = Arc::new(DrawBoard::new(ordinal, graph_rows(rows))?);
         Ok(Self { ordinal, board, memory, graphs: BTreeMap::new() })
     }
 
@@ -57,7 +48,7 @@ impl Card {
     ) -> Result<&mut DecodeGraph> {
         let longest = rows.iter().map(|row| row.pages.len()).max().unwrap_or(1);
         let extras = rows.iter().any(|row| row.draw.has_extras());
-        let room = Room { rows: room(rows.len()), pages: longest.next_power_of_two().max(PAGES), extras };
+        let room = Room { rows: graph_rows(rows.len()), pages: graph_pages(longest), extras };
         if !self.graphs.contains_key(&room) {
             let pool = RefCell::new(pool);
             let step = |ids: &Index, batch: &PagedBatch| step(*pool.borrow_mut(), decoder, pass, ids, batch);

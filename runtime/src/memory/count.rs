@@ -148,6 +148,18 @@ pub(super) fn kv_pool(config: &ModelConfig, device: Device, bytes: u64) -> u64 {
     layers * block(device, bytes / page * page / layers)
 }
 
+/// Rows of the graph that `count` sequences run in: powers of two up to 8, then steps of an eighth of the next power of
+/// two, so that padding stays small.
+pub(crate) fn graph_rows(count: usize) -> usize {
+    let step = (count.next_power_of_two() / 8).max(1);
+    count.next_multiple_of(step)
+}
+
+/// Pages that each row of a graph has room for when the longest sequence has `longest`: short ones share a graph.
+pub(crate) fn graph_pages(longest: usize) -> usize {
+    longest.next_power_of_two().max(16)
+}
+
 /// Memory of a batch on its way through a model.
 pub(super) struct Rows<'a> {
     pub(super) config: &'a ModelConfig,
@@ -198,9 +210,7 @@ impl Rows<'_> {
 
     /// One step of decoding for each row: a layer, logits in f32, and partial sums of attention over `pages` pages.
     pub(super) fn decode(&self, pages: u64) -> u64 {
-        /// Positions that a block of the decode kernel reads.
-        const CHUNK: u64 = 256;
-        let parts = (pages * PAGE_TOKENS as u64).div_ceil(CHUNK).max(1);
+        let parts = (pages * PAGE_TOKENS as u64).div_ceil(cuda::DECODE_CHUNK as u64).max(1);
         let heads = self.config.num_heads as u64 * (self.config.head_dim as u64 + 2);
         let partial = block(self.device, self.count * parts * heads * F32);
         self.layer() + 2 * self.hidden() + self.logits() + partial

@@ -16,6 +16,7 @@ use autograd::Device;
 use autograd::cuda::Gpu;
 
 pub use count::kv_bytes;
+pub(crate) use count::{graph_pages, graph_rows};
 use planner::Planner;
 pub use size::{Bytes, KvSize, KvSizeError};
 
@@ -64,9 +65,7 @@ impl Entry {
             Self::Driver => "driver",
         }
     }
-}
 
-impl Entry {
     /// What makes it smaller.
     #[must_use]
     pub fn remedy(self) -> &'static str {
@@ -120,15 +119,12 @@ pub struct Workload {
 }
 
 /// A plan that needs more than there is.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the memory plan needs {need} but {have} is free on {device}; the largest entry is {} with {bytes}", entry.name())]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Excess {
     /// Bytes of the plan.
     pub need: Bytes,
     /// Bytes that are free.
     pub have: Bytes,
-    /// The device.
-    pub device: Device,
     /// The largest entry.
     pub entry: Entry,
     /// Its bytes.
@@ -217,7 +213,7 @@ impl MemoryPlan {
         let Some(have) = self.available.filter(|&have| have < self.total()) else { return Ok(()) };
         let largest = self.entries.iter().max_by_key(|(_, bytes)| **bytes);
         let (entry, bytes) = largest.map_or((Entry::Weights, 0), |(entry, bytes)| (*entry, *bytes));
-        Err(Excess { need: Bytes(self.total()), have: Bytes(have), device: self.device, entry, bytes: Bytes(bytes) })
+        Err(Excess { need: Bytes(self.total()), have: Bytes(have), entry, bytes: Bytes(bytes) })
     }
 
     /// Takes the planned memory from the card in one piece and makes the plan the allocator's limit. Elsewhere nothing

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use autograd::kv::PAGE_TOKENS;
 use autograd::{Device, cuda, ops};
 
-use super::count::{Branches, Rows, Weights, block, kv_bytes, kv_pool, rotary};
+use super::count::{Branches, Rows, Weights, block, graph_pages, graph_rows, kv_bytes, kv_pool, rotary};
 use super::{Bytes, Checkpointing, Entry, KvSize, KvWish, Workload};
 use crate::config::ModelConfig;
 use crate::model::keep_layers;
@@ -261,8 +261,9 @@ impl<'a> Planner<'a> {
         if !self.on_gpu() {
             return 0;
         }
-        let pages = self.workload.longest.div_ceil(PAGE_TOKENS).next_power_of_two().max(16) as u64;
-        let rows = self.spec.engine.max_running;
+        let pages = graph_pages(self.workload.longest.div_ceil(PAGE_TOKENS)) as u64;
+        let rows = graph_rows(self.spec.engine.max_running);
+        // An eighth more: blocks of many sizes leave holes.
         let step = |slot: &Slot| slot.rows(self.device, self.branches.as_ref(), rows + rows / 8).decode(pages);
         // Results and inputs of every graph stay.
         self.slots().map(step).max().unwrap_or(0) + (16 << 20)

@@ -121,6 +121,7 @@ impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kib = self.0 as f64 / 1024.0;
         match kib {
+            _ if self.0 < 1024 => write!(f, "{} bytes", self.0),
             0.0..1024.0 => write!(f, "{kib:.0} KiB"),
             1024.0..1_048_576.0 => write!(f, "{:.0} MiB", kib / 1024.0),
             _ => write!(f, "{:.1} GiB", kib / 1_048_576.0),
@@ -151,6 +152,15 @@ mod tests {
         {
             let error = text.parse::<KvSize>().expect_err(text).to_string();
             assert!(error.contains("60%") && error.contains("8GiB"), "{error}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_written_in_the_unit_that_fits() {
+        for (bytes, text) in
+            [(0, "0 bytes"), (60, "60 bytes"), (1 << 10, "1 KiB"), (3 << 20, "3 MiB"), (3 << 29, "1.5 GiB")]
+        {
+            assert_eq!(Bytes(bytes).to_string(), text);
         }
     }
 

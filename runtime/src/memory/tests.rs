@@ -185,6 +185,22 @@ fn a_gpu_has_masters_copies_and_workspace_and_offloading_takes_them_away() {
 }
 
 #[test]
+fn the_graph_of_most_rows_is_the_largest() {
+    for count in 1..600 {
+        let rows = graph_rows(count);
+        assert!((count..=count + count / 4).contains(&rows), "{rows} rows for {count}");
+        assert!(graph_rows(count + 1) >= rows, "a plan for {} has room for fewer than one for {count}", count + 1);
+    }
+    let segment = |max_running| {
+        let mut spec = spec(Device::Cuda(0), None);
+        spec.engine.max_running = max_running;
+        let plan = plan(&spec, Checkpointing::Off, None);
+        plan.get(Entry::Graphs)
+    };
+    assert_eq!(segment(65), segment(80), "65 sequences run in a graph of 80");
+}
+
+#[test]
 fn a_plan_names_every_entry() {
     let plan = plan(&spec(Device::Cuda(0), Some(Trainable::Lora(lora()))), Checkpointing::Off, None);
     let text = plan.to_string();

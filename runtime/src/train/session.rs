@@ -122,7 +122,7 @@ impl TrainSession {
         let (report, gradients) = batch::run(request, student, teacher, &pass, watch).inspect_err(|_| {
             self.incomplete |= request.backward;
         })?;
-        self.finite &= report.loss.is_finite();
+        self.finite &= report.loss.is_finite() || !request.backward;
         if let Some(gradients) = gradients {
             self.grads = gradients;
         }

@@ -166,6 +166,11 @@ impl Loss for Witness {
     }
 }
 
+fn step() -> OptimStep {
+    let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+    OptimStep { lr: 1e-2, adamw, max_grad_norm: Some(1.0) }
+}
+
 /// Trains on what the model wrote; trainer's and sampler's log-probabilities of every token.
 fn train(machine: &Machine, handle: &RuntimeHandle, new: usize) -> Vec<[f32; 2]> {
     let written = machine.generate(handle, new);
@@ -186,9 +191,7 @@ fn train(machine: &Machine, handle: &RuntimeHandle, new: usize) -> Vec<[f32; 2]>
         dropout_key: 0,
     };
     handle.forward_backward(request).expect("trains");
-    let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
-    let step = OptimStep { lr: 1e-2, adamw, max_grad_norm: Some(1.0) };
-    assert!(handle.optim_step(step).expect("steps").applied);
+    assert!(handle.optim_step(step()).expect("steps").applied);
     handle.publish().expect("publishes");
     let pairs = witness.0.lock().expect("nobody panicked").clone();
     assert_eq!(pairs.len(), new * written.len());
@@ -242,6 +245,31 @@ fn training() {
     let full = Training { recomputed_layers: 1, ..super::training(Trainable::Full) };
     trainer_and_sampler_agree(&Machine::cpu(CPU_MODELS[0]), &super::training(Trainable::Lora(lora(8))));
     trainer_and_sampler_agree(&Machine::cpu(CPU_MODELS[1]), &full);
+}
+
+/// A loss that is not finite stops a step if it is the step's own, not if it was measured between two of them.
+#[test]
+fn only_what_a_step_trains_on_stops_it() {
+    let machine = Machine::cpu(CPU_MODELS[0]);
+    let handle = machine.start(Some(super::training(Trainable::Full)), machine.engine(64));
+    let loss = |normalizer: f64, backward: bool| {
+        let sequence = TrainSequence {
+            tokens: vec![1, 2, 3],
+            prompt_len: 1,
+            teacher_prompt: None,
+            sampled_logprobs: vec![],
+            raw_logprobs: vec![],
+            weights: vec![1.0; 2],
+        };
+        let loss = Arc::new(Witness::default());
+        let request = TrainRequest { sequences: vec![sequence], loss, normalizer, backward, dropout_key: 0 };
+        handle.forward_backward(request).expect("runs").loss
+    };
+    assert!(loss(2.0, true).is_finite());
+    assert!(loss(f64::NAN, false).is_nan());
+    assert!(handle.optim_step(step()).expect("steps").applied);
+    assert!(loss(f64::NAN, true).is_nan());
+    assert!(!handle.optim_step(step()).expect("steps").applied);
 }
 
 #[test]

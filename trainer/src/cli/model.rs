@@ -59,13 +59,17 @@ impl ModelArgs {
         Ok(self.start_for(files, &vec![tokens; sequences.max(1)], None, progress)?.0)
     }
 
-    /// Starts the runtime to score texts of up to so many tokens. It generates nothing.
+    /// Starts the runtime to score texts of up to so many tokens. It generates nothing, so --kv-bytes is refused.
     pub(super) fn start_to_score(
         &self,
         files: &Arc<ModelFiles>,
         longest: usize,
         progress: Progress,
     ) -> Result<RuntimeHandle> {
+        if self.kv_bytes.is_some() {
+            let because = "where nothing is generated".to_owned();
+            return Err(Error::NoEffect { key: "--kv-bytes".to_owned(), because });
+        }
         // An engine has to have a page.
         Ok(self.start_with(files, &[1], longest, None, progress)?.0)
     }

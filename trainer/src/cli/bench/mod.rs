@@ -7,6 +7,7 @@ mod speed;
 use std::path::PathBuf;
 
 use clap::Args;
+use runtime::RuntimeHandle;
 use runtime::memory::MemoryPlan;
 use serde_json::{Map, Value, json};
 
@@ -69,6 +70,17 @@ impl Report {
     fn add_plan(&mut self, plan: &MemoryPlan) {
         self.values.insert("memory_plan".to_owned(), plan_json(plan));
     }
+
+    /// How the steps of the model ran, those that warm up included.
+    fn add_steps(&mut self, runtime: &RuntimeHandle) -> Result<()> {
+        let steps = runtime.stats()?.student_steps;
+        self.values.extend(steps.named().map(|(name, value)| (name.to_owned(), json!(value))));
+        self.text += &format!(
+            "steps           {}, {} as graphs, {} launched ahead of results and {} of those late; {:.3} s waited\n",
+            steps.launched, steps.graphs, steps.ahead, steps.late, steps.waited_seconds
+        );
+        Ok(())
+    }
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<()> {
@@ -80,19 +92,6 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     };
     add_memory(&mut report, args);
     if args.json { print_json(&report.values.into()) } else { print(&report.text) }
-}
-
-impl Report {
-    /// How the steps of the model ran, those that warm up included.
-    fn add_steps(&mut self, runtime: &runtime::RuntimeHandle) -> Result<()> {
-        let steps = runtime.stats()?.student_steps;
-        self.values.extend(steps.named().map(|(name, value)| (name.to_owned(), json!(value))));
-        self.text += &format!(
-            "steps           {}, {} as graphs, {} launched ahead of results and {} of those late; {:.3} s waited\n",
-            steps.launched, steps.graphs, steps.ahead, steps.late, steps.waited_seconds
-        );
-        Ok(())
-    }
 }
 
 /// The most memory that was used, of the host and of the card.

@@ -150,6 +150,7 @@ fn check_has_effect(key: &str, full: bool) -> Result<()> {
         ("lora", _) if full => "with --full",
         (_, "runtime.device") => "beside --device",
         (_, "runtime.deterministic") => "beside --deterministic",
+        (_, "runtime.kv_bytes") => "beside --kv-bytes",
         (_, "teacher.offload") => return Ok(()),
         (_, "rollout.max_prompt_tokens") => "beside --prompt-len",
         ("rollout" | "loss" | "optim" | "lora" | "log" | "runtime", _) => return Ok(()),

@@ -150,7 +150,7 @@ impl Products {
 
     /// Whether the algorithm gives the kernel's bits.
     fn prove(&self, algorithm: Algorithm, product: &MatMul) -> Result<bool> {
-        let (gpu, [m, n], k) = (self.workspace.gpu(), PROOF, product.k);
+        let (gpu, [m, n], k) = (self.workspaces[0].gpu(), PROOF, product.k);
         let mut random = Random(k as u64);
         let (x, w) = random.opposites(m, n, k);
         let (x, w) = (gpu.upload(&x)?, gpu.upload(&w)?);

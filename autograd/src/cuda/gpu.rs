@@ -49,6 +49,8 @@ pub struct Gpu {
     arch: String,
     context: CUcontext,
     pub(super) stream: CUstream,
+    /// For [`super::aside`].
+    pub(super) second: CUstream,
     /// Read by everything that uses the stream, written by a capture: it keeps the others off the stream.
     turns: RwLock<()>,
     /// A graph is being captured, by whoever has the turn.
@@ -175,11 +177,13 @@ impl Gpu {
         CURRENT.set(ordinal + 1);
         // SAFETY: writes one handle; the stream lives as long as the process.
         unsafe { cu!(cuStreamCreate(&raw mut stream, CUstream_flags::CU_STREAM_NON_BLOCKING as u32)) }?;
+        let second = Self::create_second()?;
         Ok(Self {
             arch: arch(info.capability),
             info,
             context,
             stream,
+            second,
             turns: RwLock::new(()),
             capturing: AtomicBool::new(false),
             pool: Mutex::default(),

@@ -51,12 +51,7 @@ impl Lane {
     fn order(&self, first: CUstream, then: CUstream) -> Result<()> {
         let _turn = self.gpu.enter()?;
         self.gpu.refuse_capture("a copy beside the stream")?;
-        let mark = self.gpu.mark_on(first)?;
-        // SAFETY: event and stream are alive.
-        let waits = unsafe { cu!(cuStreamWaitEvent(then, mark.0, 0)) };
-        // A wait refers to the work that the event stood for when it was asked for; the event is free again.
-        self.gpu.recycle(mark);
-        waits
+        self.gpu.order(first, then)
     }
 
     /// Bytes `at..at + bytes` of the host's memory to byte `to` of the lane's.

@@ -105,6 +105,8 @@ impl Gpu {
             *pointer = std::ptr::from_mut(word).cast();
         }
         let mut overlap = early_start();
+        // After a join, a kernel waits for all before it in the ordinary way.
+        let overlaps = function.overlaps && self.is_capturing() && self.may_overlap() && !self.joins()?;
         let config = CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -115,7 +117,7 @@ impl Gpu {
             sharedMemBytes: shared_bytes,
             hStream: self.stream,
             attrs: &raw mut overlap,
-            numAttrs: (function.overlaps && self.is_capturing() && self.may_overlap()).into(),
+            numAttrs: overlaps.into(),
         };
         // SAFETY: the driver copies attribute and arguments, as many and as large as `check` compared. That addresses
         // are those of large enough buffers is the caller's care.

@@ -61,6 +61,12 @@ pub(crate) fn product(
     run(m, y, onto)
 }
 
+/// `y = x W^T` on the second stream of an [`super::aside::Aside`].
+pub(crate) fn product_aside(y: Columns<'_>, [x, w]: [Columns<'_>; 2], [t, n, k]: [usize; 3]) -> Result<()> {
+    let m = MatMul::nt(x.ptr(), w.ptr(), y.ptr(), t, n, k, DType::Bf16, y.array.dtype());
+    run(m.strides(x.stride, w.stride, y.stride).aside(true), y, Onto::Nothing)
+}
+
 /// Rows up to which [`low_rank_up`] beats a product for every map.
 pub(crate) const FEW_ROWS: usize = 512;
 

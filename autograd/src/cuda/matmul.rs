@@ -83,6 +83,8 @@ pub struct MatMul {
     pub bias: Option<u64>,
     /// A row's values do not depend on the number of rows; of [`MatMul::nt`] with bf16 operands only.
     pub fixed: bool,
+    /// On the second stream of an [`super::aside::Aside`].
+    pub(crate) aside: bool,
 }
 
 impl MatMul {
@@ -110,6 +112,7 @@ impl MatMul {
             beta: 0.0,
             bias: None,
             fixed: false,
+            aside: false,
         }
     }
 
@@ -149,6 +152,12 @@ impl MatMul {
     #[must_use]
     pub fn fixed(self, fixed: bool) -> Self {
         Self { fixed, ..self }
+    }
+
+    /// Whether it runs on the second stream.
+    #[must_use]
+    pub(crate) fn aside(self, aside: bool) -> Self {
+        Self { aside, ..self }
     }
 
     /// Distances of rows, in elements, where operands are parts of wider matrices; C as D.
@@ -197,7 +206,7 @@ impl Gpu {
                 *products = Some(Products::new(self)?);
             }
             let Some(products) = products.as_mut() else { return Ok(()) };
-            products.run(product, self.stream.cast())?
+            products.run(product, if product.aside { self.second } else { self.stream }.cast())?
         };
         if !by_library {
             return self.matmul_fixed(product);

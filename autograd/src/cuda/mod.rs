@@ -7,6 +7,7 @@
 
 mod arena;
 mod array;
+pub(crate) mod aside;
 pub(crate) mod attention;
 mod cache;
 mod compile;
@@ -49,6 +50,6 @@ pub use matmul::{DType, MatMul};
 pub use mode::Mode;
 pub use optimizer::OFFLOAD_BYTES;
 pub use pool::{Buffer, MemoryStats, block_bytes};
-pub use products::WORKSPACE as PRODUCT_WORKSPACE;
+pub use products::WORKSPACES as PRODUCT_WORKSPACES;
 pub(crate) use staging::Pinned;
 pub use transfer::{Pending, Plain};

@@ -11,8 +11,10 @@ use super::matmul::{DType, MatMul};
 use super::pool::Buffer;
 use crate::Result;
 
-/// Bytes that cuBLASLt's algorithms may use besides the operands; NVIDIA's advice for Hopper.
-pub const WORKSPACE: usize = 32 << 20;
+/// Bytes that an algorithm of cuBLASLt may use besides the operands; NVIDIA's advice for Hopper.
+pub(super) const WORKSPACE: usize = 32 << 20;
+/// Bytes that the workspaces of both streams take.
+pub const WORKSPACES: usize = 2 * WORKSPACE;
 /// The status of a library without an algorithm for what is asked.
 const NOT_SUPPORTED: lt::Status = 15;
 /// Shapes kept; a training run meets a new number of rows in most steps.
@@ -51,7 +53,8 @@ impl Key {
 pub(super) struct Products {
     pub(super) functions: &'static Functions,
     pub(super) handle: Handle,
-    pub(super) workspace: Buffer,
+    /// Of the card's stream and of its second one.
+    pub(super) workspaces: [Buffer; 2],
     plans: HashMap<Key, Plan>,
     pub(super) proofs: Proofs,
 }
@@ -62,12 +65,12 @@ unsafe impl Send for Products {}
 impl Products {
     pub(super) fn new(gpu: &'static Gpu) -> Result<Self> {
         let functions = lt::functions()?;
-        let workspace = gpu.alloc_lasting(WORKSPACE)?;
+        let workspaces = [gpu.alloc_lasting(WORKSPACE)?, gpu.alloc_lasting(WORKSPACE)?];
         let mut handle = null_mut();
         // SAFETY: writes one handle, which lives as long as the process; the context is current.
         let status = unsafe { (functions.cublasLtCreate)(&raw mut handle) };
         check(|| "cublasLtCreate".to_owned(), status)?;
-        Ok(Self { functions, handle, workspace, plans: HashMap::new(), proofs: Proofs::default() })
+        Ok(Self { functions, handle, workspaces, plans: HashMap::new(), proofs: Proofs::default() })
     }
 
     /// False where a fixed order is asked for that no algorithm has.
@@ -120,7 +123,7 @@ impl Products {
                 product.d as *mut c_void,
                 plan.layouts[3],
                 &raw const heuristic.algorithm,
-                self.workspace.ptr() as *mut c_void,
+                self.workspaces[usize::from(product.aside)].ptr() as *mut c_void,
                 heuristic.workspace,
                 stream,
             )

@@ -253,7 +253,7 @@ impl<'a> Planner<'a> {
         // Requests with penalties have a history of their tokens on the card: a u16 and a u8 for each of the vocabulary.
         let history = self.slots().map(|slot| block(self.device, 3 * slot.config.vocab_size as u64)).max().unwrap_or(0);
         let histories = history * self.spec.engine.max_running as u64;
-        cuda::PRODUCT_WORKSPACE as u64 + joined + pieces + histories + SMALL
+        cuda::PRODUCT_WORKSPACES as u64 + joined + pieces + histories + SMALL
     }
 
     /// What the largest captured step of a model takes; none without a GPU.

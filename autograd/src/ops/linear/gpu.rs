@@ -2,7 +2,11 @@
 
 use super::dropout::dropped_array;
 use super::{Branch, Linear, LowRank, Places, Recorded};
-use crate::cuda::linear::{Columns, FEW_ROWS, Onto, Up, input_gradient, low_rank_up, product, weight_gradient};
+use crate::cuda::aside::Aside;
+use crate::cuda::few_rows::ROWS;
+use crate::cuda::linear::{
+    Columns, FEW_ROWS, Onto, Up, input_gradient, low_rank_up, product, product_aside, weight_gradient,
+};
 use crate::cuda::rows::{add, column_sums};
 use crate::cuda::{Array, DType};
 use crate::{Result, Tensor};
@@ -18,6 +22,8 @@ pub(super) fn forward(op: &Linear, inputs: &[&Tensor]) -> Result<(Tensor, Vec<Te
     let (t, k) = (x.rows(), x.cols());
     let stride: usize = places.iter().map(|p| inputs[p.w].rows()).sum();
     let y = Array::uninit(x.array().gpu(), t * stride, DType::Bf16)?;
+    let branches = Branches::of(&places);
+    let aside = branches.down_aside(inputs)?;
     let onto = op.residual(inputs).map_or(Onto::Nothing, |r| Onto::Other(r.array()));
     if let Some((w, bias)) = joined(&places, inputs) {
         let w = Columns::all(&w, k);
@@ -31,11 +37,13 @@ pub(super) fn forward(op: &Linear, inputs: &[&Tensor]) -> Result<(Tensor, Vec<Te
             first += w.rows();
         }
     }
-    let branches = Branches::of(&places);
     if branches.is_empty() {
         return Ok((Tensor::cuda(y, [t, stride]), vec![]));
     }
-    let down = branches.down(inputs)?;
+    let down = match aside {
+        None => branches.down(inputs)?,
+        Some((aside, down)) => aside.join().map(|()| down)?,
+    };
     add_branches(&y, &down, &places, inputs)?;
     Ok((Tensor::cuda(y, [t, stride]), vec![down]))
 }
@@ -63,6 +71,19 @@ impl Branches {
             return None;
         }
         Array::as_one(&self.0.iter().map(|([a, _], _)| inputs[*a].borrow().array()).collect::<Vec<_>>())
+    }
+
+    /// `x A^T` of every branch on the second stream, to run beside the product with W, where there are so few rows that
+    /// both together do not fill the card.
+    fn down_aside(&self, inputs: &[&Tensor]) -> Result<Option<(Aside, Tensor)>> {
+        let (x, ranks) = (inputs[0], self.ranks(inputs));
+        let ([t, k], gpu) = (x.shape(), x.array().gpu());
+        let few = t > ROWS && t <= FEW_ROWS && !gpu.is_deterministic();
+        let Some(a) = self.joined(inputs).filter(|_| few) else { return Ok(None) };
+        let down = Array::uninit(gpu, t * ranks, DType::Bf16)?;
+        let aside = Aside::begin(gpu)?;
+        product_aside(Columns::all(&down, ranks), [whole(x), Columns::all(&a, k)], [t, ranks, k])?;
+        Ok(Some((aside, Tensor::cuda(down, [t, ranks]))))
     }
 
     /// `drop(x) A^T` of every branch, side by side.

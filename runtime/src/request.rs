@@ -54,6 +54,12 @@ pub struct RuntimeSpec {
 }
 
 impl RuntimeSpec {
+    /// Whether requests go to the teacher.
+    #[must_use]
+    pub fn teacher_generates(&self) -> bool {
+        self.training.as_ref().is_none_or(|training| training.teacher_generates)
+    }
+
     /// Whether student and teacher are the same layers of the same files, whose weights are then loaded once. A teacher
     /// that waits on the host has weights of its own.
     #[must_use]
@@ -122,6 +128,8 @@ pub struct Training {
     pub recomputed_layers: usize,
     /// What waits in the host's memory instead of the card's.
     pub offload: Offload,
+    /// The teacher completes prompts as well. One that only grades has room for the keys and values of one page.
+    pub teacher_generates: bool,
 }
 
 /// What is trained.

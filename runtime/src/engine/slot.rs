@@ -66,7 +66,10 @@ impl SlotEngine {
         };
         let adapter = model.adapter.as_ref().map(|dir| Adapter::load(dir, &config, spec.device)).transpose()?;
         let shape = KvShape { heads: config.num_heads, kv_heads: config.num_kv_heads, head_dim: config.head_dim };
-        let num_pages = spec.engine.kv_bytes / (shape.page_bytes(spec.device) * config.num_layers);
+        let num_pages = match slot {
+            Slot::Teacher if !spec.teacher_generates() => 1,
+            _ => spec.engine.kv_bytes / (shape.page_bytes(spec.device) * config.num_layers),
+        };
         let scheduler = Scheduler::new(SchedulerConfig {
             token_budget: spec.engine.token_budget,
             max_running: spec.engine.max_running,

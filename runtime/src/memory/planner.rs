@@ -92,6 +92,12 @@ impl<'a> Planner<'a> {
         std::iter::once(&self.student).chain(&self.teacher)
     }
 
+    /// The models that complete prompts.
+    fn generating(&self) -> impl Iterator<Item = &Slot> {
+        let teacher = self.teacher.as_ref().filter(|_| self.spec.teacher_generates());
+        std::iter::once(&self.student).chain(teacher)
+    }
+
     /// KV memory of each model, and the number of layers that run twice.
     pub(super) fn choose(&self, available: Option<u64>) -> Result<(u64, usize)> {
         let layers = self.student.config.num_layers;
@@ -99,7 +105,7 @@ impl<'a> Planner<'a> {
         let least = if checkpointing == Checkpointing::Off { 0 } else { layers };
         let kv_bytes = match &self.workload.kv {
             KvWish::Sequences(lengths) => {
-                let needs = self.slots().map(|slot| kv_bytes(&slot.config, self.device, lengths.iter().copied()));
+                let needs = self.generating().map(|slot| kv_bytes(&slot.config, self.device, lengths.iter().copied()));
                 needs.max().unwrap_or(0)
             }
             KvWish::Size(KvSize::Bytes(bytes)) => *bytes,
@@ -109,7 +115,7 @@ impl<'a> Planner<'a> {
                     Error::Request(what.to_owned())
                 })?;
                 let left = available.saturating_sub(self.entries(least).values().sum());
-                (left as f64 * share / self.slots().count() as f64) as u64
+                (left as f64 * share / self.generating().count() as f64) as u64
             }
         };
         if checkpointing != Checkpointing::Auto {
@@ -128,7 +134,7 @@ impl<'a> Planner<'a> {
     /// Refuses a KV memory in which the longest sequence could never run.
     pub(super) fn check_kv(&self, bytes: u64) -> Result<()> {
         let longest = self.workload.longest.max(1);
-        for slot in self.slots() {
+        for slot in self.generating() {
             let need = kv_bytes(&slot.config, self.device, [longest]);
             // One page less: alone in the pool a sequence copies nothing.
             let need = need - need / (longest.div_ceil(PAGE_TOKENS) as u64 + 1);
@@ -142,7 +148,7 @@ impl<'a> Planner<'a> {
 
     /// Bytes of the pools of all models.
     pub(super) fn kv(&self, bytes: u64) -> u64 {
-        self.slots().map(|slot| kv_pool(&slot.config, self.device, bytes)).sum()
+        self.generating().map(|slot| kv_pool(&slot.config, self.device, bytes)).sum()
     }
 
     /// Everything but keys and values.
@@ -266,12 +272,12 @@ impl<'a> Planner<'a> {
         // An eighth more: blocks of many sizes leave holes.
         let step = |slot: &Slot| slot.rows(self.device, self.branches.as_ref(), rows + rows / 8).decode(pages);
         // Results and inputs of every graph stay.
-        self.slots().map(step).max().unwrap_or(0) + (16 << 20)
+        self.generating().map(step).max().unwrap_or(0) + (16 << 20)
     }
 
     fn graphs(&self) -> u64 {
         // A model that waits on the host has none.
-        let models = self.slots().count() - usize::from(self.offload().teacher);
+        let models = self.generating().count() - usize::from(self.offload().teacher && self.spec.teacher_generates());
         self.graph_segment() * models as u64
     }
 

@@ -41,7 +41,12 @@ fn spec(device: Device, trainable: Option<Trainable>) -> RuntimeSpec {
         device,
         student: slot("llama-gqa-tied"),
         teacher: trainable.is_some().then(|| slot("qwen3-gqa-tied")),
-        training: trainable.map(|trainable| Training { trainable, recomputed_layers: 0, offload: Offload::default() }),
+        training: trainable.map(|trainable| Training {
+            trainable,
+            recomputed_layers: 0,
+            offload: Offload::default(),
+            teacher_generates: true,
+        }),
         engine: EngineConfig {
             token_budget: 64,
             max_running: 4,

@@ -40,7 +40,7 @@ fn engine(token_budget: usize, pages: usize) -> EngineConfig {
 }
 
 fn training(trainable: Trainable) -> Training {
-    Training { trainable, recomputed_layers: 0, offload: Offload::default() }
+    Training { trainable, recomputed_layers: 0, offload: Offload::default(), teacher_generates: true }
 }
 
 fn start(dir: &Path, adapter: Option<PathBuf>, device: Device, engine: EngineConfig) -> RuntimeHandle {

@@ -60,7 +60,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     let recipe = &options.recipe;
     let progress = Progress::new(options.json);
     RunFolder::check(&options.folder, recipe, options.resume.as_ref())?;
-    let setup = Setup::new(recipe, progress)?;
+    let setup = Setup::new(recipe, options.serve.is_some(), progress)?;
     interrupt.begin();
     // Only now: a run that cannot start leaves nothing behind.
     let folder = RunFolder::open(&options.folder, recipe, options.resume.as_ref())?;

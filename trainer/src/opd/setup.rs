@@ -47,11 +47,11 @@ pub(crate) fn open(source: &str, progress: Progress) -> Result<Arc<ModelFiles>> 
 }
 
 impl Setup {
-    /// Loads everything.
+    /// Loads everything; with `served`, the teacher answers requests too.
     ///
     /// # Errors
     /// Models that cannot be compared, rows that do not fit, more memory than there is.
-    pub(super) fn new(recipe: &Recipe, progress: Progress) -> Result<Self> {
+    pub(super) fn new(recipe: &Recipe, served: bool, progress: Progress) -> Result<Self> {
         recipe.runtime.device.start(progress)?;
         let rows = Rows::load(&recipe.data)?;
         let student = open(&recipe.student.model, progress)?;
@@ -86,12 +86,14 @@ impl Setup {
             None => Export::Model(Box::new(ModelExport::new(Arc::clone(&student), recipe.student.layers.clone()))),
         };
         let teacher = teacher_slot.as_ref().map(|slot| Arc::clone(&slot.files));
+        let mut training = recipe.training();
+        training.teacher_generates |= served;
         let mut spec = RuntimeSpec {
             device: recipe.runtime.device.device,
             deterministic: recipe.runtime.deterministic,
             student: student_slot,
             teacher: teacher_slot,
-            training: Some(recipe.training()),
+            training: Some(training),
             engine: EngineConfig {
                 token_budget: recipe.runtime.token_budget,
                 max_running: recipe.runtime.max_running,

@@ -329,7 +329,13 @@ impl Recipe {
                 merge_for_requests: self.runtime.merge_adapter,
             }),
         };
-        Training { trainable, recomputed_layers: 0, offload: self.runtime.offload }
+        let sampled = self.objective.lmbda < 1.0 && self.objective.off_policy.from_teacher;
+        Training {
+            trainable,
+            recomputed_layers: 0,
+            offload: self.runtime.offload,
+            teacher_generates: sampled || self.eval.is_some(),
+        }
     }
 
     /// Sequences generated in one step.

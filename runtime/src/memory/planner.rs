@@ -115,7 +115,7 @@ impl<'a> Planner<'a> {
                     Error::Request(what.to_owned())
                 })?;
                 let left = available.saturating_sub(self.entries(least).values().sum());
-                (left as f64 * share / self.generating().count() as f64) as u64
+                self.pools_within((left as f64 * share) as u64)
             }
         };
         if checkpointing != Checkpointing::Auto {
@@ -144,6 +144,15 @@ impl<'a> Planner<'a> {
             }
         }
         Ok(())
+    }
+
+    /// KV memory of each model such that all pools together take no more than `total`: the blocks of a pool are rounded up.
+    fn pools_within(&self, total: u64) -> u64 {
+        let mut bytes = total / self.generating().count() as u64;
+        while bytes > 0 && self.kv(bytes) > total {
+            bytes -= (bytes / 256).max(1);
+        }
+        bytes
     }
 
     /// Bytes of the pools of all models.

@@ -169,6 +169,31 @@ fn a_share_is_of_what_everything_else_leaves() {
 }
 
 #[test]
+fn a_large_share_fits_although_a_pools_blocks_are_rounded_up() {
+    for (available, share) in [(9u64 << 30, 0.95), (20 << 30, 0.97), (140 << 30, 0.95), (77 << 30, 0.99)] {
+        let work = Workload { kv: KvWish::Size(KvSize::Share(share)), ..workload(Checkpointing::Off) };
+        let plan = MemoryPlan::of(&spec(Device::Cuda(0), None), &work, Some(available)).expect("planned");
+        plan.check().expect("fits");
+        let (got, wanted) =
+            (plan.get(Entry::Kv) as f64, share * (available - plan.total() + plan.get(Entry::Kv)) as f64);
+        assert!(got <= wanted && got > 0.87 * wanted, "{got} of {wanted}");
+    }
+}
+
+#[test]
+fn a_teacher_that_only_grades_has_no_keys_and_values() {
+    let of = |generates: bool| {
+        let mut spec = spec(Device::Cuda(0), Some(Trainable::Full));
+        spec.training.as_mut().expect("trained").teacher_generates = generates;
+        plan(&spec, Checkpointing::Off, None)
+    };
+    let (alone, both) = (of(false), of(true));
+    assert_eq!(alone.kv_bytes, both.kv_bytes);
+    assert!(both.get(Entry::Kv) > alone.get(Entry::Kv) && both.get(Entry::Graphs) > alone.get(Entry::Graphs));
+    assert_eq!(alone.get(Entry::Weights), both.get(Entry::Weights));
+}
+
+#[test]
 fn a_gpu_has_masters_copies_and_workspace_and_offloading_takes_them_away() {
     let bytes = |offload: Offload| {
         let mut spec = spec(Device::Cuda(0), Some(Trainable::Full));

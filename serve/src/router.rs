@@ -24,6 +24,7 @@ pub(crate) fn router(app: &Shared) -> Result<Router> {
         .route("/v1/completions", post(api::completions::create))
         .route("/v1/embeddings", post(api::embeddings::create))
         .route("/v1/score", post(api::score::create))
+        .route("/v1/raw_logits", post(api::rows::raw_logits))
         .route("/tokenize", post(api::tokenize::tokenize))
         .route("/detokenize", post(api::tokenize::detokenize))
         .route("/tokenizer_info", get(api::tokenize::info))

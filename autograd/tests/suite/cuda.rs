@@ -14,6 +14,7 @@ use autograd::ops::{
 use autograd::rng::uniform;
 use autograd::{Device, Index, Tape, Tensor};
 
+use super::given;
 use super::gradients::{Ran, run, variables};
 use super::support::{Operand, random, write};
 use super::table::{Case, divergences};
@@ -183,32 +184,7 @@ fn losses(shapes: &[[usize; 3]]) -> Vec<Case> {
                 cases.push(Case { constants: vec![2, 3], ..case });
             }
         }
-        cases.extend(given_teachers(dims, head(dims, 20), &targets(t, vocab), &weights(t)));
-    }
-    cases
-}
-
-/// Teachers whose rows come from elsewhere.
-fn given_teachers(
-    dims @ [t, vocab, _]: [usize; 3],
-    operands: Vec<Operand>,
-    targets: &[u32],
-    weights: &[f32],
-) -> Vec<Case> {
-    let z: Vec<f32> = random(t * vocab, 27).iter().map(|v| 4.0 * v).collect();
-    let [bf16, f32] = [Precision::Bf16, Precision::F32].map(|p| GivenRows::Logits(logit_rows(&z, vocab, p)));
-    let top = [1, 20].map(|k| GivenRows::Top(top_rows(&z, vocab, k, 0.7)));
-    let mut cases = vec![];
-    for (number, given) in [bf16, f32].into_iter().chain(top).enumerate() {
-        let given = Arc::new(given);
-        for divergence in [0.0, 0.5, 1.0].map(|beta| Divergence::Jsd { beta }) {
-            let (y, w, given) = (targets.to_vec(), weights.to_vec(), given.clone());
-            let name = format!("{dims:?} {divergence:?}, given rows {number}");
-            cases.push(Case::loss("distill", name, operands.clone(), move |tape, x| {
-                let distill = Distill { divergence, temperature: 0.7 };
-                ops::linear_distill(tape, [x[0], x[1]], Teacher::Given(&given), &y, &w, &distill)
-            }));
-        }
+        cases.extend(given::card_cases(dims, head(dims, 20), &targets(t, vocab), &weights(t)));
     }
     cases
 }

@@ -2,11 +2,90 @@
 
 use std::sync::Arc;
 
-use autograd::ops::{self, Distill, Divergence, GivenRows, Precision, Rows, Teacher, TopRows};
+use autograd::ops::{self, Distill, Divergence, GivenRows, LogitRows, Precision, Rows, Teacher, TopRows};
 use autograd::{Device, Error, Result, Tape, Tensor};
 
-use super::support::{assert_close, random};
-use super::table::{divergences, logit_rows, top_rows};
+use super::support::{Operand, assert_close, random};
+use super::table::{Case, divergences, head, targets, weights};
+
+/// Teachers that are no operand: whole rows of logits, and the likeliest tokens of rows.
+pub(crate) fn cases() -> Vec<Case> {
+    let case = |dims @ [t, vocab, _]: [usize; 3], name: &str, given: GivenRows, divergence, temperature| {
+        let (weights, targets, given) = (weights(t), targets(t, vocab), Arc::new(given));
+        let name = format!("{dims:?} {divergence:?} temperature {temperature}, {name} given");
+        let case = Case::loss("distill", name, head(dims, 20), move |tape, x| {
+            let distill = Distill { divergence, temperature };
+            ops::linear_distill(tape, [x[0], x[1]], Teacher::Given(&given), &targets, &weights, &distill)
+        });
+        let chooses = matches!(divergence, Divergence::TopK { k, .. } if k < vocab);
+        let step = if chooses { (t < 100).then_some(5e-4) } else { case.step };
+        Case { step, ..case }
+    };
+    let mut cases = vec![];
+    for dims @ [t, vocab, _] in [[5, 23, 12], [270, 40, 8]] {
+        let z: Vec<f32> = random(t * vocab, 26).iter().map(|v| 4.0 * v).collect();
+        let kinds = if t < 100 { divergences(vocab) } else { vec![Divergence::Jsd { beta: 0.5 }] };
+        for divergence in kinds {
+            let rows = logit_rows(&z, vocab, Precision::F32);
+            cases.push(case(dims, "all logits", GivenRows::Logits(rows), divergence, 0.9));
+            for k in [1, 4, vocab] {
+                if !matches!(divergence, Divergence::TopK { .. }) {
+                    let top = GivenRows::Top(top_rows(&z, vocab, k, 0.9));
+                    cases.push(case(dims, &format!("{k} tokens"), top, divergence, 0.9));
+                }
+            }
+        }
+    }
+    cases
+}
+
+/// Logits as a teacher elsewhere sends them.
+pub(crate) fn logit_rows(z: &[f32], vocab: usize, precision: Precision) -> LogitRows {
+    let mut bytes = vec![];
+    precision.encode(z, &mut bytes);
+    LogitRows { bytes, precision, vocab }
+}
+
+/// The k likeliest tokens of rows of logits.
+pub(crate) fn top_rows(z: &[f32], vocab: usize, k: usize, temperature: f64) -> TopRows {
+    let mut top = TopRows { k, ids: vec![], logprobs: vec![], tail_logprobs: vec![], temperature };
+    for row in z.chunks(vocab) {
+        let sum = row.iter().map(|&v| (f64::from(v) / temperature).exp()).sum::<f64>().ln();
+        let log = |&id: &u32| f64::from(row[id as usize]) / temperature - sum;
+        let mut ids: Vec<u32> = (0..vocab as u32).collect();
+        ids.sort_by(|a, b| log(b).total_cmp(&log(a)));
+        let (listed, others) = ids.split_at(k);
+        top.logprobs.extend(listed.iter().map(|id| log(id) as f32));
+        top.tail_logprobs.push(others.iter().map(|id| log(id).exp()).sum::<f64>().ln() as f32);
+        top.ids.extend(listed);
+    }
+    top
+}
+
+/// The same for a card, with the operands of its other losses.
+pub(crate) fn card_cases(
+    dims @ [t, vocab, _]: [usize; 3],
+    operands: Vec<Operand>,
+    targets: &[u32],
+    weights: &[f32],
+) -> Vec<Case> {
+    let z: Vec<f32> = random(t * vocab, 27).iter().map(|v| 4.0 * v).collect();
+    let [bf16, f32] = [Precision::Bf16, Precision::F32].map(|p| GivenRows::Logits(logit_rows(&z, vocab, p)));
+    let top = [1, 20].map(|k| GivenRows::Top(top_rows(&z, vocab, k, 0.7)));
+    let mut cases = vec![];
+    for (number, given) in [bf16, f32].into_iter().chain(top).enumerate() {
+        let given = Arc::new(given);
+        for divergence in [0.0, 0.5, 1.0].map(|beta| Divergence::Jsd { beta }) {
+            let (y, w, given) = (targets.to_vec(), weights.to_vec(), given.clone());
+            let name = format!("{dims:?} {divergence:?}, given rows {number}");
+            cases.push(Case::loss("distill", name, operands.clone(), move |tape, x| {
+                let distill = Distill { divergence, temperature: 0.7 };
+                ops::linear_distill(tape, [x[0], x[1]], Teacher::Given(&given), &y, &w, &distill)
+            }));
+        }
+    }
+    cases
+}
 
 const T: usize = 6;
 const V: usize = 50;

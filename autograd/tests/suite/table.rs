@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use autograd::ops::{
-    self, Around, Attention, Distill, Divergence, Dropout, GivenRows, LogitRows, LowRank, Precision, Projection, QkRope,
-    RopeTable, Rows, Sequences, Teacher, TopRows,
+    self, Around, Attention, Distill, Divergence, Dropout, LowRank, Projection, QkRope, RopeTable, Rows, Sequences,
 };
 use autograd::{Index, Result, Tape, Tensor};
 
@@ -273,17 +272,17 @@ fn attention() -> Vec<Case> {
 }
 
 /// Weights of the rows of a loss: different, one of them zero.
-fn weights(t: usize) -> Vec<f32> {
+pub(crate) fn weights(t: usize) -> Vec<f32> {
     random(t, 30).iter().enumerate().map(|(i, w)| if i == 1 { 0.0 } else { w + 1.5 }).collect()
 }
 
 /// Tokens over the whole vocabulary.
-fn targets(t: usize, vocab: usize) -> Vec<u32> {
+pub(crate) fn targets(t: usize, vocab: usize) -> Vec<u32> {
     (0..t).map(|i| (i * 17 % vocab) as u32).collect()
 }
 
 /// Hidden states `[t, h]` and a head `[vocab, h]`, so that logits have a spread of a few units.
-fn head([t, vocab, h]: [usize; 3], key: u64) -> Vec<Operand> {
+pub(crate) fn head([t, vocab, h]: [usize; 3], key: u64) -> Vec<Operand> {
     vec![Operand::rows([t, h], key).times(2.0), Operand::weight([vocab, h], key + 1)]
 }
 
@@ -349,62 +348,8 @@ fn distillation() -> Vec<Case> {
     let jsd = Divergence::Jsd { beta: 0.5 };
     cases.push(case([5, 23, 12], 12, jsd, 1.0).reusing(&[0, 1, 2, 1]));
     cases.push(case([5, 23, 12], 12, jsd, 1.0).reusing(&[0, 1, 0, 3]));
-    cases.extend(given_teachers());
+    cases.extend(super::given::cases());
     cases
-}
-
-/// Teachers that are no operand: whole rows of logits, and the likeliest tokens of rows.
-fn given_teachers() -> Vec<Case> {
-    let case = |dims @ [t, vocab, _]: [usize; 3], name: &str, given: GivenRows, divergence, temperature| {
-        let (weights, targets, given) = (weights(t), targets(t, vocab), Arc::new(given));
-        let name = format!("{dims:?} {divergence:?} temperature {temperature}, {name} given");
-        let case = Case::loss("distill", name, head(dims, 20), move |tape, x| {
-            let distill = Distill { divergence, temperature };
-            ops::linear_distill(tape, [x[0], x[1]], Teacher::Given(&given), &targets, &weights, &distill)
-        });
-        let chooses = matches!(divergence, Divergence::TopK { k, .. } if k < vocab);
-        let step = if chooses { (t < 100).then_some(5e-4) } else { case.step };
-        Case { step, ..case }
-    };
-    let mut cases = vec![];
-    for dims @ [t, vocab, _] in [[5, 23, 12], [270, 40, 8]] {
-        let z: Vec<f32> = random(t * vocab, 26).iter().map(|v| 4.0 * v).collect();
-        for divergence in divergences(vocab).into_iter().filter(|_| t < 100).chain([Divergence::Jsd { beta: 0.5 }]) {
-            let rows = logit_rows(&z, vocab, Precision::F32);
-            cases.push(case(dims, "all logits", GivenRows::Logits(rows), divergence, 0.9));
-            for k in [1, 4, vocab] {
-                if !matches!(divergence, Divergence::TopK { .. }) {
-                    let top = GivenRows::Top(top_rows(&z, vocab, k, 0.9));
-                    cases.push(case(dims, &format!("{k} tokens"), top, divergence, 0.9));
-                }
-            }
-        }
-    }
-    cases.dedup_by(|a, b| a.name == b.name);
-    cases
-}
-
-/// Logits as a teacher elsewhere sends them.
-pub(crate) fn logit_rows(z: &[f32], vocab: usize, precision: Precision) -> LogitRows {
-    let mut bytes = vec![];
-    precision.encode(z, &mut bytes);
-    LogitRows { bytes, precision, vocab }
-}
-
-/// The k likeliest tokens of rows of logits.
-pub(crate) fn top_rows(z: &[f32], vocab: usize, k: usize, temperature: f64) -> TopRows {
-    let mut top = TopRows { k, ids: vec![], logprobs: vec![], tail_logprobs: vec![], temperature };
-    for row in z.chunks(vocab) {
-        let sum = row.iter().map(|&v| (f64::from(v) / temperature).exp()).sum::<f64>().ln();
-        let log = |&id: &u32| f64::from(row[id as usize]) / temperature - sum;
-        let mut ids: Vec<u32> = (0..vocab as u32).collect();
-        ids.sort_by(|a, b| log(b).total_cmp(&log(a)));
-        let (listed, others) = ids.split_at(k);
-        top.logprobs.extend(listed.iter().map(|id| log(id) as f32));
-        top.tail_logprobs.push(others.iter().map(|id| log(id).exp()).sum::<f64>().ln() as f32);
-        top.ids.extend(listed);
-    }
-    top
 }
 
 #[test]

@@ -41,8 +41,10 @@ pub(super) fn refuse(work: Work, lost: &Error) {
         // Everything has ended.
         Work::Cancel(..) => {}
         Work::Score(_, reply) => send(&reply, Err(lost)),
+        Work::Grade(_, reply) => send(&reply, Err(lost)),
         Work::Embed(_, reply) => send(&reply, Err(lost)),
         Work::AddAdapter(_, reply) => send(&reply, Err(lost)),
+        Work::ReplaceAdapter(.., reply) => send(&reply, Err(lost)),
         Work::RemoveAdapter(_, reply) => send(&reply, Err(lost)),
         Work::ForwardBackward(_, reply) => send(&reply, Err(lost)),
         Work::OptimStep(_, reply) => send(&reply, Err(lost)),

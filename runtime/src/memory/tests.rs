@@ -60,6 +60,7 @@ fn workload(checkpointing: Checkpointing) -> Workload {
         longest_scored: 0,
         micro_batch: MICRO_BATCH,
         checkpointing,
+        given_bytes: 0,
     }
 }
 

@@ -14,11 +14,21 @@ use crate::fields::Fields;
 use crate::models::{Model, ServedModel};
 use crate::prompt::off_loop;
 
-/// `POST /v1/load_lora_adapter`: the PEFT adapter in the folder `lora_path` of this machine answers as `lora_name`.
+/// `POST /v1/load_lora_adapter`: the PEFT adapter in the folder `lora_path` of this machine answers as `lora_name`. With
+/// `load_inplace` it takes the place of the adapter of that name.
 pub(crate) async fn load(State(app): State<Shared>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
     let name: String = fields.need("lora_name")?;
     let folder: PathBuf = fields.need("lora_path")?;
+    let in_place: bool = fields.take("load_inplace")?.unwrap_or(false);
     fields.finish()?;
+    let wrong = |error: runtime::Error| ApiError::invalid("lora_path", error.to_string());
+    if let Some(slot) = app.models.adapter(&name).filter(|_| in_place) {
+        return off_loop(move || {
+            let version = app.runtime.replace_adapter(slot, folder).map_err(wrong)?;
+            Ok(Json(json!({"loaded": name, "weights_version": version})))
+        })
+        .await;
+    }
     let (models, limit) = (app.models.list(), app.config.max_adapters);
     let loaded = models.iter().filter(|model| matches!(model.slot(), Slot::Adapter(_))).count();
     if loaded >= limit {
@@ -28,14 +38,13 @@ pub(crate) async fn load(State(app): State<Shared>, mut fields: Fields) -> Resul
     // The student's files; its adapters share them.
     let files = Arc::clone(models[0].shared_files());
     off_loop(move || {
-        let wrong = |error: runtime::Error| ApiError::invalid("lora_path", error.to_string());
         let slot = app.runtime.add_adapter(folder).map_err(wrong)?;
         let added = app.models.add(Arc::new(Model::new(ServedModel { names: vec![name.clone()], slot, files })));
         if let Err(error) = added {
             app.runtime.remove_adapter(slot)?;
             return Err(error);
         }
-        Ok(Json(json!({"loaded": name})))
+        Ok(Json(json!({"loaded": name, "weights_version": 0})))
     })
     .await
 }

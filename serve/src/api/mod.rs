@@ -8,6 +8,7 @@ pub(crate) mod embeddings;
 mod envelope;
 pub(crate) mod health;
 pub(crate) mod models;
+pub(crate) mod rows;
 pub(crate) mod score;
 pub(crate) mod stats;
 pub(crate) mod tokenize;

@@ -66,7 +66,7 @@ pub(crate) struct Which {
     model: Option<String>,
 }
 
-/// `GET /tokenizer_info`: the special tokens and the chat template.
+/// `GET /tokenizer_info`: the special tokens and the chat template, and what a remote student compares with its own.
 pub(crate) async fn info(State(app): State<Shared>, Query(which): Query<Which>) -> Result<Json<Value>, ApiError> {
     let model = app.models.find(which.model.as_deref())?;
     let tokenizer = model.tokenizer()?;
@@ -80,6 +80,10 @@ pub(crate) async fn info(State(app): State<Shared>, Query(which): Query<Which>) 
     answer.entry("pad_token").or_insert_with(|| json!(eos));
     answer.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
     answer.insert("fingerprint".into(), json!(tokenizer.fingerprint()));
+    answer.insert("logits".into(), json!(model.vocab_size()));
+    answer.insert("eos_token_ids".into(), json!(model.files().config.eos_token_ids));
+    answer.insert("max_model_len".into(), json!(model.context()));
+    answer.insert("max_score_bytes".into(), json!(app.config.max_score_bytes));
     answer
         .insert("chat_template".into(), json!(model.files().chat_template.as_ref().map(|template| template.source())));
     Ok(Json(Value::Object(answer)))

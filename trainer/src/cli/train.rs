@@ -91,6 +91,7 @@ impl TrainArgs {
             max_sequences: SERVED_SEQUENCES,
             max_adapters: 0,
             max_body_bytes: 16 << 20,
+            max_score_bytes: 256 << 20,
             request_timeout: Duration::from_secs(600),
             drain_timeout: Duration::from_secs(5),
             cors_origins: Vec::new(),

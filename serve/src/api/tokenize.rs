@@ -80,7 +80,7 @@ pub(crate) async fn info(State(app): State<Shared>, Query(which): Query<Which>) 
     answer.entry("pad_token").or_insert_with(|| json!(eos));
     answer.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
     answer.insert("fingerprint".into(), json!(tokenizer.fingerprint()));
-    answer.insert("logits".into(), json!(model.vocab_size()));
+    answer.insert("model_vocab_size".into(), json!(model.vocab_size()));
     answer.insert("eos_token_ids".into(), json!(model.files().config.eos_token_ids));
     answer.insert("max_model_len".into(), json!(model.context()));
     answer.insert("max_score_bytes".into(), json!(app.config.max_score_bytes));

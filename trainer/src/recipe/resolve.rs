@@ -2,6 +2,7 @@
 
 mod objective;
 mod optim;
+mod remote;
 mod teacher;
 
 use super::raw::{OneOrMany, RawRecipe};

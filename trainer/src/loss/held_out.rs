@@ -4,7 +4,8 @@ use autograd::Tape;
 use autograd::ops::{Distill, Divergence, linear_cross_entropy, linear_distill};
 use runtime::train::{Loss, LossBatch, LossValue, Needs};
 
-/// Both KL divergences, agreement of the most likely token, and both models' log-probabilities, all at temperature 1.
+/// Both KL divergences, agreement of the most likely token, and both models' log-probabilities, all at temperature 1; the last
+/// alone where the teacher says no more.
 #[derive(Debug, Clone, Copy)]
 pub struct HeldOut;
 
@@ -18,14 +19,14 @@ impl Loss for HeldOut {
         let reverse = Distill { divergence: Divergence::Jsd { beta: 1.0 }, temperature: 1.0 };
         let (loss, mut rows) = match teacher.distribution() {
             Some(teacher) => linear_distill(tape, student, teacher, batch.targets, batch.weights, &reverse)?,
+            // Of a teacher's opinion of the tokens alone, divergences are not known.
             None => {
-                let (loss, rows) = linear_cross_entropy(tape, student, batch.targets, batch.weights)?;
-                // Of a teacher's opinion of the tokens alone, divergences are not known.
-                let known = rows.into_iter().filter(|(name, _)| ["logprob", "entropy"].contains(name));
-                (loss, known.map(|(name, values)| (if name == "logprob" { "plain_logprob" } else { name }, values)).collect())
+                let (loss, mut rows) = linear_cross_entropy(tape, student, batch.targets, batch.weights)?;
+                rows.remove("loss");
+                (loss, rows)
             }
         };
-        if let Some(logprobs) = rows.remove("plain_logprob") {
+        if let Some(logprobs) = rows.remove("plain_logprob").or(rows.remove("logprob")) {
             rows.insert("student_logprob", logprobs);
         }
         rows.insert("teacher_logprob", teacher.log_probs(batch.targets, 1.0)?);

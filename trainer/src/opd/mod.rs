@@ -3,6 +3,7 @@
 mod batch;
 mod eval;
 mod folder;
+mod graded;
 mod phases;
 mod rollout;
 mod serving;
@@ -70,7 +71,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         options.serve.as_ref().map(|config| Serving::start(&setup, config, &control, progress)).transpose()?;
     let run = Run {
         control: &control,
-        stepper: Stepper::new(recipe, &setup.runtime, &setup.train, progress),
+        stepper: Stepper::new(recipe, &setup.runtime, setup.remote.as_ref(), &setup.train, progress),
         evaluator: recipe
             .eval
             .as_ref()
@@ -189,6 +190,17 @@ impl Run<'_> {
         }
     }
 
+    /// The error of a step; when only the teacher's server was lost, all steps before it are kept.
+    fn kept(&mut self, error: Error) -> Error {
+        if matches!(error, Error::TeacherLost { .. })
+            && self.state.step > 0
+            && let Err(unsaved) = self.save()
+        {
+            self.progress.line(&format!("no checkpoint of step {} was written: {unsaved}", self.state.step));
+        }
+        error
+    }
+
     /// Held-out measurements before the first step.
     fn measure_before(&mut self) -> Result<()> {
         if !self.recipe.eval.as_ref().is_some_and(|eval| eval.at_start) {
@@ -203,7 +215,8 @@ impl Run<'_> {
 
     fn step(&mut self) -> Result<()> {
         let rows = self.cursor.take(self.recipe.rollout.prompts_per_step);
-        let Outcome { mut metrics, phases, applied } = self.stepper.take(self.state.step, self.total, &rows)?;
+        let taken = self.stepper.take(self.state.step, self.total, &rows);
+        let Outcome { mut metrics, phases, applied } = taken.map_err(|error| self.kept(error))?;
         self.phases.merge(&phases);
         self.state.step += 1;
         self.state.rows_seen = self.cursor.seen();

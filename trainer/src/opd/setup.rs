@@ -15,6 +15,7 @@ use crate::memory::{self, Purpose};
 use crate::progress::Progress;
 use crate::prompt::{Encoder, Example};
 use crate::recipe::{Recipe, Teacher, TeacherWeights};
+use crate::teacher::RemoteTeacher;
 use crate::{Error, Result, guard};
 
 /// Requests that may wait; far more than a step has.
@@ -34,8 +35,10 @@ pub(super) struct Setup {
     pub(super) export: Export,
     /// The student's files.
     pub(super) student: Arc<ModelFiles>,
-    /// The teacher's.
+    /// The teacher's, when the runtime holds it.
     pub(super) teacher: Option<Arc<ModelFiles>>,
+    /// A teacher that is elsewhere.
+    pub(super) remote: Option<RemoteTeacher>,
 }
 
 /// Opens a model source, telling what takes time.
@@ -60,11 +63,17 @@ impl Setup {
             layers: recipe.student.layers.clone(),
             adapter: recipe.student.adapter.clone(),
         };
-        let teacher_slot =
-            recipe.teacher.as_ref().map(|teacher| open_teacher(teacher, &student_slot, progress)).transpose()?;
+        let teacher_slot = match &recipe.teacher {
+            Some(teacher) => open_teacher(teacher, &student_slot, progress)?,
+            None => None,
+        };
         if let Some(teacher) = &teacher_slot {
             guard::compare(&student, &teacher.files)?;
         }
+        let remote = match recipe.teacher.as_ref().map(|teacher| &teacher.weights) {
+            Some(TeacherWeights::Remote(remote)) => Some(RemoteTeacher::connect(remote, &student, progress)?),
+            _ => None,
+        };
         let context = recipe.teacher.as_ref().and_then(|teacher| teacher.context.clone());
         warn_if_nothing_to_learn(recipe, progress);
         let encoder = Encoder::new(Arc::clone(&student), recipe.data.chat, recipe.data.system_prompt.clone(), context)?;
@@ -80,7 +89,12 @@ impl Setup {
                 fits.encode(&encoder, rows, eval.max_new_tokens)?
             }
         };
-        let workload = workload(recipe, &train, &held_out);
+        let workload = workload(recipe, &train, &held_out, student.config.vocab_size);
+        if let Some(max) = remote.as_ref().and_then(RemoteTeacher::context).filter(|&max| max < workload.longest) {
+            let longest = workload.longest;
+            let what = format!("sequences of {longest} tokens exceed the teacher's context of {max} (`teacher.url`)");
+            return Err(Error::Models { what });
+        }
         let export = match &recipe.lora {
             Some(lora) => Export::Adapter(AdapterConfig::new(recipe, lora)),
             None => Export::Model(Box::new(ModelExport::new(Arc::clone(&student), recipe.student.layers.clone()))),
@@ -102,7 +116,7 @@ impl Setup {
             },
         };
         let (runtime, _) = start(&mut spec, &workload, Purpose::Training, progress)?;
-        Ok(Self { runtime, encoder, train, held_out, export, student, teacher })
+        Ok(Self { runtime, encoder, train, held_out, export, student, teacher, remote })
     }
 }
 
@@ -126,18 +140,19 @@ pub(crate) fn start(
     Ok((runtime, plan))
 }
 
-/// The teacher's files; one that is the student itself shares them, and so its weights.
-fn open_teacher(teacher: &Teacher, student: &SlotSpec, progress: Progress) -> Result<SlotSpec> {
-    let alone = |files| SlotSpec { files, layers: None, adapter: None };
+/// The teacher's files; one that is the student itself shares them, and so its weights. None for one that is elsewhere.
+fn open_teacher(teacher: &Teacher, student: &SlotSpec, progress: Progress) -> Result<Option<SlotSpec>> {
+    let alone = |files| Some(SlotSpec { files, layers: None, adapter: None });
     match &teacher.weights {
-        TeacherWeights::Student => Ok(student.clone()),
+        TeacherWeights::Remote(_) => Ok(None),
+        TeacherWeights::Student => Ok(Some(student.clone())),
         TeacherWeights::Model(source) => {
             let files = open(source, progress)?;
             let same = files.path == student.files.path;
             Ok(alone(if same { Arc::clone(&student.files) } else { files }))
         }
         TeacherWeights::Checkpoint(path) if path.join(ADAPTER_WEIGHTS).is_file() => {
-            Ok(SlotSpec { adapter: Some(path.clone()), ..student.clone() })
+            Ok(Some(SlotSpec { adapter: Some(path.clone()), ..student.clone() }))
         }
         TeacherWeights::Checkpoint(path) => open_checkpoint(path).map(alone),
     }
@@ -160,7 +175,7 @@ fn warn_if_nothing_to_learn(recipe: &Recipe, progress: Progress) {
         TeacherWeights::Model(source) => {
             *source == recipe.student.model && recipe.student.layers.is_none() && recipe.student.adapter.is_none()
         }
-        TeacherWeights::Checkpoint(_) => false,
+        TeacherWeights::Checkpoint(_) | TeacherWeights::Remote(_) => false,
     };
     if same_model && teacher.context.is_none() {
         progress.line("note: teacher and student are the same model with the same context; the loss starts at 0 and nothing can be learned");
@@ -169,7 +184,7 @@ fn warn_if_nothing_to_learn(recipe: &Recipe, progress: Progress) {
 
 /// What the run will ask of the runtime: room for `max_running` sequences of the longest prompt of either model unless the
 /// recipe says otherwise, and micro-batches up to the limit, or a whole step when that is less.
-fn workload(recipe: &Recipe, train: &[Example], held_out: &[Example]) -> Workload {
+fn workload(recipe: &Recipe, train: &[Example], held_out: &[Example], vocab: usize) -> Workload {
     let prompt = |e: &Example| e.prompt.len().max(e.teacher_prompt.as_ref().map_or(0, Vec::len));
     let prompts = train.iter().chain(held_out).map(prompt);
     let new = recipe.eval.as_ref().map_or(0, |eval| eval.max_new_tokens).max(recipe.rollout.max_new_tokens);
@@ -182,12 +197,17 @@ fn workload(recipe: &Recipe, train: &[Example], held_out: &[Example]) -> Workloa
         Some(size) => KvWish::Size(size),
         None => KvWish::Sequences(vec![longest; recipe.runtime.max_running]),
     };
+    let given_bytes = match recipe.teacher.as_ref().map(|teacher| &teacher.weights) {
+        Some(TeacherWeights::Remote(remote)) => remote.rows.map_or(size_of::<f32>(), |rows| rows.bytes(vocab)),
+        _ => 0,
+    };
     Workload {
         kv,
         longest,
         longest_scored: 0,
         micro_batch: recipe.runtime.tokens_per_microbatch.min(step.max(measured)),
         checkpointing: recipe.runtime.gradient_checkpointing,
+        given_bytes,
     }
 }
 

@@ -71,7 +71,7 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
             shown: String::new(),
         })
         .collect();
-    let stepper = Stepper::new(&recipe, &runtime, &rows, progress);
+    let stepper = Stepper::new(&recipe, &runtime, None, &rows, progress);
     let mut outcomes = Vec::with_capacity(args.opd.steps);
     for step in 0..total {
         if step == args.opd.warmup {

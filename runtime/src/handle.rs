@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::engine::Engine;
 use crate::request::{
-    EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, Generated, GradeRequest, Graded, OptimReport, OptimStep, RuntimeSpec,
-    RuntimeStats, Score, ScoreRequest, Slot, Snapshot, TokenMask, TrainReport, TrainRequest, TrainState,
+    EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, Generated, GradeRequest, Graded, OptimReport,
+    OptimStep, RuntimeSpec, RuntimeStats, Score, ScoreRequest, Slot, Snapshot, TokenMask, TrainReport, TrainRequest,
+    TrainState,
 };
 use crate::scheduler::RequestId;
 use crate::sink::Sink;
@@ -367,7 +368,14 @@ mod tests {
             weights: vec![1.0; 2],
         };
         let loss = Arc::new(Panics);
-        let train = TrainRequest { sequences: vec![sequence], loss, normalizer: 1.0, backward: false, dropout_key: 0, teacher: None };
+        let train = TrainRequest {
+            sequences: vec![sequence],
+            loss,
+            normalizer: 1.0,
+            backward: false,
+            dropout_key: 0,
+            teacher: None,
+        };
         let says = |error: Error| assert!(error.to_string().contains("it panicked, \"a loss of 7\""), "{error}");
         says(handle.forward_backward(train).expect_err("the loss panics"));
         says(handle.stats().expect_err("nobody is there"));

@@ -47,7 +47,11 @@ pub fn linear_distill<'a>(
                     return refuse("temperature of the given tokens", value, "the loss's");
                 }
                 if let Divergence::TopK { k, .. } = distill.divergence {
-                    return refuse("top k of the divergence", k as f64, "absent where the teacher's tokens are chosen already");
+                    return refuse(
+                        "top k of the divergence",
+                        k as f64,
+                        "absent where the teacher's tokens are chosen already",
+                    );
                 }
             }
             loss.best = given.best();

@@ -263,7 +263,8 @@ fn only_what_a_step_trains_on_stops_it() {
             weights: vec![weight; 2],
         };
         let loss = Arc::new(Witness::default());
-        let request = TrainRequest { sequences: vec![sequence], loss, normalizer: 2.0, backward, dropout_key: 0, teacher: None };
+        let request =
+            TrainRequest { sequences: vec![sequence], loss, normalizer: 2.0, backward, dropout_key: 0, teacher: None };
         handle.forward_backward(request).expect("runs").loss
     };
     assert!(loss(1.0, true).is_finite());

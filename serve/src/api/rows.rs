@@ -75,7 +75,8 @@ fn check_positions(positions: &[u32], tokens: usize) -> Result<(), ApiError> {
     match positions.iter().enumerate().find(|&(place, &position)| position as usize != place) {
         None => Ok(()),
         Some((place, position)) => {
-            let message = format!("positions[{place}] is {position}: must be 0, 1, 2, ...; send the sequence from its start");
+            let message =
+                format!("positions[{place}] is {position}: must be 0, 1, 2, ...; send the sequence from its start");
             Err(ApiError::invalid("positions", message))
         }
     }

@@ -142,7 +142,8 @@ fn check_size(
 /// An element of `data`. A list has an element for every position, `null` for the first token of an input.
 fn one(index: usize, range: &Range<usize>, ids: &[u32], graded: GradedRows, wanted: &Wanted) -> Value {
     let nothing = (range.start == 0).then_some(Value::Null);
-    let list = |values: &mut dyn Iterator<Item = Value>| -> Value { nothing.clone().into_iter().chain(values).collect() };
+    let list =
+        |values: &mut dyn Iterator<Item = Value>| -> Value { nothing.clone().into_iter().chain(values).collect() };
     let numbers = |values: &[f64]| -> Value { values.iter().map(|&value| json!(finite(value))).collect() };
     let mut one = json!({
         "object": "score", "index": index, "tokens": ids[range.clone()],

@@ -22,8 +22,8 @@ pub(super) struct Server {
 impl Server {
     /// `arle serve --model MODEL --port 0 ARGS`, warm.
     pub(super) fn start(model: &str, args: &[&str]) -> Self {
-        let mut command =
-            command(ARLE, &[&["serve", "--model", model, "--port", "0", "--device", "cpu"], args].concat());
+        let port: &[&str] = if args.contains(&"--port") { &[] } else { &["--port", "0"] };
+        let mut command = command(ARLE, &[&["serve", "--model", model, "--device", "cpu"], port, args].concat());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the program starts");
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("an address");
@@ -101,6 +101,8 @@ pub(super) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 pub(super) struct Response {
     pub(super) status: u16,
     pub(super) headers: BTreeMap<String, String>,
+    pub(super) bytes: Vec<u8>,
+    /// The bytes where they are text.
     pub(super) body: String,
 }
 
@@ -124,7 +126,9 @@ impl Response {
         if headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked") {
             body = unchunk(&body);
         }
-        Self { status, headers, body: String::from_utf8(body).expect("text") }
+        let text = headers.get("content-type").is_none_or(|kind| kind != "application/octet-stream");
+        let text = if text { String::from_utf8(body.clone()).expect("text") } else { String::new() };
+        Self { status, headers, bytes: body, body: text }
     }
 
     #[track_caller]

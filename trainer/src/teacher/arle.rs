@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::client::{Answer, Client};
 use super::{Ask, Form, Said, Written};
+use crate::Result;
 use crate::guard::{self, Described};
 use crate::recipe::Remote;
-use crate::{Error, Result};
 
 /// Bytes of an id with its log-probability in JSON, as the server counts them.
 const ENTRY_BYTES: usize = 36;
@@ -64,7 +64,8 @@ impl Arle {
             chat_template: info.chat_template.as_deref(),
         };
         let tokenize = |text: &str, special: bool| -> Result<Vec<u32>> {
-            let answer = client.post("/tokenize", &named(&model, json!({"prompt": text, "add_special_tokens": special})))?;
+            let answer =
+                client.post("/tokenize", &named(&model, json!({"prompt": text, "add_special_tokens": special})))?;
             let tokens = client.json("/tokenize", &answer)?["tokens"].take();
             serde_json::from_value(tokens).map_err(|e| client.error(format!("/tokenize gave no tokens: {e}")))
         };

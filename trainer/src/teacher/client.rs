@@ -74,9 +74,10 @@ impl Client {
 
     pub(super) fn get(&self, path: &str, query: Option<(&str, &str)>) -> Result<Answer> {
         self.ask(path, || {
-            let request = query.into_iter().fold(self.agent.get(format!("{}{path}", self.url)), |request, (name, value)| {
-                request.query(name, value)
-            });
+            let request =
+                query.into_iter().fold(self.agent.get(format!("{}{path}", self.url)), |request, (name, value)| {
+                    request.query(name, value)
+                });
             self.authorized(request).call()
         })
     }
@@ -121,7 +122,10 @@ impl Client {
             }
             let wait = wanted.unwrap_or(pause).min(LONGEST_PAUSE);
             let seconds = wait.as_secs_f64();
-            self.progress.line(&format!("teacher    {path}: {}; again in {seconds:.1} s ({tried} of {})", failure.what, self.retries));
+            self.progress.line(&format!(
+                "teacher    {path}: {}; again in {seconds:.1} s ({tried} of {})",
+                failure.what, self.retries
+            ));
             std::thread::sleep(wait);
             pause = (pause * 2).min(LONGEST_PAUSE);
         }

@@ -121,7 +121,8 @@ impl RemoteTeacher {
             let prompt = sequence.teacher_prompt.as_deref().unwrap_or(&sequence.tokens[..sequence.prompt_len]);
             let tokens = [prompt, &sequence.tokens[sequence.prompt_len..]].concat();
             for positions in self.parts(prompt.len()..tokens.len(), form) {
-                weights.extend_from_slice(&sequence.weights[positions.start - prompt.len()..positions.end - prompt.len()]);
+                weights
+                    .extend_from_slice(&sequence.weights[positions.start - prompt.len()..positions.end - prompt.len()]);
                 asks.push(Ask { tokens: tokens.clone(), positions });
             }
         }
@@ -203,11 +204,7 @@ impl RemoteTeacher {
 }
 
 /// Does `work` for every item, at most `threads` at a time; results in the order of the items. The first error ends it.
-fn in_parallel<T: Sync, R: Send>(
-    items: &[T],
-    threads: usize,
-    work: impl Fn(&T) -> Result<R> + Sync,
-) -> Result<Vec<R>> {
+fn in_parallel<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
     let next = AtomicUsize::new(0);
     let done: Mutex<Vec<Option<R>>> = Mutex::new(items.iter().map(|_| None).collect());
     let failed: Mutex<Option<Error>> = Mutex::new(None);

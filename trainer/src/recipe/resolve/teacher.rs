@@ -51,7 +51,9 @@ pub(super) fn teacher(raw: &mut RawRecipe, objective: &Objective) -> Result<Opti
         "checkpoint" => TeacherWeights::Checkpoint(
             teacher.path.clone().ok_or_else(|| missing("teacher.path", "`teacher.kind = \"checkpoint\"` needs it"))?,
         ),
-        other => return Err(Error::value("teacher.kind", format!("{other:?}"), "one of model, self, checkpoint, remote")),
+        other => {
+            return Err(Error::value("teacher.kind", format!("{other:?}"), "one of model, self, checkpoint, remote"));
+        }
     };
     Ok(Some(Teacher { weights, context: teacher_context(teacher)? }))
 }

@@ -164,9 +164,9 @@ fn all_tokens_of_a_row_are_the_whole_row() {
             let want = grade(&student, [&rows(&teacher), &head].into(), divergence, temperature).expect("valid");
             let top = given(GivenRows::Top(top_rows(&teacher, V, V, temperature)));
             let got = grade(&student, Teacher::Given(&top), divergence, temperature).expect("valid");
-            assert_close("gradient", &got.dz, &want.dz, 2e-6);
+            assert_close("gradient", &got.dz, &want.dz, 1e-5);
             for (name, values) in &want.rows {
-                assert_close(name, &got.rows[name], values, 2e-6);
+                assert_close(name, &got.rows[name], values, 1e-5);
             }
         }
     }
@@ -217,7 +217,7 @@ fn a_truncated_teacher_has_a_bucket_for_the_rest() {
                 want.1.extend((0..V).map(|i| ((at(i, 1e-5) - at(i, -1e-5)) / 2e-5) as f32));
             }
             assert_close(&format!("{divergence:?}, {k} tokens"), &got.rows["loss"], &want.0, 1e-5);
-            assert_close(&format!("{divergence:?}, {k} tokens, gradient"), &got.dz, &want.1, 1e-5);
+            assert_close(&format!("{divergence:?}, {k} tokens, gradient"), &got.dz, &want.1, 5e-5);
         }
     }
 }

@@ -214,7 +214,7 @@ fn a_plan_names_every_entry() {
 /// A teacher elsewhere takes no weights and no KV memory, only what it says of two micro-batches.
 #[test]
 fn a_teacher_elsewhere_is_left_out() {
-    let mut spec = spec(Some(Trainable::Full));
+    let mut spec = spec(Device::Cpu, Some(Trainable::Full));
     let resident = plan(&spec, Checkpointing::Off, None);
     spec.teacher = None;
     let alone = plan(&spec, Checkpointing::Off, None);

@@ -155,7 +155,7 @@ impl<'a> Stepper<'a> {
         let sampled = asked.into_iter().zip(&generated);
         completions
             .extend(sampled.map(|((example, source), generated)| Completion::sampled(example, generated, source)));
-        if let Some(remote) = self.remote {
+        if let Some(remote) = self.remote.filter(|_| !elsewhere.is_empty()) {
             let written = remote.write(&elsewhere, &sampling)?;
             completions.extend(asked_elsewhere.into_iter().zip(&written).map(|(e, w)| Completion::written(e, w)));
         }

@@ -8,8 +8,11 @@ use super::*;
 fn scripted(responses: Vec<&'static str>) -> (String, std::thread::JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
-    let serve = move || responses.into_iter().map(|response| answer(listener.accept().expect("a client").0, response));
-    (url, std::thread::spawn(move || serve().collect()))
+    let serve = move || -> Vec<String> {
+        let answered = responses.into_iter().map(|response| answer(listener.accept().expect("a client").0, response));
+        answered.collect()
+    };
+    (url, std::thread::spawn(serve))
 }
 
 /// Reads a request, answers it and closes; returns the head of the request.

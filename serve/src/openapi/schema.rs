@@ -154,22 +154,22 @@ pub(crate) fn named(name: &str) -> Schema {
 
 /// The same schema, with words about it.
 pub(crate) fn described(schema: Schema, words: &str) -> Schema {
-    let words = Some(words.to_owned());
+    let words = words.to_owned();
     match schema {
         RefOr::T(Inner::Object(mut object)) => {
-            object.description = words;
+            object.description = Some(words);
             object.into()
         }
         RefOr::T(Inner::Array(mut array)) => {
-            array.description = words;
+            array.description = Some(words);
             RefOr::T(Inner::Array(array))
         }
         RefOr::T(Inner::AnyOf(mut any)) => {
-            any.description = words;
+            any.description = Some(words);
             RefOr::T(Inner::AnyOf(any))
         }
         RefOr::Ref(mut reference) => {
-            reference.description = words.unwrap_or_default();
+            reference.description = words;
             reference.into()
         }
         other => other,

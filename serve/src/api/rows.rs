@@ -12,6 +12,8 @@ use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;
 use crate::generation::grade;
+use crate::openapi::Operation;
+use crate::openapi::schema::{Members, Schema, count, described, one_of, some, text, token_id};
 use crate::prompt::check_ids;
 
 /// `rows`: which numbers.
@@ -26,6 +28,9 @@ pub(super) enum Kind {
     HiddenNormalized,
 }
 
+/// What requests call them.
+pub(super) const KINDS: [&str; 3] = ["logits", "hidden", "hidden_normalized"];
+
 impl Kind {
     pub(super) fn wanted(self, precision: Precision) -> Wanted {
         match self {
@@ -36,11 +41,11 @@ impl Kind {
     }
 }
 
-/// `dtype`: how numbers are written.
-pub(super) fn precision(fields: &mut Fields) -> Result<Precision, ApiError> {
-    let Some(name) = fields.take::<String>("dtype")? else { return Ok(Precision::Bf16) };
+/// `dtype`: how numbers are written; `None` when it is left out.
+pub(super) fn precision(fields: &mut Fields) -> Result<Option<Precision>, ApiError> {
+    let Some(name) = fields.take::<String>("dtype")? else { return Ok(None) };
     let known = || ApiError::invalid("dtype", format!("dtype = {name:?}: must be \"bf16\" or \"f32\""));
-    Precision::from_name(&name).ok_or_else(known)
+    Precision::from_name(&name).map(Some).ok_or_else(known)
 }
 
 /// The row of logits after every token of `input_ids`, as the bytes of a matrix.
@@ -48,7 +53,7 @@ pub(crate) async fn raw_logits(State(app): State<Shared>, mut fields: Fields) ->
     let model = app.models.find(fields.take::<String>("model")?.as_deref())?;
     let ids: Vec<u32> = fields.need("input_ids")?;
     let positions: Option<Vec<u32>> = fields.take("positions")?;
-    let precision = precision(&mut fields)?;
+    let precision = precision(&mut fields)?.unwrap_or(Precision::Bf16);
     fields.finish()?;
     check_ids(&ids, &model, "input_ids")?;
     fits(ids.len(), model.context(), "input_ids")?;
@@ -107,4 +112,33 @@ pub(super) fn response(wanted: &Wanted, version: u64, bytes: Vec<u8>, columns: u
     headers.insert(name("dtype"), HeaderValue::from_static(precision.name()));
     headers.insert("x-weights-version", HeaderValue::from(version));
     response
+}
+
+pub(super) fn describe_precision() -> Members {
+    Members::new().maybe(
+        "dtype",
+        one_of(&["bf16", "f32"]),
+        "How numbers of rows are written; bf16 when it is left out.",
+    )
+}
+
+pub(super) fn describe_bytes() -> Schema {
+    let words = "Rows of little-endian numbers, one after another; `x-logits-rows`, `x-logits-cols` and `x-logits-dtype` (or \
+                 `x-hidden-...`) say how many and which, `x-weights-version` who computed them.";
+    described(text(), words)
+}
+
+pub(crate) fn describe() -> Operation {
+    Operation::new("createRawLogits", "The row of logits after every token")
+        .reads(
+            Members::new()
+                .maybe("model", text(), "The first one when it is left out.")
+                .always("input_ids", some(token_id(), None), "A sequence from its beginning.")
+                .maybe("positions", some(count(), None), "0, 1, 2, ..., as many as tokens.")
+                .and(describe_precision()),
+        )
+        .refuses(413, "The body is too long, or the answer would be.")
+        .finds_model()
+        .submits()
+        .answers_with("application/octet-stream", describe_bytes())
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use runtime::request::{GradeRequest, GradedRows, Grades, Span, Wanted};
+use runtime::request::{GradeRequest, GradedRows, Grades, Precision, Span, Wanted};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -16,7 +16,11 @@ use crate::fields::Fields;
 use crate::generation::grade;
 use crate::logprobs::finite;
 use crate::models::Model;
-use crate::prompt::{Input, check_ids};
+use crate::openapi::Operation;
+use crate::openapi::schema::{
+    Members, any_of, count, integer, list, named, nullable, number, number_above, one_of, text, token_id,
+};
+use crate::prompt::{Input, check_ids, describe_input};
 use crate::sampling::MAX_ALTERNATIVES;
 
 /// Bytes that one id with its log-probability takes in JSON, generously.
@@ -37,11 +41,20 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
     let input: Input = fields.need("input")?;
     let positions: Option<Positions> = fields.take("positions")?;
     let kind: Option<Kind> = fields.take("rows")?;
-    let wanted = match kind {
-        Some(kind) => kind.wanted(rows::precision(&mut fields)?),
-        None => log_probs(&mut fields, &model)?,
-    };
+    let precision = rows::precision(&mut fields)?;
+    let log_probs = log_probs(&mut fields, &model)?;
     fields.finish()?;
+    let wanted = match (kind, log_probs, precision) {
+        (Some(kind), None, precision) => kind.wanted(precision.unwrap_or(Precision::Bf16)),
+        (Some(_), Some((field, _)), _) => {
+            return Err(ApiError::invalid(field, format!("{field} has no effect with `rows`; remove one of them")));
+        }
+        (None, _, Some(_)) => {
+            return Err(ApiError::invalid("dtype", "dtype has no effect without `rows`; remove it, or say which rows"));
+        }
+        (None, None, None) => Wanted::LogProbs { top: 0, ids: vec![], temperature: 1.0 },
+        (None, Some((_, wanted)), None) => wanted,
+    };
     let prompts = input.encode(&model, "input").await?;
     let total = prompts.iter().map(|prompt| prompt.ids.len()).sum::<usize>();
     let mut sequences = Vec::with_capacity(prompts.len());
@@ -84,22 +97,25 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
     Ok(Json(answer).into_response())
 }
 
-/// `top_k`, `ids` and `temperature`.
-fn log_probs(fields: &mut Fields, model: &Model) -> Result<Wanted, ApiError> {
-    let top: usize = fields.take("top_k")?.unwrap_or(0);
+/// `top_k`, `ids` and `temperature`, with the name of one that is there; `None` when none is.
+fn log_probs(fields: &mut Fields, model: &Model) -> Result<Option<(&'static str, Wanted)>, ApiError> {
+    let top: Option<usize> = fields.take("top_k")?;
+    let ids: Option<Vec<u32>> = fields.take("ids")?;
+    let temperature: Option<f64> = fields.take("temperature")?;
+    let given = [("top_k", top.is_some()), ("ids", ids.is_some()), ("temperature", temperature.is_some())];
+    let Some(&(field, _)) = given.iter().find(|(_, given)| *given) else { return Ok(None) };
+    let (top, ids, temperature) = (top.unwrap_or(0), ids.unwrap_or_default(), temperature.unwrap_or(1.0));
     if top > model.vocab_size() {
         let message = format!("top_k = {top}: must be at most the vocabulary of {}", model.vocab_size());
         return Err(ApiError::invalid("top_k", message));
     }
-    let ids: Vec<u32> = fields.take("ids")?.unwrap_or_default();
     if !ids.is_empty() {
         check_ids(&ids, model, "ids")?;
     }
-    let temperature: f64 = fields.take("temperature")?.unwrap_or(1.0);
     if !(temperature > 0.0 && temperature.is_finite()) {
         return Err(ApiError::invalid("temperature", format!("temperature = {temperature}: must be above 0")));
     }
-    Ok(Wanted::LogProbs { top, ids, temperature })
+    Ok(Some((field, Wanted::LogProbs { top, ids, temperature })))
 }
 
 /// The positions of input `number`, which has `len` tokens; with `rows` the one after the last is one too.
@@ -181,4 +197,44 @@ pub(super) fn fits(tokens: usize, context: usize, field: &'static str) -> Result
         return Ok(());
     }
     Err(ApiError::too_long(format!("{tokens} tokens exceed the model's context of {context}; send fewer")).about(field))
+}
+
+pub(crate) fn describe() -> Operation {
+    let logprob = || number(None, Some(0.0));
+    let first = "`null` for the first token of an input";
+    let pair = || list(count());
+    let one = Members::new()
+        .always("object", one_of(&["score"]), "")
+        .always("index", count(), "The input's place.")
+        .always("tokens", list(token_id()), "Those of the positions.")
+        .always("logprobs", list(nullable(logprob())), &format!("ln p of every token; {first}."))
+        .maybe("positions", pair(), "Where they are, unless it is from the beginning.")
+        .maybe("top_ids", list(nullable(list(token_id()))), &format!("The likeliest tokens in each place; {first}."))
+        .maybe("top_logprobs", list(nullable(list(logprob()))), "Their ln p.")
+        .maybe("tail_logprobs", list(nullable(logprob())), "ln of the mass of all other tokens.")
+        .maybe("id_logprobs", list(nullable(list(logprob()))), "ln p of `ids` in each place.")
+        .closed();
+    let answer = Members::new()
+        .always("object", one_of(&["list"]), "")
+        .always("model", text(), "")
+        .always("system_fingerprint", text(), "MODEL@VERSION of the weights.")
+        .always("data", list(one), "")
+        .always("usage", named("PromptUsage"), "");
+    Operation::new("createScore", "What a model thinks of given tokens")
+        .reads(
+            Members::new()
+                .maybe("model", text(), "The first one when it is left out.")
+                .always("input", describe_input(), "What is scored.")
+                .maybe("positions", any_of([pair(), list(pair())]), "[START, END], or such a pair for each input.")
+                .maybe("top_k", integer(0..), "So many of the likeliest tokens in each place, at most the vocabulary.")
+                .maybe("ids", list(token_id()), "These tokens in each place.")
+                .maybe("temperature", number_above(0.0, None), "Of the distribution.")
+                .maybe("rows", one_of(&rows::KINDS), "Instead of all that the rows themselves, as bytes.")
+                .and(rows::describe_precision()),
+        )
+        .refuses(413, "The body is too long, or the answer would be.")
+        .finds_model()
+        .submits()
+        .answers(answer.closed())
+        .answers_with("application/octet-stream", rows::describe_bytes())
 }

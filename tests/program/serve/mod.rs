@@ -5,6 +5,7 @@ mod client;
 mod completions;
 mod forms;
 mod load;
+mod openapi;
 mod refusals;
 mod remote;
 mod routes;

@@ -145,8 +145,8 @@ fn what_cannot_be_answered_is_refused_by_field() {
     rows(json!({"dtype": "f16"})).refused(400, Some("dtype"), "invalid_parameter");
     rows(json!({"positions": [0, 2]})).refused(400, Some("positions"), "invalid_parameter");
     rows(json!({"input": [1]})).refused(400, Some("input"), "invalid_parameter");
-    rows(json!({"top_k": 1})).refused(400, Some("top_k"), "unknown_parameter");
-    score(&server, &json!({"dtype": "f32"})).refused(400, Some("dtype"), "unknown_parameter");
+    rows(json!({"top_k": 1})).refused(400, Some("top_k"), "invalid_parameter");
+    score(&server, &json!({"dtype": "f32"})).refused(400, Some("dtype"), "invalid_parameter");
     score(&server, &json!({"input": vec![1; 300]})).refused(400, Some("input"), "context_length_exceeded");
     // Three rows of 300 bf16 logits are 1800 bytes.
     rows(json!({"positions": [1, 4]}));

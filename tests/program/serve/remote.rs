@@ -79,13 +79,13 @@ fn rounded_and_truncated_rows_are_near() {
         metrics(&elsewhere, name)
     };
     let (bf16, all, few) =
-        (run("bf16", "teacher.rows=bf16"), run("all", "teacher.top_k=300"), run("few", "teacher.top_k=5"));
+        (run("bf16", "teacher.rows=bf16"), run("all", "teacher.top_k=300"), run("few", "teacher.top_k=200"));
     assert!(apart(&bf16, &exact) > 0.0 && apart(&bf16, &exact) < 5e-3, "{}", apart(&bf16, &exact));
     assert!(apart(&all, &exact) < 2e-4, "{}", apart(&all, &exact));
     // Before anything is trained both see the same student.
     let kl = |lines: &[Line]| [value(&lines[0], "eval/kl"), value(&lines[0], "eval/kl_forward")];
     for (bound, whole) in kl(&few).into_iter().zip(kl(&exact)) {
-        assert!(bound < whole && bound > 0.2 * whole, "{bound} of {whole}");
+        assert!(bound < whole && bound > 0.3 * whole, "{bound} of {whole}");
     }
     assert_eq!(value(&few[0], "eval/agreement"), value(&exact[0], "eval/agreement"));
     assert!((value(&few[0], "eval/teacher_nll") - value(&exact[0], "eval/teacher_nll")).abs() < 1e-5);

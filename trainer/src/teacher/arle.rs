@@ -73,10 +73,6 @@ impl Arle {
         Ok(Self { client, model, info })
     }
 
-    pub(super) fn name(&self) -> &str {
-        self.model.as_deref().unwrap_or_default()
-    }
-
     pub(super) fn context(&self) -> usize {
         self.info.max_model_len
     }

@@ -87,12 +87,12 @@ impl RemoteTeacher {
             Api::Arle => Server::Arle(Arle::connect(client, remote, student)?),
             Api::OpenAi => Server::OpenAi(OpenAi::connect(client, remote, student)?),
         };
-        let (name, what) = match (&server, &remote.rows) {
-            (Server::Arle(arle), Some(rows)) => (arle.name(), rows.to_string()),
-            (Server::Arle(arle), None) => (arle.name(), "log-probabilities".to_owned()),
-            (Server::OpenAi(openai), _) => (openai.name(), "log-probabilities of the student's tokens".to_owned()),
+        let name = match &server {
+            Server::Arle(_) => remote.served_model.as_deref().map_or_else(String::new, |name| format!(" {name}")),
+            Server::OpenAi(openai) => format!(" {}", openai.name()),
         };
-        progress.line(&format!("teacher    {} {name}: {what}", remote.url));
+        let what = remote.rows.map_or_else(|| "log-probabilities of the student's tokens".to_owned(), |rows| rows.to_string());
+        progress.line(&format!("teacher    {}{name}: {what}", remote.url));
         Ok(Self { server, rows: remote.rows, concurrency: remote.concurrency })
     }
 

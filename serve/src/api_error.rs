@@ -73,7 +73,8 @@ impl ApiError {
     }
 
     pub(crate) fn no_training() -> Self {
-        let message = "this server is in no training run (arle-train RECIPE --serve HOST:PORT)";
+        let message = "this server is in no training run (arle-train RECIPE --serve HOST:PORT) and knows of none \
+                       (arle serve --train-control-url URL)";
         Self::request(StatusCode::NOT_FOUND, "train_control_unconfigured", message)
     }
 
@@ -107,6 +108,18 @@ impl ApiError {
 
     pub(crate) fn timeout(seconds: u64) -> Self {
         let message = format!("the request took longer than {seconds} s (--request-timeout)");
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "api_error", Some("timeout"), message)
+    }
+
+    /// The process of the training run cannot be reached.
+    pub(crate) fn no_answer(url: &str, what: &str) -> Self {
+        let message = format!("the training run at {url} does not answer: {what}");
+        Self::new(StatusCode::BAD_GATEWAY, "api_error", Some("train_control_unreachable"), message)
+    }
+
+    /// The process of the training run takes too long.
+    pub(crate) fn slow_answer(url: &str, seconds: u64) -> Self {
+        let message = format!("the training run at {url} did not answer within {seconds} s");
         Self::new(StatusCode::GATEWAY_TIMEOUT, "api_error", Some("timeout"), message)
     }
 

@@ -12,11 +12,14 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use crate::api;
 use crate::api_error::ApiError;
 use crate::app::Shared;
-use crate::{Error, Result, access, request_id};
+use crate::{Error, Result, access, request_id, train_proxy};
 
 /// All routes of a server.
 pub(crate) fn router(app: &Shared) -> Result<Router> {
-    let open = Router::new().route("/health", get(api::health::health)).route("/ready", get(api::health::ready));
+    let open = Router::new()
+        .route("/", get(api::dashboard::page))
+        .route("/health", get(api::health::health))
+        .route("/ready", get(api::health::ready));
     let keyed = Router::new()
         .route("/v1/models", get(api::models::list))
         .route("/v1/models/{*model}", get(api::models::retrieve))
@@ -31,6 +34,7 @@ pub(crate) fn router(app: &Shared) -> Result<Router> {
         .route("/v1/train/events", get(api::train::events))
         .route("/metrics", get(api::stats::metrics))
         .route("/v1/stats", get(api::stats::stats))
+        .route_layer(from_fn_with_state(Arc::clone(app), train_proxy::elsewhere))
         .route_layer(from_fn_with_state(Arc::clone(app), access::require_key));
     let admin = Router::new()
         .route("/v1/load_lora_adapter", post(api::adapters::load))
@@ -39,6 +43,8 @@ pub(crate) fn router(app: &Shared) -> Result<Router> {
         .route("/v1/train/save", post(api::train::save))
         .route("/v1/train/pause", post(api::train::pause))
         .route("/v1/train/resume", post(api::train::resume))
+        .route("/v1/train/lr", post(api::train::lr))
+        .route_layer(from_fn_with_state(Arc::clone(app), train_proxy::elsewhere))
         .route_layer(from_fn_with_state(Arc::clone(app), access::require_admin_key));
     let router = open
         .merge(keyed)

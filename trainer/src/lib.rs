@@ -7,6 +7,7 @@ pub mod control;
 pub mod data;
 pub mod device;
 mod error;
+pub mod eval;
 mod guard;
 pub mod interrupt;
 pub mod loss;

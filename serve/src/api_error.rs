@@ -1,6 +1,7 @@
 //! Errors as clients see them: OpenAI's envelope, always with its four keys.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -118,8 +119,8 @@ impl ApiError {
     }
 
     /// The process of the training run takes too long.
-    pub(crate) fn slow_answer(url: &str, seconds: u64) -> Self {
-        let message = format!("the training run at {url} did not answer within {seconds} s");
+    pub(crate) fn slow_answer(url: &str, patience: Duration) -> Self {
+        let message = format!("the training run at {url} did not answer within {} s", patience.as_secs());
         Self::new(StatusCode::GATEWAY_TIMEOUT, "api_error", Some("timeout"), message)
     }
 

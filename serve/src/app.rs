@@ -76,7 +76,8 @@ impl App {
 
     /// Waits until the server stops.
     pub(crate) async fn draining(&self) {
-        // The sender is `self`.
-        let _open = self.phase.subscribe().wait_for(|phase| *phase == Phase::Draining).await;
+        let mut phases = self.phase.subscribe();
+        // The sender is `self`, so the channel is open.
+        let _open = phases.wait_for(|phase| *phase == Phase::Draining).await;
     }
 }

@@ -78,7 +78,8 @@ impl Server {
         listener.set_nonblocking(true)?;
         let tls = config.tls.as_ref().map(TlsFiles::acceptor).transpose()?;
         let train_proxy = config.train_control_url.as_deref().map(TrainProxy::parse).transpose()?;
-        let app = App { train_proxy, ..App::new(runtime, Models::new(models)?, config) };
+        let mut app = App::new(runtime, Models::new(models)?, config);
+        app.train_proxy = train_proxy;
         Ok(Self { listener, address, tls, app })
     }
 

@@ -68,12 +68,16 @@ impl TrainProxy {
         Ok(Self { url: url.to_owned(), address, base: uri.path().trim_end_matches('/').to_owned() })
     }
 
-    async fn ask(&self, request: Request) -> Result<http::Response<hyper::body::Incoming>, ApiError> {
+    async fn ask(
+        &self,
+        request: Request,
+        patience: Duration,
+    ) -> Result<http::Response<hyper::body::Incoming>, ApiError> {
         let unreachable = |what: &str| ApiError::no_answer(&self.url, what);
         let (head, body) = request.into_parts();
         let body = axum::body::to_bytes(body, MAX_BODY).await.map_err(|_| ApiError::body_too_large(MAX_BODY))?;
-        let stream = timeout(CONNECT, TcpStream::connect(&self.address));
-        let stream = stream.await.map_err(|_| ApiError::slow_answer(&self.url, CONNECT.as_secs()))?;
+        let stream = timeout(patience.min(CONNECT), TcpStream::connect(&self.address));
+        let stream = stream.await.map_err(|_| ApiError::slow_answer(&self.url, patience.min(CONNECT)))?;
         let stream = stream.map_err(|error| unreachable(&error.to_string()))?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(&error.to_string()))?;
@@ -91,13 +95,13 @@ impl TrainProxy {
             .body(Body::from(body))
             .map_err(|error| ApiError::internal(error.to_string()))?;
         copy(&ASKED, &head.headers, request.headers_mut());
-        let answer = timeout(ANSWER, sender.send_request(request)).await;
-        let answer = answer.map_err(|_| ApiError::slow_answer(&self.url, ANSWER.as_secs()))?;
+        let answer = timeout(patience, sender.send_request(request)).await;
+        let answer = answer.map_err(|_| ApiError::slow_answer(&self.url, patience))?;
         answer.map_err(|error| unreachable(&error.to_string()))
     }
 
     async fn forward(&self, app: Shared, request: Request) -> Result<Response, ApiError> {
-        let answer = self.ask(request).await?;
+        let answer = self.ask(request, ANSWER.min(app.config.request_timeout)).await?;
         let (head, body) = answer.into_parts();
         // A stream of events ends when this server stops, even though the run goes on.
         let body = Body::new(body).into_data_stream().take_until(async move { app.draining().await });

@@ -9,7 +9,7 @@ use runtime::request::FinishReason;
 use tokio::time::Instant;
 
 use super::{ModelMetrics, Outcome};
-use crate::telemetry::{KeyValue, Scope, strings};
+use crate::telemetry::{KeyValue, Scope, numbers, strings};
 
 /// Follows the sequences of a request. Dropping it counts those that have not ended as aborted.
 pub(crate) struct Watch {
@@ -125,7 +125,6 @@ impl Watch {
                 child("decode", first, last, vec![KeyValue::new("gen_ai.usage.output_tokens", one.tokens as i64)]);
             }
         }
-        let versions: Vec<i64> = self.versions.iter().map(|&version| version as i64).collect();
         self.scope.set(vec![
             KeyValue::new("gen_ai.response.model", self.model.name.clone()),
             KeyValue::new("gen_ai.request.choice.count", self.copies as i64),
@@ -133,7 +132,7 @@ impl Watch {
             KeyValue::new("gen_ai.usage.output_tokens", generated as i64),
             KeyValue::new("gen_ai.usage.cache_read.input_tokens", self.cached_tokens as i64),
             KeyValue::new("gen_ai.response.finish_reasons", strings(outcomes.iter().map(|outcome| outcome.name()))),
-            KeyValue::new("arle.weights_versions", opentelemetry::Array::I64(versions)),
+            KeyValue::new("arle.weights_versions", numbers(self.versions.iter().copied())),
         ]);
     }
 }

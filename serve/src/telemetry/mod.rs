@@ -14,7 +14,7 @@ use http::{HeaderMap, StatusCode};
 pub use opentelemetry::KeyValue;
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::{Span, SpanKind, Status, TraceContextExt, Tracer, TracerProvider};
-use opentelemetry::{Array, Context, Key};
+use opentelemetry::{Array, Context, Key, Value};
 use opentelemetry_http::HeaderExtractor;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
@@ -112,8 +112,13 @@ impl Traces {
 }
 
 /// A list of texts as an attribute.
-pub(crate) fn strings<'a>(texts: impl Iterator<Item = &'a str>) -> Array {
-    Array::String(texts.map(|text| text.to_owned().into()).collect())
+pub(crate) fn strings<'a>(texts: impl Iterator<Item = &'a str>) -> Value {
+    Value::Array(Array::String(texts.map(|text| text.to_owned().into()).collect()))
+}
+
+/// A list of numbers as an attribute.
+pub(crate) fn numbers(numbers: impl Iterator<Item = u64>) -> Value {
+    Value::Array(Array::I64(numbers.map(|number| number as i64).collect()))
 }
 
 /// The service, from the environment or by its own name.

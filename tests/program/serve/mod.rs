@@ -4,6 +4,8 @@ mod client;
 mod completions;
 mod forms;
 mod load;
+mod operations;
 mod refusals;
 mod routes;
+mod traces;
 mod training;

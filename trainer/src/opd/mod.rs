@@ -238,7 +238,8 @@ impl Run<'_> {
         if self.is_eval_due() {
             self.measure(&mut metrics, &scope)?;
         }
-        scope.set(metrics.named().map(|(name, value)| KeyValue::new(format!("arle.{name}"), value)).collect());
+        let numbers = metrics.named().filter(|(name, _)| *name != "step");
+        scope.set(numbers.map(|(name, value)| KeyValue::new(format!("arle.{name}"), value)).collect());
         self.write(&metrics)?;
         if self.state.non_finite >= MAX_NON_FINITE {
             return Err(Error::NonFinite { step: self.state.step, times: self.state.non_finite });

@@ -22,6 +22,8 @@ const show = (value, unit = "") => {
           .replace(/\.$/, "")) + unit
   );
 };
+// On axes and below curves there is less room.
+const brief = (value) => (Math.abs(value) >= 1e4 ? show(value / 1000, "k") : show(value));
 const time = (seconds) => (seconds == null ? "\u2013" : seconds < 1 ? show(seconds * 1000, " ms") : show(seconds, " s"));
 
 async function ask(path, {method = "GET", body, key = saved("key")} = {}) {
@@ -38,7 +40,7 @@ async function ask(path, {method = "GET", body, key = saved("key")} = {}) {
 const SVG = "http://www.w3.org/2000/svg",
   W = 320,
   H = 130,
-  LEFT = 44,
+  LEFT = 52,
   RIGHT = 6,
   TOP = 8,
   BOTTOM = 18;
@@ -149,11 +151,11 @@ const COLUMNS = [
 ];
 const clock = (ms) => new Date(ms).toLocaleTimeString("en-GB");
 const charts = [
-  [new Chart($("charts"), "Throughput, tokens/s", ["generated", "prompt"], show, clock), ["generated", "prompt"]],
-  [new Chart($("charts"), "KV pages in use, %", ["most used model"], show, clock), ["kv"]],
-  [new Chart($("charts"), "Sequences", ["running", "waiting"], show, clock), ["running", "waiting"]],
-  [new Chart($("charts"), "Time to first token, ms", ["mean of new ones"], show, clock), ["ttft"]],
-  [new Chart($("charts"), "Between two tokens, ms", ["mean of new ones"], show, clock), ["itl"]],
+  [new Chart($("charts"), "Throughput, tokens/s", ["generated", "prompt"], brief, clock), ["generated", "prompt"]],
+  [new Chart($("charts"), "KV pages in use, %", ["most used model"], brief, clock), ["kv"]],
+  [new Chart($("charts"), "Sequences", ["running", "waiting"], brief, clock), ["running", "waiting"]],
+  [new Chart($("charts"), "Time to first token, ms", ["mean of new ones"], brief, clock), ["ttft"]],
+  [new Chart($("charts"), "Between two tokens, ms", ["mean of new ones"], brief, clock), ["itl"]],
 ];
 function serving(stats) {
   const models = stats.arle_num_requests_running.map((one) => one.model_name),
@@ -233,7 +235,7 @@ const RUN = [
   ["Tokens of a completion", ["completions/mean_length"]],
   ["Seconds of a step", ["time/rollout", "time/teacher", "time/train", "time/optim"]],
   ["Training throughput, tokens/s", ["perf/throughput"]],
-].map(([title, names]) => [names, training && new Chart($("runCharts"), title, names, show, step)]);
+].map(([title, names]) => [names, training && new Chart($("runCharts"), title, names, brief, step)]);
 const TELL = {
   run_start: (e) => `run ${e.strings.run_id} begins at step ${e.step}`,
   run_end: (e) => `run ends at step ${e.step}: ${e.strings.status}`,
@@ -323,7 +325,7 @@ async function follow() {
   $("kept").textContent = first > 1 ? "(the newest; older events are not kept)" : "";
   drawSamples();
   $("events").replaceChildren(
-    ...happened.map((one) => {
+    ...(happened.length ? happened : [{at: Date.now(), text: "nothing but steps among the events that are kept"}]).map((one) => {
       const item = make("li");
       item.append(make("span", "quiet", clock(one.at) + "  "), one.text);
       return item;

@@ -10,6 +10,8 @@ use http::header;
 use sha2::{Digest, Sha256};
 
 use crate::app::Shared;
+use crate::openapi::Operation;
+use crate::openapi::schema::text;
 
 const PAGE: &str = include_str!("../dashboard/page.html");
 const STYLE: &str = include_str!("../dashboard/style.css");
@@ -36,4 +38,8 @@ pub(crate) async fn page(State(app): State<Shared>) -> Response {
         (header::CONTENT_SECURITY_POLICY, POLICY.as_str()),
     ];
     (headers, page).into_response()
+}
+
+pub(crate) fn describe() -> Operation {
+    Operation::new("getPage", "A page to look at").answers_with("text/html", text())
 }

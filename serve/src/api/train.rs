@@ -15,6 +15,8 @@ use tokio::sync::watch;
 use crate::api_error::ApiError;
 use crate::app::{App, Shared};
 use crate::fields::Fields;
+use crate::openapi::Operation;
+use crate::openapi::schema::{Members, count, described, exactly, list, named, number_above, text};
 use crate::sse::KEEP_ALIVE;
 use crate::train::{TrainControl, TrainEvent, TrainStatus};
 
@@ -129,4 +131,56 @@ pub(crate) async fn lr(State(app): State<Shared>, mut fields: Fields) -> Result<
     fields.finish()?;
     run.set_lr(lr).map_err(|what| ApiError::invalid("lr", what))?;
     Ok(Json(json!({"lr_requested": lr})))
+}
+
+fn describe(id: &'static str, summary: &'static str) -> Operation {
+    Operation::new(id, summary)
+        .refuses(404, "The server is in no training run and knows of none.")
+        .refuses(502, "The run of --train-control-url is not there.")
+        .refuses(504, "It does not answer.")
+}
+
+pub(crate) fn describe_status() -> Operation {
+    describe("getTrainStatus", "Where the training run is").answers(named("TrainStatus")).defines_type::<TrainStatus>()
+}
+
+pub(crate) fn describe_events() -> Operation {
+    let answer = Members::new()
+        .always("events", list(named("TrainEvent")), "Oldest first, as far as they are kept.")
+        .always("latest_seq", count(), "Number of the newest event.");
+    let words = "Events as they come: `id` is the event's number, `event` its kind, `data` a TrainEvent. `Last-Event-ID` says \
+                 where to go on.";
+    describe("getTrainEvents", "What happened in the training run")
+        .query("after_seq", text(), "What came after this event; what is no number counts as 0.")
+        .answers(answer.closed())
+        .answers_with("text/event-stream", described(text(), words))
+        .defines_type::<TrainEvent>()
+}
+
+/// A request to the run: what is answered says that it was passed on.
+fn describe_request(id: &'static str, summary: &'static str, member: &'static str) -> Operation {
+    describe(id, summary).answers(Members::new().always(member, exactly(true), "").closed())
+}
+
+pub(crate) fn describe_stop() -> Operation {
+    describe_request("stopTraining", "Ends the run at the next step's boundary, with a checkpoint", "stop_requested")
+}
+
+pub(crate) fn describe_save() -> Operation {
+    describe_request("saveTraining", "Writes a checkpoint at the next step's boundary", "save_requested")
+}
+
+pub(crate) fn describe_pause() -> Operation {
+    describe_request("pauseTraining", "Holds the run at the next step's boundary", "pause_requested")
+}
+
+pub(crate) fn describe_lr() -> Operation {
+    let rate = || number_above(0.0, None);
+    describe("setLearningRate", "The rate at the top of the schedule from the next step on")
+        .reads(Members::new().always("lr", rate(), "In the place of `optim.lr`; warm-up and decay go on with it."))
+        .answers(Members::new().always("lr_requested", rate(), "").closed())
+}
+
+pub(crate) fn describe_resume() -> Operation {
+    describe_request("resumeTraining", "Lets it go on", "resume_requested")
 }

@@ -208,7 +208,9 @@ fn another_server_passes_the_control_plane_on() {
     // The run checks the keys.
     server.get("/v1/train/status").refused(401, None, "invalid_api_key");
     let (reader, boss) = (("authorization", "Bearer reader"), ("authorization", "Bearer boss"));
-    let status = server.send("GET", "/v1/train/status", &[reader], "").ok();
+    let status = || server.send("GET", "/v1/train/status", &[reader], "").ok();
+    wait_until("training", || status()["iter"].as_u64() >= Some(3));
+    let status = status();
     assert_eq!((&status["started"], &status["total_iters"]), (&json!(true), &json!(100_000)));
     server.send("POST", "/v1/train/pause", &[reader], "").refused(401, None, "invalid_api_key");
     server.send("POST", "/v1/train/lr", &[boss], "{\"lr\": 0}").refused(400, Some("lr"), "invalid_parameter");

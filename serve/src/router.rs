@@ -22,6 +22,7 @@ pub(crate) fn router(app: &Shared) -> Result<Router> {
         .route("/v1/models/{*model}", get(api::models::retrieve))
         .route("/v1/chat/completions", post(api::chat::create))
         .route("/v1/completions", post(api::completions::create))
+        .route("/v1/responses", post(api::responses::create))
         .route("/v1/embeddings", post(api::embeddings::create))
         .route("/v1/score", post(api::score::create))
         .route("/tokenize", post(api::tokenize::tokenize))

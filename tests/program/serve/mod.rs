@@ -5,5 +5,7 @@ mod completions;
 mod forms;
 mod load;
 mod refusals;
+mod responses;
 mod routes;
+mod thinking;
 mod training;

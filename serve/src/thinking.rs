@@ -9,6 +9,7 @@ use crate::fields::Fields;
 use crate::guide::Budget;
 use crate::layout::Thoughts;
 use crate::models::Model;
+use crate::openapi::schema::{Members, any, integer, map};
 use crate::output::THINK_END;
 
 /// The variable by which templates turn reasoning on and off.
@@ -93,4 +94,13 @@ impl Thinking {
         }
         Ok(Some(Budget { tokens, closing: closing.into(), tokenizer, begun: prompt_thinks }))
     }
+}
+
+/// The fields that [`Thinking::take`] takes.
+pub(crate) fn describe_budget() -> Members {
+    Members::new().maybe("chat_template_kwargs", map(any()), "Variables for the chat template.").maybe(
+        BUDGET,
+        integer(-1..=i128::from(i64::MAX)),
+        "Most tokens of reasoning: then its end is written. -1 is no limit.",
+    )
 }

@@ -4,6 +4,7 @@ mod client;
 mod completions;
 mod forms;
 mod load;
+mod openapi;
 mod refusals;
 mod responses;
 mod routes;

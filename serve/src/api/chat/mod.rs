@@ -1,6 +1,7 @@
 //! `POST /v1/chat/completions`
 
 mod answer;
+mod describe;
 
 use std::sync::Arc;
 
@@ -26,6 +27,7 @@ use crate::sse;
 use crate::thinking::Thinking;
 use crate::tools::Tools;
 use answer::{AboutPrompt, Shape, Stream, whole};
+pub(crate) use describe::describe;
 
 /// Answers a conversation `n` times.
 pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Result<Response, ApiError> {

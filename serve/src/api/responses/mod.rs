@@ -1,5 +1,6 @@
 //! `POST /v1/responses`: the same turn of an assistant as chat's, in OpenAI's newer form. Nothing is stored.
 
+mod describe;
 mod input;
 mod object;
 mod output;
@@ -17,6 +18,7 @@ use crate::app::Shared;
 use crate::fields::Fields;
 use crate::generation::Running;
 use crate::sse;
+pub(crate) use describe::describe;
 use object::Head;
 use output::Output;
 use request::Request;

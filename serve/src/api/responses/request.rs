@@ -23,8 +23,8 @@ use crate::tools::{Given, Tools};
 /// The name of the length of a response.
 const LENGTH: &[&str] = &["max_output_tokens"];
 /// What `include` may ask for: the first is honoured; the others are about items that there are none of here.
-const LOGPROBS: &str = "message.output_text.logprobs";
-const OF_OTHER_ITEMS: &[&str] = &[
+pub(super) const LOGPROBS: &str = "message.output_text.logprobs";
+pub(super) const OF_OTHER_ITEMS: &[&str] = &[
     "file_search_call.results",
     "web_search_call.results",
     "web_search_call.action.sources",

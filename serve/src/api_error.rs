@@ -20,7 +20,7 @@ pub(crate) struct ApiError {
     pub(crate) message: String,
     /// The field that is to blame.
     pub(crate) param: Option<Cow<'static, str>>,
-    code: Option<&'static str>,
+    pub(crate) code: Option<&'static str>,
     /// Seconds.
     pub(crate) retry_after: Option<u64>,
 }
@@ -136,6 +136,12 @@ impl ApiError {
     /// The same error, blamed on another field.
     pub(crate) fn about(self, param: &'static str) -> Self {
         Self { param: Some(param.into()), ..self }
+    }
+
+    /// The same error, about a field of the object that is this field.
+    pub(crate) fn below(mut self, field: &'static str) -> Self {
+        self.param = self.param.map(|param| format!("{field}.{param}").into());
+        self
     }
 
     /// The envelope.

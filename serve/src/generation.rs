@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::admission::Places;
 use crate::api_error::ApiError;
 use crate::app::App;
-use crate::grammar::Grammar;
+use crate::guide::Guide;
 use crate::metrics::Watch;
 use crate::models::Model;
 use crate::telemetry::Scope;
@@ -24,8 +24,8 @@ pub(crate) struct Job {
     pub(crate) prompts: Vec<(Vec<u32>, Option<SamplingParams>)>,
     /// Completions of each prompt.
     pub(crate) copies: usize,
-    /// The form that they must have.
-    pub(crate) grammar: Option<Grammar>,
+    /// What holds each of them.
+    pub(crate) guide: Option<Guide>,
 }
 
 /// A running request: `copies` sequences for each of its prompts, numbered in this order. Dropping it cancels them all.
@@ -95,7 +95,7 @@ impl Running {
                 };
                 let (sender, choice) = (sender.clone(), tickets.len());
                 let sink = move |event| sender.send((choice, Instant::now(), event)).map_err(|_| Closed);
-                let mask = job.grammar.as_ref().map(Grammar::follow);
+                let mask = job.guide.as_ref().map(Guide::follow);
                 let request = GenerateRequest {
                     slot: job.model.slot(),
                     prompt: prompt.clone(),

@@ -94,6 +94,8 @@ pub(crate) struct Conversation {
     pub(crate) variables: Map<String, Value>,
     /// Whether an answer of the assistant begins.
     pub(crate) answer: bool,
+    /// The field that they came from.
+    pub(crate) field: &'static str,
 }
 
 impl Conversation {
@@ -102,10 +104,11 @@ impl Conversation {
         let model = Arc::clone(model);
         let encode = off_loop(move || {
             let template = model.chat_template()?;
-            let text = template.render(&self.messages, self.answer, self.tools.as_ref(), &self.variables)?;
+            let rendered = template.render(&self.messages, self.answer, self.tools.as_ref(), &self.variables);
+            let text = rendered.map_err(|error| ApiError::from(error).about(self.field))?;
             // A template writes the special tokens itself.
             let ids = model.tokenizer()?.encode(&text, false)?;
-            check_ids(&ids, &model, "messages")?;
+            check_ids(&ids, &model, self.field)?;
             Ok(Prompt { ids, text: Some(text) })
         });
         Scope::current().time("tokenize", encode).await
@@ -118,6 +121,11 @@ pub(crate) fn messages(given: Vec<Value>) -> Result<Vec<Message>, ApiError> {
     if given.is_empty() {
         return Err(ApiError::invalid("messages", "`messages` is empty; at least one is needed"));
     }
+    conversation(given)
+}
+
+/// The same for a conversation that may be empty.
+pub(crate) fn conversation(given: Vec<Value>) -> Result<Vec<Message>, ApiError> {
     given.into_iter().enumerate().map(|(index, value)| message(value).map_err(|what| at(index, &what))).collect()
 }
 

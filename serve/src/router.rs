@@ -17,7 +17,9 @@ use crate::{Error, Result, access, request_id, train_proxy};
 /// Every route, with its description.
 pub(crate) fn routes() -> Vec<Route> {
     use Access::{Admin, Key, Open};
-    use api::{adapters, chat, completions, dashboard, embeddings, health, models, score, stats, tokenize, train};
+    use api::{
+        adapters, chat, completions, dashboard, embeddings, health, models, responses, score, stats, tokenize, train,
+    };
     vec![
         Route::get(Open, "/", dashboard::page, dashboard::describe()),
         Route::get(Open, "/health", health::health, health::describe_health()),
@@ -26,6 +28,7 @@ pub(crate) fn routes() -> Vec<Route> {
         Route::get(Key, "/v1/models", models::list, models::describe_list()),
         Route::get(Key, "/v1/models/{*model}", models::retrieve, models::describe_retrieve()),
         Route::post(Key, "/v1/chat/completions", chat::create, chat::describe()),
+        Route::post(Key, "/v1/responses", responses::create, responses::describe()),
         Route::post(Key, "/v1/completions", completions::create, completions::describe()),
         Route::post(Key, "/v1/embeddings", embeddings::create, embeddings::describe()),
         Route::post(Key, "/v1/score", score::create, score::describe()),

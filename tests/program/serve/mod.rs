@@ -7,6 +7,8 @@ mod load;
 mod openapi;
 mod operations;
 mod refusals;
+mod responses;
 mod routes;
+mod thinking;
 mod traces;
 mod training;

@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use runtime::files::ModelFiles;
 use runtime::memory::{Checkpointing, KvSize, KvWish, Workload};
 use runtime::request::{EngineConfig, RuntimeSpec, Slot, SlotSpec};
+use runtime::text::ChatTemplate;
 use serve::{Keys, SamplingDefaults, ServeConfig, ServedModel, Server, Stop, TlsFiles, Traces};
 
 use super::{log, print};
@@ -45,6 +46,9 @@ pub(super) struct ServeArgs {
     /// A second model with the same vocabulary, under a name of its own.
     #[arg(long, value_name = "MODEL")]
     teacher: Option<String>,
+    /// File with the chat template of the model, instead of its own.
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
     /// Where to run: auto, cpu, cuda, cuda:N or portable; auto is cuda:0 where it can be used, else cpu.
     #[arg(long, default_value = "auto")]
     device: Choice,
@@ -162,7 +166,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
     let stop = Stop::default();
     listen_for_signals(stop.clone())?;
     args.device.start(progress)?;
-    let student = opd::open(&args.model, progress)?;
+    let student = args.student(progress)?;
     let teacher = args.teacher.as_ref().map(|source| opd::open(source, progress)).transpose()?;
     if let Some(teacher) = &teacher {
         guard::compare(&student, teacher)?;
@@ -186,6 +190,16 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
 }
 
 impl ServeArgs {
+    /// The model, with the chat template that it is to have.
+    fn student(&self, progress: Progress) -> Result<Arc<ModelFiles>> {
+        let mut student = opd::open(&self.model, progress)?;
+        if let (Some(path), Some(files)) = (&self.chat_template, Arc::get_mut(&mut student)) {
+            let source = std::fs::read_to_string(path).map_err(Error::io(path))?;
+            files.chat_template = Some(ChatTemplate::new(&source, files.tokenizer.as_deref())?);
+        }
+        Ok(student)
+    }
+
     fn models(&self, student: &Arc<ModelFiles>, teacher: Option<Arc<ModelFiles>>) -> Vec<ServedModel> {
         let own = || vec![short_name(&self.model)];
         let names = if self.served_model_name.is_empty() { own() } else { self.served_model_name.clone() };

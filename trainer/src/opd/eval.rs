@@ -22,12 +22,12 @@ use serde_json::{Map, Value, json};
 
 use super::batch::{Completion, Source, split};
 use super::folder::RunFolder;
-use super::graded;
+use super::graded::{self, Asked};
 use super::rollout::{Purpose, generate, params, request};
 use super::setup::Setup;
 use super::step::Sums;
 use crate::loss::HeldOut;
-use crate::metrics::{JsonLines, Metrics};
+use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::prompt::Example;
 use crate::recipe::{Eval, Recipe, Sampling};
@@ -118,11 +118,11 @@ impl<'a> Evaluator<'a> {
         Ok(())
     }
 
-    /// Greedy completions of the sample prompts: written to `file`, and shown.
+    /// Greedy completions of the sample prompts: shown, and returned as the lines of samples.jsonl.
     ///
     /// # Errors
-    /// What the runtime refuses; a file that cannot be written.
-    pub(super) fn show_samples(&self, step: u64, file: &mut JsonLines) -> Result<()> {
+    /// What the runtime refuses.
+    pub(super) fn show_samples(&self, step: u64) -> Result<Vec<Map<String, Value>>> {
         let mut slots = vec![(Slot::Student, "completion")];
         let column = self.setup.encoder.context_column();
         let writes = self.setup.remote.as_ref().is_none_or(RemoteTeacher::writes);
@@ -149,7 +149,7 @@ impl<'a> Evaluator<'a> {
             self.progress.line(&format!("  [teacher] {why}"));
             lines.iter_mut().for_each(|line| _ = line.insert("teacher_skipped".to_owned(), json!(why)));
         }
-        lines.iter().try_for_each(|line| file.write(line))
+        Ok(lines)
     }
 
     /// Texts that follow the sample prompts.
@@ -193,14 +193,14 @@ impl<'a> Evaluator<'a> {
         let mut sums = Sums::default();
         let bar = self.progress.bar("eval", completions.iter().map(Completion::len).sum::<usize>() as u64, "tokens");
         let batches = split(completions, self.recipe.runtime.tokens_per_microbatch);
-        let run = |_, sequences: &[TrainSequence], teacher| {
+        let run = |_, sequences: &[TrainSequence], asked: Asked| {
             let report = self.setup.runtime.forward_backward(TrainRequest {
                 sequences: sequences.to_vec(),
                 loss: Arc::new(HeldOut),
                 normalizer: 1.0,
                 backward: false,
                 dropout_key: 0,
-                teacher,
+                teacher: asked.teacher,
             })?;
             bar.inc(report.tokens as u64);
             sums.add(&report);

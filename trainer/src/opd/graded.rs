@@ -13,8 +13,18 @@ use crate::teacher::RemoteTeacher;
 /// Micro-batches, each of one source.
 pub(super) type Batches = [(Source, Vec<TrainSequence>)];
 
+/// What a micro-batch's teacher said, where it is elsewhere.
+pub(super) struct Asked {
+    /// Its answer.
+    pub(super) teacher: Option<GivenTeacher>,
+    /// When it began to be waited for.
+    pub(super) since: Instant,
+    /// How long.
+    pub(super) seconds: f64,
+}
+
 /// Calls `run` for every micro-batch, in order. Where the teacher is elsewhere it is asked about the next one meanwhile: never
-/// more than that one waits. Returns the seconds that were waited for it.
+/// more than that one waits.
 ///
 /// # Errors
 /// What `run` or the teacher's server refuse; then no further micro-batch is run.
@@ -22,11 +32,11 @@ pub(super) fn each(
     remote: Option<&RemoteTeacher>,
     batches: &Batches,
     needs: impl Fn(Source) -> Needs + Sync,
-    mut run: impl FnMut(Source, &[TrainSequence], Option<GivenTeacher>) -> Result<()>,
-) -> Result<f64> {
+    mut run: impl FnMut(Source, &[TrainSequence], Asked) -> Result<()>,
+) -> Result<()> {
     let Some(remote) = remote else {
-        batches.iter().try_for_each(|(source, sequences)| run(*source, sequences, None))?;
-        return Ok(0.0);
+        let nobody = || Asked { teacher: None, since: Instant::now(), seconds: 0.0 };
+        return batches.iter().try_for_each(|(source, sequences)| run(*source, sequences, nobody()));
     };
     let ask = |(source, sequences): &(Source, Vec<TrainSequence>)| match needs(*source) {
         Needs::Nothing => Ok(None),
@@ -44,13 +54,11 @@ pub(super) fn each(
                 }
             }
         });
-        let mut waited = 0.0;
         for (source, sequences) in batches {
-            let start = Instant::now();
+            let since = Instant::now();
             let answer = answers.recv().expect("the thread answers for every micro-batch, or with an error");
-            waited += start.elapsed().as_secs_f64();
-            run(*source, sequences, answer?)?;
+            run(*source, sequences, Asked { teacher: answer?, since, seconds: since.elapsed().as_secs_f64() })?;
         }
-        Ok(waited)
+        Ok(())
     })
 }

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use autograd::rng;
 use runtime::RuntimeHandle;
 use runtime::request::{GenerateRequest, OptimReport, OptimStep, Slot, TrainReport, TrainRequest, TrainSequence};
 use runtime::train::Loss;
+use serve::{KeyValue, Scope};
 
 use super::batch::{Completion, Source, split};
-use super::graded;
+use super::graded::{self, Asked};
 use super::phases::Phases;
 use super::rollout::{Purpose, generate, params, request};
 use crate::metrics::Metrics;
@@ -72,17 +73,16 @@ impl<'a> Stepper<'a> {
         Self { recipe, runtime, remote, train, progress, on_policy, off_policy }
     }
 
-    /// Step `step` (from 0) of `total` on the given training rows.
+    /// Step `step` (from 0) at learning rate `lr` on the given training rows, within a span.
     ///
     /// # Errors
     /// What the runtime refuses.
-    pub(crate) fn take(&self, step: u64, total: u64, rows: &[usize]) -> Result<Outcome> {
+    pub(crate) fn take(&self, step: u64, lr: f64, rows: &[usize], scope: &Scope) -> Result<Outcome> {
         let start = Instant::now();
-        let mut phases = Phases::default();
+        let mut phases = Phases::within(scope);
         let completions = phases.time("rollout", || self.complete(step, rows))?;
         let seen = Completions::of(&completions);
         let sums = self.forward_backward(step, completions, &mut phases)?;
-        let lr = self.recipe.schedule.at(step, total);
         let optim = OptimStep { lr, adamw: self.recipe.optim.adamw, max_grad_norm: self.recipe.optim.max_grad_norm };
         let report = phases.time("optim", || {
             let report = self.runtime.optim_step(optim)?;
@@ -169,8 +169,8 @@ impl<'a> Stepper<'a> {
         let mut sums = Sums::default();
         let batches = split(completions, self.recipe.runtime.tokens_per_microbatch);
         let bar = self.progress.bar("train", normalizer as u64, "tokens");
-        let mut number = 0;
-        let run = |source, sequences: &[TrainSequence], teacher| {
+        let mut number: u64 = 0;
+        let run = |source, sequences: &[TrainSequence], asked: Asked| {
             let start = Instant::now();
             let report = self.runtime.forward_backward(TrainRequest {
                 sequences: sequences.to_vec(),
@@ -178,17 +178,23 @@ impl<'a> Stepper<'a> {
                 normalizer,
                 backward: true,
                 dropout_key: step << 20 | number,
-                teacher,
+                teacher: asked.teacher,
             })?;
+            let (seconds, resident) = (start.elapsed().as_secs_f64(), report.teacher_seconds);
+            let about =
+                || vec![KeyValue::new("arle.micro_batch", number as i64), KeyValue::new("arle.tokens", report.tokens)];
+            if self.remote.is_some() {
+                phases.add("teacher", asked.since, asked.seconds, about());
+            } else {
+                phases.add("teacher", start, resident, about());
+            }
+            phases.add("train", start + Duration::from_secs_f64(resident), seconds - resident, about());
             number += 1;
-            phases.add("teacher", report.teacher_seconds);
-            phases.add("train", start.elapsed().as_secs_f64() - report.teacher_seconds);
             bar.inc(report.tokens as u64);
             sums.add(&report);
             Ok(())
         };
-        let waited = graded::each(self.remote, &batches, |source| self.loss(source).needs(), run)?;
-        phases.add("teacher", waited);
+        graded::each(self.remote, &batches, |source| self.loss(source).needs(), run)?;
         bar.finish_and_clear();
         Ok(sums)
     }

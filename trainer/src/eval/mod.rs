@@ -8,12 +8,18 @@
 //! compares them.
 
 mod ask;
+mod context;
 pub mod data;
+mod definition;
+mod encode;
+mod grading;
 mod metric;
 mod random;
 mod results;
 mod sample;
+mod shots;
 mod task;
+pub mod tasks;
 
 pub use ask::{Ask, Message, Prompt, Request, Response};
 pub use metric::{Aggregation, Metric, MetricValue};

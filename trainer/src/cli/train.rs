@@ -8,7 +8,7 @@ use serve::{Keys, SamplingDefaults, ServeConfig};
 
 use super::print;
 use crate::data::Rows;
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Interrupt, TRAINING};
 use crate::opd::{self, Options, Resume};
 use crate::recipe::{Override, Recipe};
 use crate::{Error, Result};
@@ -71,8 +71,8 @@ impl TrainArgs {
             Rows::load(&recipe.data)?;
             return print(&recipe.to_toml());
         }
-        let interrupt =
-            Interrupt::listen().map_err(|e| Error::Models { what: format!("Ctrl-C cannot be handled: {e}") })?;
+        let interrupt = Interrupt::listen(&TRAINING)
+            .map_err(|e| Error::Models { what: format!("Ctrl-C cannot be handled: {e}") })?;
         let serve = self.serving()?;
         let (folder, resume) = place(self.resume, self.out, &recipe.name);
         opd::run(&Options { recipe, folder, resume, json: self.json, serve }, &interrupt)

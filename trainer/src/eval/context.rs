@@ -33,12 +33,7 @@ impl Style<'_> {
     ///
     /// # Errors
     /// What the chat template refuses.
-    pub(super) fn requests(
-        &self,
-        description: &str,
-        shots: &[(String, String)],
-        ask: Ask,
-    ) -> Result<Vec<Request>> {
+    pub(super) fn requests(&self, description: &str, shots: &[(String, String)], ask: Ask) -> Result<Vec<Request>> {
         let before = Before { system: joined(self.system.unwrap_or_default(), description), shots };
         // A template puts its own marks before the answer.
         let delimiter = if self.chat.is_some() { "" } else { BEFORE_ANSWER };
@@ -63,7 +58,8 @@ impl Style<'_> {
                 vec![Request::MultipleChoice { pairs: choices.into_iter().map(pair).collect() }]
             }
             Ask::ChooseContext { questions, continuation } => {
-                let pair = |question: &String| Ok((self.text(&before, question)?, format!("{delimiter}{continuation}")));
+                let pair =
+                    |question: &String| Ok((self.text(&before, question)?, format!("{delimiter}{continuation}")));
                 vec![Request::MultipleChoice { pairs: questions.iter().map(pair).collect::<Result<_>>()? }]
             }
             Ask::Rolling { text } => vec![Request::Rolling { text }],
@@ -156,7 +152,8 @@ mod tests {
         let style = Style { chat: Some(Chat::Send), repeats: 2, ..style() };
         let ask = Ask::Generate { question: "q".to_owned(), until: vec!["\n".to_owned()], max_tokens: None };
         let requests = style.requests("", &[], ask).expect("messages");
-        let [_, Request::GenerateUntil { prompt: Prompt::Chat(messages), max_tokens: 9, repeat: 1, .. }] = &requests[..]
+        let [_, Request::GenerateUntil { prompt: Prompt::Chat(messages), max_tokens: 9, repeat: 1, .. }] =
+            &requests[..]
         else {
             panic!("{requests:?}")
         };

@@ -3,7 +3,9 @@
 //! The built-in tasks that need no code of their own are such files (`tasks/*.toml`), so each of them is an example.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
+use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, UndefinedBehavior};
 use regex::Regex;
@@ -149,6 +151,8 @@ pub(super) struct Definition {
     templates: Environment<'static>,
     extract: Vec<Extract>,
     normal: Normal,
+    /// Where its data is; `None` is the folder of the built-in tasks' data.
+    folder: Option<PathBuf>,
 }
 
 const QUESTION: &str = "prompt.question";
@@ -173,7 +177,12 @@ impl Definition {
         let ignore = file.compare.ignore.iter().map(regex).collect::<Result<_>>()?;
         let normal = Normal { ignore, ignore_case: file.compare.ignore_case };
         let templates = templates(&file.prompt).map_err(|e| error(e.to_string()))?;
-        Ok(Self { info: info(&file), file, templates, extract, normal })
+        Ok(Self { info: info(&file), file, templates, extract, normal, folder: None })
+    }
+
+    /// The same, with data in `folder`.
+    pub(super) fn with_data_in(self, folder: &Path) -> Self {
+        Self { folder: Some(folder.to_owned()), ..self }
     }
 
     fn render(&self, template: &str, doc: &Doc) -> Result<String> {
@@ -255,7 +264,7 @@ fn strings(doc: &Doc, field: &str) -> Option<Vec<String>> {
 fn templates(prompt: &PromptRules) -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    environment.set_keep_trailing_newline(true);
+    environment.set_syntax(SyntaxConfig::builder().keep_trailing_newline(true).build().unwrap_or_default());
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.add_template_owned(QUESTION, prompt.question.clone())?;
     environment.add_template_owned(ANSWER, prompt.answer.clone())?;
@@ -328,6 +337,8 @@ impl Task for Definition {
     }
 
     fn load(&self, data: &DataFolder) -> Result<Docs> {
+        let own = self.folder.as_ref().map(|folder| DataFolder::new(folder.clone(), true));
+        let data = own.as_ref().unwrap_or(data);
         let pool = match &self.file.data.few_shot {
             Some(file) => self.rows(data, file)?,
             None => Vec::new(),

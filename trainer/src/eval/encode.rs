@@ -132,11 +132,10 @@ mod tests {
                 .collect()
         };
         assert_eq!(parts(3, 4), [(vec![0], vec![1, 2, 3])]);
-        assert_eq!(parts(9, 4), [
-            (vec![0], vec![1, 2, 3, 4]),
-            (vec![4], vec![5, 6, 7, 8]),
-            (vec![5, 6, 7, 8], vec![9]),
-        ]);
+        assert_eq!(
+            parts(9, 4),
+            [(vec![0], vec![1, 2, 3, 4]), (vec![4], vec![5, 6, 7, 8]), (vec![5, 6, 7, 8], vec![9]),]
+        );
         assert_eq!(parts(0, 4), []);
     }
 }

@@ -49,10 +49,9 @@ impl<'a> Shots<'a> {
                 let drawn = self.random.sample(self.docs.pool.len(), self.count);
                 drawn.into_iter().map(|i| example(&self.docs.pool[i])).collect()
             }
-            FewShot::RandomOthers => others(&self.docs.test, doc, self.count, &mut self.random)
-                .into_iter()
-                .map(example)
-                .collect(),
+            FewShot::RandomOthers => {
+                others(&self.docs.test, doc, self.count, &mut self.random).into_iter().map(example).collect()
+            }
         }
     }
 }
@@ -85,7 +84,8 @@ mod tests {
     fn the_document_itself_is_left_out() {
         let pool = docs(&(0..40).collect::<Vec<_>>());
         let mut random = PythonRandom::new(1234);
-        let numbers = |drawn: Vec<&Doc>| drawn.iter().map(|doc| doc["n"].as_u64().expect("a number")).collect::<Vec<_>>();
+        let numbers =
+            |drawn: Vec<&Doc>| drawn.iter().map(|doc| doc["n"].as_u64().expect("a number")).collect::<Vec<_>>();
         assert_eq!(numbers(others(&pool, &pool[28], 3, &mut random)), GOLDEN[0]);
         assert_eq!(numbers(others(&pool, &pool[0], 3, &mut random)), GOLDEN[1]);
         let twins = docs(&[7, 7, 7, 7, 1, 2]);

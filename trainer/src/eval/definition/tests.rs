@@ -34,7 +34,8 @@ fn a_minimal_definition_is_a_task() {
         token_ids: Vec::new(),
         logprobs: Vec::new(),
     };
-    let score = |answer: &str| task.grade(&doc(), &[text(answer)]).expect("graded").metrics["exact_match,none"].number();
+    let score =
+        |answer: &str| task.grade(&doc(), &[text(answer)]).expect("graded").metrics["exact_match,none"].number();
     assert_eq!([score("Madrid"), score("madrid"), score(" Madrid")], [1.0, 0.0, 0.0]);
 }
 

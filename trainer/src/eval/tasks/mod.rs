@@ -43,6 +43,14 @@ pub fn all() -> Vec<Box<dyn Task>> {
     tasks
 }
 
+/// Names of every built-in task.
+fn names() -> Vec<String> {
+    let defined = DEFINED.iter().map(|(name, _)| (*name).to_owned());
+    let coded = ["wikitext".to_owned()];
+    let subjects = mmlu::GROUPS.iter().flat_map(|(_, subjects)| subjects.iter().map(|s| format!("mmlu_{s}")));
+    defined.chain(coded).chain(subjects).collect()
+}
+
 /// Groups with their members, which are tasks or groups; a group is never before one that it holds.
 #[must_use]
 pub fn groups() -> Vec<(String, Vec<String>)> {
@@ -65,7 +73,8 @@ pub fn find(names: &[String]) -> Result<Vec<Box<dyn Task>>> {
     for name in names {
         if name.ends_with(".toml") {
             let text = fs::read_to_string(name).map_err(Error::io(Path::new(name)))?;
-            let task = Definition::parse(&text, name)?;
+            let folder = Path::new(name).parent().unwrap_or(Path::new(""));
+            let task = Definition::parse(&text, name)?.with_data_in(folder);
             check_new(&task, &found)?;
             found.push(Box::new(task));
             continue;
@@ -84,11 +93,17 @@ pub fn find(names: &[String]) -> Result<Vec<Box<dyn Task>>> {
 fn check_new(task: &Definition, found: &[Box<dyn Task>]) -> Result<()> {
     let name = &task.info().name;
     let groups = groups().into_iter().map(|(group, _)| group);
-    let mut built_in = all().into_iter().map(|task| task.info().name.clone()).chain(groups);
+    let mut built_in = names().into_iter().chain(groups);
     if built_in.any(|taken| taken == *name) || found.iter().any(|task| task.info().name == *name) {
         return Err(Error::value("name", name, "a name that no other task has"));
     }
     Ok(())
+}
+
+/// Whether a group holds a task, itself or in one of its groups.
+#[must_use]
+pub fn holds(group: &str, task: &str) -> bool {
+    members(group).is_some_and(|members| members.iter().any(|member| member == task))
 }
 
 /// Names of the tasks of a group, or of the task itself.
@@ -96,12 +111,11 @@ fn members(name: &str) -> Option<Vec<String>> {
     if let Some((_, members)) = groups().into_iter().find(|(group, _)| group == name) {
         return Some(members.iter().flat_map(|member| self::members(member).unwrap_or_default()).collect());
     }
-    all().iter().any(|task| task.info().name == name).then(|| vec![name.to_owned()])
+    names().iter().any(|known| known == name).then(|| vec![name.to_owned()])
 }
 
 fn unknown(name: &str) -> Error {
-    let names: Vec<String> = all().iter().map(|task| task.info().name.clone()).collect();
-    let names = names.into_iter().chain(groups().into_iter().map(|(group, _)| group));
+    let names = names().into_iter().chain(groups().into_iter().map(|(group, _)| group));
     let nearest = names.max_by(|a, b| strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name)));
     let rule = format!(
         "tasks that `arle eval --list` shows, or paths of .toml files; did you mean `{}`?",

@@ -141,6 +141,5 @@ mod tests {
         assert_eq!(detokenize(text), EXPECTED);
     }
 
-    const EXPECTED: &str =
-        " == Part ==\nThe dogs'1,000 \"big\" (red) bones, it's said. [2] {x} 'a' N\u{b0}C\n";
+    const EXPECTED: &str = " == Part ==\nThe dogs'1,000 \"big\" (red) bones, it's said. [2] {x} 'a' N\u{b0}C\n";
 }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use runtime::sampler::SamplingError;
@@ -147,6 +148,18 @@ impl From<runtime::Error> for ApiError {
             Error::Stopped(_) => Self::unavailable(message),
             _ => Self::internal(message),
         }
+    }
+}
+
+impl From<QueryRejection> for ApiError {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::request(StatusCode::BAD_REQUEST, "invalid_parameter", rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(rejection: PathRejection) -> Self {
+        Self::request(StatusCode::BAD_REQUEST, "invalid_parameter", rejection.body_text())
     }
 }
 

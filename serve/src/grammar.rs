@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::api_error::ApiError;
 use crate::fields::Fields;
 use crate::models::Model;
+use crate::openapi::schema::{Members, Schema, any, any_of, boolean, map, one_of, some, text};
 use crate::prompt::off_loop;
 
 /// A form, as a request asks for it.
@@ -160,4 +161,31 @@ fn make_factory(model: &Model) -> Result<ParserFactory, String> {
         ParserFactory::new(&environment, InferenceCapabilities::default(), &[]).map_err(|e| e.to_string())?;
     factory.quiet();
     Ok(factory)
+}
+
+/// What [`Form::take_structured`] reads: one of four.
+pub(crate) fn describe_structured() -> Schema {
+    let one = |name, schema, words: &str| Members::new().always(name, schema, words).closed();
+    any_of([
+        one("json", describe_schema(), "A JSON schema."),
+        one("regex", text(), ""),
+        one("choice", some(text(), None), ""),
+        one("grammar", text(), "In llguidance's Lark dialect."),
+    ])
+}
+
+/// What [`Form::take`] reads.
+pub(crate) fn describe_format() -> Schema {
+    let kind = |name: &str| Members::new().always("type", one_of(&[name]), "");
+    let schema = Members::new().always("schema", describe_schema(), "").open();
+    any_of([
+        kind("text").open(),
+        kind("json_object").open(),
+        kind("json_schema").always("json_schema", schema, "").open(),
+    ])
+}
+
+/// A JSON schema that refers to itself only.
+fn describe_schema() -> Schema {
+    any_of([map(any()), boolean()])
 }

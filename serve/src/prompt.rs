@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::api_error::ApiError;
 use crate::models::Model;
+use crate::openapi::schema::{Members, Schema, any, any_of, list, map, nullable, one_of, some, text, token_id};
 
 /// `prompt` and `input`: a text, some texts, the ids of one prompt, or of some.
 #[derive(Debug, Deserialize)]
@@ -167,6 +168,28 @@ fn parse_arguments(call: &mut Value) -> Result<(), String> {
         *arguments = parsed;
     }
     Ok(())
+}
+
+/// An [`Input`]. Every prompt has to have at least one token.
+pub(crate) fn describe_input() -> Schema {
+    any_of([text(), some(text(), None), some(token_id(), None), some(some(token_id(), None), None)])
+}
+
+/// What [`messages`] reads; other members are for the chat template.
+pub(crate) fn describe_messages() -> Schema {
+    let part = |kind: &str, member: &'static str| {
+        Members::new().always("type", one_of(&[kind]), "").always(member, text(), "").open()
+    };
+    let content = any_of([text(), list(any_of([part("text", "text"), part("refusal", "refusal")]))]);
+    let arguments = any_of([text(), map(any())]);
+    let function = Members::new().always("arguments", arguments, "JSON as text, or the object itself.").open();
+    let call = Members::new().always("function", function, "").open();
+    let message = Members::new()
+        .always("role", one_of(&["system", "developer", "user", "assistant", "tool"]), "`developer` is `system`.")
+        .maybe("content", nullable(content), "Left out only with `tool_calls`.")
+        .maybe("tool_calls", nullable(list(call)), "")
+        .open();
+    some(message, None)
 }
 
 #[cfg(test)]

@@ -11,6 +11,9 @@ use crate::config::SamplingDefaults;
 use crate::fields::Fields;
 use crate::ids;
 use crate::models::Model;
+use crate::openapi::schema::{
+    Members, any_of, at_most, boolean, count, integer, list, map_from, number, number_above, some_text, token_id,
+};
 
 /// Stop strings of one request.
 const MAX_STOPS: usize = 64;
@@ -132,8 +135,8 @@ fn seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
 fn logit_bias(fields: &mut Fields) -> Result<BTreeMap<u32, f32>, ApiError> {
     let biases: BTreeMap<String, f32> = fields.take("logit_bias")?.unwrap_or_default();
     let parse = |(id, bias): (String, f32)| match id.parse() {
-        Ok(id) => Ok((id, bias)),
-        Err(_) => Err(ApiError::invalid("logit_bias", format!("logit_bias: \"{id}\" is not a token id"))),
+        Ok(number) if id.bytes().all(|byte| byte.is_ascii_digit()) => Ok((number, bias)),
+        _ => Err(ApiError::invalid("logit_bias", format!("logit_bias: \"{id}\" is not a token id"))),
     };
     biases.into_iter().map(parse).collect()
 }
@@ -163,4 +166,29 @@ fn max_tokens(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
         }
         [new, old] => Ok(new.or(old)),
     }
+}
+
+/// The fields that [`Sampling::take`] takes, without the names of the length.
+pub(crate) fn describe() -> Members {
+    let (unit, signed) = (number(Some(0.0), Some(1.0)), || number(Some(-2.0), Some(2.0)));
+    let bias = number(Some(-100.0), Some(100.0));
+    let stop = any_of([some_text(), at_most(MAX_STOPS, some_text())]);
+    Members::new()
+        .maybe("temperature", number(Some(0.0), Some(f32::MAX.into())), "Divisor of the logits; 0 is greedy.")
+        .maybe("top_p", number_above(0.0, Some(1.0)), "Keeps the fewest tokens whose probabilities sum to this.")
+        .maybe(
+            "top_k",
+            integer(-1..=i128::from(i64::MAX)),
+            "Keeps this many of the likeliest tokens; -1 and 0 keep all.",
+        )
+        .maybe("min_p", unit, "Drops tokens less likely than this times the likeliest.")
+        .maybe("repetition_penalty", number_above(0.0, Some(f32::MAX.into())), "Of tokens in prompt or answer.")
+        .maybe("frequency_penalty", signed(), "Times the occurrences in the answer.")
+        .maybe("presence_penalty", signed(), "Of tokens that occur in the answer.")
+        .maybe("logit_bias", map_from("^[0-9]+$", bias), "Added to the logits, by token id.")
+        .maybe("seed", integer(i128::from(i64::MIN)..=u64::MAX.into()), "Key of the random numbers.")
+        .maybe("min_tokens", count(), "No end before so many tokens.")
+        .maybe("stop", stop, "Texts that end the answer and are no part of it.")
+        .maybe("stop_token_ids", list(token_id()), "Ids that end the answer.")
+        .maybe("ignore_eos", boolean(), "The model's end is a token like any other.")
 }

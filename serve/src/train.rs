@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 /// The training run, as the control plane reaches it. Calls come from the event loop and must return at once; what they ask
 /// for happens at the next step's boundary.
@@ -19,7 +20,7 @@ pub trait TrainControl: Send + Sync {
 }
 
 /// Where a run is. Numbers that it does not have (yet) are `null`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
 pub struct TrainStatus {
     /// Steps taken.
     pub iter: u64,
@@ -46,7 +47,7 @@ pub struct TrainStatus {
 }
 
 /// Something that happened in a run.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct TrainEvent {
     /// Its number, from 1.
     pub seq: u64,
@@ -62,8 +63,10 @@ pub struct TrainEvent {
     pub phase: Option<&'static str>,
     /// Its texts.
     #[serde(skip_serializing_if = "Map::is_empty")]
+    #[schema(value_type = Object, required = false)]
     pub strings: Map<String, Value>,
     /// Its numbers; those that are not finite are `null`.
     #[serde(skip_serializing_if = "Map::is_empty")]
+    #[schema(value_type = Object, required = false)]
     pub scalars: Map<String, Value>,
 }

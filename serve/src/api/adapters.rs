@@ -12,6 +12,8 @@ use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;
 use crate::models::{Model, ServedModel};
+use crate::openapi::Operation;
+use crate::openapi::schema::{Members, text};
 use crate::prompt::off_loop;
 
 /// `POST /v1/load_lora_adapter`: the PEFT adapter in the folder `lora_path` of this machine answers as `lora_name`.
@@ -53,4 +55,24 @@ pub(crate) async fn unload(State(app): State<Shared>, mut fields: Fields) -> Res
         Ok(Json(json!({"unloaded": name})))
     })
     .await
+}
+
+fn name() -> Members {
+    Members::new().always("lora_name", text(), "What requests call it.")
+}
+
+pub(crate) fn describe_load() -> Operation {
+    Operation::new("loadAdapter", "A PEFT adapter of this machine answers")
+        .reads(name().always("lora_path", text(), "Its folder."))
+        .refuses(500, "A defect of the server.")
+        .answers(Members::new().always("loaded", text(), "Its name.").closed())
+}
+
+pub(crate) fn describe_unload() -> Operation {
+    Operation::new("unloadAdapter", "An adapter goes")
+        .reads(name())
+        .refuses(404, "There is no adapter of this name.")
+        .refuses(409, "It is in use.")
+        .refuses(500, "A defect of the server.")
+        .answers(Members::new().always("unloaded", text(), "Its name.").closed())
 }

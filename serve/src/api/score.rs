@@ -9,7 +9,9 @@ use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;
 use crate::generation::score;
-use crate::prompt::Input;
+use crate::openapi::Operation;
+use crate::openapi::schema::{Members, count, integer, list, named, nullable, number, one_of, text, token_id};
+use crate::prompt::{Input, describe_input};
 use crate::sampling::MAX_ALTERNATIVES;
 
 /// ln p of every token of `input` but the first, and the `top_k` most likely ones in its place.
@@ -58,4 +60,33 @@ pub(super) fn fits(tokens: usize, context: usize, field: &'static str) -> Result
         return Ok(());
     }
     Err(ApiError::too_long(format!("{tokens} tokens exceed the model's context of {context}; send fewer")).about(field))
+}
+
+pub(crate) fn describe() -> Operation {
+    let list_of_logprobs = || list(list(number(None, Some(0.0))));
+    let first_is_null = "of the first token: `null`";
+    let one = Members::new()
+        .always("object", one_of(&["score"]), "")
+        .always("index", count(), "The input's place.")
+        .always("tokens", list(token_id()), "")
+        .always("logprobs", list(nullable(number(None, Some(0.0)))), &format!("ln p of every token; {first_is_null}."))
+        .maybe("top_ids", list(list(token_id())), "The likeliest tokens in each place, with `top_k`.")
+        .maybe("top_logprobs", list_of_logprobs(), "Their ln p.")
+        .closed();
+    let answer = Members::new()
+        .always("object", one_of(&["list"]), "")
+        .always("model", text(), "")
+        .always("system_fingerprint", text(), "MODEL@VERSION of the weights.")
+        .always("data", list(one), "")
+        .always("usage", named("PromptUsage"), "");
+    Operation::new("createScore", "What a model thinks of given tokens")
+        .reads(
+            Members::new()
+                .maybe("model", text(), "The first one when it is left out.")
+                .always("input", describe_input(), "What is scored.")
+                .maybe("top_k", integer(0..=MAX_ALTERNATIVES as i128), "Alternatives to each token."),
+        )
+        .finds_model()
+        .submits()
+        .answers(answer.closed())
 }

@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
 use crate::app::{App, Shared};
-use crate::train::{TrainControl, TrainStatus};
+use crate::openapi::Operation;
+use crate::openapi::schema::{Members, count, exactly, list, named, text};
+use crate::train::{TrainControl, TrainEvent, TrainStatus};
 
 fn run(app: &App) -> Result<&Arc<dyn TrainControl>, ApiError> {
     app.training.as_ref().ok_or_else(ApiError::no_training)
@@ -49,4 +51,43 @@ pub(crate) async fn pause(State(app): State<Shared>) -> Result<Json<Value>, ApiE
 pub(crate) async fn resume(State(app): State<Shared>) -> Result<Json<Value>, ApiError> {
     run(&app)?.pause(false);
     Ok(Json(json!({"resume_requested": true})))
+}
+
+fn describe(id: &'static str, summary: &'static str) -> Operation {
+    Operation::new(id, summary).refuses(404, "The server is in no training run.")
+}
+
+pub(crate) fn describe_status() -> Operation {
+    describe("getTrainStatus", "Where the training run is").answers(named("TrainStatus")).defines_type::<TrainStatus>()
+}
+
+pub(crate) fn describe_events() -> Operation {
+    let answer = Members::new()
+        .always("events", list(named("TrainEvent")), "Oldest first, as far as they are kept.")
+        .always("latest_seq", count(), "Number of the newest event.");
+    describe("getTrainEvents", "What happened in the training run")
+        .query("after_seq", text(), "What came after this event; what is no number counts as 0.")
+        .answers(answer.closed())
+        .defines_type::<TrainEvent>()
+}
+
+/// A request to the run: what is answered says that it was passed on.
+fn describe_request(id: &'static str, summary: &'static str, member: &'static str) -> Operation {
+    describe(id, summary).answers(Members::new().always(member, exactly(true), "").closed())
+}
+
+pub(crate) fn describe_stop() -> Operation {
+    describe_request("stopTraining", "Ends the run at the next step's boundary, with a checkpoint", "stop_requested")
+}
+
+pub(crate) fn describe_save() -> Operation {
+    describe_request("saveTraining", "Writes a checkpoint at the next step's boundary", "save_requested")
+}
+
+pub(crate) fn describe_pause() -> Operation {
+    describe_request("pauseTraining", "Holds the run at the next step's boundary", "pause_requested")
+}
+
+pub(crate) fn describe_resume() -> Operation {
+    describe_request("resumeTraining", "Lets it go on", "resume_requested")
 }

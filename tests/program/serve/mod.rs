@@ -4,6 +4,7 @@ pub(crate) mod client;
 mod completions;
 mod forms;
 mod load;
+mod openapi;
 mod refusals;
 mod routes;
 mod training;

@@ -1,6 +1,7 @@
 //! `POST /v1/chat/completions`
 
 mod answer;
+mod describe;
 mod tools;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::prompt::{Conversation, Prompt, messages, room};
 use crate::sampling::Sampling;
 use crate::sse;
 use answer::{AboutPrompt, Shape, Stream, whole};
+pub(crate) use describe::describe;
 use tools::Tools;
 
 /// The variable by which templates turn reasoning on and off.

@@ -3,6 +3,7 @@
 mod refusals;
 mod resume;
 mod runs;
+mod training;
 
 use std::fs;
 use std::path::PathBuf;

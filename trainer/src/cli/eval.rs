@@ -273,7 +273,6 @@ impl EvalArgs {
             timeout: self.remote.timeout,
             max_length: self.max_length.unwrap_or(USUAL_CONTEXT),
             truncate: self.left_truncate,
-            chat: self.apply_chat_template,
             sampling,
         })
     }

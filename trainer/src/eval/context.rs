@@ -1,7 +1,7 @@
 //! From a question and its examples to requests: as one text, or as a conversation.
 
 use super::ask::{Ask, Message, Prompt, Request};
-use crate::Result;
+use crate::{Error, Result};
 
 /// How prompts are written.
 pub(super) struct Style<'a> {
@@ -73,11 +73,19 @@ impl Style<'_> {
         }
     }
 
-    /// Text of a prompt; who cannot have it (a server with its own template) does not get here.
+    /// Text of a prompt.
+    ///
+    /// # Errors
+    /// What the template refuses; a server's template, which writes no text for us.
     fn text(&self, before: &Before<'_>, question: &str) -> Result<String> {
         match self.chat {
             Some(Chat::Render(render)) => render(&before.messages(question)),
-            Some(Chat::Send) => unreachable!("log-likelihoods of conversations are refused for servers"),
+            Some(Chat::Send) => {
+                let because = "with --url for tasks that score given texts: a chat route returns no log-probabilities \
+                               of them"
+                    .to_owned();
+                Err(Error::NoEffect { key: "--apply-chat-template".to_owned(), because })
+            }
             None => Ok(before.text(question)),
         }
     }

@@ -48,6 +48,9 @@ pub use sample::{Header, Outcome, Sample, SampleFile, read_samples};
 pub use table::table;
 pub use task::{Doc, Docs, FewShot, Task, TaskInfo};
 
+/// Seed of the few-shot examples unless one is given, lm-evaluation-harness' number.
+pub(crate) const FEW_SHOT_SEED: u64 = 1234;
+
 /// Evaluates a model of this process.
 ///
 /// # Errors

@@ -80,7 +80,7 @@ impl<'a> Benchmarks<'a> {
         };
         let settings = LocalSettings {
             slot,
-            max_length: self.benchmark.max_length,
+            max_length: max_length(self.benchmark, &self.setup.student)?,
             truncate: false,
             sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
             template_variables: Map::new(),
@@ -115,6 +115,23 @@ impl<'a> Benchmarks<'a> {
             repeats: 1,
             think_end: None,
         })
+    }
+}
+
+/// Tokens of prompt and answer together, at most.
+///
+/// # Errors
+/// More than the model's context.
+pub(super) fn max_length(benchmark: &Benchmark, student: &ModelFiles) -> Result<usize> {
+    /// lm-evaluation-harness' number.
+    const USUAL: usize = 2048;
+    let context = student.config.max_position_embeddings;
+    match benchmark.max_length {
+        None => Ok(USUAL.min(context)),
+        Some(length) if length <= context => Ok(length),
+        Some(length) => {
+            Err(Error::value("eval.max_length", length, format!("at most the model's context of {context}")))
+        }
     }
 }
 

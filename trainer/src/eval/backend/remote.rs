@@ -10,10 +10,10 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::Backend;
+use crate::Result;
 use crate::eval::ask::{Message, Prompt, Request, Response};
 use crate::eval::encode::{self, Tail};
 use crate::eval::too_long::{Excess, TooLong};
-use crate::{Error, Result};
 use client::Client;
 
 /// How a server is asked.
@@ -35,8 +35,6 @@ pub(crate) struct RemoteSettings {
     pub(crate) max_length: usize,
     /// Whether prompts that are longer lose their beginning instead of being refused.
     pub(crate) truncate: bool,
-    /// Whether prompts are conversations.
-    pub(crate) chat: bool,
     /// Fields of generation requests: temperature, top_p, seed, ...
     pub(crate) sampling: Map<String, Value>,
 }
@@ -82,12 +80,6 @@ impl Backend for Remote {
     type Work = Vec<Request>;
 
     fn prepare(&self, requests: Vec<Vec<Request>>) -> Result<Vec<Vec<Request>>> {
-        let scored = |request: &Request| !matches!(request, Request::GenerateUntil { .. });
-        if self.settings.chat && requests.iter().flatten().any(scored) {
-            let because =
-                "for tasks that score given texts: a chat route returns no log-probabilities of them".to_owned();
-            return Err(Error::NoEffect { key: "--apply-chat-template".to_owned(), because });
-        }
         Ok(requests)
     }
 

@@ -4,6 +4,7 @@ mod bench;
 mod eval;
 mod generate;
 mod kernels;
+mod log;
 mod model;
 mod score;
 mod serve;

@@ -18,7 +18,8 @@ use crate::{Error, Result, access, request_id, train_proxy};
 pub(crate) fn routes() -> Vec<Route> {
     use Access::{Admin, Key, Open};
     use api::{
-        adapters, chat, completions, dashboard, embeddings, health, models, responses, rows, score, stats, tokenize, train,
+        adapters, chat, completions, dashboard, embeddings, health, models, responses, rows, score, stats, tokenize,
+        train,
     };
     vec![
         Route::get(Open, "/", dashboard::page, dashboard::describe()),

@@ -4,12 +4,10 @@ use autograd::ops::{self, Sequences};
 use autograd::{Index, Tape, Tensor};
 use rayon::prelude::*;
 
+use super::score::CHUNK;
 use super::slot::{SlotEngine, check_ids};
 use crate::request::{GradeRequest, Graded, GradedRows, Grades, Span, Wanted};
 use crate::{Error, Result};
-
-/// Rows whose logits are held at a time.
-const CHUNK: usize = 64;
 
 impl SlotEngine {
     /// Runs all sequences, as many at a time as the model's context has tokens.
@@ -155,6 +153,11 @@ pub(super) struct Row {
 }
 
 impl Asked<'_> {
+    /// The own token alone, of the model's own distribution.
+    pub(super) fn plain() -> Self {
+        Self { top: 0, ids: &[], temperature: 1.0 }
+    }
+
     /// From logits, in double precision.
     pub(super) fn row(&self, z: &[f32], target: u32) -> Row {
         let at = |v: f32| f64::from(v) / self.temperature;

@@ -10,7 +10,7 @@ use crate::request::{EmbedRequest, Pooling, Score, ScoreRequest};
 use crate::{Error, Result};
 
 /// Rows whose logits are held at a time.
-const CHUNK: usize = 64;
+pub(super) const CHUNK: usize = 64;
 
 impl SlotEngine {
     /// ln p of every token given those before it.

@@ -1,7 +1,7 @@
 //! `arle serve` as its clients see it.
 
 mod adapters;
-mod client;
+pub(crate) mod client;
 mod completions;
 mod forms;
 mod load;

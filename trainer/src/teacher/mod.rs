@@ -91,7 +91,8 @@ impl RemoteTeacher {
             Server::Arle(_) => remote.served_model.as_deref().map_or_else(String::new, |name| format!(" {name}")),
             Server::OpenAi(openai) => format!(" {}", openai.name()),
         };
-        let what = remote.rows.map_or_else(|| "log-probabilities of the student's tokens".to_owned(), |rows| rows.to_string());
+        let what =
+            remote.rows.map_or_else(|| "log-probabilities of the student's tokens".to_owned(), |rows| rows.to_string());
         progress.line(&format!("teacher    {}{name}: {what}", remote.url));
         Ok(Self { server, rows: remote.rows, concurrency: remote.concurrency })
     }

@@ -183,7 +183,7 @@ pub(crate) async fn score(app: &App, model: &Model, request: ScoreRequest) -> Re
 
 /// What a model says of positions of given sequences.
 pub(crate) async fn grade(app: &App, model: &Model, request: GradeRequest) -> Result<Graded, ApiError> {
-    ask(app, model, |reply| app.runtime.grade_into(request, reply)).await
+    ask(app, model, "score", |reply| app.runtime.grade_into(request, reply)).await
 }
 
 /// One vector for a text.

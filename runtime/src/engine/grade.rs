@@ -160,10 +160,11 @@ impl Asked<'_> {
 
     /// From logits, in double precision.
     pub(super) fn row(&self, z: &[f32], target: u32) -> Row {
-        let at = |v: f32| f64::from(v) / self.temperature;
-        let max = at(z.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        let log_sum = max + z.iter().map(|&v| (at(v) - max).exp()).sum::<f64>().ln();
-        let logprob = |id: u32| at(z[id as usize]) - log_sum;
+        // At temperature 1 these are the roundings of the sampler, so that both give one token the same number.
+        let max = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = z.iter().map(|&v| (f64::from(v - max) / self.temperature).exp()).sum();
+        let log_sum = f64::from(max) / self.temperature + sum.ln();
+        let logprob = |id: u32| f64::from(z[id as usize]) / self.temperature - log_sum;
         let ids = self.ids.iter().map(|&id| logprob(id)).collect();
         let mut row = Row { logprob: logprob(target), ids, ..Row::default() };
         if self.top > 0 {

@@ -1,5 +1,6 @@
 //! What can be asked of the runtime, and what it answers.
 
+mod grade;
 mod stats;
 
 use std::path::PathBuf;
@@ -9,7 +10,8 @@ use autograd::Device;
 
 use crate::files::ModelFiles;
 use crate::sampler::SamplingParams;
-use crate::train::Loss;
+use crate::train::{GivenTeacher, Loss};
+pub use grade::{GradeRequest, Graded, GradedRows, Grades, Precision, Span, Wanted};
 pub use stats::{GpuStats, RuntimeStats, SlotSnapshot, Snapshot, StepStats};
 
 /// Which of the resident models a request is for.
@@ -295,6 +297,28 @@ pub struct Score {
     pub top: Vec<Vec<(u32, f64)>>,
 }
 
+/// Ask for the log-probabilities of the end of a sequence.
+#[derive(Debug, Clone)]
+pub struct ContinuationRequest {
+    /// Which model.
+    pub slot: Slot,
+    /// The whole sequence.
+    pub tokens: Vec<u32>,
+    /// The first token whose log-probability is asked for, at least 1.
+    pub from: usize,
+}
+
+/// Log-probabilities of the end of a sequence.
+#[derive(Debug, Clone, Default)]
+pub struct Continuation {
+    /// ln p of every token asked for, given all before it.
+    pub logprobs: Vec<f64>,
+    /// Whether none was likelier.
+    pub greedy: Vec<bool>,
+    /// Tokens that came from the prefix cache.
+    pub cached_tokens: usize,
+}
+
 /// Ask for one vector that stands for a text.
 #[derive(Debug, Clone)]
 pub struct EmbedRequest {
@@ -345,6 +369,9 @@ pub struct TrainRequest {
     pub backward: bool,
     /// Keys dropout: the step and micro-batch.
     pub dropout_key: u64,
+    /// What a teacher outside the runtime says of the tokens with a weight; `None` runs the runtime's own where the loss
+    /// needs one.
+    pub teacher: Option<GivenTeacher>,
 }
 
 /// Sums over a micro-batch's weighted tokens, and times.

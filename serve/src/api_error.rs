@@ -1,8 +1,10 @@
 //! Errors as clients see them: OpenAI's envelope, always with its four keys.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use runtime::sampler::SamplingError;
@@ -18,7 +20,7 @@ pub(crate) struct ApiError {
     pub(crate) message: String,
     /// The field that is to blame.
     pub(crate) param: Option<Cow<'static, str>>,
-    code: Option<&'static str>,
+    pub(crate) code: Option<&'static str>,
     /// Seconds.
     pub(crate) retry_after: Option<u64>,
 }
@@ -73,7 +75,8 @@ impl ApiError {
     }
 
     pub(crate) fn no_training() -> Self {
-        let message = "this server is in no training run (arle-train RECIPE --serve HOST:PORT)";
+        let message = "this server is in no training run (arle-train RECIPE --serve HOST:PORT) and knows of none \
+                       (arle serve --train-control-url URL)";
         Self::request(StatusCode::NOT_FOUND, "train_control_unconfigured", message)
     }
 
@@ -95,6 +98,15 @@ impl ApiError {
         Self::request(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", message)
     }
 
+    /// An answer of rows of numbers that would be too long.
+    pub(crate) fn answer_too_large(rows: usize, row: usize, limit: usize) -> Self {
+        let message = format!(
+            "an answer of {rows} rows of {row} bytes exceeds {limit} bytes (--max-score-bytes); ask for fewer positions or \
+             sequences at a time"
+        );
+        Self::request(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", message)
+    }
+
     pub(crate) fn slow_body(seconds: u64) -> Self {
         let message = format!("the body did not arrive within {seconds} s");
         Self::request(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
@@ -110,6 +122,18 @@ impl ApiError {
         Self::new(StatusCode::GATEWAY_TIMEOUT, "api_error", Some("timeout"), message)
     }
 
+    /// The process of the training run cannot be reached.
+    pub(crate) fn no_answer(url: &str, what: &str) -> Self {
+        let message = format!("the training run at {url} does not answer: {what}");
+        Self::new(StatusCode::BAD_GATEWAY, "api_error", Some("train_control_unreachable"), message)
+    }
+
+    /// The process of the training run takes too long.
+    pub(crate) fn slow_answer(url: &str, patience: Duration) -> Self {
+        let message = format!("the training run at {url} did not answer within {} s", patience.as_secs());
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "api_error", Some("timeout"), message)
+    }
+
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "api_error", Some("service_unavailable"), message)
     }
@@ -121,6 +145,12 @@ impl ApiError {
     /// The same error, blamed on another field.
     pub(crate) fn about(self, param: &'static str) -> Self {
         Self { param: Some(param.into()), ..self }
+    }
+
+    /// The same error, about a field of the object that is this field.
+    pub(crate) fn below(mut self, field: &'static str) -> Self {
+        self.param = self.param.map(|param| format!("{field}.{param}").into());
+        self
     }
 
     /// The envelope.
@@ -147,6 +177,18 @@ impl From<runtime::Error> for ApiError {
             Error::Stopped(_) => Self::unavailable(message),
             _ => Self::internal(message),
         }
+    }
+}
+
+impl From<QueryRejection> for ApiError {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::request(StatusCode::BAD_REQUEST, "invalid_parameter", rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(rejection: PathRejection) -> Self {
+        Self::request(StatusCode::BAD_REQUEST, "invalid_parameter", rejection.body_text())
     }
 }
 

@@ -1,9 +1,11 @@
 //! A request's JSON object, read field by field, so that whatever is wrong has a name.
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::api_error::ApiError;
+use crate::openapi::schema::{Members, any};
 
 /// Fields that OpenAI documents and that cannot change an answer here: who asks, how it is billed, stored or cached, and hints
 /// that only make it faster.
@@ -20,7 +22,7 @@ pub(crate) const NO_EFFECT: &[&str] = &[
 ];
 
 /// The fields that nobody has taken yet.
-#[derive(Debug)]
+#[derive(Debug, Default, Deserialize)]
 pub(crate) struct Fields(Map<String, Value>);
 
 impl Fields {
@@ -30,6 +32,14 @@ impl Fields {
             Ok(Value::Object(fields)) => Ok(Self(fields)),
             Ok(_) => Err(ApiError::invalid_json("the body must be a JSON object")),
             Err(error) => Err(ApiError::invalid_json(format!("the body is not JSON: {error}"))),
+        }
+    }
+
+    /// Refuses every field but those that the route's description has.
+    pub(crate) fn check(&self, known: &[&str]) -> Result<(), ApiError> {
+        match self.0.iter().find(|(name, value)| !value.is_null() && !known.contains(&name.as_str())) {
+            None => Ok(()),
+            Some((name, _)) => Err(ApiError::unknown(name.clone())),
         }
     }
 
@@ -70,6 +80,13 @@ impl Fields {
     }
 }
 
+/// The fields of [`NO_EFFECT`].
+pub(crate) fn describe_no_effect() -> Members {
+    NO_EFFECT
+        .iter()
+        .fold(Members::new(), |members, name| members.maybe(name, any(), "Accepted; it cannot change an answer here."))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -89,6 +106,9 @@ mod tests {
         assert_eq!(error.param.as_deref(), Some("model"));
         let error = fields(r#"{"temprature": 1}"#).finish().expect_err("unknown");
         assert_eq!(error.param.as_deref(), Some("temprature"));
+        let body = fields(r#"{"temperature": 1, "new": null, "temprature": 1}"#);
+        assert_eq!(body.check(&["temperature"]).expect_err("unknown").param.as_deref(), Some("temprature"));
+        body.check(&["temperature", "temprature"]).expect("all are known");
         assert!(Fields::parse(b"[1]").is_err() && Fields::parse(b"{\"a\":").is_err());
     }
 

@@ -4,7 +4,8 @@
 //!
 //! # The life of a request
 //! 1. [`Server`] accepts a connection; `request_id` names the request, `access` checks its key, the router picks the endpoint.
-//! 2. An endpoint in `api` reads its body field by field (`fields`): what it does not know or cannot honour is refused by name.
+//! 2. An endpoint in `api` reads its body field by field (`fields`): what its description (`openapi`) does not have or what cannot be
+//!    honoured is refused by name.
 //! 3. `prompt` and `sampling` turn it into token ids and sampler parameters, off the event loop.
 //! 4. `admission` takes a place for every sequence, or answers 429; `generation` submits them.
 //! 5. The device thread hands events to a sink, which never waits; the endpoint turns them into one object or into `sse` chunks.
@@ -16,26 +17,38 @@ mod api;
 mod api_error;
 mod app;
 mod config;
+mod connections;
 mod error;
 mod fields;
 mod generation;
 mod grammar;
+mod guide;
 mod ids;
+mod layout;
 mod logprobs;
 mod metrics;
 mod models;
+mod openapi;
 mod output;
 mod prompt;
+mod reader;
 mod request_id;
 mod router;
 mod sampling;
 mod server;
 mod sse;
+mod telemetry;
+mod thinking;
+mod tls;
+mod tools;
 mod train;
+mod train_proxy;
 
 pub use access::Keys;
 pub use config::{SamplingDefaults, ServeConfig};
 pub use error::{Error, Result};
 pub use models::ServedModel;
 pub use server::{Server, Stop};
-pub use train::{TrainControl, TrainEvent, TrainStatus};
+pub use telemetry::{KeyValue, Scope, Traces};
+pub use tls::TlsFiles;
+pub use train::{Bell, TrainControl, TrainEvent, TrainStatus};

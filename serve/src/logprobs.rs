@@ -6,11 +6,12 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::api_error::ApiError;
+use crate::openapi::schema::{Members, Schema, count, integer, list, map, map_from, nullable, number, text};
 
 /// JSON has no infinity; OpenAI writes this for an impossible token.
 const IMPOSSIBLE: f64 = -9999.0;
 
-fn finite(logprob: f64) -> f64 {
+pub(crate) fn finite(logprob: f64) -> f64 {
     if logprob.is_finite() { logprob } else { IMPOSSIBLE }
 }
 
@@ -104,4 +105,40 @@ pub(crate) fn of_prompt(tokenizer: Option<&Tokenizer>, ids: &[u32], score: &Scor
     };
     let places = ids.iter().zip(&score.logprobs).zip(&score.top);
     places.map(|((&id, &logprob), top)| one(id, logprob, top)).collect()
+}
+
+fn logprob() -> Schema {
+    number(Some(IMPOSSIBLE), None)
+}
+
+/// [`Lists`].
+pub(crate) fn describe_lists() -> Schema {
+    Members::new()
+        .always("tokens", list(text()), "")
+        .always("token_logprobs", list(nullable(logprob())), "ln p; `null` for the first token of a prompt.")
+        .always("top_logprobs", list(nullable(map(logprob()))), "ln p of the likeliest tokens and the token itself.")
+        .always("text_offset", list(count()), "Characters before the token.")
+        .closed()
+}
+
+/// What [`of_prompt`] makes.
+pub(crate) fn describe_prompt() -> Schema {
+    let one = Members::new()
+        .always("logprob", logprob(), "")
+        .always("rank", nullable(integer(1..)), "")
+        .always("decoded_token", nullable(text()), "")
+        .closed();
+    list(nullable(map_from("^[0-9]+$", one)))
+}
+
+/// What [`chat_entry`] makes.
+pub(crate) fn describe_chat_entry() -> Schema {
+    let entry = || {
+        Members::new().always("token", text(), "").always("logprob", logprob(), "").always(
+            "bytes",
+            nullable(list(integer(0..=255))),
+            "",
+        )
+    };
+    entry().always("top_logprobs", list(entry().closed()), "").closed()
 }

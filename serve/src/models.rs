@@ -9,6 +9,7 @@ use runtime::text::{ChatTemplate, Tokenizer};
 use crate::api_error::ApiError;
 use crate::grammar::Grammars;
 use crate::metrics::ModelMetrics;
+use crate::telemetry::{KeyValue, Scope};
 use crate::{Error, Result};
 
 /// One model, or one adapter on a model, under its names.
@@ -109,6 +110,7 @@ impl Models {
     pub(crate) fn find(&self, name: Option<&str>) -> Result<Arc<Model>, ApiError> {
         let models = self.list();
         let Some(name) = name else { return Ok(Arc::clone(&models[0])) };
+        Scope::current().set(vec![KeyValue::new("gen_ai.request.model", name.to_owned())]);
         let found = models.iter().find(|model| model.names().iter().any(|known| known == name));
         found.cloned().ok_or_else(|| {
             let known: Vec<&str> = models.iter().flat_map(|model| model.names()).map(String::as_str).collect();
@@ -130,6 +132,12 @@ impl Models {
         }
         models.push(model);
         Ok(())
+    }
+
+    /// Where the adapter of this name is.
+    pub(crate) fn adapter(&self, name: &str) -> Option<Slot> {
+        let adapters = self.list().into_iter().filter(|model| matches!(model.slot(), Slot::Adapter(_)));
+        adapters.filter(|model| model.name() == name).map(|model| model.slot()).next()
     }
 
     /// Takes the adapter of this name away, so that no new request finds it.

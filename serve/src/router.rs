@@ -2,49 +2,78 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::{Extension, Router};
 use http::{HeaderValue, Method, Uri, header};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::api;
 use crate::api_error::ApiError;
 use crate::app::Shared;
-use crate::{Error, Result, access, request_id};
+use crate::openapi::{self, Access, Document, KeysFor, Route};
+use crate::{Error, Result, access, request_id, train_proxy};
+
+/// Every route, with its description.
+pub(crate) fn routes() -> Vec<Route> {
+    use Access::{Admin, Key, Open};
+    use api::{
+        adapters, chat, completions, dashboard, embeddings, health, models, responses, rows, score, stats, tokenize,
+        train,
+    };
+    vec![
+        Route::get(Open, "/", dashboard::page, dashboard::describe()),
+        Route::get(Open, "/health", health::health, health::describe_health()),
+        Route::get(Open, "/ready", health::ready, health::describe_ready()),
+        Route::get(Open, "/openapi.json", openapi::show, openapi::describe()),
+        Route::get(Key, "/v1/models", models::list, models::describe_list()),
+        Route::get(Key, "/v1/models/{*model}", models::retrieve, models::describe_retrieve()),
+        Route::post(Key, "/v1/chat/completions", chat::create, chat::describe()),
+        Route::post(Key, "/v1/responses", responses::create, responses::describe()),
+        Route::post(Key, "/v1/completions", completions::create, completions::describe()),
+        Route::post(Key, "/v1/embeddings", embeddings::create, embeddings::describe()),
+        Route::post(Key, "/v1/score", score::create, score::describe()),
+        Route::post(Key, "/v1/raw_logits", rows::raw_logits, rows::describe()),
+        Route::post(Key, "/tokenize", tokenize::tokenize, tokenize::describe_tokenize()),
+        Route::post(Key, "/detokenize", tokenize::detokenize, tokenize::describe_detokenize()),
+        Route::get(Key, "/tokenizer_info", tokenize::info, tokenize::describe_info()),
+        Route::get(Key, "/v1/train/status", train::status, train::describe_status()),
+        Route::get(Key, "/v1/train/events", train::events, train::describe_events()),
+        Route::get(Key, "/metrics", stats::metrics, stats::describe_metrics()),
+        Route::get(Key, "/v1/stats", stats::stats, stats::describe_stats()),
+        Route::post(Admin, "/v1/load_lora_adapter", adapters::load, adapters::describe_load()),
+        Route::post(Admin, "/v1/unload_lora_adapter", adapters::unload, adapters::describe_unload()),
+        Route::post(Admin, "/v1/train/stop", train::stop, train::describe_stop()),
+        Route::post(Admin, "/v1/train/save", train::save, train::describe_save()),
+        Route::post(Admin, "/v1/train/pause", train::pause, train::describe_pause()),
+        Route::post(Admin, "/v1/train/resume", train::resume, train::describe_resume()),
+        Route::post(Admin, "/v1/train/lr", train::lr, train::describe_lr()),
+    ]
+}
+
+/// The routes that these may call.
+fn group(routes: &[Route], access: Access) -> Router<Shared> {
+    let routes = routes.iter().filter(|route| route.access == access);
+    routes.fold(Router::new(), |router, route| router.route(route.path, route.code.clone()))
+}
 
 /// All routes of a server.
 pub(crate) fn router(app: &Shared) -> Result<Router> {
-    let open = Router::new().route("/health", get(api::health::health)).route("/ready", get(api::health::ready));
-    let keyed = Router::new()
-        .route("/v1/models", get(api::models::list))
-        .route("/v1/models/{*model}", get(api::models::retrieve))
-        .route("/v1/chat/completions", post(api::chat::create))
-        .route("/v1/completions", post(api::completions::create))
-        .route("/v1/embeddings", post(api::embeddings::create))
-        .route("/v1/score", post(api::score::create))
-        .route("/tokenize", post(api::tokenize::tokenize))
-        .route("/detokenize", post(api::tokenize::detokenize))
-        .route("/tokenizer_info", get(api::tokenize::info))
-        .route("/v1/train/status", get(api::train::status))
-        .route("/v1/train/events", get(api::train::events))
-        .route("/metrics", get(api::stats::metrics))
-        .route("/v1/stats", get(api::stats::stats))
+    let routes = routes();
+    let keys = KeysFor { api: app.config.api_keys.is_some(), admin: app.config.admin_keys.is_some() };
+    let elsewhere = || from_fn_with_state(Arc::clone(app), train_proxy::elsewhere);
+    let keyed = group(&routes, Access::Key)
+        .route_layer(elsewhere())
         .route_layer(from_fn_with_state(Arc::clone(app), access::require_key));
-    let admin = Router::new()
-        .route("/v1/load_lora_adapter", post(api::adapters::load))
-        .route("/v1/unload_lora_adapter", post(api::adapters::unload))
-        .route("/v1/train/stop", post(api::train::stop))
-        .route("/v1/train/save", post(api::train::save))
-        .route("/v1/train/pause", post(api::train::pause))
-        .route("/v1/train/resume", post(api::train::resume))
+    let admin = group(&routes, Access::Admin)
+        .route_layer(elsewhere())
         .route_layer(from_fn_with_state(Arc::clone(app), access::require_admin_key));
-    let router = open
+    let router = group(&routes, Access::Open)
         .merge(keyed)
         .merge(admin)
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
+        .layer(Extension(Document::new(routes, keys)))
         .layer(map_response(no_sniffing))
         .layer(from_fn_with_state(Arc::clone(app), request_id::name));
     let router = match cors(&app.config.cors_origins)? {

@@ -1,4 +1,4 @@
-//! The sampling fields that chat and text completions share.
+//! The sampling fields that chat, text completions and responses share.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,9 @@ use crate::config::SamplingDefaults;
 use crate::fields::Fields;
 use crate::ids;
 use crate::models::Model;
+use crate::openapi::schema::{
+    Members, any_of, at_most, boolean, count, integer, list, map_from, number, number_above, some_text, token_id,
+};
 
 /// Stop strings of one request.
 const MAX_STOPS: usize = 64;
@@ -30,13 +33,21 @@ enum Texts {
 pub(crate) struct Sampling {
     params: SamplingParams,
     max_tokens: Option<usize>,
-    /// Completions of each prompt.
-    pub(crate) n: usize,
+    /// What the request calls it.
+    length_field: &'static str,
 }
 
+/// The names of the length of a completion; the older one comes second.
+pub(crate) const COMPLETION_LENGTH: &[&str] = &["max_completion_tokens", "max_tokens"];
+
 impl Sampling {
-    /// Takes the fields; those that are absent come from `defaults`.
-    pub(crate) fn take(fields: &mut Fields, model: &Model, defaults: SamplingDefaults) -> Result<Self, ApiError> {
+    /// Takes the fields; those that are absent come from `defaults`. `length` has the names of the length.
+    pub(crate) fn take(
+        fields: &mut Fields,
+        model: &Model,
+        defaults: SamplingDefaults,
+        length: &'static [&'static str],
+    ) -> Result<Self, ApiError> {
         let own = match defaults {
             SamplingDefaults::Model => model.files().generation.clone(),
             SamplingDefaults::OpenAi => Default::default(),
@@ -62,11 +73,28 @@ impl Sampling {
             ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
             ..SamplingParams::default()
         };
-        let n = fields.take("n")?.unwrap_or(1);
-        if n == 0 {
-            return Err(ApiError::invalid("n", "n = 0: must be at least 1"));
+        Ok(Self { params, max_tokens: max_tokens(fields, length)?, length_field: length[length.len() - 1] })
+    }
+
+    /// Completions of each prompt.
+    pub(crate) fn copies(fields: &mut Fields) -> Result<usize, ApiError> {
+        match fields.take("n")? {
+            Some(0) => Err(ApiError::invalid("n", "n = 0: must be at least 1")),
+            n => Ok(n.unwrap_or(1)),
         }
-        Ok(Self { params, max_tokens: max_tokens(fields)?, n })
+    }
+
+    pub(crate) fn temperature(&self) -> f32 {
+        self.params.temperature
+    }
+
+    pub(crate) fn top_p(&self) -> f32 {
+        self.params.top_p
+    }
+
+    /// The length that was asked for.
+    pub(crate) fn max_tokens(&self) -> Option<usize> {
+        self.max_tokens
     }
 
     /// Refuses what contradicts an answer of a given form.
@@ -96,9 +124,10 @@ impl Sampling {
             let wanted = self.max_tokens.map_or_else(|| "any".to_owned(), |max| max.to_string());
             return Err(ApiError::too_long(format!(
                 "a prompt of {prompt} tokens leaves room for {room} of the {} that {} holds; {wanted} new ones were asked for: \
-                 shorten the prompt or lower max_tokens",
+                 shorten the prompt or lower {}",
                 prompt + room,
                 model.name(),
+                self.length_field,
             )));
         }
         // What is wrong is wrong for no token, too.
@@ -132,8 +161,8 @@ fn seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
 fn logit_bias(fields: &mut Fields) -> Result<BTreeMap<u32, f32>, ApiError> {
     let biases: BTreeMap<String, f32> = fields.take("logit_bias")?.unwrap_or_default();
     let parse = |(id, bias): (String, f32)| match id.parse() {
-        Ok(id) => Ok((id, bias)),
-        Err(_) => Err(ApiError::invalid("logit_bias", format!("logit_bias: \"{id}\" is not a token id"))),
+        Ok(number) if id.bytes().all(|byte| byte.is_ascii_digit()) => Ok((number, bias)),
+        _ => Err(ApiError::invalid("logit_bias", format!("logit_bias: \"{id}\" is not a token id"))),
     };
     biases.into_iter().map(parse).collect()
 }
@@ -153,14 +182,43 @@ fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     Ok(stops)
 }
 
-/// Two names of one number.
-fn max_tokens(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
-    let [new, old] = [fields.take("max_completion_tokens")?, fields.take::<usize>("max_tokens")?];
-    match [new, old] {
-        [Some(new), Some(old)] if new != old => {
-            let message = format!("max_completion_tokens = {new} contradicts max_tokens = {old}; send one of them");
-            Err(ApiError::invalid("max_completion_tokens", message))
+/// One number, whichever of its names it has.
+fn max_tokens(fields: &mut Fields, names: &'static [&'static str]) -> Result<Option<usize>, ApiError> {
+    let mut found: Option<(&'static str, usize)> = None;
+    for name in names {
+        let Some(value) = fields.take::<usize>(name)? else { continue };
+        match found {
+            Some((other, first)) if first != value => {
+                let message = format!("{other} = {first} contradicts {name} = {value}; send one of them");
+                return Err(ApiError::invalid(other, message));
+            }
+            _ => found = Some((name, value)),
         }
-        [new, old] => Ok(new.or(old)),
     }
+    Ok(found.map(|(_, value)| value))
+}
+
+/// The fields that [`Sampling::take`] takes, without the names of the length.
+pub(crate) fn describe() -> Members {
+    let (unit, signed) = (number(Some(0.0), Some(1.0)), || number(Some(-2.0), Some(2.0)));
+    let bias = number(Some(-100.0), Some(100.0));
+    let stop = any_of([some_text(), at_most(MAX_STOPS, some_text())]);
+    Members::new()
+        .maybe("temperature", number(Some(0.0), Some(f32::MAX.into())), "Divisor of the logits; 0 is greedy.")
+        .maybe("top_p", number_above(0.0, Some(1.0)), "Keeps the fewest tokens whose probabilities sum to this.")
+        .maybe(
+            "top_k",
+            integer(-1..=i128::from(i64::MAX)),
+            "Keeps this many of the likeliest tokens; -1 and 0 keep all.",
+        )
+        .maybe("min_p", unit, "Drops tokens less likely than this times the likeliest.")
+        .maybe("repetition_penalty", number_above(0.0, Some(f32::MAX.into())), "Of tokens in prompt or answer.")
+        .maybe("frequency_penalty", signed(), "Times the occurrences in the answer.")
+        .maybe("presence_penalty", signed(), "Of tokens that occur in the answer.")
+        .maybe("logit_bias", map_from("^[0-9]+$", bias), "Added to the logits, by token id.")
+        .maybe("seed", integer(i128::from(i64::MIN)..=u64::MAX.into()), "Key of the random numbers.")
+        .maybe("min_tokens", count(), "No end before so many tokens.")
+        .maybe("stop", stop, "Texts that end the answer and are no part of it.")
+        .maybe("stop_token_ids", list(token_id()), "Ids that end the answer.")
+        .maybe("ignore_eos", boolean(), "The model's end is a token like any other.")
 }

@@ -118,6 +118,27 @@ pub enum Error {
         /// The last complete step.
         step: u64,
     },
+    /// Ctrl-C during an evaluation.
+    #[error(
+        "interrupted after {done} of {of} samples; {}",
+        if *kept { "the same command goes on from there" } else { "without --out they are lost" }
+    )]
+    EvaluationInterrupted {
+        /// Samples that are graded.
+        done: usize,
+        /// Samples of the whole evaluation.
+        of: usize,
+        /// Whether they are written.
+        kept: bool,
+    },
+    /// A server refused, failed or did not answer as it should.
+    #[error("{url}: {what}")]
+    Server {
+        /// What was called.
+        url: String,
+        /// What it said.
+        what: String,
+    },
     /// A file could not be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -125,6 +146,27 @@ pub enum Error {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// A teacher elsewhere refused, or said what it was not asked.
+    #[error("teacher {url}: {what}")]
+    Teacher {
+        /// Its server.
+        url: String,
+        /// What it said.
+        what: String,
+    },
+    /// A teacher elsewhere did not answer, however often it was asked.
+    #[error(
+        "teacher {url} gave no answer in {tries} tries: {what}; nothing of the step that asked it was done. Start it again, or \
+         raise `teacher.retries` or `teacher.timeout_s`"
+    )]
+    TeacherLost {
+        /// What was asked.
+        url: String,
+        /// How the last try ended: a status with its message, or what became of the connection.
+        what: String,
+        /// Tries.
+        tries: u32,
     },
     /// The runtime refused or failed.
     #[error(transparent)]
@@ -144,9 +186,10 @@ impl Error {
             | Self::Value { .. }
             | Self::NoEffect { .. }
             | Self::Missing { .. } => 2,
-            Self::Interrupted { .. } => 130,
+            Self::Interrupted { .. } | Self::EvaluationInterrupted { .. } => 130,
             Self::Stopped { source, .. } => source.exit_code(),
             Self::Runtime(error) if error.is_device_lost() => 3,
+            Self::TeacherLost { .. } => 4,
             _ => 1,
         }
     }

@@ -5,7 +5,9 @@
 
 mod adapters;
 mod card;
+mod continuation;
 mod generation;
+mod grade;
 mod lost;
 mod score;
 mod slot;
@@ -128,7 +130,7 @@ impl Engine {
         if let Some(lost) = &self.lost {
             return lost::refuse(work, lost);
         }
-        if !matches!(work, Work::Generate(..) | Work::Cancel(..) | Work::Stats(_)) {
+        if !matches!(work, Work::Generate(..) | Work::Continuation(..) | Work::Cancel(..) | Work::Stats(_)) {
             self.slots().for_each(SlotEngine::drain);
             self.look_at_errors();
         }
@@ -138,6 +140,10 @@ impl Engine {
                 // A receiver that is gone asked for nothing any more; the same below.
                 Err(e) => drop(events.send(crate::request::GenerateEvent::Failed(e))),
             },
+            Work::Continuation(id, request, reply) => match self.slot(request.slot) {
+                Ok(slot) => slot.submit_scoring(id, request, reply),
+                Err(e) => drop(reply.send(Err(e))),
+            },
             Work::Cancel(slot, id) => {
                 if let Ok(slot) = self.slot(slot) {
                     slot.cancel(id);
@@ -146,6 +152,10 @@ impl Engine {
             Work::Score(request, reply) => {
                 let score = self.slot(request.slot).and_then(|slot| slot.score(&request));
                 self.reply(&reply, score.map_err(|e| e.asked_as(Entry::Activations)));
+            }
+            Work::Grade(request, reply) => {
+                let graded = self.slot(request.slot).and_then(|slot| slot.grade(&request));
+                self.reply(&reply, graded.map_err(|e| e.asked_as(Entry::Activations)));
             }
             Work::Embed(request, reply) => {
                 let vector = self.slot(request.slot).and_then(|slot| slot.embed(&request));
@@ -174,6 +184,10 @@ impl Engine {
             Work::AddAdapter(folder, reply) => {
                 let slot = self.add_adapter(folder);
                 self.reply(&reply, slot.map_err(|e| e.asked_as(Entry::Kv)));
+            }
+            Work::ReplaceAdapter(slot, folder, reply) => {
+                let version = self.replace_adapter(slot, folder);
+                self.reply(&reply, version.map_err(|e| e.asked_as(Entry::Weights)));
             }
             Work::RemoveAdapter(slot, reply) => {
                 let removed = self.remove_adapter(slot);

@@ -10,6 +10,7 @@ use http::header;
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;
+use crate::openapi::Known;
 
 /// A body that arrives more slowly is not waited for.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -19,6 +20,9 @@ impl FromRequest<Shared> for Fields {
 
     async fn from_request(request: Request, app: &Shared) -> Result<Self, ApiError> {
         let limit = app.config.max_body_bytes;
+        let Some(Known(known)) = request.extensions().get::<Known>().cloned() else {
+            return Err(ApiError::internal("the description of this route has no body (Operation::reads)"));
+        };
         // Whoever announces too much is told before it is sent.
         let announced =
             request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
@@ -26,7 +30,9 @@ impl FromRequest<Shared> for Fields {
             return Err(ApiError::body_too_large(limit));
         }
         let reading = tokio::time::timeout(TIMEOUT, read(request.into_body(), limit)).await;
-        Self::parse(&reading.map_err(|_| ApiError::slow_body(TIMEOUT.as_secs()))??)
+        let fields = Self::parse(&reading.map_err(|_| ApiError::slow_body(TIMEOUT.as_secs()))??)?;
+        fields.check(&known)?;
+        Ok(fields)
     }
 }
 

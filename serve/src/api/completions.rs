@@ -9,17 +9,25 @@ use runtime::request::{Score, ScoreRequest};
 use runtime::text::Tokenizer;
 use serde_json::{Value, json};
 
-use super::envelope::{Envelope, Streaming, Usage, token_ids, versions};
+use super::envelope::{
+    Envelope, Streaming, Usage, define_shared, describe_chunk_usage, describe_finish, describe_object,
+    describe_streaming, describe_versions, token_ids, versions,
+};
 use super::score::{alternatives, fits};
 use crate::api_error::ApiError;
 use crate::app::{App, Shared};
-use crate::fields::{Fields, NO_EFFECT};
+use crate::fields::{Fields, NO_EFFECT, describe_no_effect};
 use crate::generation::{Event, Finished, Job, Running, score};
-use crate::grammar::Form;
-use crate::logprobs::{Lists, of_prompt};
+use crate::grammar::{Form, describe_structured};
+use crate::guide::Guide;
+use crate::logprobs::{self, Lists, of_prompt};
 use crate::models::Model;
-use crate::prompt::{Input, Prompt, room};
-use crate::sampling::Sampling;
+use crate::openapi::Operation;
+use crate::openapi::schema::{
+    Members, Schema, boolean, count, exactly, integer, list, named, nullable, text, token_id,
+};
+use crate::prompt::{Input, Prompt, describe_input, room};
+use crate::sampling::{self, COMPLETION_LENGTH, MAX_ALTERNATIVES, Sampling};
 use crate::sse::{self, Chunks, Encoder};
 
 const KIND: &str = "text_completion";
@@ -46,9 +54,10 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
     let name: Option<String> = fields.take("model")?;
     let model = app.models.find(name.as_deref())?;
     let input: Input = fields.need("prompt")?;
-    let mut sampling = Sampling::take(&mut fields, &model, app.config.sampling_defaults)?;
+    let mut sampling = Sampling::take(&mut fields, &model, app.config.sampling_defaults, COMPLETION_LENGTH)?;
+    let n = Sampling::copies(&mut fields)?;
     let streaming = Streaming::take(&mut fields)?;
-    let best_of = best_of(&mut fields, sampling.n, streaming.is_some())?;
+    let best_of = best_of(&mut fields, n, streaming.is_some())?;
     let shape = Shape::take(&mut fields, &model)?;
     let form = Form::take_structured(&mut fields)?;
     fields.only("suffix", &[json!("")], "text after the completion needs a model trained for it")?;
@@ -67,12 +76,13 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         None => None,
         Some(form) => {
             sampling.check_form()?;
-            Some(model.grammars.compile(form, &model, "structured_outputs").await?)
+            Some(model.grammars.compile(vec![form.grammar()], &model, "structured_outputs").await?)
         }
     };
     let prompts = shape.score(&app, &model, prompts).await?;
     let envelope = Envelope::new("cmpl-", &app, &model, name);
-    let running = Running::start(&app, Job { model, prompts: wanted, copies: best_of, grammar })?;
+    let running =
+        Running::start(&app, Job { model, prompts: wanted, copies: best_of, guide: Guide::new(grammar, None) })?;
     match streaming {
         Some(streaming) => {
             let stream = Stream::new(envelope, streaming, shape, prompts, running.count())?;
@@ -80,7 +90,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         }
         None => {
             let finished = running.collect().await?;
-            Ok(Json(whole(envelope, &shape, &prompts, finished, [best_of, sampling.n])?).into_response())
+            Ok(Json(whole(envelope, &shape, &prompts, finished, [best_of, n])?).into_response())
         }
     }
 }
@@ -309,4 +319,46 @@ impl Encoder for Stream {
     fn end(&mut self, chunks: &mut Chunks) {
         chunks.extend(self.streaming.last(self.envelope.object(KIND, json!([])), self.usage));
     }
+}
+
+pub(crate) fn describe() -> Operation {
+    let form = describe_structured();
+    let body = Members::new()
+        .maybe("model", text(), "The first one when it is left out.")
+        .always("prompt", describe_input(), "What is continued.")
+        .maybe("n", integer(1..), "Completions of each prompt.")
+        .maybe("best_of", integer(1..), "Completions that the likeliest `n` are chosen from; not with `stream`.")
+        .maybe("max_tokens", count(), "16 when it is left out; prompt and completion must fit the context.")
+        .maybe("max_completion_tokens", count(), "Another name of `max_tokens`.")
+        .and(sampling::describe())
+        .and(describe_streaming())
+        .maybe("echo", boolean(), "The prompt is part of the text.")
+        .maybe("logprobs", integer(0..=MAX_ALTERNATIVES as i128), "Alternatives to each token.")
+        .maybe("prompt_logprobs", integer(0..=MAX_ALTERNATIVES as i128), "Alternatives to each token of the prompt.")
+        .maybe("return_token_ids", boolean(), "Token ids of prompt and completion.")
+        .maybe("structured_outputs", form, "The completion has this form.")
+        .maybe("suffix", exactly(""), "Only the empty one.")
+        .and(describe_no_effect());
+    let choice = |finish: Schema| {
+        Members::new()
+            .always("index", count(), "")
+            .always("text", text(), "")
+            .always("logprobs", nullable(named("CompletionLogprobs")), "")
+            .always("finish_reason", finish, "")
+            .maybe("token_ids", list(token_id()), "")
+            .maybe("prompt_token_ids", list(token_id()), "")
+            .maybe("prompt_logprobs", named("PromptLogprobs"), "")
+    };
+    let whole = choice(describe_finish()).always("weights_versions", describe_versions(), "").closed();
+    let answer = describe_object(KIND, whole).always("usage", named("Usage"), "");
+    let chunk = describe_object(KIND, choice(nullable(describe_finish())).closed());
+    let chunk = chunk.maybe("usage", describe_chunk_usage(), "");
+    define_shared(Operation::new("createCompletion", "Continues texts"))
+        .reads(body)
+        .finds_model()
+        .submits()
+        .answers(answer.closed())
+        .streams("CompletionChunk", chunk.closed())
+        .defines("CompletionLogprobs", logprobs::describe_lists())
+        .defines("PromptLogprobs", logprobs::describe_prompt())
 }

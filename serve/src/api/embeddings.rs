@@ -11,10 +11,12 @@ use serde_json::{Value, json};
 use super::score::fits;
 use crate::api_error::ApiError;
 use crate::app::Shared;
-use crate::fields::{Fields, NO_EFFECT};
+use crate::fields::{Fields, NO_EFFECT, describe_no_effect};
 use crate::generation::embed;
 use crate::models::Model;
-use crate::prompt::Input;
+use crate::openapi::Operation;
+use crate::openapi::schema::{Members, any_of, count, integer, list, named, number, one_of, text};
+use crate::prompt::{Input, describe_input};
 
 #[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
@@ -89,4 +91,31 @@ fn encode(vector: &[f32], encoding: Encoding) -> Value {
             json!(BASE64_STANDARD.encode(bytes))
         }
     }
+}
+
+pub(crate) fn describe() -> Operation {
+    let vector = any_of([list(number(Some(-1.0), Some(1.0))), text()]);
+    let one = Members::new()
+        .always("object", one_of(&["embedding"]), "")
+        .always("index", count(), "The input's place.")
+        .always("embedding", vector, "Numbers, or base64 of little-endian f32; of length 1.")
+        .closed();
+    let answer = Members::new()
+        .always("object", one_of(&["list"]), "")
+        .always("model", text(), "")
+        .always("data", list(one), "")
+        .always("usage", named("PromptUsage"), "");
+    Operation::new("createEmbedding", "A unit vector for each input")
+        .reads(
+            Members::new()
+                .maybe("model", text(), "The first one when it is left out.")
+                .always("input", describe_input(), "What is embedded.")
+                .maybe("encoding_format", one_of(&["float", "base64"]), "")
+                .maybe("pooling", one_of(&["last", "mean"]), "Which hidden states make the vector.")
+                .maybe("dimensions", integer(1..), "The first so many numbers, at most the model's width.")
+                .and(describe_no_effect()),
+        )
+        .finds_model()
+        .submits()
+        .answers(answer.closed())
 }

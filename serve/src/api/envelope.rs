@@ -11,13 +11,15 @@ use crate::app::App;
 use crate::fields::Fields;
 use crate::ids;
 use crate::models::Model;
+use crate::openapi::Operation;
+use crate::openapi::schema::{Members, Schema, boolean, count, integer, list, named, nullable, one_of, text};
 
 /// The constant part of an answer.
 pub(super) struct Envelope {
-    id: String,
-    created: u64,
+    pub(super) id: String,
+    pub(super) created: u64,
     /// The name that the request used.
-    name: String,
+    pub(super) name: String,
     model: Arc<Model>,
     /// Version of the weights of the newest token.
     version: u64,
@@ -39,6 +41,11 @@ impl Envelope {
         self.version = version;
     }
 
+    /// The model with the weights of the newest token.
+    pub(super) fn fingerprint(&self) -> String {
+        self.model.fingerprint(self.version)
+    }
+
     /// The object of this kind with these choices.
     pub(super) fn object(&self, kind: &str, choices: Value) -> Value {
         json!({
@@ -46,7 +53,7 @@ impl Envelope {
             "object": kind,
             "created": self.created,
             "model": self.name,
-            "system_fingerprint": self.model.fingerprint(self.version),
+            "system_fingerprint": self.fingerprint(),
             "choices": choices,
         })
     }
@@ -140,4 +147,56 @@ impl Streaming {
             chunk
         })
     }
+}
+
+/// The fields that [`Streaming::take`] takes.
+pub(super) fn describe_streaming() -> Members {
+    let options = Members::new()
+        .maybe("include_usage", boolean(), "A last chunk with the token counts.")
+        .maybe("continuous_usage_stats", boolean(), "Token counts in every chunk; needs `include_usage`.")
+        .maybe("include_obfuscation", boolean(), "Accepted; it changes no result.");
+    Members::new().maybe("stream", boolean(), "The answer as server-sent events.").maybe(
+        "stream_options",
+        options.sent(),
+        "Needs `stream`.",
+    )
+}
+
+/// [`Envelope::object`] of this kind.
+pub(super) fn describe_object(kind: &str, choice: Schema) -> Members {
+    Members::new()
+        .always("id", text(), "")
+        .always("object", one_of(&[kind]), "")
+        .always("created", count(), "Seconds since 1970.")
+        .always("model", text(), "The name that the request used.")
+        .always("system_fingerprint", text(), "MODEL@VERSION of the weights.")
+        .always("choices", list(choice), "")
+}
+
+/// Why a completion has ended.
+pub(super) fn describe_finish() -> Schema {
+    one_of(&["stop", "length", "tool_calls", "cancelled"])
+}
+
+/// The member that says which weights computed a completion.
+pub(super) fn describe_versions() -> Schema {
+    list(integer(0..))
+}
+
+/// Adds the schemas that answers of models share.
+pub(super) fn define_shared(operation: Operation) -> Operation {
+    let details = |name| Members::new().always(name, count(), "").closed();
+    let usage = Members::new()
+        .always("prompt_tokens", count(), "")
+        .always("completion_tokens", count(), "")
+        .always("total_tokens", count(), "")
+        .always("prompt_tokens_details", details("cached_tokens"), "Found in the prefix cache.")
+        .always("completion_tokens_details", details("reasoning_tokens"), "");
+    let prompt = Members::new().always("prompt_tokens", count(), "").always("total_tokens", count(), "");
+    operation.defines("Usage", usage.closed()).defines("PromptUsage", prompt.closed())
+}
+
+/// The token counts of a chunk: absent, `null` or there, as `stream_options` has it.
+pub(super) fn describe_chunk_usage() -> Schema {
+    nullable(named("Usage"))
 }

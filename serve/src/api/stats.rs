@@ -8,6 +8,8 @@ use serde_json::Value;
 
 use crate::app::Shared;
 use crate::metrics;
+use crate::openapi::Operation;
+use crate::openapi::schema::{any_of, described, list, map, null, number, text};
 
 /// `GET /metrics`: Prometheus' text.
 pub(crate) async fn metrics(State(app): State<Shared>) -> Response {
@@ -18,4 +20,17 @@ pub(crate) async fn metrics(State(app): State<Shared>) -> Response {
 /// `GET /v1/stats`: the same as JSON.
 pub(crate) async fn stats(State(app): State<Shared>) -> Json<Value> {
     Json(metrics::json(&metrics::families(&app)))
+}
+
+pub(crate) fn describe_metrics() -> Operation {
+    Operation::new("getMetrics", "Counters for Prometheus").answers_with("text/plain", text())
+}
+
+pub(crate) fn describe_stats() -> Operation {
+    let sample = map(any_of([number(None, None), text(), null()]));
+    let samples = described(
+        list(sample),
+        "One for each set of labels: `value`, or a histogram's `count`, `sum`, `mean`, `p50`, `p95`.",
+    );
+    Operation::new("getStats", "The same counters as JSON, by name").answers(map(samples))
 }

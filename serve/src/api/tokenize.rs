@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -11,7 +12,9 @@ use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;
 use crate::logprobs::spelling;
-use crate::prompt::{Conversation, Prompt, check_ids, messages, off_loop};
+use crate::openapi::Operation;
+use crate::openapi::schema::{Members, any, boolean, count, list, map, nullable, text, token_id};
+use crate::prompt::{Conversation, Prompt, check_ids, describe_messages, messages, off_loop};
 
 /// `POST /tokenize`: ids of `prompt`, or of `messages` as the chat template writes them.
 pub(crate) async fn tokenize(State(app): State<Shared>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
@@ -30,6 +33,7 @@ pub(crate) async fn tokenize(State(app): State<Shared>, mut fields: Fields) -> R
                 tools: fields.take("tools")?,
                 variables: fields.take("chat_template_kwargs")?.unwrap_or_default(),
                 answer: fields.take("add_generation_prompt")?.unwrap_or(true),
+                field: "messages",
             };
             fields.finish()?;
             conversation.encode(&model).await?
@@ -66,8 +70,12 @@ pub(crate) struct Which {
     model: Option<String>,
 }
 
-/// `GET /tokenizer_info`: the special tokens and the chat template.
-pub(crate) async fn info(State(app): State<Shared>, Query(which): Query<Which>) -> Result<Json<Value>, ApiError> {
+/// `GET /tokenizer_info`: the special tokens and the chat template, and what a remote student compares with its own.
+pub(crate) async fn info(
+    State(app): State<Shared>,
+    which: Result<Query<Which>, QueryRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let Query(which) = which?;
     let model = app.models.find(which.model.as_deref())?;
     let tokenizer = model.tokenizer()?;
     let mut answer: Map<String, Value> = tokenizer.named_tokens();
@@ -80,7 +88,63 @@ pub(crate) async fn info(State(app): State<Shared>, Query(which): Query<Which>) 
     answer.entry("pad_token").or_insert_with(|| json!(eos));
     answer.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
     answer.insert("fingerprint".into(), json!(tokenizer.fingerprint()));
+    answer.insert("model_vocab_size".into(), json!(model.vocab_size()));
+    answer.insert("eos_token_ids".into(), json!(model.files().config.eos_token_ids));
+    answer.insert("max_model_len".into(), json!(model.context()));
+    answer.insert("max_score_bytes".into(), json!(app.config.max_score_bytes));
     answer
         .insert("chat_template".into(), json!(model.files().chat_template.as_ref().map(|template| template.source())));
     Ok(Json(Value::Object(answer)))
+}
+
+fn model() -> Members {
+    Members::new().maybe("model", text(), "The first one when it is left out.")
+}
+
+pub(crate) fn describe_tokenize() -> Operation {
+    let answer = Members::new()
+        .always("count", count(), "")
+        .always("max_model_len", count(), "Tokens that the model can see at once.")
+        .always("tokens", list(token_id()), "")
+        .maybe("token_strs", list(text()), "With `return_token_strs`.")
+        .maybe("rendered", text(), "What the chat template made of `messages`.");
+    Operation::new("tokenize", "Token ids of a text, or of a conversation")
+        .reads(
+            model()
+                .maybe("prompt", text(), "Either this or `messages`.")
+                .maybe("add_special_tokens", boolean(), "Of a `prompt`: as the tokenizer does by itself.")
+                .maybe("messages", describe_messages(), "Either this or `prompt`.")
+                .maybe("tools", any(), "Of `messages`: for the chat template.")
+                .maybe("chat_template_kwargs", map(any()), "Of `messages`: variables for the chat template.")
+                .maybe("add_generation_prompt", boolean(), "Of `messages`: whether an answer begins.")
+                .maybe("return_token_strs", boolean(), "The tokens as texts, too."),
+        )
+        .finds_model()
+        .answers(answer.closed())
+}
+
+pub(crate) fn describe_detokenize() -> Operation {
+    Operation::new("detokenize", "The text of token ids")
+        .reads(model().always("tokens", list(token_id()), ""))
+        .finds_model()
+        .answers(Members::new().always("prompt", text(), "").closed())
+}
+
+pub(crate) fn describe_info() -> Operation {
+    let answer = Members::new()
+        .always("eos_token", nullable(text()), "")
+        .always("bos_token", nullable(text()), "")
+        .always("pad_token", nullable(text()), "`eos_token` where there is none.")
+        .always("vocab_size", count(), "")
+        .always("fingerprint", text(), "Equal for tokenizers that map equal texts to equal ids.")
+        .always("model_vocab_size", count(), "Logits of a row; more than `vocab_size` where the embedding is padded.")
+        .always("eos_token_ids", list(token_id()), "Tokens that end a text.")
+        .always("max_model_len", count(), "Tokens that the model can see at once.")
+        .always("max_score_bytes", count(), "Longest answer of /v1/score and /v1/raw_logits.")
+        .always("chat_template", nullable(text()), "Jinja.");
+    Operation::new("getTokenizerInfo", "Special tokens and chat template")
+        .query("model", text(), "The first one when it is left out.")
+        .refuses(400, "A parameter is unknown, or the model has no tokenizer.")
+        .finds_model()
+        .answers(answer.open())
 }

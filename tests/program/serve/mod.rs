@@ -1,9 +1,17 @@
 //! `arle serve` as its clients see it.
 
-mod client;
+mod adapters;
+pub(crate) mod client;
 mod completions;
 mod forms;
 mod load;
+mod openapi;
+mod operations;
 mod refusals;
+mod remote;
+mod responses;
 mod routes;
+mod score;
+mod thinking;
+mod traces;
 mod training;

@@ -6,6 +6,7 @@ use clap::Args;
 use runtime::memory::{KvWish, Workload};
 use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec};
 use serde_json::{Map, Value, json};
+use serve::Scope;
 
 use super::{BenchArgs, Report, prompt};
 use crate::memory::Purpose;
@@ -71,14 +72,15 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
             shown: String::new(),
         })
         .collect();
-    let stepper = Stepper::new(&recipe, &runtime, &rows, progress);
+    let stepper = Stepper::new(&recipe, &runtime, None, &rows, progress);
     let mut outcomes = Vec::with_capacity(args.opd.steps);
     for step in 0..total {
         if step == args.opd.warmup {
             memory::count_peak_from_now(recipe.runtime.device.device);
         }
         let rows: Vec<usize> = (step * per_step..(step + 1) * per_step).collect();
-        let outcome = stepper.take(step as u64, total as u64, &rows)?;
+        let outcome =
+            stepper.take(step as u64, recipe.schedule.at(step as u64, total as u64), &rows, &Scope::default())?;
         progress.line(&step_line(step, &outcome.metrics));
         if step >= args.opd.warmup {
             outcomes.push(outcome);
@@ -102,6 +104,7 @@ fn workload(args: &BenchArgs, recipe: &Recipe) -> Workload {
         longest_scored: 0,
         micro_batch: recipe.runtime.tokens_per_microbatch.min(recipe.sequences_per_step() * longest),
         checkpointing: recipe.runtime.gradient_checkpointing,
+        given_bytes: 0,
     }
 }
 

@@ -1,0 +1,96 @@
+//! The document says what the server does.
+
+use serde_json::{Map, Value, json};
+
+use super::client::Server;
+
+fn document(server: &Server) -> Value {
+    server.get("/openapi.json").ok()
+}
+
+/// Paths with their descriptions; a name in a path is one that is there.
+fn routes(document: &Value) -> impl Iterator<Item = (String, &Map<String, Value>)> {
+    let paths = document["paths"].as_object().expect("paths");
+    paths.iter().map(|(path, item)| (path.replace("{model}", "tiny-chat"), item.as_object().expect("methods")))
+}
+
+/// A value that a schema allows.
+fn sample(schema: &Value) -> Value {
+    if let Some(values) = schema["enum"].as_array() {
+        return values[0].clone();
+    }
+    if let Some(schemas) = schema["anyOf"].as_array() {
+        return sample(&schemas[0]);
+    }
+    let kind = schema["type"].as_str().or_else(|| schema["type"][0].as_str());
+    match kind {
+        Some("string") => json!("a"),
+        Some("boolean") => json!(false),
+        Some("integer") => json!(schema["minimum"].as_i64().unwrap_or(0).max(1)),
+        Some("number") => json!(1.0),
+        Some("array") => json!([sample(&schema["items"])]),
+        Some("object") => {
+            let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            required.map(|name| (name.to_owned(), sample(&schema["properties"][name]))).collect()
+        }
+        _ => Value::Null,
+    }
+}
+
+#[test]
+fn routes_take_the_documented_methods_and_no_others() {
+    let server = Server::tiny(&[]);
+    let document = document(&server);
+    for (path, methods) in routes(&document) {
+        for method in ["GET", "POST", "PUT", "DELETE", "PATCH"] {
+            let answer = server.send(method, &path, &[], "{}");
+            if methods.contains_key(&method.to_ascii_lowercase()) {
+                assert_ne!(answer.status, 405, "{method} {path}");
+                assert!(!answer.body.contains("route_not_found"), "{method} {path}: {answer:?}");
+            } else {
+                answer.refused(405, None, "method_not_allowed");
+                let allowed = methods.keys().all(|name| answer.headers["allow"].contains(&name.to_ascii_uppercase()));
+                assert!(allowed, "{method} {path}: {:?}", answer.headers);
+            }
+        }
+    }
+}
+
+#[test]
+fn bodies_have_the_documented_fields_and_no_others() {
+    let server = Server::tiny(&[]);
+    let document = document(&server);
+    let mut bodies = 0;
+    for (path, methods) in routes(&document) {
+        let schema =
+            &methods.values().next().expect("a method")["requestBody"]["content"]["application/json"]["schema"];
+        let Some(fields) = schema["properties"].as_object() else { continue };
+        bodies += 1;
+        for (name, field) in fields {
+            let mut body = sample(schema);
+            body[name] = sample(field);
+            // Some are refused for what they mean together; none is unknown.
+            let answer = server.post(&path, &body);
+            assert!(!answer.body.contains("unknown_parameter"), "{path} {name}: {answer:?}");
+            assert!(answer.status < 500, "{path} {name}: {answer:?}");
+        }
+        let mut body = sample(schema);
+        body["temprature"] = json!(1);
+        server.post(&path, &body).refused(400, Some("temprature"), "unknown_parameter");
+    }
+    assert!(bodies >= 8);
+}
+
+#[test]
+fn keys_are_documented_where_there_are_some() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("keys");
+    std::fs::write(&file, "alpha\n").expect("written");
+    let open = document(&Server::tiny(&[]));
+    let keyed = document(&Server::tiny(&["--api-key-file", &file.display().to_string()]));
+    let security = |document: &Value, path: &str| document["paths"][path]["get"]["security"].clone();
+    assert_eq!(security(&open, "/v1/models"), Value::Null);
+    assert_eq!(security(&keyed, "/v1/models"), json!([{"apiKey": []}]));
+    assert_eq!(security(&keyed, "/health"), Value::Null);
+    assert_eq!(keyed["components"]["securitySchemes"]["apiKey"]["scheme"], "bearer");
+}

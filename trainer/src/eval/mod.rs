@@ -9,10 +9,13 @@
 
 mod ask;
 pub mod data;
+pub mod grade;
 mod metric;
 mod random;
 mod results;
 mod sample;
+pub mod sandbox;
+pub mod stats;
 mod task;
 
 pub use ask::{Ask, Message, Prompt, Request, Response};

@@ -12,6 +12,7 @@ use super::model::ModelArgs;
 use super::{print, print_json};
 use crate::device::Choice;
 use crate::eval::data::DataFolder;
+use crate::eval::sandbox::Isolation;
 use crate::eval::{self, LocalSettings, Options, RemoteSettings, Results, tasks};
 use crate::interrupt::{Interrupt, Words};
 use crate::progress::Progress;
@@ -104,6 +105,9 @@ pub(super) struct EvalArgs {
     /// Answers to each question; metrics are means over them.
     #[arg(long, default_value_t = 1, value_name = "N")]
     repeats: usize,
+    /// Run generated programs (humaneval) without isolation, on a machine on which they may do anything.
+    #[arg(long)]
+    allow_unsandboxed_code: bool,
     /// Write results.json and samples here, and go on from what is there.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -232,7 +236,8 @@ impl EvalArgs {
     }
 
     fn options(&self) -> Result<Options> {
-        let tasks = tasks::find(&self.tasks)?;
+        let isolation = if self.allow_unsandboxed_code { Isolation::None } else { Isolation::Namespaces };
+        let tasks = tasks::find(&self.tasks, tasks::Programs { isolation, answers: self.repeats })?;
         let needs_data = self.tasks.iter().any(|name| !name.ends_with(".toml"));
         if self.data.is_none() && needs_data {
             let why = "the folder with the tasks' data (README, evaluation data); nothing is downloaded".to_owned();

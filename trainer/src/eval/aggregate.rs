@@ -29,7 +29,8 @@ pub(super) fn over_repeats(task: &dyn Task, doc: &Doc, responses: &[Response]) -
         let mean = Aggregation::Mean.of(&values);
         let answers = values.len();
         // Of one question's answers, the mean of `pass@1` says how many are right.
-        let several = key.strip_prefix("pass@").and_then(|rest| rest.split(',').next()?.parse().ok());
+        let several =
+            key.strip_prefix("pass@").and_then(|rest| rest.split(',').next()?.parse().ok()).filter(|&k| k > 1);
         let right = (mean * answers as f64).round() as usize;
         let unbiased = several.and_then(|k| stats::pass_at_k(answers, right, k));
         *value = MetricValue::Number(unbiased.unwrap_or(mean));

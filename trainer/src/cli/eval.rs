@@ -1,6 +1,6 @@
 //! `arle eval`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
 use runtime::memory::KvSize;
@@ -13,7 +13,7 @@ use super::{print, print_json};
 use crate::device::Choice;
 use crate::eval::data::DataFolder;
 use crate::eval::sandbox::Isolation;
-use crate::eval::{self, LocalSettings, Options, RemoteSettings, Results, tasks};
+use crate::eval::{self, LocalSettings, Options, RemoteSettings, Results, compare, tasks};
 use crate::interrupt::{Interrupt, Words};
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -111,7 +111,7 @@ pub(super) struct EvalArgs {
     /// Write results.json and samples here, and go on from what is there.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Print results.json on stdout instead of the table.
+    /// Print results.json, or the comparison, as JSON on stdout instead of a table.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -175,8 +175,8 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
     if args.list {
         return print(&eval::list());
     }
-    if args.compare.is_some() {
-        return compare(&args);
+    if let Some([a, b]) = args.compare.as_deref() {
+        return show_comparison(a, b, args.json);
     }
     args.check()?;
     let progress = Progress::new(args.json);
@@ -202,9 +202,9 @@ fn show(results: &Results) -> Result<()> {
     print(&format!("{}{note}", eval::table(results)))
 }
 
-fn compare(args: &EvalArgs) -> Result<()> {
-    let Some([_a, _b]) = args.compare.as_deref() else { unreachable!("clap wants two") };
-    Err(Error::Models { what: "--compare is not there yet".to_owned() })
+fn show_comparison(a: &Path, b: &Path, as_json: bool) -> Result<()> {
+    let rows = compare::compare(a, b)?;
+    if as_json { print_json(&compare::json(&rows)) } else { print(&compare::text(&rows)) }
 }
 
 impl EvalArgs {

@@ -10,6 +10,7 @@
 mod aggregate;
 mod ask;
 mod backend;
+pub mod compare;
 mod context;
 pub mod data;
 mod definition;

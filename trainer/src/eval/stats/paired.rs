@@ -76,7 +76,7 @@ impl Comparison {
     #[must_use]
     pub fn within_noise(&self, level: f64) -> bool {
         // Also where p is not a number.
-        !(self.p <= 1.0 - level)
+        self.p.is_nan() || self.p > 1.0 - level
     }
 }
 

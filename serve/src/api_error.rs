@@ -1,6 +1,7 @@
 //! Errors as clients see them: OpenAI's envelope, always with its four keys.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -74,7 +75,8 @@ impl ApiError {
     }
 
     pub(crate) fn no_training() -> Self {
-        let message = "this server is in no training run (arle-train RECIPE --serve HOST:PORT)";
+        let message = "this server is in no training run (arle-train RECIPE --serve HOST:PORT) and knows of none \
+                       (arle serve --train-control-url URL)";
         Self::request(StatusCode::NOT_FOUND, "train_control_unconfigured", message)
     }
 
@@ -108,6 +110,18 @@ impl ApiError {
 
     pub(crate) fn timeout(seconds: u64) -> Self {
         let message = format!("the request took longer than {seconds} s (--request-timeout)");
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "api_error", Some("timeout"), message)
+    }
+
+    /// The process of the training run cannot be reached.
+    pub(crate) fn no_answer(url: &str, what: &str) -> Self {
+        let message = format!("the training run at {url} does not answer: {what}");
+        Self::new(StatusCode::BAD_GATEWAY, "api_error", Some("train_control_unreachable"), message)
+    }
+
+    /// The process of the training run takes too long.
+    pub(crate) fn slow_answer(url: &str, patience: Duration) -> Self {
+        let message = format!("the training run at {url} did not answer within {} s", patience.as_secs());
         Self::new(StatusCode::GATEWAY_TIMEOUT, "api_error", Some("timeout"), message)
     }
 

@@ -15,6 +15,7 @@ use crate::app::App;
 use crate::guide::Guide;
 use crate::metrics::Watch;
 use crate::models::Model;
+use crate::telemetry::Scope;
 
 /// What a request wants to be generated.
 pub(crate) struct Job {
@@ -130,7 +131,7 @@ impl Running {
         };
         Some(match event {
             GenerateEvent::Token(token) => {
-                self.watch.token(choice, at);
+                self.watch.token(choice, at, token.version);
                 Ok((choice, Event::Token(token)))
             }
             GenerateEvent::Done { reason, text, cached_tokens, queue_seconds } => {
@@ -143,9 +144,14 @@ impl Running {
         })
     }
 
+    /// What lines of the log about this request are under.
+    pub(crate) fn span(&self) -> &tracing::Span {
+        self.watch.span()
+    }
+
     /// One failed sequence fails the request.
     fn fail(&mut self, error: ApiError) -> ApiError {
-        self.watch.failed();
+        self.watch.failed(&error.message);
         self.open = 0;
         self.tickets.iter_mut().for_each(|ticket| *ticket = None);
         error
@@ -170,18 +176,19 @@ impl Running {
 
 /// Log-probabilities of given tokens.
 pub(crate) async fn score(app: &App, model: &Model, request: ScoreRequest) -> Result<Score, ApiError> {
-    ask(app, model, |reply| app.runtime.score_into(request, reply)).await
+    ask(app, model, "score", |reply| app.runtime.score_into(request, reply)).await
 }
 
 /// One vector for a text.
 pub(crate) async fn embed(app: &App, model: &Model, request: EmbedRequest) -> Result<Vec<f32>, ApiError> {
-    ask(app, model, |reply| app.runtime.embed_into(request, reply)).await
+    ask(app, model, "embed", |reply| app.runtime.embed_into(request, reply)).await
 }
 
 /// Submits what has one answer, and waits for it in one place.
 async fn ask<T: Send + 'static>(
     app: &App,
     model: &Model,
+    name: &'static str,
     submit: impl FnOnce(Sink<runtime::Result<T>>) -> runtime::Result<()>,
 ) -> Result<T, ApiError> {
     let _places = app.admission.enter(1, model.metrics.usual_seconds())?;
@@ -194,7 +201,7 @@ async fn ask<T: Send + 'static>(
     };
     submit(Sink::new(reply))?;
     let timeout = app.config.request_timeout;
-    match tokio::time::timeout(timeout, answer).await {
+    match Scope::current().time(name, tokio::time::timeout(timeout, answer)).await {
         Err(_) => Err(ApiError::timeout(timeout.as_secs())),
         Ok(Err(_)) => Err(ApiError::unavailable("the device thread has ended; the server's log says why")),
         Ok(Ok(answer)) => Ok(answer?),

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::api_error::ApiError;
 use crate::models::Model;
 use crate::openapi::schema::{Members, Schema, any, any_of, list, map, nullable, one_of, some, text, token_id};
+use crate::telemetry::Scope;
 
 /// `prompt` and `input`: a text, some texts, the ids of one prompt, or of some.
 #[derive(Debug, Deserialize)]
@@ -39,7 +40,7 @@ impl Input {
     /// All prompts as token ids; `field` is the name of the input.
     pub(crate) async fn encode(self, model: &Arc<Model>, field: &'static str) -> Result<Vec<Prompt>, ApiError> {
         let model = Arc::clone(model);
-        off_loop(move || self.encode_now(&model, field)).await
+        Scope::current().time("tokenize", off_loop(move || self.encode_now(&model, field))).await
     }
 
     fn encode_now(self, model: &Model, field: &'static str) -> Result<Vec<Prompt>, ApiError> {
@@ -101,7 +102,7 @@ impl Conversation {
     /// The text that the model continues, and its ids.
     pub(crate) async fn encode(self, model: &Arc<Model>) -> Result<Prompt, ApiError> {
         let model = Arc::clone(model);
-        off_loop(move || {
+        let encode = off_loop(move || {
             let template = model.chat_template()?;
             let rendered = template.render(&self.messages, self.answer, self.tools.as_ref(), &self.variables);
             let text = rendered.map_err(|error| ApiError::from(error).about(self.field))?;
@@ -109,8 +110,8 @@ impl Conversation {
             let ids = model.tokenizer()?.encode(&text, false)?;
             check_ids(&ids, &model, self.field)?;
             Ok(Prompt { ids, text: Some(text) })
-        })
-        .await
+        });
+        Scope::current().time("tokenize", encode).await
     }
 }
 

@@ -13,7 +13,7 @@ use crate::api_error::ApiError;
 use crate::generation::{Event, Running};
 
 /// Silence after which a comment keeps the connection alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Chunks to be sent.
 pub(crate) type Chunks = VecDeque<Value>;
@@ -66,7 +66,7 @@ impl<E: Encoder> Stream<E> {
                 }
             };
             if let Err(error) = outcome {
-                tracing::warn!("a stream ended early: {}", error.message);
+                self.running.span().in_scope(|| tracing::warn!("a stream ended early: {}", error.message));
                 self.encoder.fail(&error, &mut self.chunks);
                 self.ended = true;
             }

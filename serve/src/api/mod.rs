@@ -4,6 +4,7 @@ pub(crate) mod adapters;
 mod body;
 pub(crate) mod chat;
 pub(crate) mod completions;
+pub(crate) mod dashboard;
 pub(crate) mod embeddings;
 mod envelope;
 pub(crate) mod health;

@@ -23,6 +23,9 @@ pub struct TrainerState {
     pub optimizer_step: u64,
     /// Training rows used: the data cursor.
     pub rows_seen: u64,
+    /// The learning rate at the top of the schedule, where an operator changed it; else it is the recipe's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
     /// Steps in a row, up to now, that were not finite.
     pub non_finite: u32,
     /// Key of the random numbers.
@@ -48,6 +51,7 @@ impl TrainerState {
             step: 0,
             optimizer_step: 0,
             rows_seen: 0,
+            lr: None,
             non_finite: 0,
             seed,
             recipe_sha256,

@@ -3,6 +3,7 @@
 mod bench;
 mod generate;
 mod kernels;
+mod log;
 mod model;
 mod score;
 mod serve;

@@ -26,11 +26,12 @@ use crate::interrupt::Interrupt;
 use crate::metrics::{JsonLines, Metrics};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
+use crate::schedule::Schedule;
 use crate::{Error, Result};
 use eval::Evaluator;
 use folder::RunFolder;
 use phases::Phases;
-use serve::ServeConfig;
+use serve::{KeyValue, Scope, ServeConfig, Traces};
 use serving::Serving;
 use setup::Setup;
 use summary::Summary;
@@ -50,6 +51,8 @@ pub struct Options {
     pub json: bool,
     /// Answer over HTTP while it runs.
     pub serve: Option<ServeConfig>,
+    /// Where spans of steps go.
+    pub traces: Traces,
 }
 
 /// Runs a recipe to its end.
@@ -82,12 +85,13 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         total: recipe.length.steps(setup.train.len(), recipe.rollout.prompts_per_step),
         phases: Phases::from_seconds(state.seconds.clone()),
         last: None,
-        saved: folder.resume_from.as_ref().map(|_| state.step),
+        saved: folder.resume_from.as_ref().map(|_| (state.step, state.lr)),
         recipe,
         setup: &setup,
         folder: &folder,
         progress,
         json: options.json,
+        traces: &options.traces,
         state,
     };
     control.start(&recipe.name, run.state.step, run.total);
@@ -110,6 +114,10 @@ fn restore(recipe: &Recipe, setup: &Setup, folder: &RunFolder, progress: Progres
     setup.runtime.publish()?;
     folder.checkpoints.rewind(path)?;
     progress.line(&format!("resume     {} (step {})", path.display(), state.step));
+    if let Some(lr) = state.lr {
+        progress
+            .line(&format!("lr         {lr:e}, as set through /v1/train/lr; the recipe has {:e}", recipe.schedule.lr));
+    }
     state.recipe_sha256 = sum;
     Ok(state)
 }
@@ -121,6 +129,7 @@ struct Run<'a> {
     folder: &'a RunFolder,
     progress: Progress,
     json: bool,
+    traces: &'a Traces,
     stepper: Stepper<'a>,
     evaluator: Option<Evaluator<'a>>,
     metrics: JsonLines,
@@ -131,8 +140,8 @@ struct Run<'a> {
     state: TrainerState,
     /// The newest metrics with held-out measurements.
     last: Option<Metrics>,
-    /// Step of the newest checkpoint.
-    saved: Option<u64>,
+    /// Step and operator's learning rate of the newest checkpoint.
+    saved: Option<(u64, Option<f64>)>,
 }
 
 impl Run<'_> {
@@ -158,6 +167,12 @@ impl Run<'_> {
         }
         while self.state.step < self.total {
             loop {
+                if let Some(lr) = self.control.take_lr() {
+                    self.state.lr = Some(lr);
+                    self.control.lr_changed(self.state.step, lr);
+                    self.progress
+                        .line(&format!("lr         {lr:e} from step {} on, as asked for", self.state.step + 1));
+                }
                 if self.control.take_save() {
                     self.save()?;
                 }
@@ -184,7 +199,7 @@ impl Run<'_> {
             return error;
         }
         match (self.saved, self.folder.checkpoints.latest()) {
-            (Some(step), Ok(Some(checkpoint))) => Error::Stopped { source: Box::new(error), checkpoint, step },
+            (Some((step, _)), Ok(Some(checkpoint))) => Error::Stopped { source: Box::new(error), checkpoint, step },
             _ => error,
         }
     }
@@ -195,15 +210,25 @@ impl Run<'_> {
             return Ok(());
         }
         let mut metrics = Metrics::at(0);
-        self.measure(&mut metrics)?;
-        let numbers = metrics.as_json().iter().filter_map(|(name, value)| Some((name.clone(), value.as_f64()?)));
-        self.state.held_out_before = numbers.filter(|(name, _)| name.starts_with("eval/")).collect();
+        let scope = self.span("held_out", 0);
+        self.measure(&mut metrics, &scope)?;
+        let numbers = metrics.named().filter(|(name, _)| name.starts_with("eval/"));
+        self.state.held_out_before = numbers.map(|(name, value)| (name.to_owned(), value)).collect();
         self.write(&metrics)
     }
 
+    fn span(&self, name: &'static str, step: u64) -> Scope {
+        let attributes =
+            vec![KeyValue::new("arle.run", self.recipe.name.clone()), KeyValue::new("arle.step", step as i64)];
+        self.traces.begin(name, attributes)
+    }
+
     fn step(&mut self) -> Result<()> {
+        let scope = self.span("step", self.state.step + 1);
         let rows = self.cursor.take(self.recipe.rollout.prompts_per_step);
-        let Outcome { mut metrics, phases, applied } = self.stepper.take(self.state.step, self.total, &rows)?;
+        let schedule = Schedule { lr: self.state.lr.unwrap_or(self.recipe.schedule.lr), ..self.recipe.schedule };
+        let lr = schedule.at(self.state.step, self.total);
+        let Outcome { mut metrics, phases, applied } = self.stepper.take(self.state.step, lr, &rows, &scope)?;
         self.phases.merge(&phases);
         self.state.step += 1;
         self.state.rows_seen = self.cursor.seen();
@@ -211,8 +236,10 @@ impl Run<'_> {
         self.progress.line(&summary::step_line(&metrics, self.total));
         self.state.non_finite = if applied { 0 } else { self.state.non_finite + 1 };
         if self.is_eval_due() {
-            self.measure(&mut metrics)?;
+            self.measure(&mut metrics, &scope)?;
         }
+        let numbers = metrics.named().filter(|(name, _)| *name != "step");
+        scope.set(numbers.map(|(name, value)| KeyValue::new(format!("arle.{name}"), value)).collect());
         self.write(&metrics)?;
         if self.state.non_finite >= MAX_NON_FINITE {
             return Err(Error::NonFinite { step: self.state.step, times: self.state.non_finite });
@@ -226,13 +253,17 @@ impl Run<'_> {
         periodic || (eval.at_end && self.state.step == self.total)
     }
 
-    fn measure(&mut self, metrics: &mut Metrics) -> Result<()> {
+    fn measure(&mut self, metrics: &mut Metrics, scope: &Scope) -> Result<()> {
         let Some(evaluator) = &self.evaluator else { return Ok(()) };
-        let mut phases = Phases::default();
-        phases.time("eval", || {
+        let mut phases = Phases::within(scope);
+        let samples = phases.time("eval", || {
             evaluator.measure(metrics)?;
-            evaluator.show_samples(self.state.step, &mut self.samples)
+            evaluator.show_samples(self.state.step)
         })?;
+        for sample in &samples {
+            self.samples.write(sample)?;
+            self.control.sample(sample);
+        }
         metrics.set("time/eval", phases.get("eval"));
         self.phases.merge(&phases);
         self.progress.line(&summary::held_out_line(metrics, &self.state.held_out_before));
@@ -246,13 +277,14 @@ impl Run<'_> {
         if self.json { summary::print_line(metrics.as_json()) } else { Ok(()) }
     }
 
-    /// Writes a checkpoint unless this step has one.
+    /// Writes a checkpoint unless this step has one that knows all.
     fn save(&mut self) -> Result<PathBuf> {
-        if self.saved == Some(self.state.step)
+        if self.saved == Some((self.state.step, self.state.lr))
             && let Some(path) = self.folder.checkpoints.latest()?
         {
             return Ok(path);
         }
+        let _span = self.span("checkpoint", self.state.step);
         self.metrics.sync()?;
         self.samples.sync()?;
         let weights = self.setup.runtime.export_state()?;
@@ -261,7 +293,7 @@ impl Run<'_> {
         self.state.samples_bytes = self.samples.bytes();
         self.state.seconds = self.phases.seconds().clone();
         let path = self.folder.checkpoints.save(&self.setup.export, &weights, &self.state)?;
-        self.saved = Some(self.state.step);
+        self.saved = Some((self.state.step, self.state.lr));
         self.progress.line(&format!("saved      {}", path.display()));
         self.control.saved(self.state.step, &path.display().to_string());
         Ok(path)

@@ -16,6 +16,7 @@ use runtime::request::{LoraConfig, Offload, Trainable, Training};
 
 pub use overrides::Override;
 pub use raw::{Lora, OneOrMany, Rollout, Sampling};
+pub(crate) use resolve::learning_rate;
 
 use crate::data::{Format, Message};
 use crate::device::Choice;

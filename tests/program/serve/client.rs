@@ -14,9 +14,9 @@ use crate::support::{ARLE, command, fixture};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running `arle serve`, killed when it is dropped.
-pub(super) struct Server {
+pub(crate) struct Server {
     pub(super) child: Child,
-    pub(super) address: String,
+    pub(crate) address: String,
 }
 
 impl Server {
@@ -46,7 +46,7 @@ impl Server {
     }
 
     /// The tiny chat model.
-    pub(super) fn tiny(args: &[&str]) -> Self {
+    pub(crate) fn tiny(args: &[&str]) -> Self {
         Self::start(&fixture("tiny-chat"), args)
     }
 

@@ -1,6 +1,6 @@
 //! `arle serve` as its clients see it.
 
-mod client;
+pub(crate) mod client;
 mod completions;
 mod forms;
 mod load;

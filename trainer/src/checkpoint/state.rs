@@ -38,6 +38,9 @@ pub struct TrainerState {
     pub samples_bytes: u64,
     /// Held-out measurements before the first step, for the summary.
     pub held_out_before: BTreeMap<String, f64>,
+    /// The teacher's scores on `eval.tasks`, for the summary.
+    #[serde(default)]
+    pub teacher_scores: BTreeMap<String, f64>,
     /// Seconds by phase up to now, for the summary.
     pub seconds: BTreeMap<String, f64>,
 }
@@ -58,6 +61,7 @@ impl TrainerState {
             metrics_bytes: 0,
             samples_bytes: 0,
             held_out_before: BTreeMap::new(),
+            teacher_scores: BTreeMap::new(),
             seconds: BTreeMap::new(),
         }
     }

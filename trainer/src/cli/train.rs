@@ -8,7 +8,7 @@ use serve::{Keys, SamplingDefaults, ServeConfig, TlsFiles, Traces};
 
 use super::print;
 use crate::data::Rows;
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Interrupt, TRAINING};
 use crate::opd::{self, Options, Resume};
 use crate::progress::say;
 use crate::recipe::{Override, Recipe};
@@ -81,8 +81,8 @@ impl TrainArgs {
             Rows::load(&recipe.data)?;
             return print(&recipe.to_toml());
         }
-        let interrupt =
-            Interrupt::listen().map_err(|e| Error::Models { what: format!("Ctrl-C cannot be handled: {e}") })?;
+        let interrupt = Interrupt::listen(&TRAINING)
+            .map_err(|e| Error::Models { what: format!("Ctrl-C cannot be handled: {e}") })?;
         let traces = Traces::from_environment(self.otlp_endpoint.as_deref(), "arle-train")?;
         let serve = self.serving(&traces)?;
         let (folder, resume) = place(self.resume, self.out, &recipe.name);

@@ -1,6 +1,7 @@
 //! On-policy distillation: the student writes, the teacher grades every token, the student learns.
 
 mod batch;
+mod benchmark;
 mod eval;
 mod folder;
 mod phases;
@@ -28,6 +29,7 @@ use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::schedule::Schedule;
 use crate::{Error, Result};
+use benchmark::Benchmarks;
 use eval::Evaluator;
 use folder::RunFolder;
 use phases::Phases;
@@ -77,8 +79,14 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         evaluator: recipe
             .eval
             .as_ref()
+            .filter(|_| !setup.held_out.is_empty())
             .map(|eval| Evaluator::new(recipe, eval, &setup, &folder, progress))
             .transpose()?,
+        benchmarks: recipe
+            .eval
+            .as_ref()
+            .and_then(|eval| eval.benchmark.as_ref())
+            .map(|benchmark| Benchmarks::new(recipe, benchmark, &setup, &folder, interrupt, progress)),
         metrics: JsonLines::open(&folder.file("metrics.jsonl"), state.metrics_bytes)?,
         samples: JsonLines::open(&folder.file("samples.jsonl"), state.samples_bytes)?,
         cursor: Cursor::new(setup.train.len(), recipe.data.shuffle.then_some(recipe.data.seed), state.rows_seen),
@@ -132,6 +140,7 @@ struct Run<'a> {
     traces: &'a Traces,
     stepper: Stepper<'a>,
     evaluator: Option<Evaluator<'a>>,
+    benchmarks: Option<Benchmarks<'a>>,
     metrics: JsonLines,
     samples: JsonLines,
     cursor: Cursor,
@@ -154,6 +163,7 @@ impl Run<'_> {
             folder: self.folder.root(),
             before: &self.state.held_out_before,
             after: self.last.as_ref(),
+            teacher: &self.state.teacher_scores,
             phases: &self.phases,
             steps: self.state.step,
             gpu: self.setup.runtime.stats()?.gpu,
@@ -206,6 +216,9 @@ impl Run<'_> {
 
     /// Held-out measurements before the first step.
     fn measure_before(&mut self) -> Result<()> {
+        if let Some(benchmarks) = &self.benchmarks {
+            self.state.teacher_scores = self.stoppable(benchmarks.of_teacher())?;
+        }
         if !self.recipe.eval.as_ref().is_some_and(|eval| eval.at_start) {
             return Ok(());
         }
@@ -254,21 +267,41 @@ impl Run<'_> {
     }
 
     fn measure(&mut self, metrics: &mut Metrics, scope: &Scope) -> Result<()> {
-        let Some(evaluator) = &self.evaluator else { return Ok(()) };
         let mut phases = Phases::within(scope);
-        let samples = phases.time("eval", || {
-            evaluator.measure(metrics)?;
-            evaluator.show_samples(self.state.step)
-        })?;
-        for sample in &samples {
+        let measured = phases.time("eval", || {
+            let samples = match &self.evaluator {
+                None => Vec::new(),
+                Some(evaluator) => {
+                    evaluator.measure(metrics)?;
+                    evaluator.show_samples(self.state.step)?
+                }
+            };
+            let scored = self.benchmarks.as_ref().map(|benchmarks| benchmarks.measure(self.state.step, metrics));
+            scored.transpose()?;
+            Ok(samples)
+        });
+        for sample in &self.stoppable(measured)? {
             self.samples.write(sample)?;
             self.control.sample(sample);
         }
         metrics.set("time/eval", phases.get("eval"));
         self.phases.merge(&phases);
-        self.progress.line(&summary::held_out_line(metrics, &self.state.held_out_before));
+        if self.evaluator.is_some() {
+            self.progress.line(&summary::held_out_line(metrics, &self.state.held_out_before));
+        }
+        if self.benchmarks.is_some() {
+            self.progress.line(&summary::scores_line(metrics, &self.state.held_out_before, &self.state.teacher_scores));
+        }
         self.last = Some(metrics.clone());
         Ok(())
+    }
+
+    /// A measurement that Ctrl-C stopped ends the run as a step boundary does.
+    fn stoppable<T>(&self, measured: Result<T>) -> Result<T> {
+        measured.map_err(|error| match error {
+            Error::EvaluationInterrupted { .. } => Error::Interrupted { step: self.state.step },
+            other => other,
+        })
     }
 
     fn write(&mut self, metrics: &Metrics) -> Result<()> {

@@ -15,7 +15,7 @@ class TestArle(ChatModelIntegrationTests):
     def chat_model_params(self):
         address = os.environ["ARLE_ADDRESS"]
         # Which words follow is left to the model; that there is one call is not.
-        asked = {"temperature": 0, "max_tokens": 300, "model_kwargs": {"parallel_tool_calls": False}, "stream_usage": True}
+        asked = {"seed": 1, "max_tokens": 300, "model_kwargs": {"parallel_tool_calls": False}, "stream_usage": True}
         return {"model": "m", "base_url": f"{address}/v1", "api_key": "none", "timeout": 300, **asked}
 
     @property

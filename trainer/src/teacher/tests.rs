@@ -100,6 +100,19 @@ fn the_last_try_names_address_and_status() {
 }
 
 #[test]
+fn another_kind_of_server_is_told_apart() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-chat");
+    let student = ModelFiles::open(std::path::Path::new(path)).expect("a fixture");
+    let missing = "HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+    let unlike = "HTTP/1.1 200 OK\r\ncontent-length: 17\r\nconnection: close\r\n\r\n{\"eos_token\": \"x\"}";
+    for response in [missing, unlike] {
+        let (url, _server) = scripted(vec![response]);
+        let error = RemoteTeacher::connect(&remote(&url), &student, Progress::new(true)).err().expect("refused");
+        assert!(error.to_string().contains("`teacher.api = \"openai\"`"), "{error}");
+    }
+}
+
+#[test]
 fn a_key_is_sent_as_a_bearer() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("key");

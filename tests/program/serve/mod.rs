@@ -2,6 +2,7 @@
 
 mod client;
 mod completions;
+mod edges;
 mod forms;
 mod load;
 mod openapi;

@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::engine::Engine;
 use crate::request::{
-    EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, Generated, OptimReport, OptimStep, RuntimeSpec,
-    RuntimeStats, Score, ScoreRequest, Slot, Snapshot, TokenMask, TrainReport, TrainRequest, TrainState,
+    Continuation, ContinuationRequest, EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, Generated,
+    OptimReport, OptimStep, RuntimeSpec, RuntimeStats, Score, ScoreRequest, Slot, Snapshot, TokenMask, TrainReport,
+    TrainRequest, TrainState,
 };
 use crate::scheduler::RequestId;
 use crate::sink::Sink;
@@ -22,6 +23,7 @@ pub(crate) type Reply<T> = Sink<Result<T>>;
 /// What the device thread is asked to do.
 pub(crate) enum Work {
     Generate(RequestId, GenerateRequest, Option<Box<dyn TokenMask>>, Sink<GenerateEvent>),
+    Continuation(RequestId, ContinuationRequest, Reply<Continuation>),
     Cancel(Slot, RequestId),
     Score(ScoreRequest, Reply<Score>),
     Embed(EmbedRequest, Reply<Vec<f32>>),
@@ -211,6 +213,20 @@ impl RuntimeHandle {
     /// The device thread has ended.
     pub fn score_into(&self, request: ScoreRequest, reply: Sink<Result<Score>>) -> Result<()> {
         self.work.send(Work::Score(request, reply)).map_err(|_| self.ending.error())
+    }
+
+    /// Log-probabilities of the end of a sequence, computed in the steps of the generations: what comes before is shared
+    /// with other requests through the prefix cache. `reply` takes the answer, on the device thread.
+    ///
+    /// # Errors
+    /// The device thread has ended. In the answer: tokens that the model cannot see at once, or ids that it does not have.
+    pub fn score_continuation_into(
+        &self,
+        request: ContinuationRequest,
+        reply: Sink<Result<Continuation>>,
+    ) -> Result<()> {
+        let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        self.work.send(Work::Continuation(id, request, reply)).map_err(|_| self.ending.error())
     }
 
     /// One vector for a text, on the host, of the model's hidden width; `reply` takes it on the device thread.

@@ -287,6 +287,28 @@ pub struct Score {
     pub top: Vec<Vec<(u32, f64)>>,
 }
 
+/// Ask for the log-probabilities of the end of a sequence.
+#[derive(Debug, Clone)]
+pub struct ContinuationRequest {
+    /// Which model.
+    pub slot: Slot,
+    /// The whole sequence.
+    pub tokens: Vec<u32>,
+    /// The first token whose log-probability is asked for, at least 1.
+    pub from: usize,
+}
+
+/// Log-probabilities of the end of a sequence.
+#[derive(Debug, Clone, Default)]
+pub struct Continuation {
+    /// ln p of every token asked for, given all before it.
+    pub logprobs: Vec<f64>,
+    /// Whether none was likelier.
+    pub greedy: Vec<bool>,
+    /// Tokens that came from the prefix cache.
+    pub cached_tokens: usize,
+}
+
 /// Ask for one vector that stands for a text.
 #[derive(Debug, Clone)]
 pub struct EmbedRequest {

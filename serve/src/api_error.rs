@@ -1,6 +1,7 @@
 //! Errors as clients see them: OpenAI's envelope, always with its four keys.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -19,7 +20,7 @@ pub(crate) struct ApiError {
     pub(crate) message: String,
     /// The field that is to blame.
     pub(crate) param: Option<Cow<'static, str>>,
-    code: Option<&'static str>,
+    pub(crate) code: Option<&'static str>,
     /// Seconds.
     pub(crate) retry_after: Option<u64>,
 }
@@ -74,7 +75,8 @@ impl ApiError {
     }
 
     pub(crate) fn no_training() -> Self {
-        let message = "this server is in no training run (arle-train RECIPE --serve HOST:PORT)";
+        let message = "this server is in no training run (arle-train RECIPE --serve HOST:PORT) and knows of none \
+                       (arle serve --train-control-url URL)";
         Self::request(StatusCode::NOT_FOUND, "train_control_unconfigured", message)
     }
 
@@ -111,6 +113,18 @@ impl ApiError {
         Self::new(StatusCode::GATEWAY_TIMEOUT, "api_error", Some("timeout"), message)
     }
 
+    /// The process of the training run cannot be reached.
+    pub(crate) fn no_answer(url: &str, what: &str) -> Self {
+        let message = format!("the training run at {url} does not answer: {what}");
+        Self::new(StatusCode::BAD_GATEWAY, "api_error", Some("train_control_unreachable"), message)
+    }
+
+    /// The process of the training run takes too long.
+    pub(crate) fn slow_answer(url: &str, patience: Duration) -> Self {
+        let message = format!("the training run at {url} did not answer within {} s", patience.as_secs());
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "api_error", Some("timeout"), message)
+    }
+
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "api_error", Some("service_unavailable"), message)
     }
@@ -122,6 +136,12 @@ impl ApiError {
     /// The same error, blamed on another field.
     pub(crate) fn about(self, param: &'static str) -> Self {
         Self { param: Some(param.into()), ..self }
+    }
+
+    /// The same error, about a field of the object that is this field.
+    pub(crate) fn below(mut self, field: &'static str) -> Self {
+        self.param = self.param.map(|param| format!("{field}.{param}").into());
+        self
     }
 
     /// The envelope.

@@ -1,15 +1,16 @@
 //! What all requests share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use runtime::RuntimeHandle;
+use tokio::sync::watch;
 
 use crate::admission::Admission;
 use crate::config::ServeConfig;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::train::TrainControl;
+use crate::train_proxy::TrainProxy;
 
 /// The state behind every route.
 pub(crate) struct App {
@@ -20,7 +21,9 @@ pub(crate) struct App {
     pub(crate) config: ServeConfig,
     /// The training run that the server is in.
     pub(crate) training: Option<Arc<dyn TrainControl>>,
-    phase: AtomicU8,
+    /// The training run that serves elsewhere.
+    pub(crate) train_proxy: Option<TrainProxy>,
+    phase: watch::Sender<Phase>,
     /// Seconds since 1970 when it started.
     pub(crate) created: u64,
 }
@@ -29,8 +32,7 @@ pub(crate) struct App {
 pub(crate) type Shared = Arc<App>;
 
 /// What a server is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     /// The first generation has not ended yet.
     WarmingUp,
@@ -46,7 +48,8 @@ impl App {
             metrics: Metrics::default(),
             admission: Admission::new(config.max_sequences),
             training: None,
-            phase: AtomicU8::new(Phase::WarmingUp as u8),
+            train_proxy: None,
+            phase: watch::Sender::new(Phase::WarmingUp),
             created: crate::ids::unix_time(),
             runtime,
             models,
@@ -55,15 +58,26 @@ impl App {
     }
 
     pub(crate) fn phase(&self) -> Phase {
-        match self.phase.load(Ordering::Relaxed) {
-            0 => Phase::WarmingUp,
-            1 => Phase::Ready,
-            _ => Phase::Draining,
-        }
+        *self.phase.borrow()
     }
 
     /// Phases only go forward: a drain during the warm-up stays one.
     pub(crate) fn enter(&self, phase: Phase) {
-        self.phase.fetch_max(phase as u8, Ordering::Relaxed);
+        self.phase.send_if_modified(|now| {
+            let forward = phase > *now;
+            *now = phase.max(*now);
+            forward
+        });
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.phase() == Phase::Draining
+    }
+
+    /// Waits until the server stops.
+    pub(crate) async fn draining(&self) {
+        let mut phases = self.phase.subscribe();
+        // The sender is `self`, so the channel is open.
+        let _open = phases.wait_for(|phase| *phase == Phase::Draining).await;
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::Keys;
+use crate::{Keys, TlsFiles, Traces};
 
 /// Settings of a [`crate::Server`].
 #[derive(Debug, Clone)]
@@ -15,6 +15,12 @@ pub struct ServeConfig {
     pub api_keys: Option<Keys>,
     /// Keys for routes that change the server's state; `None` closes those routes where there are `api_keys`.
     pub admin_keys: Option<Keys>,
+    /// Certificate and key; without them requests and keys travel as plain text.
+    pub tls: Option<TlsFiles>,
+    /// Where a training run serves whose `/v1/train/*` this server passes on.
+    pub train_control_url: Option<String>,
+    /// Where spans of requests go.
+    pub traces: Traces,
     /// Sequences that may run or wait at a time; more are refused with 429.
     pub max_sequences: usize,
     /// Adapters that may be loaded at a time; KV memory is planned for as many.

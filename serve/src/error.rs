@@ -36,6 +36,25 @@ pub enum Error {
         /// The address.
         address: SocketAddr,
     },
+    /// A certificate or a private key that cannot be used.
+    #[error("{path}: {what} (--tls-cert, --tls-key)")]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// An address of a training run that is none.
+    #[error("--train-control-url \"{url}\": {what}; expected http://HOST[:PORT][/BASE]")]
+    TrainUrl {
+        /// The address.
+        url: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A setting of traces that cannot be honoured.
+    #[error("traces: {0}")]
+    Telemetry(String),
     /// Two models under one name, or none at all.
     #[error("{0}")]
     Models(String),

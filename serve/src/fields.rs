@@ -1,5 +1,6 @@
 //! A request's JSON object, read field by field, so that whatever is wrong has a name.
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -21,7 +22,7 @@ pub(crate) const NO_EFFECT: &[&str] = &[
 ];
 
 /// The fields that nobody has taken yet.
-#[derive(Debug)]
+#[derive(Debug, Default, Deserialize)]
 pub(crate) struct Fields(Map<String, Value>);
 
 impl Fields {

@@ -12,9 +12,10 @@ use tokio::time::Instant;
 use crate::admission::Places;
 use crate::api_error::ApiError;
 use crate::app::App;
-use crate::grammar::Grammar;
+use crate::guide::Guide;
 use crate::metrics::Watch;
 use crate::models::Model;
+use crate::telemetry::Scope;
 
 /// What a request wants to be generated.
 pub(crate) struct Job {
@@ -23,8 +24,8 @@ pub(crate) struct Job {
     pub(crate) prompts: Vec<(Vec<u32>, Option<SamplingParams>)>,
     /// Completions of each prompt.
     pub(crate) copies: usize,
-    /// The form that they must have.
-    pub(crate) grammar: Option<Grammar>,
+    /// What holds each of them.
+    pub(crate) guide: Option<Guide>,
 }
 
 /// A running request: `copies` sequences for each of its prompts, numbered in this order. Dropping it cancels them all.
@@ -94,7 +95,7 @@ impl Running {
                 };
                 let (sender, choice) = (sender.clone(), tickets.len());
                 let sink = move |event| sender.send((choice, Instant::now(), event)).map_err(|_| Closed);
-                let mask = job.grammar.as_ref().map(Grammar::follow);
+                let mask = job.guide.as_ref().map(Guide::follow);
                 let request = GenerateRequest {
                     slot: job.model.slot(),
                     prompt: prompt.clone(),
@@ -130,7 +131,7 @@ impl Running {
         };
         Some(match event {
             GenerateEvent::Token(token) => {
-                self.watch.token(choice, at);
+                self.watch.token(choice, at, token.version);
                 Ok((choice, Event::Token(token)))
             }
             GenerateEvent::Done { reason, text, cached_tokens, queue_seconds } => {
@@ -143,9 +144,14 @@ impl Running {
         })
     }
 
+    /// What lines of the log about this request are under.
+    pub(crate) fn span(&self) -> &tracing::Span {
+        self.watch.span()
+    }
+
     /// One failed sequence fails the request.
     fn fail(&mut self, error: ApiError) -> ApiError {
-        self.watch.failed();
+        self.watch.failed(&error.message);
         self.open = 0;
         self.tickets.iter_mut().for_each(|ticket| *ticket = None);
         error
@@ -170,18 +176,19 @@ impl Running {
 
 /// Log-probabilities of given tokens.
 pub(crate) async fn score(app: &App, model: &Model, request: ScoreRequest) -> Result<Score, ApiError> {
-    ask(app, model, |reply| app.runtime.score_into(request, reply)).await
+    ask(app, model, "score", |reply| app.runtime.score_into(request, reply)).await
 }
 
 /// One vector for a text.
 pub(crate) async fn embed(app: &App, model: &Model, request: EmbedRequest) -> Result<Vec<f32>, ApiError> {
-    ask(app, model, |reply| app.runtime.embed_into(request, reply)).await
+    ask(app, model, "embed", |reply| app.runtime.embed_into(request, reply)).await
 }
 
 /// Submits what has one answer, and waits for it in one place.
 async fn ask<T: Send + 'static>(
     app: &App,
     model: &Model,
+    name: &'static str,
     submit: impl FnOnce(Sink<runtime::Result<T>>) -> runtime::Result<()>,
 ) -> Result<T, ApiError> {
     let _places = app.admission.enter(1, model.metrics.usual_seconds())?;
@@ -194,7 +201,7 @@ async fn ask<T: Send + 'static>(
     };
     submit(Sink::new(reply))?;
     let timeout = app.config.request_timeout;
-    match tokio::time::timeout(timeout, answer).await {
+    match Scope::current().time(name, tokio::time::timeout(timeout, answer)).await {
         Err(_) => Err(ApiError::timeout(timeout.as_secs())),
         Ok(Err(_)) => Err(ApiError::unavailable("the device thread has ended; the server's log says why")),
         Ok(Ok(answer)) => Ok(answer?),

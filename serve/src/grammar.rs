@@ -1,12 +1,11 @@
-//! Answers of a given form: JSON by a schema, a regular expression, a choice, a grammar. `llguidance` says which tokens may come
+//! Texts of a given form: JSON by a schema, a regular expression, a choice, a grammar. `llguidance` says which tokens may come
 //! next, the runtime's sampler draws among them.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
-use llguidance::api::TopLevelGrammar;
+use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
-use runtime::request::TokenMask;
 use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
@@ -24,12 +23,8 @@ pub(crate) enum Form {
     Lark(String),
 }
 
-/// A checked form, ready for any number of generations.
-#[derive(Clone)]
+/// A checked grammar, ready for any number of generations.
 pub(crate) struct Grammar(Matcher);
-
-/// One generation that keeps to a form. The lock is never waited for: it makes the matcher shareable.
-struct Follower(Mutex<Matcher>);
 
 /// What knows a model's tokens; made when the first form is asked for.
 #[derive(Default, Clone)]
@@ -40,14 +35,24 @@ impl Form {
     pub(crate) fn take(fields: &mut Fields) -> Result<Option<Self>, ApiError> {
         const FIELD: &str = "response_format";
         let Some(format) = fields.take::<Value>(FIELD)? else { return Ok(None) };
+        Self::of_format(&format, &format["json_schema"], FIELD, "json_schema.schema")
+    }
+
+    /// A format whose schema stands in `holder`, at `path` below `field`.
+    pub(crate) fn of_format(
+        format: &Value,
+        holder: &Value,
+        field: &'static str,
+        path: &str,
+    ) -> Result<Option<Self>, ApiError> {
         match format["type"].as_str() {
             Some("text") => Ok(None),
             Some("json_object") => Ok(Some(Self::Schema(json!({"type": "object"})))),
-            Some("json_schema") => match &format["json_schema"]["schema"] {
+            Some("json_schema") => match &holder["schema"] {
                 schema @ (Value::Object(_) | Value::Bool(_)) => Ok(Some(Self::Schema(schema.clone()))),
-                _ => Err(ApiError::invalid(FIELD, "`response_format.json_schema.schema` is missing")),
+                _ => Err(ApiError::invalid(field, format!("`{field}.{path}` is missing"))),
             },
-            _ => Err(ApiError::invalid(FIELD, "`response_format.type` must be text, json_object or json_schema")),
+            _ => Err(ApiError::invalid(field, format!("`{field}.type` must be text, json_object or json_schema"))),
         }
     }
 
@@ -71,11 +76,11 @@ impl Form {
         }
     }
 
-    fn grammar(self) -> TopLevelGrammar {
+    pub(crate) fn grammar(self) -> GrammarWithLexer {
         match self {
-            Self::Schema(schema) => TopLevelGrammar::from_json_schema(spaced(schema)),
-            Self::Regex(regex) => TopLevelGrammar::from_regex(&regex),
-            Self::Lark(lark) => TopLevelGrammar::from_lark(lark),
+            Self::Schema(schema) => GrammarWithLexer::from_json_schema(spaced(schema)),
+            Self::Regex(regex) => GrammarWithLexer::from_regex(&regex),
+            Self::Lark(lark) => GrammarWithLexer::from_lark(lark),
         }
     }
 }
@@ -89,10 +94,10 @@ pub(crate) fn spaced(schema: Value) -> Value {
 }
 
 impl Grammars {
-    /// Checks a form for a model; `field` is where it came from.
+    /// Checks grammars, of which the first is the whole's, for a model; `field` is where they came from.
     pub(crate) async fn compile(
         &self,
-        form: Form,
+        grammars: Vec<GrammarWithLexer>,
         model: &Arc<Model>,
         field: &'static str,
     ) -> Result<Grammar, ApiError> {
@@ -101,7 +106,7 @@ impl Grammars {
             let factory = factory.0.get_or_init(|| make_factory(&model)).as_ref();
             let factory = factory.map_err(|why| ApiError::unsupported(field, format!("`{field}`: {why}")))?;
             let wrong = |why: String| ApiError::invalid(field, format!("`{field}`: {why}"));
-            let mut matcher = Matcher::new(factory.create_parser(form.grammar()));
+            let mut matcher = Matcher::new(factory.create_parser(TopLevelGrammar { grammars, max_tokens: None }));
             match matcher.get_error() {
                 Some(error) => Err(wrong(error)),
                 None => matcher.compute_mask().map(|_| Grammar(matcher)).map_err(|error| wrong(error.to_string())),
@@ -113,34 +118,8 @@ impl Grammars {
 
 impl Grammar {
     /// For a generation.
-    pub(crate) fn follow(&self) -> Box<dyn TokenMask> {
-        Box::new(Follower(Mutex::new(self.0.deep_clone())))
-    }
-}
-
-impl TokenMask for Follower {
-    /// A grammar that failed allows nothing, and the request fails for want of a token.
-    fn allowed(&mut self, bits: &mut [u32]) {
-        match self.matcher().compute_mask_or_eos() {
-            Ok(mask) => bits.iter_mut().zip(mask.as_slice()).for_each(|(word, &allowed)| *word = allowed),
-            Err(error) => tracing::warn!("no token is allowed: {error}"),
-        }
-    }
-
-    fn accept(&mut self, token: u32) {
-        // The token that ends a complete form is no part of it.
-        if self.matcher().is_stopped() {
-            return;
-        }
-        if let Err(error) = self.matcher().consume_token(token) {
-            tracing::warn!("token {token} was drawn against the form: {error}");
-        }
-    }
-}
-
-impl Follower {
-    fn matcher(&mut self) -> &mut Matcher {
-        self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn matcher(&self) -> Matcher {
+        self.0.deep_clone()
     }
 }
 
@@ -186,6 +165,6 @@ pub(crate) fn describe_format() -> Schema {
 }
 
 /// A JSON schema that refers to itself only.
-fn describe_schema() -> Schema {
+pub(crate) fn describe_schema() -> Schema {
     any_of([map(any()), boolean()])
 }

@@ -9,6 +9,7 @@ use runtime::text::{ChatTemplate, Tokenizer};
 use crate::api_error::ApiError;
 use crate::grammar::Grammars;
 use crate::metrics::ModelMetrics;
+use crate::telemetry::{KeyValue, Scope};
 use crate::{Error, Result};
 
 /// One model, or one adapter on a model, under its names.
@@ -109,6 +110,7 @@ impl Models {
     pub(crate) fn find(&self, name: Option<&str>) -> Result<Arc<Model>, ApiError> {
         let models = self.list();
         let Some(name) = name else { return Ok(Arc::clone(&models[0])) };
+        Scope::current().set(vec![KeyValue::new("gen_ai.request.model", name.to_owned())]);
         let found = models.iter().find(|model| model.names().iter().any(|known| known == name));
         found.cloned().ok_or_else(|| {
             let known: Vec<&str> = models.iter().flat_map(|model| model.names()).map(String::as_str).collect();

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 const THINK: &str = "<think>";
-const THINK_END: &str = "</think>";
+pub(crate) const THINK_END: &str = "</think>";
 const CALL: &str = "<tool_call>";
 const CALL_END: &str = "</tool_call>";
 
@@ -92,6 +92,11 @@ impl Parser {
     /// Whether what comes next is reasoning, as far as is known.
     pub(crate) fn is_reasoning(&self) -> bool {
         matches!(self.state, State::ReasoningStart | State::Reasoning)
+    }
+
+    /// Whether what comes next is content, as far as is known.
+    pub(crate) fn is_content(&self) -> bool {
+        matches!(self.state, State::Start | State::Content)
     }
 
     /// Appends text; returns the parts that are certain now.

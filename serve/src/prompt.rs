@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::api_error::ApiError;
 use crate::models::Model;
 use crate::openapi::schema::{Members, Schema, any, any_of, list, map, nullable, one_of, some, text, token_id};
+use crate::telemetry::Scope;
 
 /// `prompt` and `input`: a text, some texts, the ids of one prompt, or of some.
 #[derive(Debug, Deserialize)]
@@ -39,7 +40,7 @@ impl Input {
     /// All prompts as token ids; `field` is the name of the input.
     pub(crate) async fn encode(self, model: &Arc<Model>, field: &'static str) -> Result<Vec<Prompt>, ApiError> {
         let model = Arc::clone(model);
-        off_loop(move || self.encode_now(&model, field)).await
+        Scope::current().time("tokenize", off_loop(move || self.encode_now(&model, field))).await
     }
 
     fn encode_now(self, model: &Model, field: &'static str) -> Result<Vec<Prompt>, ApiError> {
@@ -93,21 +94,24 @@ pub(crate) struct Conversation {
     pub(crate) variables: Map<String, Value>,
     /// Whether an answer of the assistant begins.
     pub(crate) answer: bool,
+    /// The field that they came from.
+    pub(crate) field: &'static str,
 }
 
 impl Conversation {
     /// The text that the model continues, and its ids.
     pub(crate) async fn encode(self, model: &Arc<Model>) -> Result<Prompt, ApiError> {
         let model = Arc::clone(model);
-        off_loop(move || {
+        let encode = off_loop(move || {
             let template = model.chat_template()?;
-            let text = template.render(&self.messages, self.answer, self.tools.as_ref(), &self.variables)?;
+            let rendered = template.render(&self.messages, self.answer, self.tools.as_ref(), &self.variables);
+            let text = rendered.map_err(|error| ApiError::from(error).about(self.field))?;
             // A template writes the special tokens itself.
             let ids = model.tokenizer()?.encode(&text, false)?;
-            check_ids(&ids, &model, "messages")?;
+            check_ids(&ids, &model, self.field)?;
             Ok(Prompt { ids, text: Some(text) })
-        })
-        .await
+        });
+        Scope::current().time("tokenize", encode).await
     }
 }
 
@@ -117,6 +121,11 @@ pub(crate) fn messages(given: Vec<Value>) -> Result<Vec<Message>, ApiError> {
     if given.is_empty() {
         return Err(ApiError::invalid("messages", "`messages` is empty; at least one is needed"));
     }
+    conversation(given)
+}
+
+/// The same for a conversation that may be empty.
+pub(crate) fn conversation(given: Vec<Value>) -> Result<Vec<Message>, ApiError> {
     given.into_iter().enumerate().map(|(index, value)| message(value).map_err(|what| at(index, &what))).collect()
 }
 

@@ -12,19 +12,23 @@ use crate::api;
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::openapi::{self, Access, Document, KeysFor, Route};
-use crate::{Error, Result, access, request_id};
+use crate::{Error, Result, access, request_id, train_proxy};
 
 /// Every route, with its description.
 pub(crate) fn routes() -> Vec<Route> {
     use Access::{Admin, Key, Open};
-    use api::{adapters, chat, completions, embeddings, health, models, score, stats, tokenize, train};
+    use api::{
+        adapters, chat, completions, dashboard, embeddings, health, models, responses, score, stats, tokenize, train,
+    };
     vec![
+        Route::get(Open, "/", dashboard::page, dashboard::describe()),
         Route::get(Open, "/health", health::health, health::describe_health()),
         Route::get(Open, "/ready", health::ready, health::describe_ready()),
         Route::get(Open, "/openapi.json", openapi::show, openapi::describe()),
         Route::get(Key, "/v1/models", models::list, models::describe_list()),
         Route::get(Key, "/v1/models/{*model}", models::retrieve, models::describe_retrieve()),
         Route::post(Key, "/v1/chat/completions", chat::create, chat::describe()),
+        Route::post(Key, "/v1/responses", responses::create, responses::describe()),
         Route::post(Key, "/v1/completions", completions::create, completions::describe()),
         Route::post(Key, "/v1/embeddings", embeddings::create, embeddings::describe()),
         Route::post(Key, "/v1/score", score::create, score::describe()),
@@ -41,6 +45,7 @@ pub(crate) fn routes() -> Vec<Route> {
         Route::post(Admin, "/v1/train/save", train::save, train::describe_save()),
         Route::post(Admin, "/v1/train/pause", train::pause, train::describe_pause()),
         Route::post(Admin, "/v1/train/resume", train::resume, train::describe_resume()),
+        Route::post(Admin, "/v1/train/lr", train::lr, train::describe_lr()),
     ]
 }
 
@@ -54,9 +59,13 @@ fn group(routes: &[Route], access: Access) -> Router<Shared> {
 pub(crate) fn router(app: &Shared) -> Result<Router> {
     let routes = routes();
     let keys = KeysFor { api: app.config.api_keys.is_some(), admin: app.config.admin_keys.is_some() };
-    let keyed = group(&routes, Access::Key).route_layer(from_fn_with_state(Arc::clone(app), access::require_key));
-    let admin =
-        group(&routes, Access::Admin).route_layer(from_fn_with_state(Arc::clone(app), access::require_admin_key));
+    let elsewhere = || from_fn_with_state(Arc::clone(app), train_proxy::elsewhere);
+    let keyed = group(&routes, Access::Key)
+        .route_layer(elsewhere())
+        .route_layer(from_fn_with_state(Arc::clone(app), access::require_key));
+    let admin = group(&routes, Access::Admin)
+        .route_layer(elsewhere())
+        .route_layer(from_fn_with_state(Arc::clone(app), access::require_admin_key));
     let router = group(&routes, Access::Open)
         .merge(keyed)
         .merge(admin)

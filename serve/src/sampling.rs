@@ -1,4 +1,4 @@
-//! The sampling fields that chat and text completions share.
+//! The sampling fields that chat, text completions and responses share.
 
 use std::collections::BTreeMap;
 
@@ -33,13 +33,21 @@ enum Texts {
 pub(crate) struct Sampling {
     params: SamplingParams,
     max_tokens: Option<usize>,
-    /// Completions of each prompt.
-    pub(crate) n: usize,
+    /// What the request calls it.
+    length_field: &'static str,
 }
 
+/// The names of the length of a completion; the older one comes second.
+pub(crate) const COMPLETION_LENGTH: &[&str] = &["max_completion_tokens", "max_tokens"];
+
 impl Sampling {
-    /// Takes the fields; those that are absent come from `defaults`.
-    pub(crate) fn take(fields: &mut Fields, model: &Model, defaults: SamplingDefaults) -> Result<Self, ApiError> {
+    /// Takes the fields; those that are absent come from `defaults`. `length` has the names of the length.
+    pub(crate) fn take(
+        fields: &mut Fields,
+        model: &Model,
+        defaults: SamplingDefaults,
+        length: &'static [&'static str],
+    ) -> Result<Self, ApiError> {
         let own = match defaults {
             SamplingDefaults::Model => model.files().generation.clone(),
             SamplingDefaults::OpenAi => Default::default(),
@@ -65,11 +73,28 @@ impl Sampling {
             ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
             ..SamplingParams::default()
         };
-        let n = fields.take("n")?.unwrap_or(1);
-        if n == 0 {
-            return Err(ApiError::invalid("n", "n = 0: must be at least 1"));
+        Ok(Self { params, max_tokens: max_tokens(fields, length)?, length_field: length[length.len() - 1] })
+    }
+
+    /// Completions of each prompt.
+    pub(crate) fn copies(fields: &mut Fields) -> Result<usize, ApiError> {
+        match fields.take("n")? {
+            Some(0) => Err(ApiError::invalid("n", "n = 0: must be at least 1")),
+            n => Ok(n.unwrap_or(1)),
         }
-        Ok(Self { params, max_tokens: max_tokens(fields)?, n })
+    }
+
+    pub(crate) fn temperature(&self) -> f32 {
+        self.params.temperature
+    }
+
+    pub(crate) fn top_p(&self) -> f32 {
+        self.params.top_p
+    }
+
+    /// The length that was asked for.
+    pub(crate) fn max_tokens(&self) -> Option<usize> {
+        self.max_tokens
     }
 
     /// Refuses what contradicts an answer of a given form.
@@ -99,9 +124,10 @@ impl Sampling {
             let wanted = self.max_tokens.map_or_else(|| "any".to_owned(), |max| max.to_string());
             return Err(ApiError::too_long(format!(
                 "a prompt of {prompt} tokens leaves room for {room} of the {} that {} holds; {wanted} new ones were asked for: \
-                 shorten the prompt or lower max_tokens",
+                 shorten the prompt or lower {}",
                 prompt + room,
                 model.name(),
+                self.length_field,
             )));
         }
         // What is wrong is wrong for no token, too.
@@ -156,16 +182,20 @@ fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     Ok(stops)
 }
 
-/// Two names of one number.
-fn max_tokens(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
-    let [new, old] = [fields.take("max_completion_tokens")?, fields.take::<usize>("max_tokens")?];
-    match [new, old] {
-        [Some(new), Some(old)] if new != old => {
-            let message = format!("max_completion_tokens = {new} contradicts max_tokens = {old}; send one of them");
-            Err(ApiError::invalid("max_completion_tokens", message))
+/// One number, whichever of its names it has.
+fn max_tokens(fields: &mut Fields, names: &'static [&'static str]) -> Result<Option<usize>, ApiError> {
+    let mut found: Option<(&'static str, usize)> = None;
+    for name in names {
+        let Some(value) = fields.take::<usize>(name)? else { continue };
+        match found {
+            Some((other, first)) if first != value => {
+                let message = format!("{other} = {first} contradicts {name} = {value}; send one of them");
+                return Err(ApiError::invalid(other, message));
+            }
+            _ => found = Some((name, value)),
         }
-        [new, old] => Ok(new.or(old)),
     }
+    Ok(found.map(|(_, value)| value))
 }
 
 /// The fields that [`Sampling::take`] takes, without the names of the length.

@@ -5,23 +5,21 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use runtime::RuntimeHandle;
 use runtime::request::GenerateRequest;
 use runtime::sampler::SamplingParams;
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 
 use crate::app::{App, Phase};
+use crate::connections::Connections;
 use crate::models::{Models, ServedModel};
 use crate::router::router;
+use crate::tls::TlsFiles;
 use crate::train::TrainControl;
+use crate::train_proxy::TrainProxy;
 use crate::{Error, Result, ServeConfig};
 
-/// A head of a request that takes longer is not waited for; also how long a connection may be idle.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Threads of the event loop: it parses and writes, the device thread computes.
 const LOOP_THREADS: usize = 2;
 /// Threads for tokenizers and templates.
@@ -33,6 +31,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
+    tls: Option<TlsAcceptor>,
     app: App,
 }
 
@@ -63,7 +62,7 @@ impl Server {
     /// Binds the address and checks the settings; nothing is answered before [`Server::run`].
     ///
     /// # Errors
-    /// An address that is taken or open to everybody, settings that contradict each other.
+    /// An address that is taken or open to everybody, a certificate that cannot be used, settings that contradict each other.
     pub fn bind(runtime: RuntimeHandle, models: Vec<ServedModel>, config: ServeConfig) -> Result<Self> {
         let listen = |source| Error::Listen { address: format!("{}:{}", config.host, config.port), source };
         let addresses: Vec<SocketAddr> =
@@ -73,8 +72,15 @@ impl Server {
         if config.api_keys.is_none() && !address.ip().is_loopback() {
             return Err(Error::Open { address });
         }
+        if config.tls.is_none() && !address.ip().is_loopback() {
+            tracing::warn!("keys and texts reach {address} as plain text (--tls-cert); put a proxy with TLS before it");
+        }
         listener.set_nonblocking(true)?;
-        Ok(Self { listener, address, app: App::new(runtime, Models::new(models)?, config) })
+        let tls = config.tls.as_ref().map(TlsFiles::acceptor).transpose()?;
+        let train_proxy = config.train_control_url.as_deref().map(TrainProxy::parse).transpose()?;
+        let mut app = App::new(runtime, Models::new(models)?, config);
+        app.train_proxy = train_proxy;
+        Ok(Self { listener, address, tls, app })
     }
 
     /// Shows and steers this training run under `/v1/train`.
@@ -86,8 +92,8 @@ impl Server {
 
     /// Where it listens.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn url(&self) -> String {
+        format!("{}://{}", if self.tls.is_some() { "https" } else { "http" }, self.address)
     }
 
     /// Answers until `stop` is asked for and what runs has ended, or the time for that is over.
@@ -111,10 +117,7 @@ impl Server {
         let cold = Arc::clone(&app);
         let mut warm_up = pin!(tokio::task::spawn_blocking(move || warm_up(&cold)));
         let mut warm = false;
-        let connections = GracefulShutdown::new();
-        let service = TowerToHyperService::new(routes);
-        let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        let connections = Connections::new(Arc::clone(&app), routes, self.tls);
         loop {
             tokio::select! {
                 _ = stop.wait_for(|asked| *asked) => break,
@@ -125,17 +128,7 @@ impl Server {
                     tracing::info!("ready");
                 }
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => {
-                        // Small chunks must not wait for an acknowledgement; a socket that refuses is closed already.
-                        let _closed = stream.set_nodelay(true);
-                        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
-                        let connection = connections.watch(connection);
-                        tokio::spawn(async move {
-                            if let Err(error) = connection.await {
-                                tracing::debug!("a connection ended: {error}");
-                            }
-                        });
-                    }
+                    Ok((stream, _)) => connections.answer(stream),
                     Err(error) => {
                         tracing::warn!("a connection could not be accepted: {error}");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -147,7 +140,7 @@ impl Server {
         app.enter(Phase::Draining);
         let limit = app.config.drain_timeout;
         tracing::info!(sequences = app.admission.taken(), "stopping; what runs may go on for {} s", limit.as_secs());
-        if tokio::time::timeout(limit, connections.shutdown()).await.is_err() {
+        if tokio::time::timeout(limit, connections.end()).await.is_err() {
             tracing::warn!(sequences = app.admission.taken(), "the time to stop is over; what still runs is cancelled");
         }
         Ok(())

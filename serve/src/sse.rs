@@ -13,39 +13,48 @@ use crate::api_error::ApiError;
 use crate::generation::{Event, Running};
 
 /// Silence after which a comment keeps the connection alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Chunks to be sent.
 pub(crate) type Chunks = VecDeque<Value>;
 
 /// Turns the events of a request into chunks.
 pub(crate) trait Encoder: Send + 'static {
+    /// Whether every chunk has a `type`, which names its event; a stream of other chunks ends with `[DONE]`.
+    const TYPED: bool = false;
     /// Before anything was generated.
     fn begin(&mut self, chunks: &mut Chunks);
     /// Something happened to a sequence.
     fn event(&mut self, choice: usize, event: Event, chunks: &mut Chunks) -> Result<(), ApiError>;
     /// All sequences have ended.
     fn end(&mut self, chunks: &mut Chunks);
+    /// Nothing more can be generated.
+    fn fail(&mut self, error: &ApiError, chunks: &mut Chunks) {
+        chunks.push_back(error.body());
+    }
 }
 
 struct Stream<E> {
     running: Running,
     encoder: E,
     chunks: Chunks,
-    /// The last chunk but `[DONE]` is in `chunks`.
+    /// The last chunk is in `chunks`, but for `[DONE]`.
     ended: bool,
     done: bool,
 }
 
 impl<E: Encoder> Stream<E> {
-    /// The data of the next event. An error ends the stream, and says so in it.
-    async fn next(&mut self) -> Option<String> {
+    /// The next event. An error ends the stream, and says so in it.
+    async fn next(&mut self) -> Option<sse::Event> {
         loop {
             if let Some(chunk) = self.chunks.pop_front() {
-                return Some(chunk.to_string());
+                let name = chunk["type"].as_str().filter(|_| E::TYPED);
+                let event = name.map_or_else(sse::Event::default, |name| sse::Event::default().event(name));
+                return Some(event.data(chunk.to_string()));
             }
             if self.ended {
-                return (!std::mem::replace(&mut self.done, true)).then(|| "[DONE]".to_owned());
+                let done = std::mem::replace(&mut self.done, true);
+                return (!done && !E::TYPED).then(|| sse::Event::default().data("[DONE]"));
             }
             let outcome = match self.running.next().await {
                 Some(Ok((choice, event))) => self.encoder.event(choice, event, &mut self.chunks),
@@ -57,8 +66,8 @@ impl<E: Encoder> Stream<E> {
                 }
             };
             if let Err(error) = outcome {
-                tracing::warn!("a stream ended early: {}", error.message);
-                self.chunks.push_back(error.body());
+                self.running.span().in_scope(|| tracing::warn!("a stream ended early: {}", error.message));
+                self.encoder.fail(&error, &mut self.chunks);
                 self.ended = true;
             }
         }
@@ -71,8 +80,8 @@ pub(crate) fn respond(running: Running, mut encoder: impl Encoder) -> Response {
     encoder.begin(&mut chunks);
     let state = Stream { running, encoder, chunks, ended: false, done: false };
     let events = stream::unfold(state, |mut state| async move {
-        let data = state.next().await?;
-        Some((Ok::<_, Infallible>(sse::Event::default().data(data)), state))
+        let event = state.next().await?;
+        Some((Ok::<_, Infallible>(event), state))
     });
     let keep_alive = sse::KeepAlive::new().interval(KEEP_ALIVE);
     Sse::new(events).keep_alive(keep_alive).into_response()

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tokio::sync::watch;
 use utoipa::ToSchema;
 
 /// The training run, as the control plane reaches it. Calls come from the event loop and must return at once; what they ask
@@ -11,12 +12,34 @@ pub trait TrainControl: Send + Sync {
     fn status(&self) -> TrainStatus;
     /// What happened after event `after`, oldest first, as far as it is kept; and the number of the newest event.
     fn events(&self, after: u64) -> (Vec<TrainEvent>, u64);
+    /// Rings for every new event.
+    fn bell(&self) -> &Bell;
     /// Ends the run, with a checkpoint.
     fn stop(&self);
     /// Writes a checkpoint.
     fn save(&self);
     /// Holds the run, or lets it go on.
     fn pause(&self, paused: bool);
+    /// Goes on with this learning rate at the top of the schedule.
+    ///
+    /// # Errors
+    /// What is wrong with the rate.
+    fn set_lr(&self, lr: f64) -> Result<(), String>;
+}
+
+/// Wakes those who wait for events.
+#[derive(Debug, Default)]
+pub struct Bell(watch::Sender<()>);
+
+impl Bell {
+    /// There is something new.
+    pub fn ring(&self) {
+        self.0.send_replace(());
+    }
+
+    pub(crate) fn listen(&self) -> watch::Receiver<()> {
+        self.0.subscribe()
+    }
 }
 
 /// Where a run is. Numbers that it does not have (yet) are `null`.
@@ -34,6 +57,8 @@ pub struct TrainStatus {
     pub last_kl: Option<f64>,
     /// Loss of the newest step.
     pub last_loss: Option<f64>,
+    /// Learning rate of the newest step.
+    pub last_lr: Option<f64>,
     /// Seconds since the run began.
     pub wall_secs: f64,
     /// Events that nobody could read because newer ones took their place.
@@ -53,7 +78,7 @@ pub struct TrainEvent {
     pub seq: u64,
     /// Milliseconds since 1970.
     pub ts_ms: u64,
-    /// `metric`, `run_start`, `run_end`, `checkpoint` or `status`.
+    /// `metric`, `sample`, `run_start`, `run_end`, `checkpoint` or `status`.
     pub kind: &'static str,
     /// The step it belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]

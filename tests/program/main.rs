@@ -5,6 +5,7 @@ mod bad_files;
 mod bench;
 mod command_line;
 mod data;
+mod eval;
 mod memory;
 mod recipes;
 mod resume;

@@ -21,7 +21,12 @@ pub(crate) struct Ended {
 /// A program that has not been started; no model cache or log setting of the machine reaches it.
 pub(crate) fn command(program: &str, args: &[&str]) -> Command {
     let mut command = Command::new(program);
-    command.args(args).env_remove("RUST_LOG").env("RAYON_NUM_THREADS", "2").stdin(Stdio::null());
+    command
+        .args(args)
+        .env_remove("RUST_LOG")
+        .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
+        .env("RAYON_NUM_THREADS", "2")
+        .stdin(Stdio::null());
     command
 }
 

@@ -6,10 +6,11 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
-use serve::{TrainControl, TrainEvent, TrainStatus};
+use serve::{Bell, TrainControl, TrainEvent, TrainStatus};
 
 use crate::interrupt::Interrupt;
 use crate::metrics::Metrics;
+use crate::recipe;
 
 /// Events that are kept; older ones are dropped.
 const KEPT: usize = 512;
@@ -20,8 +21,9 @@ const MOMENT: Duration = Duration::from_millis(200);
 /// The run as the control plane sees it.
 pub struct Control {
     journal: Mutex<Journal>,
-    /// Told when `paused` or the stop changes.
+    /// Told when something is asked for.
     changed: Condvar,
+    bell: Bell,
     save: AtomicBool,
     interrupt: Interrupt,
 }
@@ -30,6 +32,8 @@ struct Journal {
     events: VecDeque<TrainEvent>,
     latest: u64,
     status: TrainStatus,
+    /// The learning rate that was asked for and is not in effect yet.
+    lr: Option<f64>,
     began: Instant,
 }
 
@@ -38,19 +42,26 @@ impl Control {
     #[must_use]
     pub fn new(interrupt: Interrupt) -> Self {
         let (events, status) = (VecDeque::new(), TrainStatus::default());
-        let journal = Mutex::new(Journal { events, latest: 0, status, began: Instant::now() });
-        Self { journal, changed: Condvar::new(), save: AtomicBool::new(false), interrupt }
+        let journal = Mutex::new(Journal { events, latest: 0, status, lr: None, began: Instant::now() });
+        Self { journal, changed: Condvar::new(), bell: Bell::default(), save: AtomicBool::new(false), interrupt }
     }
 
     fn journal(&self) -> MutexGuard<'_, Journal> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps an event and wakes its readers.
+    fn tell(&self, kind: &'static str, step: Option<u64>, strings: Map<String, Value>, scalars: Map<String, Value>) {
+        self.journal().add(kind, step, strings, scalars);
+        self.bell.ring();
+    }
+
     /// The run begins at `step` of `total`.
     pub(crate) fn start(&self, name: &str, step: u64, total: u64) {
         let mut journal = self.journal();
         (journal.status.iter, journal.status.total_iters, journal.status.started) = (step, total, true);
-        journal.add("run_start", Some(step), &[("run_id", name)], Map::new());
+        drop(journal);
+        self.tell("run_start", Some(step), texts(&[("run_id", name)]), Map::new());
     }
 
     /// Numbers of a step.
@@ -60,14 +71,24 @@ impl Control {
         journal.status.iter = step;
         journal.status.last_loss = metrics.get("loss").or(journal.status.last_loss);
         journal.status.last_kl = metrics.get("teacher_kl").or(journal.status.last_kl);
+        journal.status.last_lr = metrics.get("optim/lr").or(journal.status.last_lr);
+        drop(journal);
         let scalars = metrics.as_json().iter().filter(|(name, _)| *name != "step");
         let scalars = scalars.map(|(name, value)| (name.clone(), value.clone())).collect();
-        journal.add("metric", Some(step), &[], scalars);
+        self.tell("metric", Some(step), Map::new(), scalars);
+    }
+
+    /// What a model wrote for a prompt: the texts of a line of samples.jsonl.
+    pub(crate) fn sample(&self, line: &Map<String, Value>) {
+        let step = line.get("step").and_then(Value::as_u64);
+        let texts = line.iter().filter(|(_, value)| value.is_string());
+        let texts = texts.map(|(name, value)| (name.clone(), value.clone())).collect();
+        self.tell("sample", step, texts, Map::new());
     }
 
     /// A checkpoint was written.
     pub(crate) fn saved(&self, step: u64, path: &str) {
-        self.journal().add("checkpoint", Some(step), &[("path", path)], Map::new());
+        self.tell("checkpoint", Some(step), texts(&[("path", path)]), Map::new());
     }
 
     /// The run ends: `completed`, `stopped` or `failed`.
@@ -75,12 +96,23 @@ impl Control {
         let mut journal = self.journal();
         journal.status.finished = true;
         let step = journal.status.iter;
-        journal.add("run_end", Some(step), &[("status", status)], Map::new());
+        drop(journal);
+        self.tell("run_end", Some(step), texts(&[("status", status)]), Map::new());
     }
 
     /// Whether a checkpoint was asked for since the last time.
     pub(crate) fn take_save(&self) -> bool {
         self.save.swap(false, Ordering::SeqCst)
+    }
+
+    /// The learning rate that was asked for since the last time.
+    pub(crate) fn take_lr(&self) -> Option<f64> {
+        self.journal().lr.take()
+    }
+
+    /// The steps after `step` have this learning rate at the top of their schedule.
+    pub(crate) fn lr_changed(&self, step: u64, lr: f64) {
+        self.tell("status", Some(step), texts(&[("reason", "operator_request"), ("lr_changed", "true")]), rate(lr));
     }
 
     /// Whether the run is held and nobody stops it. Then it waits a moment, or until something is asked.
@@ -94,17 +126,24 @@ impl Control {
         true
     }
 
-    fn ask(&self, reason: &str) {
-        self.journal().add("status", None, &[("reason", "operator_request"), (reason, "true")], Map::new());
+    fn ask(&self, what: &str, scalars: Map<String, Value>) {
+        self.tell("status", None, texts(&[("reason", "operator_request"), (what, "true")]), scalars);
         self.changed.notify_all();
     }
 }
 
+fn texts(texts: &[(&str, &str)]) -> Map<String, Value> {
+    texts.iter().map(|(name, text)| ((*name).to_owned(), Value::from(*text))).collect()
+}
+
+fn rate(lr: f64) -> Map<String, Value> {
+    Map::from_iter([("lr".to_owned(), Value::from(lr))])
+}
+
 impl Journal {
-    fn add(&mut self, kind: &'static str, step: Option<u64>, texts: &[(&str, &str)], scalars: Map<String, Value>) {
+    fn add(&mut self, kind: &'static str, step: Option<u64>, strings: Map<String, Value>, scalars: Map<String, Value>) {
         self.latest += 1;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
-        let strings = texts.iter().map(|(name, text)| ((*name).to_owned(), Value::from(*text))).collect();
         let phase = (kind == "metric").then_some("train");
         self.events.push_back(TrainEvent { seq: self.latest, ts_ms: now, kind, step, phase, strings, scalars });
         if self.events.len() > KEPT {
@@ -125,19 +164,30 @@ impl TrainControl for Control {
         (journal.events.iter().filter(|event| event.seq > after).cloned().collect(), journal.latest)
     }
 
+    fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
     fn stop(&self) {
         self.interrupt.ask();
-        self.ask("stop_requested");
+        self.ask("stop_requested", Map::new());
     }
 
     fn save(&self) {
         self.save.store(true, Ordering::SeqCst);
-        self.ask("save_requested");
+        self.ask("save_requested", Map::new());
     }
 
     fn pause(&self, paused: bool) {
         self.journal().status.paused = paused;
-        self.ask(if paused { "pause_requested" } else { "resume_requested" });
+        self.ask(if paused { "pause_requested" } else { "resume_requested" }, Map::new());
+    }
+
+    fn set_lr(&self, lr: f64) -> Result<(), String> {
+        recipe::learning_rate("lr", lr).map_err(|error| error.to_string())?;
+        self.journal().lr = Some(lr);
+        self.ask("lr_requested", rate(lr));
+        Ok(())
     }
 }
 
@@ -169,6 +219,12 @@ mod tests {
         let control = Control::new(Interrupt::default());
         control.save();
         assert!(control.take_save() && !control.take_save());
+        control.set_lr(3e-5).expect("a rate");
+        assert_eq!((control.take_lr(), control.take_lr()), (Some(3e-5), None));
+        for bad in [0.0, -1e-5, f64::INFINITY, f64::NAN] {
+            assert!(control.set_lr(bad).expect_err("no rate").contains("greater than 0"));
+        }
+        assert_eq!(control.take_lr(), None);
         control.pause(true);
         assert!(control.is_held());
         control.stop();

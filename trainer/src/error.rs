@@ -118,6 +118,27 @@ pub enum Error {
         /// The last complete step.
         step: u64,
     },
+    /// Ctrl-C during an evaluation.
+    #[error(
+        "interrupted after {done} of {of} samples; {}",
+        if *kept { "the same command goes on from there" } else { "without --out they are lost" }
+    )]
+    EvaluationInterrupted {
+        /// Samples that are graded.
+        done: usize,
+        /// Samples of the whole evaluation.
+        of: usize,
+        /// Whether they are written.
+        kept: bool,
+    },
+    /// A server refused, failed or did not answer as it should.
+    #[error("{url}: {what}")]
+    Server {
+        /// What was called.
+        url: String,
+        /// What it said.
+        what: String,
+    },
     /// A file could not be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -144,7 +165,7 @@ impl Error {
             | Self::Value { .. }
             | Self::NoEffect { .. }
             | Self::Missing { .. } => 2,
-            Self::Interrupted { .. } => 130,
+            Self::Interrupted { .. } | Self::EvaluationInterrupted { .. } => 130,
             Self::Stopped { source, .. } => source.exit_code(),
             Self::Runtime(error) if error.is_device_lost() => 3,
             _ => 1,

@@ -9,6 +9,24 @@ use crate::progress::say;
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt(Arc<Flags>);
 
+/// What is said when Ctrl-C is pressed.
+#[derive(Debug)]
+pub struct Words {
+    /// Before there is anything to save.
+    pub early: &'static str,
+    /// The first time.
+    pub stopping: &'static str,
+    /// The second time.
+    pub at_once: &'static str,
+}
+
+/// For a training run.
+pub const TRAINING: Words = Words {
+    early: "interrupted before the run began; its folder is as it was",
+    stopping: "stopping after this step, with a checkpoint (again: stop at once, without)",
+    at_once: "stopped at once; --resume continues from the newest checkpoint, what came after it is lost",
+};
+
 #[derive(Debug, Default)]
 struct Flags {
     /// There is a run folder, and someone who looks at `asked`.
@@ -21,17 +39,17 @@ impl Interrupt {
     ///
     /// # Errors
     /// When another handler is installed already.
-    pub fn listen() -> Result<Self, ctrlc::Error> {
+    pub fn listen(words: &'static Words) -> Result<Self, ctrlc::Error> {
         let interrupt = Self::default();
         let flags = Arc::clone(&interrupt.0);
         ctrlc::set_handler(move || {
             if !flags.running.load(Ordering::SeqCst) {
-                exit_now("interrupted before the run began; its folder is as it was");
+                exit_now(words.early);
             }
             if flags.asked.swap(true, Ordering::SeqCst) {
-                exit_now("stopped at once; --resume continues from the newest checkpoint, what came after it is lost");
+                exit_now(words.at_once);
             }
-            say("\nstopping after this step, with a checkpoint (again: stop at once, without)");
+            say(&format!("\n{}", words.stopping));
         })?;
         Ok(interrupt)
     }

@@ -30,6 +30,11 @@ impl Metrics {
         self.0.get(name).and_then(Value::as_f64)
     }
 
+    /// All of them that are finite.
+    pub fn named(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.0.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)))
+    }
+
     /// The object itself.
     #[must_use]
     pub fn as_json(&self) -> &Map<String, Value> {

@@ -43,6 +43,18 @@ impl Progress {
         bar.enable_steady_tick(Duration::from_millis(200));
         bar
     }
+
+    /// [`Progress::bar`] that says how long the rest will take.
+    #[must_use]
+    pub fn bar_with_time_left(&self, phase: &str, total: u64, unit: &str) -> ProgressBar {
+        let bar = self.bar(phase, total, unit);
+        let template = format!(
+            "{{prefix:>10}} [{{bar:30}}] {{pos}}/{{len}} {unit}  {{per_sec}}  {{elapsed}}, {{eta}} left {{msg}}"
+        );
+        let style = ProgressStyle::with_template(&template).expect("a fixed template");
+        bar.set_style(style.progress_chars("=> "));
+        bar
+    }
 }
 
 /// A line on stderr. That nobody reads it any more (a closed terminal) must not stop a run, which would lose its

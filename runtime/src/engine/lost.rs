@@ -40,6 +40,7 @@ pub(super) fn refuse(work: Work, lost: &Error) {
         Work::Generate(.., events) => drop(events.send(GenerateEvent::Failed(lost))),
         // Everything has ended.
         Work::Cancel(..) => {}
+        Work::Continuation(.., reply) => send(&reply, Err(lost)),
         Work::Score(_, reply) => send(&reply, Err(lost)),
         Work::Embed(_, reply) => send(&reply, Err(lost)),
         Work::AddAdapter(_, reply) => send(&reply, Err(lost)),

@@ -5,6 +5,7 @@
 
 mod adapters;
 mod card;
+mod continuation;
 mod generation;
 mod lost;
 mod score;
@@ -128,7 +129,7 @@ impl Engine {
         if let Some(lost) = &self.lost {
             return lost::refuse(work, lost);
         }
-        if !matches!(work, Work::Generate(..) | Work::Cancel(..) | Work::Stats(_)) {
+        if !matches!(work, Work::Generate(..) | Work::Continuation(..) | Work::Cancel(..) | Work::Stats(_)) {
             self.slots().for_each(SlotEngine::drain);
             self.look_at_errors();
         }
@@ -137,6 +138,10 @@ impl Engine {
                 Ok(slot) => slot.submit(id, request, mask, events),
                 // A receiver that is gone asked for nothing any more; the same below.
                 Err(e) => drop(events.send(crate::request::GenerateEvent::Failed(e))),
+            },
+            Work::Continuation(id, request, reply) => match self.slot(request.slot) {
+                Ok(slot) => slot.submit_scoring(id, request, reply),
+                Err(e) => drop(reply.send(Err(e))),
             },
             Work::Cancel(slot, id) => {
                 if let Ok(slot) = self.slot(slot) {

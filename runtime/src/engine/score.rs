@@ -9,7 +9,7 @@ use crate::request::{EmbedRequest, Pooling, Score, ScoreRequest};
 use crate::{Error, Result};
 
 /// Rows whose logits are held at a time.
-const CHUNK: usize = 64;
+pub(super) const CHUNK: usize = 64;
 
 impl SlotEngine {
     /// ln p of every token given those before it.
@@ -89,7 +89,7 @@ impl SlotEngine {
 }
 
 /// ln p of `target`, and the `top` most likely tokens (ties to the lower id).
-fn row_score(z: &[f32], target: u32, top: usize) -> (f64, Vec<(u32, f64)>) {
+pub(super) fn row_score(z: &[f32], target: u32, top: usize) -> (f64, Vec<(u32, f64)>) {
     let max = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = z.iter().map(|&v| f64::from(v - max).exp()).sum();
     let log_sum = f64::from(max) + sum.ln();

@@ -7,6 +7,7 @@ use autograd::Device;
 use autograd::kv::{KvPool, KvShape, PAGE_TOKENS};
 
 use super::card::Card;
+use super::continuation::Scoring;
 use super::generation::Generation;
 use super::step::Flight;
 use crate::config::ModelConfig;
@@ -31,6 +32,8 @@ pub(crate) struct SlotEngine {
     pub(super) scheduler: Scheduler,
     pub(super) pool: KvPool,
     pub(super) running: BTreeMap<RequestId, Generation>,
+    /// Continuations that are scored in the same steps.
+    pub(super) scoring: BTreeMap<RequestId, Scoring>,
     /// What steps on a GPU need.
     pub(super) card: Option<Card>,
     /// Whether a step is launched before the results of the one before are looked at.
@@ -87,6 +90,7 @@ impl SlotEngine {
             tokenizer: model.files.tokenizer.clone(),
             scheduler,
             running: BTreeMap::new(),
+            scoring: BTreeMap::new(),
             card: match spec.device {
                 Device::Cuda(ordinal) => Some(Card::new(ordinal, spec.engine.max_running)?),
                 Device::Cpu | Device::Portable => None,
@@ -165,7 +169,7 @@ impl SlotEngine {
         Ok(self.version)
     }
 
-    fn cache_key(&self) -> CacheKey {
+    pub(super) fn cache_key(&self) -> CacheKey {
         // Pages never leave the process, so one tokenizer, adapter and page format per slot and version is all there is.
         CacheKey { slot: self.slot.number(), weights_version: self.version, adapter: 0, tokenizer: 0, kv_format: 0 }
     }
@@ -196,7 +200,8 @@ impl SlotEngine {
         let prompt = request.prompt.as_slice().into();
         let (tokenizer, config) = (self.tokenizer.as_ref(), self.config());
         let generation = Generation::new(request, mask, tokenizer, events.clone(), config, self.device())?;
-        self.scheduler.submit(SeqRequest { id, key, prompt, max_new_tokens, ahead: generation.is_ahead() })?;
+        let ahead = generation.is_ahead();
+        self.scheduler.submit(SeqRequest { id, key, prompt, max_new_tokens, scored_from: None, ahead })?;
         self.running.insert(id, generation);
         Ok(())
     }

@@ -26,6 +26,8 @@ pub(super) struct Flight {
     seqs: Vec<RequestId>,
     /// Those for which it draws a token, in the order of the draws.
     drawn: Vec<RequestId>,
+    /// Those whose scores are complete with it.
+    scored: Vec<RequestId>,
     outcome: Result<Draws>,
 }
 
@@ -88,12 +90,13 @@ impl SlotEngine {
         }
         let seqs = plan.seqs.iter().map(|seq| seq.id).collect();
         let drawn = plan.seqs.iter().filter(|seq| seq.sample).map(|seq| seq.id).collect();
-        self.flights.push_back(Flight { seqs, drawn, outcome });
+        let scored = self.completes(plan);
+        self.flights.push_back(Flight { seqs, drawn, scored, outcome });
     }
 
     /// Makes what the first step of a generation needs, and asks for the tokens that are allowed next.
     fn start_generations(&mut self, plan: &Plan) -> Result<()> {
-        for seq in &plan.seqs {
+        for seq in plan.seqs.iter().filter(|seq| !self.scoring.contains_key(&seq.id)) {
             let generation = self.running.get_mut(&seq.id).expect("a planned request is running");
             if seq.sample {
                 generation.ask_mask();
@@ -139,6 +142,7 @@ impl SlotEngine {
         let batch = PagedBatch::new(&sequences);
         let mut memory = Paged { pool: &mut self.pool, batch: &batch };
         let hidden = self.decoder.forward_paged(&self.serving, ids, &mut memory)?;
+        self.score_planned(plan, &hidden)?;
         let drawn = plan.seqs.iter().zip(&sequences).filter(|(seq, _)| seq.sample);
         let last_rows: Index = drawn.map(|(_, rows)| rows.rows.end as u32 - 1).collect();
         if last_rows.is_empty() {
@@ -166,7 +170,10 @@ impl SlotEngine {
     fn settle(&mut self) {
         let Some(flight) = self.flights.pop_front() else { return };
         match flight.outcome.and_then(|draws| self.wait(draws, &flight.drawn)) {
-            Ok(samples) => self.deliver(flight.drawn.into_iter().zip(samples).collect()),
+            Ok(samples) => {
+                self.deliver(flight.drawn.into_iter().zip(samples).collect());
+                self.answer_scored(&flight.scored);
+            }
             Err(e) => self.fail(&flight.seqs, e.asked_as(Entry::Activations)),
         }
     }
@@ -219,6 +226,7 @@ impl SlotEngine {
             if let Some(mut generation) = self.running.remove(id) {
                 generation.fail(error.for_another());
             }
+            self.fail_scoring(*id, &error);
             self.scheduler.cancel(*id);
         }
         self.scheduler.commit(&[]);
@@ -230,6 +238,10 @@ impl SlotEngine {
         self.drain();
         for (id, mut generation) in std::mem::take(&mut self.running) {
             generation.fail(error.for_another());
+            self.scheduler.cancel(id);
+        }
+        for id in self.scoring.keys().copied().collect::<Vec<_>>() {
+            self.fail_scoring(id, error);
             self.scheduler.cancel(id);
         }
     }
@@ -278,7 +290,7 @@ mod tests {
         let ids: Vec<RequestId> = slot.scheduler.plan().seqs.iter().map(|seq| seq.id).collect();
         assert_eq!(ids, [RequestId(1)]);
         let outcome = Err(Error::Request("no memory".to_owned()));
-        slot.flights.push_back(Flight { seqs: ids.clone(), drawn: ids, outcome });
+        slot.flights.push_back(Flight { seqs: ids.clone(), drawn: ids, scored: vec![], outcome });
         slot.drain();
         while !slot.is_idle() {
             slot.step();

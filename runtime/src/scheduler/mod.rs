@@ -93,8 +93,10 @@ pub struct SeqRequest {
     pub key: CacheKey,
     /// Token ids, at least one.
     pub prompt: Arc<[u32]>,
-    /// Most tokens that will be sampled, at least one.
+    /// Most tokens that will be sampled; at least one, none when the prompt is scored.
     pub max_new_tokens: usize,
+    /// The prompt is scored: nothing is drawn, and positions from this one on are computed even where they are cached.
+    pub scored_from: Option<usize>,
     /// Whether its next token may be planned before the last one is known. Not where the host says which tokens are
     /// allowed, given those before.
     pub ahead: bool,
@@ -234,13 +236,13 @@ impl Scheduler {
     }
 
     fn check(&self, request: &SeqRequest) -> Result<(), SubmitError> {
-        let &SeqRequest { id, ref prompt, max_new_tokens, .. } = request;
+        let &SeqRequest { id, ref prompt, max_new_tokens, scored_from, .. } = request;
         let SchedulerConfig { max_context, max_waiting, num_pages, .. } = self.config;
         let prompt_tokens = prompt.len();
         if prompt_tokens == 0 {
             return Err(SubmitError::EmptyPrompt);
         }
-        if max_new_tokens == 0 {
+        if max_new_tokens == 0 && scored_from.is_none() {
             return Err(SubmitError::NothingToGenerate);
         }
         if self.tickets.contains_key(&id) {
@@ -251,7 +253,7 @@ impl Scheduler {
             return Err(SubmitError::ContextTooShort { prompt_tokens, max_new_tokens, max_context });
         }
         // The last sampled token is never computed, so it needs no room.
-        let needed_pages = pages_for(total - 1);
+        let needed_pages = pages_for(total - usize::from(scored_from.is_none()));
         if needed_pages > num_pages {
             return Err(SubmitError::PoolTooSmall {
                 prompt_tokens,

@@ -119,7 +119,7 @@ impl Scheduler {
         let sequence = self.running.get_mut(&ticket).expect("it runs");
         let count = sequence.remaining().min(draft.budget);
         let tokens = sequence.planned..sequence.planned + count;
-        let sample = tokens.end == sequence.len();
+        let sample = tokens.end == sequence.len() && sequence.scored_from.is_none();
         draft.budget -= count;
         if count > 1 {
             draft.step.prefills.push(ticket);
@@ -216,7 +216,7 @@ impl Scheduler {
             Some((sequence.shareable_with(leader), step))
         });
         let (shareable, step) = shareable.max().filter(|(shareable, _)| *shareable > 0)?;
-        let cached = self.cache.peek(sequence.key, &sequence.tokens);
+        let cached = self.cache.peek(sequence.key, sequence.cacheable());
         let lacking = sequence.tokens.len() - cached;
         (2 * shareable.saturating_sub(cached) > lacking).then_some(step)
     }
@@ -231,7 +231,7 @@ impl Scheduler {
     fn reserve(&mut self, sequence: &mut Sequence, draft: &mut Draft) -> bool {
         let mut found = PrefixMatch::default();
         if self.shares(sequence) {
-            found = self.cache.match_prefix(&mut self.pool, sequence.key, &sequence.tokens);
+            found = self.cache.match_prefix(&mut self.pool, sequence.key, sequence.cacheable());
         }
         let fresh = pages_for(sequence.tokens.len()) - found.pages.len();
         let wanted = fresh + self.headroom(sequence);

@@ -28,6 +28,8 @@ pub(super) struct Sequence {
     pub(super) draw: u32,
     /// Length at which the request is complete.
     pub(super) limit: usize,
+    /// First position of a scored prompt whose result is wanted; nothing is drawn for it.
+    pub(super) scored_from: Option<usize>,
     /// Whether it may be planned while its last token is promised.
     pub(super) ahead: bool,
     /// Page table: token `i` lives in page `i / PAGE_SIZE`. Empty while waiting.
@@ -51,6 +53,7 @@ impl Sequence {
             promised: 0,
             draw: 0,
             limit: request.prompt.len() + request.max_new_tokens,
+            scored_from: request.scored_from,
             ahead: request.ahead,
             pages: Vec::new(),
             computed: 0,
@@ -65,11 +68,19 @@ impl Sequence {
         self.tokens.len() + self.promised
     }
 
-    /// Tokens to compute so that the next one can be drawn. None when it will have all its tokens, or has to know its
-    /// last token first.
+    /// Tokens to compute so that the next one can be drawn, or the prompt is scored. None when it will have all its
+    /// tokens, or has to know its last token first.
     pub(super) fn remaining(&self) -> usize {
+        if self.scored_from.is_some() {
+            return self.len() - self.planned;
+        }
         let waits = self.promised > 0 && !self.ahead;
         if waits || self.len() == self.limit { 0 } else { self.len() - self.planned }
+    }
+
+    /// The tokens that may come from the cache, and one more: what follows has to be computed.
+    pub(super) fn cacheable(&self) -> &[u32] {
+        self.scored_from.map_or(&self.tokens, |from| &self.tokens[..=from])
     }
 
     /// Whether its generation has grown beyond its page table (by one page at most).
@@ -104,6 +115,6 @@ impl Sequence {
         let common = (self.tokens.iter().zip(&leader.tokens[..leader.planned.min(leader.tokens.len())]))
             .take_while(|(a, b)| a == b);
         let full_pages = common.count() / PAGE_SIZE;
-        (full_pages * PAGE_SIZE).min(self.tokens.len() - 1)
+        (full_pages * PAGE_SIZE).min(self.cacheable().len() - 1)
     }
 }

@@ -1,6 +1,7 @@
 //! Tiny random checkpoints against Hugging Face transformers and PEFT (fixtures made by `scripts/`), and every way of
 //! computing a sequence against every other (`schedules`), on the CPU and, where there is one, on a GPU.
 
+mod continuations;
 mod schedules;
 
 use std::path::{Path, PathBuf};

@@ -108,7 +108,8 @@ impl Engine {
         ahead: bool,
     ) -> Result<RequestId, SubmitError> {
         let id = RequestId(self.next_id);
-        let request = SeqRequest { id, key: key(version), prompt: Arc::from(prompt), max_new_tokens, ahead };
+        let request =
+            SeqRequest { id, key: key(version), prompt: Arc::from(prompt), max_new_tokens, scored_from: None, ahead };
         self.scheduler.submit(request.clone())?;
         self.next_id += 1;
         self.requests.insert(id, request);

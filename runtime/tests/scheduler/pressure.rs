@@ -132,7 +132,8 @@ fn what_cannot_run_is_refused_with_the_values() {
     let overflow = engine.submit(&[1], usize::MAX, 1).unwrap_err();
     assert!(matches!(overflow, SubmitError::ContextTooShort { .. }));
     let fits = engine.submit(&[1; 60], 5, 1).unwrap();
-    let again = SeqRequest { id: fits, key: key(1), prompt: Arc::from([1]), max_new_tokens: 1, ahead: true };
+    let (prompt, scored_from) = (Arc::from([1]), None);
+    let again = SeqRequest { id: fits, key: key(1), prompt, max_new_tokens: 1, scored_from, ahead: true };
     assert_eq!(engine.scheduler.submit(again), Err(SubmitError::DuplicateId(fits)));
     engine.submit(&[1], 1, 1).unwrap();
     assert_eq!(engine.submit(&[1], 1, 1), Err(SubmitError::QueueFull { max_waiting: 2 }));

@@ -19,6 +19,7 @@ use crate::app::{App, Shared};
 use crate::fields::{Fields, NO_EFFECT, describe_no_effect};
 use crate::generation::{Event, Finished, Job, Running, score};
 use crate::grammar::{Form, describe_structured};
+use crate::guide::Guide;
 use crate::logprobs::{self, Lists, of_prompt};
 use crate::models::Model;
 use crate::openapi::Operation;
@@ -26,7 +27,7 @@ use crate::openapi::schema::{
     Members, Schema, boolean, count, exactly, integer, list, named, nullable, text, token_id,
 };
 use crate::prompt::{Input, Prompt, describe_input, room};
-use crate::sampling::{self, MAX_ALTERNATIVES, Sampling};
+use crate::sampling::{self, COMPLETION_LENGTH, MAX_ALTERNATIVES, Sampling};
 use crate::sse::{self, Chunks, Encoder};
 
 const KIND: &str = "text_completion";
@@ -53,9 +54,10 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
     let name: Option<String> = fields.take("model")?;
     let model = app.models.find(name.as_deref())?;
     let input: Input = fields.need("prompt")?;
-    let mut sampling = Sampling::take(&mut fields, &model, app.config.sampling_defaults)?;
+    let mut sampling = Sampling::take(&mut fields, &model, app.config.sampling_defaults, COMPLETION_LENGTH)?;
+    let n = Sampling::copies(&mut fields)?;
     let streaming = Streaming::take(&mut fields)?;
-    let best_of = best_of(&mut fields, sampling.n, streaming.is_some())?;
+    let best_of = best_of(&mut fields, n, streaming.is_some())?;
     let shape = Shape::take(&mut fields, &model)?;
     let form = Form::take_structured(&mut fields)?;
     fields.only("suffix", &[json!("")], "text after the completion needs a model trained for it")?;
@@ -74,12 +76,13 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         None => None,
         Some(form) => {
             sampling.check_form()?;
-            Some(model.grammars.compile(form, &model, "structured_outputs").await?)
+            Some(model.grammars.compile(vec![form.grammar()], &model, "structured_outputs").await?)
         }
     };
     let prompts = shape.score(&app, &model, prompts).await?;
     let envelope = Envelope::new("cmpl-", &app, &model, name);
-    let running = Running::start(&app, Job { model, prompts: wanted, copies: best_of, grammar })?;
+    let running =
+        Running::start(&app, Job { model, prompts: wanted, copies: best_of, guide: Guide::new(grammar, None) })?;
     match streaming {
         Some(streaming) => {
             let stream = Stream::new(envelope, streaming, shape, prompts, running.count())?;
@@ -87,7 +90,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         }
         None => {
             let finished = running.collect().await?;
-            Ok(Json(whole(envelope, &shape, &prompts, finished, [best_of, sampling.n])?).into_response())
+            Ok(Json(whole(envelope, &shape, &prompts, finished, [best_of, n])?).into_response())
         }
     }
 }

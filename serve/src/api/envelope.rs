@@ -16,10 +16,10 @@ use crate::openapi::schema::{Members, Schema, boolean, count, integer, list, nam
 
 /// The constant part of an answer.
 pub(super) struct Envelope {
-    id: String,
-    created: u64,
+    pub(super) id: String,
+    pub(super) created: u64,
     /// The name that the request used.
-    name: String,
+    pub(super) name: String,
     model: Arc<Model>,
     /// Version of the weights of the newest token.
     version: u64,
@@ -41,6 +41,11 @@ impl Envelope {
         self.version = version;
     }
 
+    /// The model with the weights of the newest token.
+    pub(super) fn fingerprint(&self) -> String {
+        self.model.fingerprint(self.version)
+    }
+
     /// The object of this kind with these choices.
     pub(super) fn object(&self, kind: &str, choices: Value) -> Value {
         json!({
@@ -48,7 +53,7 @@ impl Envelope {
             "object": kind,
             "created": self.created,
             "model": self.name,
-            "system_fingerprint": self.model.fingerprint(self.version),
+            "system_fingerprint": self.fingerprint(),
             "choices": choices,
         })
     }

@@ -28,7 +28,9 @@ pub(crate) fn describe_metrics() -> Operation {
 
 pub(crate) fn describe_stats() -> Operation {
     let sample = map(any_of([number(None, None), text(), null()]));
-    let samples =
-        described(list(sample), "One for each set of labels: `value`, or a histogram's `count`, `sum`, `mean`.");
+    let samples = described(
+        list(sample),
+        "One for each set of labels: `value`, or a histogram's `count`, `sum`, `mean`, `p50`, `p95`.",
+    );
     Operation::new("getStats", "The same counters as JSON, by name").answers(map(samples))
 }

@@ -33,6 +33,7 @@ pub(crate) async fn tokenize(State(app): State<Shared>, mut fields: Fields) -> R
                 tools: fields.take("tools")?,
                 variables: fields.take("chat_template_kwargs")?.unwrap_or_default(),
                 answer: fields.take("add_generation_prompt")?.unwrap_or(true),
+                field: "messages",
             };
             fields.finish()?;
             conversation.encode(&model).await?

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::histogram::{Distribution, Histogram};
 use super::{ModelMetrics, Outcome};
 use crate::app::App;
+use crate::telemetry::Counts;
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -100,11 +101,25 @@ pub(crate) fn families(app: &App) -> Vec<Family> {
         .map(|(count, class)| (vec![("status", format!("{class}xx"))], count.load(Ordering::Relaxed) as f64));
     let help = "Responses by class of status.";
     all.push(Family { name: "arle_http_responses_total", help, samples: Samples::Counter(responses.collect()) });
+    all.extend(app.config.traces.counts().map(spans).into_iter().flatten());
     for (name, help, read) in HISTOGRAMS {
         let samples = counters.iter().map(|m| (label(&m.name), read(m).read())).collect();
         all.push(Family { name, help, samples: Samples::Histogram(samples) });
     }
     all
+}
+
+/// What became of spans.
+fn spans(counts: &Counts) -> [Family; 2] {
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+    let because = |reason: &str, counter| (vec![("reason", reason.to_owned())], read(counter));
+    let delivered = vec![(vec![], read(&counts.delivered))];
+    let dropped = vec![because("queue_full", &counts.crowded), because("not_delivered", &counts.refused)];
+    let counter = |name, help, samples| Family { name, help, samples: Samples::Counter(samples) };
+    [
+        counter("arle_trace_spans_delivered_total", "Spans that the collector took.", delivered),
+        counter("arle_trace_spans_dropped_total", "Spans that it did not get.", dropped),
+    ]
 }
 
 fn ended(model: &ModelMetrics) -> impl Iterator<Item = (Labels, f64)> {
@@ -154,7 +169,7 @@ fn braces(labels: &Labels, bound: Option<String>) -> String {
     if pairs.is_empty() { String::new() } else { format!("{{{}}}", pairs.join(",")) }
 }
 
-/// An object by name; each metric is a list of objects with its labels and its value, or count, sum and mean.
+/// An object by name; each metric is a list of objects with its labels and its value, or count, sum, mean and two quantiles.
 pub(crate) fn json(families: &[Family]) -> Value {
     let labelled = |labels: &Labels, values: Vec<(&str, Value)>| -> Value {
         let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), json!(value)));
@@ -169,8 +184,9 @@ pub(crate) fn json(families: &[Family]) -> Value {
             Samples::Histogram(samples) => samples
                 .iter()
                 .map(|(labels, d)| {
-                    let values = vec![("count", json!(d.count())), ("sum", json!(d.sum)), ("mean", json!(d.mean()))];
-                    labelled(labels, values)
+                    let (p50, p95) = (json!(d.quantile(0.5)), json!(d.quantile(0.95)));
+                    let (count, sum, mean) = (json!(d.count()), json!(d.sum), json!(d.mean()));
+                    labelled(labels, vec![("count", count), ("sum", sum), ("mean", mean), ("p50", p50), ("p95", p95)])
                 })
                 .collect(),
         }

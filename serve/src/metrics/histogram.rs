@@ -24,6 +24,19 @@ impl Distribution {
         self.cumulative.last().map_or(0, |&(_, count)| count)
     }
 
+    /// The value below which this part of the observations lies, as if they were spread evenly over each bucket; of those
+    /// beyond the last bound it is that bound.
+    pub(crate) fn quantile(&self, part: f64) -> Option<f64> {
+        let wanted = part * self.count() as f64;
+        let place = self.cumulative.iter().position(|&(_, count)| count > 0 && count as f64 >= wanted)?;
+        let (lower, below) = if place == 0 { (0.0, 0) } else { self.cumulative[place - 1] };
+        let (upper, count) = self.cumulative[place];
+        if upper.is_infinite() {
+            return Some(lower);
+        }
+        Some(lower + (upper - lower) * (wanted - below as f64) / (count - below) as f64)
+    }
+
     pub(crate) fn mean(&self) -> Option<f64> {
         (self.count() > 0).then(|| self.sum / self.count() as f64)
     }
@@ -67,5 +80,19 @@ mod tests {
         let read = histogram.read();
         assert_eq!(read.cumulative, [(1.0, 2), (2.0, 4), (f64::INFINITY, 5)]);
         assert_eq!((read.sum, read.count(), read.mean()), (12.0, 5, Some(2.4)));
+    }
+
+    #[test]
+    fn quantiles_lie_within_their_bucket() {
+        let histogram = Histogram::new(&[1.0, 2.0, 4.0]);
+        assert_eq!(histogram.read().quantile(0.5), None);
+        for value in [1.5, 1.6, 3.0, 3.5] {
+            histogram.observe(value);
+        }
+        let read = histogram.read();
+        let quantiles = [0.25, 0.5, 0.75, 1.0].map(|part| read.quantile(part).expect("some"));
+        assert_eq!(quantiles, [1.5, 2.0, 3.0, 4.0]);
+        histogram.observe(100.0);
+        assert_eq!(histogram.read().quantile(0.99), Some(4.0));
     }
 }

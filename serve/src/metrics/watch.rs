@@ -1,12 +1,15 @@
 //! One request's times and tokens, for its model's counters and for the log.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use runtime::request::FinishReason;
 use tokio::time::Instant;
 
 use super::{ModelMetrics, Outcome};
+use crate::telemetry::{KeyValue, Scope, numbers, strings};
 
 /// Follows the sequences of a request. Dropping it counts those that have not ended as aborted.
 pub(crate) struct Watch {
@@ -15,12 +18,19 @@ pub(crate) struct Watch {
     started: Instant,
     sequences: Vec<Sequence>,
     prompt_tokens: usize,
+    cached_tokens: usize,
+    /// Versions of the weights that computed its tokens.
+    versions: BTreeSet<u64>,
     failed: bool,
     span: tracing::Span,
+    scope: Scope,
 }
 
 #[derive(Clone, Default)]
 struct Sequence {
+    /// From its arrival to its first step; known when it has ended.
+    queued: Option<Duration>,
+    first: Option<Instant>,
     last: Option<Instant>,
     tokens: usize,
     outcome: Option<Outcome>,
@@ -29,8 +39,18 @@ struct Sequence {
 impl Watch {
     /// Follows a request with `copies` sequences for each prompt.
     pub(crate) fn new(model: Arc<ModelMetrics>, copies: usize) -> Self {
-        let span = tracing::Span::current();
-        Self { model, copies, started: Instant::now(), sequences: vec![], prompt_tokens: 0, failed: false, span }
+        Self {
+            model,
+            copies,
+            started: Instant::now(),
+            sequences: vec![],
+            prompt_tokens: 0,
+            cached_tokens: 0,
+            versions: BTreeSet::new(),
+            failed: false,
+            span: tracing::Span::current(),
+            scope: Scope::current(),
+        }
     }
 
     /// A prompt was submitted, with its copies.
@@ -41,9 +61,16 @@ impl Watch {
         self.model.prompt_length.observe(tokens as f64);
     }
 
-    /// A token came at `at`.
-    pub(crate) fn token(&mut self, sequence: usize, at: Instant) {
+    /// What lines of the log about this request are under.
+    pub(crate) fn span(&self) -> &tracing::Span {
+        &self.span
+    }
+
+    /// A token of weights `version` came at `at`.
+    pub(crate) fn token(&mut self, sequence: usize, at: Instant, version: u64) {
+        self.versions.insert(version);
         let one = &mut self.sequences[sequence];
+        one.first.get_or_insert(at);
         match one.last.replace(at) {
             None => self.model.first_token.observe((at - self.started).as_secs_f64()),
             Some(last) => self.model.between.observe((at - last).as_secs_f64()),
@@ -64,17 +91,49 @@ impl Watch {
         self.model.queued.observe(queued);
         let one = &mut self.sequences[sequence];
         one.outcome = Some(reason.into());
+        one.queued = Duration::try_from_secs_f64(queued).ok();
         self.model.whole.observe((at - self.started).as_secs_f64());
         self.model.generated_length.observe(one.tokens as f64);
         // Copies share their prompt in any case; what the first one found counts.
         if sequence.is_multiple_of(self.copies) {
+            self.cached_tokens += cached_tokens;
             self.model.cached_tokens.fetch_add(cached_tokens as u64, Ordering::Relaxed);
         }
     }
 
     /// Sequences that have not ended failed.
-    pub(crate) fn failed(&mut self) {
+    pub(crate) fn failed(&mut self, why: &str) {
         self.failed = true;
+        self.scope.fail(why.to_owned());
+    }
+
+    /// Tells the request's span what it took: of each sequence the time in the queue, to the first token, and to the last one.
+    fn trace(&self, outcomes: &[Outcome], generated: usize) {
+        if !self.scope.is_recorded() {
+            return;
+        }
+        for (number, one) in self.sequences.iter().enumerate() {
+            let child = |name, from: Instant, to: Instant, more: Vec<KeyValue>| {
+                let number = KeyValue::new("arle.sequence", number as i64);
+                self.scope.child(name, [from.into_std(), to.into_std()], [vec![number], more].concat());
+            };
+            if let Some(begun) = one.queued.map(|queued| self.started + queued) {
+                child("queue", self.started, begun, vec![]);
+                child("prefill", begun, one.first.unwrap_or(begun).max(begun), vec![]);
+            }
+            if let (Some(first), Some(last)) = (one.first, one.last) {
+                child("decode", first, last, vec![KeyValue::new("gen_ai.usage.output_tokens", one.tokens as i64)]);
+            }
+        }
+        self.scope.set(vec![
+            KeyValue::new("gen_ai.response.model", self.model.name.clone()),
+            KeyValue::new("gen_ai.request.choice.count", self.copies as i64),
+            KeyValue::new("gen_ai.usage.input_tokens", self.prompt_tokens as i64),
+            KeyValue::new("gen_ai.usage.output_tokens", generated as i64),
+            KeyValue::new("gen_ai.usage.cache_read.input_tokens", self.cached_tokens as i64),
+            KeyValue::new("gen_ai.response.finish_reasons", strings(outcomes.iter().map(|outcome| outcome.name()))),
+            KeyValue::new("arle.weights_versions", numbers(self.versions.iter().copied())),
+        ]);
     }
 }
 
@@ -85,8 +144,9 @@ impl Drop for Watch {
         for &outcome in &outcomes {
             self.model.end(outcome);
         }
-        let outcomes = outcomes.into_iter().map(Outcome::name).collect::<Vec<_>>().join(",");
         let generated: usize = self.sequences.iter().map(|one| one.tokens).sum();
+        self.trace(&outcomes, generated);
+        let outcomes = outcomes.into_iter().map(Outcome::name).collect::<Vec<_>>().join(",");
         let _entered = self.span.enter();
         tracing::info!(
             model = %self.model.name,

@@ -103,6 +103,12 @@ impl Operation {
         self.answers_with("text/event-stream", described(text(), &words)).defines(name, event)
     }
 
+    /// What it answers to `stream`: events of this kind, each under the name of its type.
+    pub(crate) fn streams_typed(self, name: &'static str, event: impl Into<Schema>) -> Self {
+        let words = format!("`event: ` with its type and `data: ` with a {name} in each event.");
+        self.answers_with("text/event-stream", described(text(), &words)).defines(name, event)
+    }
+
     /// The same in another media type.
     pub(crate) fn answers_with(mut self, media_type: &'static str, schema: impl Into<Schema>) -> Self {
         self.answer.insert(media_type, schema.into());

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -14,27 +14,39 @@ use crate::support::{ARLE, command, fixture};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running `arle serve`, killed when it is dropped.
-pub(super) struct Server {
+pub(crate) struct Server {
     pub(super) child: Child,
-    pub(super) address: String,
+    pub(crate) address: String,
 }
 
 impl Server {
     /// `arle serve --model MODEL --port 0 ARGS`, warm.
     pub(super) fn start(model: &str, args: &[&str]) -> Self {
-        let mut command =
-            command(ARLE, &[&["serve", "--model", model, "--port", "0", "--device", "cpu"], args].concat());
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the program starts");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("an address");
-        let address = line.trim().strip_prefix("listening on http://").unwrap_or_else(|| panic!("{line:?}")).to_owned();
-        let server = Self { child, address };
+        let server = Self::launch(Self::command(model, args));
         wait_until("ready", || server.get("/ready").status == 200);
         server
     }
 
+    /// The command of [`Server::start`], not started.
+    pub(super) fn command(model: &str, args: &[&str]) -> Command {
+        let mut command =
+            command(ARLE, &[&["serve", "--model", model, "--port", "0", "--device", "cpu"], args].concat());
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+    }
+
+    /// Starts such a command and reads its address.
+    pub(super) fn launch(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("the program starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("an address");
+        let url = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("{line:?}"));
+        let (_, address) = url.split_once("://").expect("a URL");
+        Self { child, address: address.to_owned() }
+    }
+
     /// The tiny chat model.
-    pub(super) fn tiny(args: &[&str]) -> Self {
+    pub(crate) fn tiny(args: &[&str]) -> Self {
         Self::start(&fixture("tiny-chat"), args)
     }
 

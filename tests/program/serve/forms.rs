@@ -8,7 +8,7 @@ use crate::support::Model;
 const CHAT: &str = "/v1/chat/completions";
 
 /// The tiny model with a template that knows tools.
-fn with_tools() -> (Model, Server) {
+pub(super) fn with_tools() -> (Model, Server) {
     let model = Model::copy("tiny-chat");
     let template = "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
     model.edit("chat_template.jinja", |bytes| *bytes = template.as_bytes().to_vec());
@@ -17,7 +17,7 @@ fn with_tools() -> (Model, Server) {
     (model, server)
 }
 
-fn tool(name: &str) -> Value {
+pub(super) fn tool(name: &str) -> Value {
     let parameters = json!({
         "type": "object", "properties": {"count": {"type": "integer", "minimum": 1, "maximum": 9}, "unit": {"enum": ["km", "mile"]}},
         "required": ["count", "unit"], "additionalProperties": false,
@@ -120,8 +120,61 @@ fn a_call_that_is_demanded_is_made() {
     refused(json!({"tool_choice": "required"}), "tool_choice");
     refused(json!({"tools": [{"type": "web_search"}]}), "tools[0].type");
     let mut strict = tool("walk");
-    strict["function"]["strict"] = json!(true);
+    strict["function"]["strict"] = json!("yes");
     refused(json!({"tools": [strict]}), "tools[0].function.strict");
     let plain = Server::tiny(&[]);
     plain.post(CHAT, &ask(&json!({"tools": tools}))).refused(400, Some("tools"), "unsupported_parameter");
+}
+
+/// A token for the marker, which a bias makes likely: what comes behind it is the schema's all the same, and what stands
+/// elsewhere is free.
+#[test]
+fn a_strict_call_that_is_chosen_keeps_to_its_schema() {
+    let (model, _) = with_tools();
+    model.edit("tokenizer.json", |bytes| {
+        let text = String::from_utf8(bytes.clone()).expect("text").replace("<|start|>", "<tool_call>");
+        let at = text.rfind("\"special\": true").expect("the second special token");
+        *bytes = [&text[..at], "\"special\": false", &text[at + 15..]].concat().into_bytes();
+    });
+    let server = Server::start(&model.path(), &[]);
+    let mut strict = tool("walk");
+    strict["function"]["strict"] = json!(true);
+    let loose = json!({"type": "function", "function": {"name": "look"}});
+    let (mut walks, mut looks, mut texts) = (0, 0, 0);
+    for seed in 0..24 {
+        let more = json!({"tools": [strict, loose], "seed": seed, "logit_bias": {"1": 4}, "max_tokens": 400});
+        let choice = server.post(CHAT, &ask(&more)).ok()["choices"][0].clone();
+        for call in choice["message"]["tool_calls"].as_array().unwrap_or(&vec![]) {
+            let arguments: Value =
+                serde_json::from_str(call["function"]["arguments"].as_str().expect("text")).expect("JSON");
+            match call["function"]["name"].as_str() {
+                Some("walk") => {
+                    walks += 1;
+                    assert!(arguments["count"].as_i64().is_some_and(|count| (1..=9).contains(&count)), "{arguments}");
+                    assert!(["km", "mile"].contains(&arguments["unit"].as_str().expect("a unit")));
+                }
+                Some("look") => looks += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        texts += usize::from(choice["message"]["content"].as_str().is_some_and(|text| !text.trim().is_empty()));
+    }
+    assert!(walks > 3 && looks > 3 && texts > 3, "{walks} {looks} {texts}");
+    // Only one, at once: then the answer is over.
+    let more = json!({"tools": [strict], "parallel_tool_calls": false, "logit_bias": {"1": 100}});
+    let choice = server.post(CHAT, &ask(&more)).ok()["choices"][0].clone();
+    assert_eq!(choice["message"]["tool_calls"].as_array().map(Vec::len), Some(1), "{choice}");
+    assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("tool_calls"), &Value::Null));
+    // A form for what is no call leaves the choice to call.
+    let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": {"const": 5}}});
+    // 29 is "<", with which the marker can begin as well.
+    let either = |bias: i32| {
+        let more = json!({"tools": [strict], "response_format": format, "logit_bias": {"1": bias, "29": bias}, "max_tokens": 600, "seed": 1});
+        server.post(CHAT, &ask(&more)).ok()["choices"][0]["message"].clone()
+    };
+    assert_eq!(either(-100)["content"], "5");
+    assert_eq!(either(30)["tool_calls"][0]["function"]["name"], "walk");
+    let wrong =
+        json!({"type": "function", "function": {"name": "f", "parameters": {"type": "strange"}, "strict": true}});
+    server.post(CHAT, &ask(&json!({"tools": [wrong]}))).refused(400, Some("tools"), "invalid_parameter");
 }

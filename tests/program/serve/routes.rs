@@ -150,3 +150,13 @@ fn embeddings_are_unit_vectors_in_two_encodings() {
         "invalid_parameter",
     );
 }
+
+#[test]
+fn a_chat_template_can_be_given() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("template.jinja");
+    std::fs::write(&file, "{% for m in messages %}[{{ m.content }}]{% endfor %}").expect("written");
+    let server = Server::tiny(&["--chat-template", &file.display().to_string()]);
+    let chat = server.post("/tokenize", &json!({"messages": [{"role": "user", "content": "Hi"}]})).ok();
+    assert_eq!(chat["rendered"], "[Hi]");
+}

@@ -23,6 +23,9 @@ pub struct TrainerState {
     pub optimizer_step: u64,
     /// Training rows used: the data cursor.
     pub rows_seen: u64,
+    /// The learning rate at the top of the schedule, where an operator changed it; else it is the recipe's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
     /// Steps in a row, up to now, that were not finite.
     pub non_finite: u32,
     /// Key of the random numbers.
@@ -35,6 +38,9 @@ pub struct TrainerState {
     pub samples_bytes: u64,
     /// Held-out measurements before the first step, for the summary.
     pub held_out_before: BTreeMap<String, f64>,
+    /// The teacher's scores on `eval.tasks`, for the summary.
+    #[serde(default)]
+    pub teacher_scores: BTreeMap<String, f64>,
     /// Seconds by phase up to now, for the summary.
     pub seconds: BTreeMap<String, f64>,
 }
@@ -48,12 +54,14 @@ impl TrainerState {
             step: 0,
             optimizer_step: 0,
             rows_seen: 0,
+            lr: None,
             non_finite: 0,
             seed,
             recipe_sha256,
             metrics_bytes: 0,
             samples_bytes: 0,
             held_out_before: BTreeMap::new(),
+            teacher_scores: BTreeMap::new(),
             seconds: BTreeMap::new(),
         }
     }

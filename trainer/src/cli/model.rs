@@ -1,14 +1,17 @@
 //! `--model`, `--adapter`, `--layers`, `--device`, `--kv-bytes`: one model without training.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use autograd::Device;
 use clap::Args;
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
 use runtime::memory::{Checkpointing, KvSize, KvWish, MemoryPlan, Workload};
 use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::device::Choice;
 use crate::memory::Purpose;
@@ -94,6 +97,49 @@ impl ModelArgs {
         self.start_with(files, lengths, 0, token_budget, progress)
     }
 
+    /// Starts the runtime for many sequences of up to `longest` tokens, as many at a time as `batch_tokens` tokens hold.
+    pub(super) fn start_to_evaluate(
+        &self,
+        files: &Arc<ModelFiles>,
+        longest: usize,
+        batch_tokens: Option<usize>,
+        progress: Progress,
+    ) -> Result<RuntimeHandle> {
+        let gpu = matches!(self.device.device, Device::Cuda(_));
+        let (usual, most) = if gpu { (1 << 18, 256) } else { (1 << 14, 64) };
+        let tokens = batch_tokens.unwrap_or_else(|| usual.max(longest));
+        if tokens < longest {
+            let rule = format!("at least --max-length, {longest}");
+            return Err(Error::value("--batch-tokens", tokens, rule));
+        }
+        let room = vec![longest; tokens / longest];
+        // Scheduling never refuses work that waits; the evaluation itself bounds it.
+        let limits = Limits { running: most, waiting: 1 << 20, token_budget: None };
+        Ok(self.start_within(files, &room, 0, limits, progress)?.0)
+    }
+
+    /// What decides the model's answers: its source, files and adapter.
+    pub(super) fn identity(&self, files: &ModelFiles) -> Result<Map<String, Value>> {
+        let adapter = match &self.adapter {
+            None => Value::Null,
+            Some(folder) => {
+                let path = folder.join("adapter_model.safetensors");
+                let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+                let sum: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+                json!({ "path": folder, "sha256": sum })
+            }
+        };
+        let fields = [
+            ("model", json!(self.model)),
+            ("model_files", json!(file_sizes(&files.path)?)),
+            ("adapter", adapter),
+            ("layers", json!(self.layers)),
+            ("device", json!(crate::memory::describe(self.device.device)?)),
+            ("deterministic", json!(self.deterministic)),
+        ];
+        Ok(fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    }
+
     fn start_with(
         &self,
         files: &Arc<ModelFiles>,
@@ -102,6 +148,19 @@ impl ModelArgs {
         token_budget: Option<usize>,
         progress: Progress,
     ) -> Result<(RuntimeHandle, MemoryPlan)> {
+        let limits = Limits { running: lengths.len(), waiting: lengths.len(), token_budget };
+        self.start_within(files, lengths, longest_scored, limits, progress)
+    }
+
+    fn start_within(
+        &self,
+        files: &Arc<ModelFiles>,
+        lengths: &[usize],
+        longest_scored: usize,
+        limits: Limits,
+        progress: Progress,
+    ) -> Result<(RuntimeHandle, MemoryPlan)> {
+        let usual = || EngineConfig::usual_token_budget(self.device.device);
         let mut spec = RuntimeSpec {
             device: self.device.device,
             deterministic: self.deterministic,
@@ -109,9 +168,9 @@ impl ModelArgs {
             teacher: None,
             training: None,
             engine: EngineConfig {
-                token_budget: token_budget.unwrap_or_else(|| EngineConfig::usual_token_budget(self.device.device)),
-                max_running: lengths.len(),
-                max_waiting: lengths.len(),
+                token_budget: limits.token_budget.unwrap_or_else(usual),
+                max_running: limits.running,
+                max_waiting: limits.waiting,
                 kv_bytes: 0,
                 prefix_cache: true,
                 overlap: EngineConfig::usual_overlap(self.device.device),
@@ -126,6 +185,31 @@ impl ModelArgs {
         };
         opd::start(&mut spec, &workload, Purpose::Command, progress.only_if(self.verbose))
     }
+}
+
+/// Limits of the scheduler.
+struct Limits {
+    running: usize,
+    waiting: usize,
+    /// `None` is the device's usual one.
+    token_budget: Option<usize>,
+}
+
+/// Names and bytes of a model's files, so that another one under the same name is noticed.
+fn file_sizes(path: &Path) -> Result<BTreeMap<String, u64>> {
+    let size = |path: &Path| std::fs::metadata(path).map(|data| data.len()).map_err(Error::io(path));
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if path.is_file() {
+        return Ok(BTreeMap::from([(name(path), size(path)?)]));
+    }
+    let mut sizes = BTreeMap::new();
+    for entry in std::fs::read_dir(path).map_err(Error::io(path))? {
+        let path = entry.map_err(Error::io(path))?.path();
+        if path.is_file() {
+            sizes.insert(name(&path), size(&path)?);
+        }
+    }
+    Ok(sizes)
 }
 
 /// A memory plan as JSON: bytes of every entry, and what is there.

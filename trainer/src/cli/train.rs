@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
-use serve::{Keys, SamplingDefaults, ServeConfig};
+use serve::{Keys, SamplingDefaults, ServeConfig, TlsFiles, Traces};
 
 use super::print;
 use crate::data::Rows;
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Interrupt, TRAINING};
 use crate::opd::{self, Options, Resume};
+use crate::progress::say;
 use crate::recipe::{Override, Recipe};
 use crate::{Error, Result};
 
@@ -57,6 +58,15 @@ pub struct TrainArgs {
     /// With --serve: file with one bearer key a line, for routes that steer the run too.
     #[arg(long, value_name = "FILE", requires = "serve")]
     admin_key_file: Option<PathBuf>,
+    /// With --serve: certificate chain, PEM; answer over TLS.
+    #[arg(long, value_name = "FILE", requires = "serve", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// With --serve: the certificate's private key, PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// OpenTelemetry collector for traces (OTLP over HTTP), such as http://localhost:4318 [default: the environment's].
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<String>,
 }
 
 impl TrainArgs {
@@ -71,14 +81,21 @@ impl TrainArgs {
             Rows::load(&recipe.data)?;
             return print(&recipe.to_toml());
         }
-        let interrupt =
-            Interrupt::listen().map_err(|e| Error::Models { what: format!("Ctrl-C cannot be handled: {e}") })?;
-        let serve = self.serving()?;
+        let interrupt = Interrupt::listen(&TRAINING)
+            .map_err(|e| Error::Models { what: format!("Ctrl-C cannot be handled: {e}") })?;
+        let traces = Traces::from_environment(self.otlp_endpoint.as_deref(), "arle-train")?;
+        let serve = self.serving(&traces)?;
         let (folder, resume) = place(self.resume, self.out, &recipe.name);
-        opd::run(&Options { recipe, folder, resume, json: self.json, serve }, &interrupt)
+        let result =
+            opd::run(&Options { recipe, folder, resume, json: self.json, serve, traces: traces.clone() }, &interrupt);
+        let lost = traces.end();
+        if lost > 0 && !self.json {
+            say(&format!("{lost} spans were not delivered to the OpenTelemetry collector"));
+        }
+        result
     }
 
-    fn serving(&self) -> Result<Option<ServeConfig>> {
+    fn serving(&self, traces: &Traces) -> Result<Option<ServeConfig>> {
         let Some(address) = &self.serve else { return Ok(None) };
         let wrong = || Error::value("--serve", address, "HOST:PORT, such as 127.0.0.1:8000 (port 0 takes a free one)");
         let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
@@ -88,6 +105,9 @@ impl TrainArgs {
             port: port.parse().map_err(|_| wrong())?,
             api_keys: keys(&self.api_key_file)?,
             admin_keys: keys(&self.admin_key_file)?,
+            tls: self.tls_cert.clone().zip(self.tls_key.clone()).map(|(cert, key)| TlsFiles { cert, key }),
+            train_control_url: None,
+            traces: traces.clone(),
             max_sequences: SERVED_SEQUENCES,
             max_adapters: 0,
             max_body_bytes: 16 << 20,

@@ -120,30 +120,26 @@ impl DataFolder {
         Ok(docs)
     }
 
-    /// Names of the files of a folder that end in `suffix`, without it, in byte order. Their joined sum is checked.
+    /// A CSV file of a folder whose files have one sum, taken over all of them in byte order of their names.
     ///
     /// # Errors
-    /// When the folder is missing, empty, or not the known one.
-    pub fn names(&self, folder: &str, suffix: &str) -> Result<Vec<String>> {
-        let path = self.root.join(folder);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&path).map_err(|source| self.unreadable(folder, source))? {
-            let name = entry.map_err(Error::io(&path))?.file_name().to_string_lossy().into_owned();
-            names.extend(name.strip_suffix(suffix).map(str::to_owned));
+    /// As [`Self::csv`]; a folder that is not the known one.
+    pub fn csv_in(&self, folder: &str, file: &str) -> Result<Vec<Doc>> {
+        if !self.sums().contains_key(folder) {
+            let path = self.root.join(folder);
+            let mut files = Vec::new();
+            for entry in fs::read_dir(&path).map_err(|source| self.unreadable(folder, source))? {
+                files.push(entry.map_err(Error::io(&path))?.path());
+            }
+            files.sort_unstable();
+            let mut all = Sha256::new();
+            for path in &files {
+                all.update(fs::read(path).map_err(Error::io(path))?);
+            }
+            let known = KNOWN_FOLDERS.iter().find(|(name, _)| *name == folder).map(|(_, sum)| *sum);
+            self.check(folder, &hex(&all.finalize()), known)?;
         }
-        if names.is_empty() {
-            let what = format!("has no file that ends in {suffix}");
-            return Err(Error::Data { path, line: None, what });
-        }
-        names.sort_unstable_by(|a, b| format!("{a}{suffix}").cmp(&format!("{b}{suffix}")));
-        let mut all = Sha256::new();
-        for name in &names {
-            let path = path.join(format!("{name}{suffix}"));
-            all.update(fs::read(&path).map_err(Error::io(&path))?);
-        }
-        let known = KNOWN_FOLDERS.iter().find(|(name, _)| *name == folder).map(|(_, sum)| *sum);
-        self.check(folder, &hex(&all.finalize()), known)?;
-        Ok(names)
+        self.csv(file)
     }
 
     /// A CSV file (RFC 4180) whose first line names the columns.

@@ -66,8 +66,8 @@ fn weighted_mean(values: &[MetricValue]) -> f64 {
         MetricValue::Weighted(sum, weight) => (sum, weight),
         MetricValue::Number(number) => (number, 1.0),
     });
-    let (sum, weight) = pairs.fold((0.0, 0.0), |(s, w), (sum, weight)| (s + sum, w + weight));
-    sum / weight
+    let (sums, weights): (Vec<f64>, Vec<f64>) = pairs.unzip();
+    sums.iter().sum::<f64>() / weights.iter().sum::<f64>()
 }
 
 /// A metric of a task.

@@ -7,17 +7,105 @@
 //! Numbers are those of lm-evaluation-harness 0.4.13 on the same data, model and options; `scripts/check_eval_lm_eval`
 //! compares them.
 
+mod aggregate;
 mod ask;
+mod backend;
+mod context;
 pub mod data;
+mod definition;
+mod encode;
+mod grading;
 mod metric;
 mod random;
 mod results;
+mod runner;
 mod sample;
+mod shots;
+pub mod stderr;
+mod table;
 mod task;
+pub mod tasks;
+mod too_long;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use runtime::RuntimeHandle;
+use runtime::files::ModelFiles;
+use serde_json::{Map, Value};
+
+use crate::interrupt::Interrupt;
+use crate::progress::Progress;
+use crate::{Error, Result};
 
 pub use ask::{Ask, Message, Prompt, Request, Response};
+pub(crate) use backend::{LocalSettings, RemoteSettings};
 pub use metric::{Aggregation, Metric, MetricValue};
 pub use random::PythonRandom;
 pub use results::{Group, Results, SampleCounts, TaskResult};
+pub use runner::Options;
 pub use sample::{Header, Outcome, Sample, SampleFile, read_samples};
+pub use table::table;
 pub use task::{Doc, Docs, FewShot, Task, TaskInfo};
+
+/// Seed of the few-shot examples unless one is given, lm-evaluation-harness' number.
+pub(crate) const FEW_SHOT_SEED: u64 = 1234;
+
+/// Evaluates a model of this process.
+///
+/// # Errors
+/// Whatever stops it; [`Error::EvaluationInterrupted`] after Ctrl-C, with what is graded kept.
+pub(crate) fn ask_model(
+    options: Options,
+    runtime: RuntimeHandle,
+    files: &Arc<ModelFiles>,
+    settings: LocalSettings,
+    identity: Map<String, Value>,
+    interrupt: &Interrupt,
+    progress: Progress,
+) -> Result<Results> {
+    let backend = backend::Local::new(runtime, files, settings, identity)?;
+    runner::run(options, backend, interrupt, progress)
+}
+
+/// Evaluates a model behind a server.
+///
+/// # Errors
+/// As [`ask_model`].
+pub(crate) fn ask_server(
+    options: Options,
+    settings: RemoteSettings,
+    interrupt: &Interrupt,
+    progress: Progress,
+) -> Result<Results> {
+    runner::run(options, backend::Remote::new(settings), interrupt, progress)
+}
+
+/// Writes `results.json`.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub(crate) fn write_results(folder: &Path, results: &Results) -> Result<()> {
+    let path = folder.join("results.json");
+    let text = serde_json::to_string_pretty(results).map_err(|e| Error::io(&path)(e.into()))?;
+    let temporary = path.with_extension("json.tmp");
+    std::fs::write(&temporary, text + "\n").map_err(Error::io(&temporary))?;
+    std::fs::rename(&temporary, &path).map_err(Error::io(&path))
+}
+
+/// All tasks and groups, a line each.
+#[must_use]
+pub(crate) fn list() -> String {
+    let tasks = tasks::all();
+    let (subjects, others): (Vec<_>, Vec<_>) = tasks.iter().partition(|task| task.info().group.is_some());
+    let mut text = String::new();
+    for task in others {
+        let info = task.info();
+        text += &format!("{:<24} {:>2}-shot  {}\n", info.name, info.shots, info.about);
+    }
+    for (group, members) in tasks::groups() {
+        let count = subjects.iter().filter(|task| tasks::holds(&group, &task.info().name)).count();
+        text += &format!("{group:<24}  0-shot  group of {count} tasks: {}, ...\n", members[0]);
+    }
+    text
+}

@@ -21,7 +21,7 @@ use super::rollout::{Purpose, generate, params, request};
 use super::setup::Setup;
 use super::step::Sums;
 use crate::loss::HeldOut;
-use crate::metrics::{JsonLines, Metrics};
+use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::prompt::Example;
 use crate::recipe::{Eval, Recipe, Sampling};
@@ -103,11 +103,11 @@ impl<'a> Evaluator<'a> {
         Ok(())
     }
 
-    /// Greedy completions of the sample prompts: written to `file`, and shown.
+    /// Greedy completions of the sample prompts: shown, and returned as the lines of samples.jsonl.
     ///
     /// # Errors
-    /// What the runtime refuses; a file that cannot be written.
-    pub(super) fn show_samples(&self, step: u64, file: &mut JsonLines) -> Result<()> {
+    /// What the runtime refuses.
+    pub(super) fn show_samples(&self, step: u64) -> Result<Vec<Map<String, Value>>> {
         let mut slots = vec![(Slot::Student, "completion")];
         let column = self.setup.encoder.context_column();
         if step == 0 && column.is_none() {
@@ -138,7 +138,7 @@ impl<'a> Evaluator<'a> {
             self.progress.line(&format!("  [teacher] {why}"));
             lines.iter_mut().for_each(|line| _ = line.insert("teacher_skipped".to_owned(), json!(why)));
         }
-        lines.iter().try_for_each(|line| file.write(line))
+        Ok(lines)
     }
 
     /// One completion of every held-out row. The same random numbers every time, so that only the weights differ.

@@ -1,6 +1,7 @@
 //! On-policy distillation: the student writes, the teacher grades every token, the student learns.
 
 mod batch;
+mod benchmark;
 mod eval;
 mod folder;
 mod phases;
@@ -26,11 +27,13 @@ use crate::interrupt::Interrupt;
 use crate::metrics::{JsonLines, Metrics};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
+use crate::schedule::Schedule;
 use crate::{Error, Result};
+use benchmark::Benchmarks;
 use eval::Evaluator;
 use folder::RunFolder;
 use phases::Phases;
-use serve::ServeConfig;
+use serve::{KeyValue, Scope, ServeConfig, Traces};
 use serving::Serving;
 use setup::Setup;
 use summary::Summary;
@@ -50,6 +53,8 @@ pub struct Options {
     pub json: bool,
     /// Answer over HTTP while it runs.
     pub serve: Option<ServeConfig>,
+    /// Where spans of steps go.
+    pub traces: Traces,
 }
 
 /// Runs a recipe to its end.
@@ -74,20 +79,27 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         evaluator: recipe
             .eval
             .as_ref()
+            .filter(|_| !setup.held_out.is_empty())
             .map(|eval| Evaluator::new(recipe, eval, &setup, &folder, progress))
             .transpose()?,
+        benchmarks: recipe
+            .eval
+            .as_ref()
+            .and_then(|eval| eval.benchmark.as_ref())
+            .map(|benchmark| Benchmarks::new(recipe, benchmark, &setup, &folder, interrupt, progress)),
         metrics: JsonLines::open(&folder.file("metrics.jsonl"), state.metrics_bytes)?,
         samples: JsonLines::open(&folder.file("samples.jsonl"), state.samples_bytes)?,
         cursor: Cursor::new(setup.train.len(), recipe.data.shuffle.then_some(recipe.data.seed), state.rows_seen),
         total: recipe.length.steps(setup.train.len(), recipe.rollout.prompts_per_step),
         phases: Phases::from_seconds(state.seconds.clone()),
         last: None,
-        saved: folder.resume_from.as_ref().map(|_| state.step),
+        saved: folder.resume_from.as_ref().map(|_| (state.step, state.lr)),
         recipe,
         setup: &setup,
         folder: &folder,
         progress,
         json: options.json,
+        traces: &options.traces,
         state,
     };
     control.start(&recipe.name, run.state.step, run.total);
@@ -110,6 +122,10 @@ fn restore(recipe: &Recipe, setup: &Setup, folder: &RunFolder, progress: Progres
     setup.runtime.publish()?;
     folder.checkpoints.rewind(path)?;
     progress.line(&format!("resume     {} (step {})", path.display(), state.step));
+    if let Some(lr) = state.lr {
+        progress
+            .line(&format!("lr         {lr:e}, as set through /v1/train/lr; the recipe has {:e}", recipe.schedule.lr));
+    }
     state.recipe_sha256 = sum;
     Ok(state)
 }
@@ -121,8 +137,10 @@ struct Run<'a> {
     folder: &'a RunFolder,
     progress: Progress,
     json: bool,
+    traces: &'a Traces,
     stepper: Stepper<'a>,
     evaluator: Option<Evaluator<'a>>,
+    benchmarks: Option<Benchmarks<'a>>,
     metrics: JsonLines,
     samples: JsonLines,
     cursor: Cursor,
@@ -131,8 +149,8 @@ struct Run<'a> {
     state: TrainerState,
     /// The newest metrics with held-out measurements.
     last: Option<Metrics>,
-    /// Step of the newest checkpoint.
-    saved: Option<u64>,
+    /// Step and operator's learning rate of the newest checkpoint.
+    saved: Option<(u64, Option<f64>)>,
 }
 
 impl Run<'_> {
@@ -145,6 +163,7 @@ impl Run<'_> {
             folder: self.folder.root(),
             before: &self.state.held_out_before,
             after: self.last.as_ref(),
+            teacher: &self.state.teacher_scores,
             phases: &self.phases,
             steps: self.state.step,
             gpu: self.setup.runtime.stats()?.gpu,
@@ -158,6 +177,12 @@ impl Run<'_> {
         }
         while self.state.step < self.total {
             loop {
+                if let Some(lr) = self.control.take_lr() {
+                    self.state.lr = Some(lr);
+                    self.control.lr_changed(self.state.step, lr);
+                    self.progress
+                        .line(&format!("lr         {lr:e} from step {} on, as asked for", self.state.step + 1));
+                }
                 if self.control.take_save() {
                     self.save()?;
                 }
@@ -184,26 +209,39 @@ impl Run<'_> {
             return error;
         }
         match (self.saved, self.folder.checkpoints.latest()) {
-            (Some(step), Ok(Some(checkpoint))) => Error::Stopped { source: Box::new(error), checkpoint, step },
+            (Some((step, _)), Ok(Some(checkpoint))) => Error::Stopped { source: Box::new(error), checkpoint, step },
             _ => error,
         }
     }
 
     /// Held-out measurements before the first step.
     fn measure_before(&mut self) -> Result<()> {
+        if let Some(benchmarks) = &self.benchmarks {
+            self.state.teacher_scores = self.stoppable(benchmarks.of_teacher())?;
+        }
         if !self.recipe.eval.as_ref().is_some_and(|eval| eval.at_start) {
             return Ok(());
         }
         let mut metrics = Metrics::at(0);
-        self.measure(&mut metrics)?;
-        let numbers = metrics.as_json().iter().filter_map(|(name, value)| Some((name.clone(), value.as_f64()?)));
-        self.state.held_out_before = numbers.filter(|(name, _)| name.starts_with("eval/")).collect();
+        let scope = self.span("held_out", 0);
+        self.measure(&mut metrics, &scope)?;
+        let numbers = metrics.named().filter(|(name, _)| name.starts_with("eval/"));
+        self.state.held_out_before = numbers.map(|(name, value)| (name.to_owned(), value)).collect();
         self.write(&metrics)
     }
 
+    fn span(&self, name: &'static str, step: u64) -> Scope {
+        let attributes =
+            vec![KeyValue::new("arle.run", self.recipe.name.clone()), KeyValue::new("arle.step", step as i64)];
+        self.traces.begin(name, attributes)
+    }
+
     fn step(&mut self) -> Result<()> {
+        let scope = self.span("step", self.state.step + 1);
         let rows = self.cursor.take(self.recipe.rollout.prompts_per_step);
-        let Outcome { mut metrics, phases, applied } = self.stepper.take(self.state.step, self.total, &rows)?;
+        let schedule = Schedule { lr: self.state.lr.unwrap_or(self.recipe.schedule.lr), ..self.recipe.schedule };
+        let lr = schedule.at(self.state.step, self.total);
+        let Outcome { mut metrics, phases, applied } = self.stepper.take(self.state.step, lr, &rows, &scope)?;
         self.phases.merge(&phases);
         self.state.step += 1;
         self.state.rows_seen = self.cursor.seen();
@@ -211,8 +249,10 @@ impl Run<'_> {
         self.progress.line(&summary::step_line(&metrics, self.total));
         self.state.non_finite = if applied { 0 } else { self.state.non_finite + 1 };
         if self.is_eval_due() {
-            self.measure(&mut metrics)?;
+            self.measure(&mut metrics, &scope)?;
         }
+        let numbers = metrics.named().filter(|(name, _)| *name != "step");
+        scope.set(numbers.map(|(name, value)| KeyValue::new(format!("arle.{name}"), value)).collect());
         self.write(&metrics)?;
         if self.state.non_finite >= MAX_NON_FINITE {
             return Err(Error::NonFinite { step: self.state.step, times: self.state.non_finite });
@@ -226,18 +266,42 @@ impl Run<'_> {
         periodic || (eval.at_end && self.state.step == self.total)
     }
 
-    fn measure(&mut self, metrics: &mut Metrics) -> Result<()> {
-        let Some(evaluator) = &self.evaluator else { return Ok(()) };
-        let mut phases = Phases::default();
-        phases.time("eval", || {
-            evaluator.measure(metrics)?;
-            evaluator.show_samples(self.state.step, &mut self.samples)
-        })?;
+    fn measure(&mut self, metrics: &mut Metrics, scope: &Scope) -> Result<()> {
+        let mut phases = Phases::within(scope);
+        let measured = phases.time("eval", || {
+            let samples = match &self.evaluator {
+                None => Vec::new(),
+                Some(evaluator) => {
+                    evaluator.measure(metrics)?;
+                    evaluator.show_samples(self.state.step)?
+                }
+            };
+            let scored = self.benchmarks.as_ref().map(|benchmarks| benchmarks.measure(self.state.step, metrics));
+            scored.transpose()?;
+            Ok(samples)
+        });
+        for sample in &self.stoppable(measured)? {
+            self.samples.write(sample)?;
+            self.control.sample(sample);
+        }
         metrics.set("time/eval", phases.get("eval"));
         self.phases.merge(&phases);
-        self.progress.line(&summary::held_out_line(metrics, &self.state.held_out_before));
+        if self.evaluator.is_some() {
+            self.progress.line(&summary::held_out_line(metrics, &self.state.held_out_before));
+        }
+        if self.benchmarks.is_some() {
+            self.progress.line(&summary::scores_line(metrics, &self.state.held_out_before, &self.state.teacher_scores));
+        }
         self.last = Some(metrics.clone());
         Ok(())
+    }
+
+    /// A measurement that Ctrl-C stopped ends the run as a step boundary does.
+    fn stoppable<T>(&self, measured: Result<T>) -> Result<T> {
+        measured.map_err(|error| match error {
+            Error::EvaluationInterrupted { .. } => Error::Interrupted { step: self.state.step },
+            other => other,
+        })
     }
 
     fn write(&mut self, metrics: &Metrics) -> Result<()> {
@@ -246,13 +310,14 @@ impl Run<'_> {
         if self.json { summary::print_line(metrics.as_json()) } else { Ok(()) }
     }
 
-    /// Writes a checkpoint unless this step has one.
+    /// Writes a checkpoint unless this step has one that knows all.
     fn save(&mut self) -> Result<PathBuf> {
-        if self.saved == Some(self.state.step)
+        if self.saved == Some((self.state.step, self.state.lr))
             && let Some(path) = self.folder.checkpoints.latest()?
         {
             return Ok(path);
         }
+        let _span = self.span("checkpoint", self.state.step);
         self.metrics.sync()?;
         self.samples.sync()?;
         let weights = self.setup.runtime.export_state()?;
@@ -261,7 +326,7 @@ impl Run<'_> {
         self.state.samples_bytes = self.samples.bytes();
         self.state.seconds = self.phases.seconds().clone();
         let path = self.folder.checkpoints.save(&self.setup.export, &weights, &self.state)?;
-        self.saved = Some(self.state.step);
+        self.saved = Some((self.state.step, self.state.lr));
         self.progress.line(&format!("saved      {}", path.display()));
         self.control.saved(self.state.step, &path.display().to_string());
         Ok(path)

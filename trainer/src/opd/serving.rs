@@ -32,7 +32,7 @@ impl Serving {
         let models = [Some(student), teacher].into_iter().flatten().collect();
         let control: Arc<dyn serve::TrainControl> = control.clone();
         let server = Server::bind(setup.runtime.clone(), models, config.clone())?.with_training(control);
-        progress.line(&format!("serve      http://{}", server.address()));
+        progress.line(&format!("serve      {}", server.url()));
         let stop = Stop::default();
         let asked = stop.clone();
         let run = move || {

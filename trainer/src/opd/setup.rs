@@ -9,6 +9,7 @@ use runtime::memory::{KvWish, MemoryPlan, Workload};
 use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec};
 use runtime::source::ModelSource;
 
+use super::benchmark;
 use crate::checkpoint::{ADAPTER_WEIGHTS, AdapterConfig, Export, ModelExport};
 use crate::data::{Row, Rows};
 use crate::memory::{self, Purpose};
@@ -80,7 +81,9 @@ impl Setup {
                 fits.encode(&encoder, rows, eval.max_new_tokens)?
             }
         };
-        let workload = workload(recipe, &train, &held_out);
+        let benchmark = recipe.eval.as_ref().and_then(|eval| eval.benchmark.as_ref());
+        let asked = benchmark.map_or(Ok(0), |benchmark| benchmark::max_length(benchmark, &student))?;
+        let workload = workload(recipe, &train, &held_out, asked);
         let export = match &recipe.lora {
             Some(lora) => Export::Adapter(AdapterConfig::new(recipe, lora)),
             None => Export::Model(Box::new(ModelExport::new(Arc::clone(&student), recipe.student.layers.clone()))),
@@ -169,7 +172,9 @@ fn warn_if_nothing_to_learn(recipe: &Recipe, progress: Progress) {
 
 /// What the run will ask of the runtime: room for `max_running` sequences of the longest prompt of either model unless the
 /// recipe says otherwise, and micro-batches up to the limit, or a whole step when that is less.
-fn workload(recipe: &Recipe, train: &[Example], held_out: &[Example]) -> Workload {
+///
+/// Tasks are asked prompts of up to `asked` tokens: one of them fits at least, and as many as the room of training holds.
+fn workload(recipe: &Recipe, train: &[Example], held_out: &[Example], asked: usize) -> Workload {
     let prompt = |e: &Example| e.prompt.len().max(e.teacher_prompt.as_ref().map_or(0, Vec::len));
     let prompts = train.iter().chain(held_out).map(prompt);
     let new = recipe.eval.as_ref().map_or(0, |eval| eval.max_new_tokens).max(recipe.rollout.max_new_tokens);
@@ -180,11 +185,12 @@ fn workload(recipe: &Recipe, train: &[Example], held_out: &[Example]) -> Workloa
     let measured = held_out.iter().map(|e| prompt(e) + given(e).max(new)).sum::<usize>();
     let kv = match recipe.runtime.kv_bytes {
         Some(size) => KvWish::Size(size),
+        None if longest * recipe.runtime.max_running < asked => KvWish::Sequences(vec![asked]),
         None => KvWish::Sequences(vec![longest; recipe.runtime.max_running]),
     };
     Workload {
         kv,
-        longest,
+        longest: longest.max(asked),
         longest_scored: 0,
         micro_batch: recipe.runtime.tokens_per_microbatch.min(step.max(measured)),
         checkpointing: recipe.runtime.gradient_checkpointing,

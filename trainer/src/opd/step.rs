@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use autograd::rng;
 use runtime::RuntimeHandle;
 use runtime::request::{GenerateRequest, OptimReport, OptimStep, Slot, TrainReport, TrainRequest};
 use runtime::train::Loss;
+use serve::{KeyValue, Scope};
 
 use super::batch::{Completion, Source, split};
 use super::phases::Phases;
@@ -67,17 +68,16 @@ impl<'a> Stepper<'a> {
         Self { recipe, runtime, train, progress, on_policy, off_policy }
     }
 
-    /// Step `step` (from 0) of `total` on the given training rows.
+    /// Step `step` (from 0) at learning rate `lr` on the given training rows, within a span.
     ///
     /// # Errors
     /// What the runtime refuses.
-    pub(crate) fn take(&self, step: u64, total: u64, rows: &[usize]) -> Result<Outcome> {
+    pub(crate) fn take(&self, step: u64, lr: f64, rows: &[usize], scope: &Scope) -> Result<Outcome> {
         let start = Instant::now();
-        let mut phases = Phases::default();
+        let mut phases = Phases::within(scope);
         let completions = phases.time("rollout", || self.complete(step, rows))?;
         let seen = Completions::of(&completions);
         let sums = self.forward_backward(step, completions, &mut phases)?;
-        let lr = self.recipe.schedule.at(step, total);
         let optim = OptimStep { lr, adamw: self.recipe.optim.adamw, max_grad_norm: self.recipe.optim.max_grad_norm };
         let report = phases.time("optim", || {
             let report = self.runtime.optim_step(optim)?;
@@ -166,8 +166,11 @@ impl<'a> Stepper<'a> {
                 backward: true,
                 dropout_key: step << 20 | number as u64,
             })?;
-            phases.add("teacher", report.teacher_seconds);
-            phases.add("train", start.elapsed().as_secs_f64() - report.teacher_seconds);
+            let (seconds, teacher) = (start.elapsed().as_secs_f64(), report.teacher_seconds);
+            let about =
+                || vec![KeyValue::new("arle.micro_batch", number as i64), KeyValue::new("arle.tokens", report.tokens)];
+            phases.add("teacher", start, teacher, about());
+            phases.add("train", start + Duration::from_secs_f64(teacher), seconds - teacher, about());
             bar.inc(report.tokens as u64);
             sums.add(&report);
         }

@@ -52,6 +52,26 @@ pub(super) fn held_out_line(metrics: &Metrics, before: &BTreeMap<String, f64>) -
     )
 }
 
+/// `scores     gsm8k/exact_match,strict-match 0.41 (+12 %, teacher 0.62) ...`, the first metric of each task.
+pub(super) fn scores_line(
+    metrics: &Metrics,
+    before: &BTreeMap<String, f64>,
+    teacher: &BTreeMap<String, f64>,
+) -> String {
+    let mut text = "scores    ".to_owned();
+    for (name, now) in metrics.as_json().iter().filter_map(|(name, value)| Some((name, value.as_f64()?))) {
+        let Some(short) = name.strip_prefix("eval/").filter(|short| short.contains('/')) else { continue };
+        let change = before.get(name).map(|then| percent(*then, now));
+        let teacher = teacher.get(name).map(|score| format!("teacher {score:.4}"));
+        let notes: Vec<String> = change.into_iter().chain(teacher).collect();
+        text += &format!("  {short} {now:.4}");
+        if !notes.is_empty() {
+            text += &format!(" ({})", notes.join(", "));
+        }
+    }
+    text
+}
+
 /// The change in per cent, where there is something to compare with.
 fn percent(before: f64, after: f64) -> String {
     if before == 0.0 { "-".to_owned() } else { format!("{:+.0} %", (after / before - 1.0) * 100.0) }
@@ -72,6 +92,8 @@ pub(super) struct Summary<'a> {
     pub(super) folder: &'a Path,
     pub(super) before: &'a BTreeMap<String, f64>,
     pub(super) after: Option<&'a Metrics>,
+    /// The teacher's scores on tasks.
+    pub(super) teacher: &'a BTreeMap<String, f64>,
     pub(super) phases: &'a Phases,
     pub(super) steps: u64,
     pub(super) gpu: Option<GpuStats>,
@@ -81,7 +103,9 @@ impl Summary<'_> {
     pub(super) fn print(&self) -> Result<()> {
         let mut text = format!("\n{} steps of `{}`\n", self.steps, self.recipe.name);
         if let Some(after) = self.after {
-            text += &format!("\n  {:<28} {:>10} {:>10} {:>8}\n", "held out", "before", "after", "change");
+            let teacher = if self.teacher.is_empty() { "" } else { "teacher" };
+            text += &format!("\n  {:<28} {:>10} {:>10} {:>8} {teacher:>10}", "held out", "before", "after", "change");
+            text = format!("{}\n", text.trim_end());
             for (name, value) in after.as_json().iter().filter(|(name, _)| name.starts_with("eval/")) {
                 text += &self.row(name, value.as_f64().unwrap_or(f64::NAN));
             }
@@ -106,9 +130,13 @@ impl Summary<'_> {
     }
 
     fn row(&self, name: &str, after: f64) -> String {
+        let teacher = self.teacher.get(name).map_or_else(String::new, |score| format!(" {score:>10.4}"));
         match self.before.get(name) {
-            Some(before) => format!("  {name:<28} {before:>10.4} {after:>10.4} {:>8}\n", percent(*before, after)),
-            None => format!("  {name:<28} {:>10} {after:>10.4}\n", ""),
+            Some(before) => {
+                format!("  {name:<28} {before:>10.4} {after:>10.4} {:>8}{teacher}\n", percent(*before, after))
+            }
+            None if teacher.is_empty() => format!("  {name:<28} {:>10} {after:>10.4}\n", ""),
+            None => format!("  {name:<28} {:>10} {after:>10.4} {:>8}{teacher}\n", "", ""),
         }
     }
 
@@ -133,6 +161,7 @@ impl Summary<'_> {
             ("steps", json!(self.steps)),
             ("before", json!(self.before)),
             ("after", Value::Object(after)),
+            ("teacher", json!(self.teacher)),
             ("seconds", json!(self.phases.seconds())),
             ("checkpoint", json!(self.checkpoint)),
         ];

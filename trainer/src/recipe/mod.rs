@@ -16,6 +16,7 @@ use runtime::request::{LoraConfig, Offload, Trainable, Training};
 
 pub use overrides::Override;
 pub use raw::{Lora, OneOrMany, Rollout, Sampling};
+pub(crate) use resolve::learning_rate;
 
 use crate::data::{Format, Message};
 use crate::device::Choice;
@@ -215,6 +216,29 @@ pub struct Eval {
     pub at_end: bool,
     /// Prompts whose greedy completions are shown.
     pub sample_prompts: Vec<String>,
+    /// Tasks of `arle eval`.
+    pub benchmark: Option<Benchmark>,
+}
+
+/// Tasks of `arle eval` during a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Benchmark {
+    /// Names of tasks, groups, or .toml files.
+    pub tasks: Vec<String>,
+    /// Folder with their data.
+    pub data: PathBuf,
+    /// Whether files that are not the known ones are taken.
+    pub any_data: bool,
+    /// Only the first documents of each.
+    pub limit: Option<usize>,
+    /// Few-shot examples instead of each task's number.
+    pub num_fewshot: Option<usize>,
+    /// New tokens instead of each task's number.
+    pub max_gen_toks: Option<usize>,
+    /// Tokens of prompt and answer together, at most; `None`: 2048, or the model's context.
+    pub max_length: Option<usize>,
+    /// Whether prompts are conversations.
+    pub chat: bool,
 }
 
 /// Device and memory.

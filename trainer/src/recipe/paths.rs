@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::{Error, Result};
 
 /// Keys that hold a file or a folder.
-const FILES: [&str; 4] = ["student.adapter", "teacher.path", "data.path", "data.held_out"];
+const FILES: [&str; 5] = ["student.adapter", "teacher.path", "data.path", "data.held_out", "eval.data"];
 /// Keys that hold a model source, which is a path when it has no scheme.
 const SOURCES: [&str; 2] = ["student.model", "teacher.model"];
 
@@ -23,6 +23,7 @@ pub(super) fn make_absolute(table: &mut toml::Table, folder: &Path) -> Result<()
             _ => join(&folder, text),
         });
     }
+    change(table, "eval.tasks", &|text| if text.ends_with(".toml") { join(&folder, text) } else { text.to_owned() });
     Ok(())
 }
 

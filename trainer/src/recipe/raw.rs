@@ -160,7 +160,7 @@ impl Default for Sampling {
     }
 }
 
-/// `[eval]`. Needs held-out rows (`data.held_out` or `data.eval_rows`), and is off without them.
+/// `[eval]`. Needs held-out rows (`data.held_out` or `data.eval_rows`) or `eval.tasks`, and is off without them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawEval {
@@ -183,6 +183,30 @@ pub struct RawEval {
     /// `teacher.context_column`: these prompts have no columns). Default: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sample_prompts: Vec<String>,
+    /// Tasks of `arle eval` that the student is asked at every measurement, and the teacher once. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<String>,
+    /// Folder with the tasks' data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<PathBuf>,
+    /// Take data files that are not the known ones. Default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub any_data: Option<bool>,
+    /// Only the first documents of each task. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Few-shot examples. Default: each task's number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_fewshot: Option<usize>,
+    /// New tokens of an answer. Default: each task's number, else 256.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_gen_toks: Option<usize>,
+    /// Tokens of prompt and answer together. Default 2048, or the model's context.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<usize>,
+    /// Put questions into the model's chat template. Default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apply_chat_template: Option<bool>,
 }
 
 /// `[checkpoint]`

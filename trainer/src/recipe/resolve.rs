@@ -1,5 +1,6 @@
 //! Raw recipe in, checked recipe out.
 
+mod measurements;
 mod objective;
 mod optim;
 mod teacher;
@@ -7,7 +8,7 @@ mod teacher;
 use super::raw::{OneOrMany, RawRecipe};
 use runtime::request::{EngineConfig, Offload};
 
-use super::{Data, Eval, HeldOut, Objective, Recipe, Runtime, Student};
+use super::{Data, HeldOut, Objective, Recipe, Runtime, Student};
 use crate::data::Format;
 use crate::device::Choice;
 use crate::{Error, Result};
@@ -23,7 +24,7 @@ pub(super) fn resolve(mut raw: RawRecipe, name: &str) -> Result<Recipe> {
     let optim = optim::optim(&mut raw)?;
     let (schedule, length) = optim::schedule(&mut raw, optim.lr)?;
     let data = data(&mut raw)?;
-    let eval = eval(&mut raw, data.held_out.is_some())?;
+    let eval = measurements::resolve(&mut raw, data.held_out.is_some())?;
     if raw.checkpoint.keep_last == 0 {
         return Err(Error::value("checkpoint.keep_last", 0, "at least 1"));
     }
@@ -68,6 +69,11 @@ fn within(key: &str, value: f64, low: f64, high: f64) -> Result<f64> {
 }
 
 /// `value` if it is finite and above zero.
+/// A learning rate.
+pub(crate) fn learning_rate(key: &str, value: f64) -> Result<f64> {
+    positive(key, value)
+}
+
 fn positive(key: &str, value: f64) -> Result<f64> {
     if value > 0.0 && value.is_finite() { Ok(value) } else { Err(Error::value(key, value, "greater than 0")) }
 }
@@ -219,41 +225,6 @@ fn data(raw: &mut RawRecipe) -> Result<Data> {
         limit: data.limit,
         held_out,
     })
-}
-
-fn eval(raw: &mut RawRecipe, held_out: bool) -> Result<Option<Eval>> {
-    let has_teacher = raw.teacher.is_some();
-    let eval = &mut raw.eval;
-    if !has_teacher {
-        // Held-out rows are measured against a teacher.
-        idle("data.held_out", raw.data.held_out.as_ref(), "without [teacher]")?;
-        idle("data.eval_rows", raw.data.eval_rows, "without [teacher]")?;
-    }
-    if !held_out || !has_teacher {
-        let because =
-            if held_out { "without [teacher]" } else { "without held-out rows (`data.held_out` or `data.eval_rows`)" };
-        idle("eval.every", eval.every, because)?;
-        idle("eval.prompts", eval.prompts, because)?;
-        idle("eval.max_new_tokens", eval.max_new_tokens, because)?;
-        idle("eval.at_start", eval.at_start, because)?;
-        idle("eval.at_end", eval.at_end, because)?;
-        idle("eval.sample_prompts", eval.sample_prompts.first(), because)?;
-        return Ok(None);
-    }
-    if let Some(prompts) = eval.prompts {
-        at_least_one("eval.prompts", prompts)?;
-    }
-    Ok(Some(Eval {
-        every: *eval.every.get_or_insert(0),
-        prompts: eval.prompts,
-        max_new_tokens: at_least_one(
-            "eval.max_new_tokens",
-            *eval.max_new_tokens.get_or_insert(raw.rollout.max_new_tokens),
-        )?,
-        at_start: *eval.at_start.get_or_insert(true),
-        at_end: *eval.at_end.get_or_insert(true),
-        sample_prompts: eval.sample_prompts.clone(),
-    }))
 }
 
 /// A key that moves something from a card to the host; without a card there is nothing to move.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use runtime::request::{FinishReason, TokenEvent};
+use runtime::request::TokenEvent;
 use runtime::text::Tokenizer;
 use serde_json::{Value, json};
 
@@ -11,19 +11,15 @@ use crate::api_error::ApiError;
 use crate::generation::{Event, Finished};
 use crate::ids;
 use crate::logprobs::chat_entry;
-use crate::output::{Call, Markers, Parser, Part};
+use crate::output::{Call, Part};
+use crate::reader::{Reader, Reading};
 use crate::sse::{Chunks, Encoder};
 
-/// What is to be shown of an answer, and looked for in it.
+/// What is to be shown of an answer.
 pub(super) struct Shape {
     pub(super) logprobs: bool,
     pub(super) token_ids: bool,
     pub(super) tokenizer: Arc<Tokenizer>,
-    pub(super) markers: Markers,
-    /// The prompt ends inside reasoning.
-    pub(super) prompt_thinks: bool,
-    /// Only the first call counts.
-    pub(super) single_call: bool,
 }
 
 impl Shape {
@@ -33,56 +29,6 @@ impl Shape {
         }
         let content: Vec<Value> = tokens.iter().map(|token| chat_entry(&self.tokenizer, token)).collect();
         json!({"content": content, "refusal": null})
-    }
-
-    fn reader(&self) -> Reader {
-        let parser = Parser::new(self.markers, self.prompt_thinks);
-        Reader { parser, single: self.single_call, calls: 0, reasoning_tokens: 0 }
-    }
-}
-
-/// Takes one answer apart.
-struct Reader {
-    parser: Parser,
-    single: bool,
-    calls: usize,
-    /// Tokens that came while reasoning went on.
-    reasoning_tokens: usize,
-}
-
-impl Reader {
-    fn token(&mut self, text: &str) -> Vec<Part> {
-        self.reasoning_tokens += usize::from(self.parser.is_reasoning());
-        let parts = self.parser.push(text);
-        self.counted(parts)
-    }
-
-    /// The last parts, for the text that was held back until the end.
-    fn end(&mut self, text: &str) -> Vec<Part> {
-        let mut parts = self.parser.push(text);
-        parts.extend(self.parser.finish());
-        self.counted(parts)
-    }
-
-    /// Counts the calls; behind an only call nothing counts.
-    fn counted(&mut self, mut parts: Vec<Part>) -> Vec<Part> {
-        let mut calls = self.calls;
-        let single = self.single;
-        parts.retain(|part| {
-            let keep = !single || calls == 0;
-            calls += usize::from(keep && matches!(part, Part::Call(_)));
-            keep
-        });
-        self.calls = calls;
-        parts
-    }
-
-    /// `tool_calls` instead of `stop` where there was one.
-    fn reason(&self, reason: FinishReason) -> &'static str {
-        match reason {
-            FinishReason::Stop if self.calls > 0 => "tool_calls",
-            reason => reason.as_str(),
-        }
     }
 }
 
@@ -112,6 +58,7 @@ impl AboutPrompt {
 pub(super) fn whole(
     mut envelope: Envelope,
     shape: &Shape,
+    reading: Reading,
     mut usage: Usage,
     mut about_prompt: AboutPrompt,
     finished: &[Finished],
@@ -123,7 +70,7 @@ pub(super) fn whole(
         if let Some(token) = one.tokens.last() {
             envelope.computed_by(token.version);
         }
-        let (message, reason) = message(shape, one, &mut usage);
+        let (message, reason) = message(reading, one, &mut usage);
         let mut choice = json!({
             "index": index,
             "message": message,
@@ -142,8 +89,8 @@ pub(super) fn whole(
     answer
 }
 
-fn message(shape: &Shape, one: &Finished, usage: &mut Usage) -> (Value, &'static str) {
-    let mut reader = shape.reader();
+fn message(reading: Reading, one: &Finished, usage: &mut Usage) -> (Value, &'static str) {
+    let mut reader = Reader::new(reading);
     let mut parts: Vec<Part> = one.tokens.iter().flat_map(|token| reader.token(&token.text)).collect();
     parts.extend(reader.end(&one.rest));
     usage.reasoning += reader.reasoning_tokens;
@@ -182,11 +129,12 @@ impl Stream {
         envelope: Envelope,
         streaming: Streaming,
         shape: Shape,
+        reading: Reading,
         usage: Usage,
         about_prompt: AboutPrompt,
         choices: usize,
     ) -> Self {
-        let readers = (0..choices).map(|_| shape.reader()).collect();
+        let readers = (0..choices).map(|_| Reader::new(reading)).collect();
         Self { envelope, streaming, shape, usage, about_prompt, readers }
     }
 

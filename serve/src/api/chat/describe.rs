@@ -15,6 +15,7 @@ use crate::openapi::schema::{
 };
 use crate::prompt::describe_messages;
 use crate::sampling::{self, MAX_ALTERNATIVES};
+use crate::thinking::describe_budget;
 
 pub(crate) fn describe() -> Operation {
     let whole = Members::new()
@@ -61,7 +62,7 @@ fn body() -> Members {
         .maybe("parallel_tool_calls", boolean(), "Whether more than one call counts.")
         .maybe("response_format", describe_format(), "The answer has this form.")
         .maybe("structured_outputs", describe_structured(), "The answer has this form.")
-        .maybe("chat_template_kwargs", map(any()), "Variables for the chat template.")
+        .and(describe_budget())
         .maybe("reasoning_effort", text(), "`none`, or what the chat template knows.")
         .maybe("modalities", exactly(json!(["text"])), "Only text is generated.")
         .maybe("audio", any(), "Accepted; without audio among the modalities it has no use.")
@@ -78,7 +79,7 @@ fn tool() -> Schema {
         .always("name", some_text(), "")
         .maybe("description", any(), "For the chat template.")
         .maybe("parameters", nullable(map(any())), "A JSON schema of the arguments.")
-        .maybe("strict", nullable(boolean()), "`true` only where `tool_choice` enforces a call.")
+        .maybe("strict", nullable(boolean()), "The arguments of any call keep to the schema.")
         .open();
     Members::new().always("type", one_of(&["function"]), "").always("function", function, "").open()
 }

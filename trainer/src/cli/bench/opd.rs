@@ -6,6 +6,7 @@ use clap::Args;
 use runtime::memory::{KvWish, Workload};
 use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec};
 use serde_json::{Map, Value, json};
+use serve::Scope;
 
 use super::{BenchArgs, Report, prompt};
 use crate::memory::Purpose;
@@ -78,7 +79,8 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
             memory::count_peak_from_now(recipe.runtime.device.device);
         }
         let rows: Vec<usize> = (step * per_step..(step + 1) * per_step).collect();
-        let outcome = stepper.take(step as u64, total as u64, &rows)?;
+        let outcome =
+            stepper.take(step as u64, recipe.schedule.at(step as u64, total as u64), &rows, &Scope::default())?;
         progress.line(&step_line(step, &outcome.metrics));
         if step >= args.opd.warmup {
             outcomes.push(outcome);

@@ -1,6 +1,6 @@
 //! `[optim]` and `[schedule]`.
 
-use super::{idle, missing, positive, within};
+use super::{idle, learning_rate, missing, positive, within};
 use crate::recipe::raw::RawRecipe;
 use crate::recipe::{Length, Optim};
 use crate::schedule::{Schedule, Shape};
@@ -9,7 +9,7 @@ use crate::{Error, Result};
 pub(super) fn optim(raw: &mut RawRecipe) -> Result<Optim> {
     let optim = &mut raw.optim;
     let default = if raw.lora.is_some() { 1e-4 } else { 1e-5 };
-    let lr = positive("optim.lr", *optim.lr.get_or_insert(default))?;
+    let lr = learning_rate("optim.lr", *optim.lr.get_or_insert(default))?;
     for beta in optim.betas {
         if !(0.0..1.0).contains(&beta) {
             return Err(Error::value(

@@ -1,0 +1,167 @@
+//! The description of `POST /v1/responses`.
+
+use serde_json::json;
+
+use super::request::{LOGPROBS, OF_OTHER_ITEMS};
+use crate::api::envelope::describe_versions;
+use crate::fields::describe_no_effect;
+use crate::grammar::describe_schema;
+use crate::openapi::Operation;
+use crate::openapi::schema::{
+    Members, Schema, any, any_of, boolean, count, exactly, integer, list, map, named, null, nullable, one_of,
+    some_text, text,
+};
+use crate::sampling::{self, MAX_ALTERNATIVES};
+use crate::thinking::describe_budget;
+
+pub(crate) fn describe() -> Operation {
+    let event = Members::new()
+        .always("type", text(), "`response.created`, ... : the name of the event.")
+        .always("sequence_number", count(), "From 0.")
+        .maybe("response", named("Response"), "")
+        .maybe("output_index", count(), "")
+        .maybe("item", item(), "");
+    Operation::new("createResponse", "Answers a conversation, in the newer form")
+        .reads(body())
+        .finds_model()
+        .submits()
+        .answers(named("Response"))
+        .streams_typed("ResponseEvent", event.open())
+        .defines("Response", response())
+}
+
+fn body() -> Members {
+    let nothing = "Nothing but `null` is honoured.";
+    let stored = "Nothing but `null` is honoured: nothing is stored.";
+    let include = [&[LOGPROBS], OF_OTHER_ITEMS].concat();
+    let obfuscation = Members::new().maybe("include_obfuscation", boolean(), "Accepted; it changes no result.");
+    Members::new()
+        .maybe("model", text(), "The first one when it is left out.")
+        .maybe("input", any_of([text(), list(input_item())]), "The conversation.")
+        .maybe("instructions", text(), "A system message before it.")
+        .maybe("max_output_tokens", count(), "The rest of the context when it is left out.")
+        .and(sampling::describe())
+        .maybe("stream", boolean(), "The response as server-sent events.")
+        .maybe("stream_options", obfuscation.sent(), "Needs `stream`.")
+        .maybe(
+            "include",
+            list(one_of(&include)),
+            "The first is honoured; there are no items that the others are about.",
+        )
+        .maybe("top_logprobs", integer(0..=MAX_ALTERNATIVES as i128), "Needs log-probabilities in `include`.")
+        .maybe("tools", list(tool()), "Functions that the model may call.")
+        .maybe("tool_choice", tool_choice(), "`required` and a named function are enforced.")
+        .maybe("parallel_tool_calls", boolean(), "Whether more than one call counts.")
+        .maybe("text", Members::new().maybe("format", format(), "").maybe("verbosity", null(), nothing).sent(), "")
+        .maybe("reasoning", reasoning(), "")
+        .and(describe_budget())
+        .maybe("previous_response_id", null(), stored)
+        .maybe("conversation", null(), stored)
+        .maybe("prompt", null(), stored)
+        .maybe("background", exactly(false), "Nothing is stored, so nothing could be fetched later.")
+        .maybe("background_options", null(), nothing)
+        .maybe("truncation", exactly("disabled"), "Nothing is left out of a conversation.")
+        .maybe("context_management", exactly(json!([])), "Nothing is left out of a conversation.")
+        .maybe("moderation", null(), nothing)
+        .maybe("image", null(), nothing)
+        .maybe("access_programs", null(), nothing)
+        .maybe("max_tool_calls", any(), "Accepted; it limits tools that run on the server, of which there are none.")
+        .and(describe_no_effect())
+        .maybe("metadata", map(text()), "Repeated in the response.")
+}
+
+fn input_item() -> Schema {
+    let part = |kinds: &[&str], member: &'static str| {
+        Members::new().always("type", one_of(kinds), "").always(member, text(), "").open()
+    };
+    let content = || {
+        let texts = part(&["input_text", "output_text", "reasoning_text"], "text");
+        any_of([text(), list(any_of([texts, part(&["refusal"], "refusal")]))])
+    };
+    let kind = |name: &str| Members::new().always("type", one_of(&[name]), "");
+    let known = |members: Members| members.maybe("id", any(), "").maybe("status", any(), "").sent();
+    let message = Members::new()
+        .maybe("type", one_of(&["message"]), "")
+        .always("role", one_of(&["user", "assistant", "system", "developer"]), "`developer` is `system`.")
+        .always("content", content(), "");
+    let call = kind("function_call").always("call_id", text(), "").always("name", text(), "").always(
+        "arguments",
+        text(),
+        "JSON as text.",
+    );
+    let output = kind("function_call_output").always("call_id", text(), "That of a call before it.");
+    let thought = kind("reasoning").maybe("summary", list(any()), "").maybe("content", content(), "");
+    any_of([known(message), known(call), known(output.always("output", content(), "")), known(thought)])
+}
+
+fn tool() -> Schema {
+    Members::new()
+        .always("type", one_of(&["function"]), "")
+        .always("name", some_text(), "")
+        .maybe("description", any(), "For the chat template.")
+        .maybe("parameters", map(any()), "A JSON schema of the arguments.")
+        .maybe("strict", boolean(), "The arguments of any call keep to the schema.")
+        .sent()
+}
+
+fn tool_choice() -> Schema {
+    let named = Members::new().always("type", one_of(&["function"]), "").always("name", text(), "").open();
+    any_of([one_of(&["none", "auto", "required"]), named])
+}
+
+fn format() -> Schema {
+    let kind = |name: &str| Members::new().always("type", one_of(&[name]), "");
+    any_of([
+        kind("text").open(),
+        kind("json_object").open(),
+        kind("json_schema").always("schema", describe_schema(), "").open(),
+    ])
+}
+
+fn reasoning() -> Schema {
+    let why = "Nothing but `null` is honoured: reasoning is given as it is.";
+    Members::new()
+        .maybe("effort", text(), "`none`, or what the chat template knows.")
+        .maybe("summary", null(), why)
+        .maybe("generate_summary", null(), why)
+        .sent()
+}
+
+/// An item of the output.
+fn item() -> Schema {
+    Members::new()
+        .always("type", one_of(&["message", "reasoning", "function_call"]), "")
+        .always("id", text(), "")
+        .always("status", one_of(&["in_progress", "completed", "incomplete"]), "")
+        .open()
+}
+
+fn response() -> Schema {
+    let details = |name| Members::new().always(name, count(), "");
+    let usage = Members::new()
+        .always("input_tokens", count(), "")
+        .always(
+            "input_tokens_details",
+            details("cached_tokens").always("cache_write_tokens", count(), "").closed(),
+            "Found in the prefix cache.",
+        )
+        .always("output_tokens", count(), "")
+        .always("output_tokens_details", details("reasoning_tokens").closed(), "")
+        .always("total_tokens", count(), "");
+    let reason = Members::new().always("reason", one_of(&["max_output_tokens"]), "").closed();
+    Members::new()
+        .always("id", text(), "")
+        .always("object", one_of(&["response"]), "")
+        .always("created_at", count(), "Seconds since 1970.")
+        .always("completed_at", nullable(count()), "")
+        .always("status", one_of(&["in_progress", "completed", "incomplete", "failed"]), "")
+        .always("error", nullable(map(any())), "Why it failed.")
+        .always("incomplete_details", nullable(reason), "")
+        .always("model", text(), "The name that the request used.")
+        .always("system_fingerprint", text(), "MODEL@VERSION of the weights.")
+        .always("weights_versions", describe_versions(), "")
+        .always("output", list(item()), "")
+        .always("store", exactly(false), "Nothing is stored.")
+        .always("usage", nullable(usage.closed()), "")
+        .open()
+}

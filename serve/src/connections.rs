@@ -1,0 +1,72 @@
+//! Connections: HTTP/1.1, encrypted or not, each on a task of its own.
+
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use crate::app::Shared;
+
+/// A handshake or a request's head that takes longer is not waited for; also how long a connection may be idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// All connections of a server.
+pub(crate) struct Connections {
+    app: Shared,
+    http: http1::Builder,
+    service: TowerToHyperService<Router>,
+    tls: Option<TlsAcceptor>,
+    open: GracefulShutdown,
+}
+
+impl Connections {
+    pub(crate) fn new(app: Shared, routes: Router, tls: Option<TlsAcceptor>) -> Self {
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        Self { app, http, service: TowerToHyperService::new(routes), tls, open: GracefulShutdown::new() }
+    }
+
+    /// Answers what comes over this connection.
+    pub(crate) fn answer(&self, stream: TcpStream) {
+        // Small chunks must not wait for an acknowledgement; a socket that refuses is closed already.
+        let _closed = stream.set_nodelay(true);
+        let (http, service, open) = (self.http.clone(), self.service.clone(), self.open.watcher());
+        match self.tls.clone() {
+            None => drop(tokio::spawn(serve(http, service, open, stream))),
+            Some(tls) => {
+                let app = self.app.clone();
+                tokio::spawn(async move {
+                    tokio::select! {
+                        // A handshake has asked for nothing yet, so a server that stops does not wait for it.
+                        () = app.draining() => {}
+                        shaken = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)) => match shaken {
+                            Ok(Ok(stream)) => serve(http, service, open, stream).await,
+                            Ok(Err(error)) => tracing::debug!("a TLS handshake failed: {error}"),
+                            Err(_) => tracing::debug!("a TLS handshake took longer than {} s", HEAD_TIMEOUT.as_secs()),
+                        },
+                    }
+                });
+            }
+        }
+    }
+
+    /// Takes no further request, and waits for those that run.
+    pub(crate) async fn end(self) {
+        self.open.shutdown().await;
+    }
+}
+
+async fn serve<S>(http: http1::Builder, service: TowerToHyperService<Router>, open: Watcher, stream: S)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    if let Err(error) = open.watch(http.serve_connection(TokioIo::new(stream), service)).await {
+        tracing::debug!("a connection ended: {error}");
+    }
+}

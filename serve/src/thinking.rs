@@ -1,0 +1,106 @@
+//! Whether and how long a model reasons before it answers: variables of the chat template, and a budget of tokens.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use crate::api_error::ApiError;
+use crate::fields::Fields;
+use crate::guide::Budget;
+use crate::layout::Thoughts;
+use crate::models::Model;
+use crate::openapi::schema::{Members, any, integer, map};
+use crate::output::THINK_END;
+
+/// The variable by which templates turn reasoning on and off.
+const SWITCH: &str = "enable_thinking";
+/// The variable by which templates name its effort.
+const EFFORT: &str = "reasoning_effort";
+/// The field that limits it, as vLLM calls it.
+const BUDGET: &str = "thinking_token_budget";
+
+/// What a request says about reasoning.
+pub(crate) struct Thinking {
+    /// For the chat template.
+    pub(crate) variables: Map<String, Value>,
+    /// Most tokens between the markers.
+    budget: Option<usize>,
+    /// The template knows the markers.
+    pub(crate) marked: bool,
+}
+
+impl Thinking {
+    /// `chat_template_kwargs` and the budget.
+    pub(crate) fn take(fields: &mut Fields, model: &Model) -> Result<Self, ApiError> {
+        let variables = fields.take("chat_template_kwargs")?.unwrap_or_default();
+        let marked = model.chat_template()?.source().contains(THINK_END);
+        let budget = match fields.take::<i64>(BUDGET)? {
+            None | Some(-1) => None,
+            Some(tokens) => Some(usize::try_from(tokens).map_err(|_| {
+                ApiError::invalid(BUDGET, format!("{BUDGET} = {tokens}: must be at least 0, or -1 for no limit"))
+            })?),
+        };
+        if budget.is_some() && !marked {
+            let message = format!("`{BUDGET}`: the chat template of {} has no {THINK_END}", model.name());
+            return Err(ApiError::unsupported(BUDGET, message));
+        }
+        Ok(Self { variables, budget, marked })
+    }
+
+    /// What an effort means among the variables; `field` is what it is called.
+    pub(crate) fn effort(&mut self, effort: Option<&str>, field: &'static str, model: &Model) -> Result<(), ApiError> {
+        let source = model.chat_template()?.source();
+        match effort {
+            None => {}
+            // A model that does not reason makes no effort.
+            Some("none") if !self.marked => {}
+            Some("none") if source.contains(SWITCH) => drop(self.variables.insert(SWITCH.into(), json!(false))),
+            Some(effort) if source.contains(EFFORT) => drop(self.variables.insert(EFFORT.into(), json!(effort))),
+            Some(effort) => {
+                let message = format!("`{field}` = \"{effort}\" is not supported by {}", model.name());
+                return Err(ApiError::unsupported(field, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// An answer of a given form comes without reasoning where the template has a choice and the request says nothing.
+    pub(crate) fn spare(&mut self, model: &Model) -> Result<(), ApiError> {
+        if self.budget.is_none() && model.chat_template()?.source().contains(SWITCH) {
+            self.variables.entry(SWITCH).or_insert(json!(false));
+        }
+        Ok(())
+    }
+
+    /// What may come before the answer to a prompt that ends inside reasoning, or not.
+    pub(crate) fn thoughts(&self, prompt_thinks: bool) -> Thoughts {
+        match self.variables.get(SWITCH) {
+            _ if prompt_thinks => Thoughts::Begun,
+            Some(Value::Bool(false)) => Thoughts::None,
+            _ if self.marked => Thoughts::Possible,
+            _ => Thoughts::None,
+        }
+    }
+
+    /// The limit for an answer to a prompt that ends inside reasoning, or not.
+    pub(crate) fn budget(&self, model: &Model, prompt_thinks: bool) -> Result<Option<Budget>, ApiError> {
+        let Some(tokens) = self.budget else { return Ok(None) };
+        let tokenizer = Arc::clone(model.tokenizer()?);
+        let closing = tokenizer.encode(THINK_END, false)?;
+        // As the parser of the answer will see it.
+        if !tokenizer.decode(&closing, true)?.ends_with(THINK_END) {
+            let message = format!("`{BUDGET}`: the tokens of {THINK_END} are no text of {}", model.name());
+            return Err(ApiError::unsupported(BUDGET, message));
+        }
+        Ok(Some(Budget { tokens, closing: closing.into(), tokenizer, begun: prompt_thinks }))
+    }
+}
+
+/// The fields that [`Thinking::take`] takes.
+pub(crate) fn describe_budget() -> Members {
+    Members::new().maybe("chat_template_kwargs", map(any()), "Variables for the chat template.").maybe(
+        BUDGET,
+        integer(-1..=i128::from(i64::MAX)),
+        "Most tokens of reasoning: then its end is written. -1 is no limit.",
+    )
+}

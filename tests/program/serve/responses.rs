@@ -1,0 +1,251 @@
+//! `POST /v1/responses`.
+
+use serde_json::{Value, json};
+
+use super::client::{Response, Server};
+use super::forms::{tool, with_tools};
+
+const RESPONSES: &str = "/v1/responses";
+const CHAT: &str = "/v1/chat/completions";
+
+/// Fields of `more` besides those of `body`.
+fn with(mut body: Value, more: &Value) -> Value {
+    body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    body
+}
+
+fn ask(more: &Value) -> Value {
+    with(json!({"input": "How far?", "max_output_tokens": 24, "temperature": 1.5, "seed": 7}), more)
+}
+
+/// A response without what differs from time to time.
+fn nameless(mut response: Value) -> Value {
+    for field in ["id", "created_at", "completed_at"] {
+        response[field] = Value::Null;
+    }
+    response["usage"]["input_tokens_details"] = Value::Null;
+    for item in response["output"].as_array_mut().expect("items") {
+        item["id"] = Value::Null;
+        if item["type"] == "function_call" {
+            item["call_id"] = Value::Null;
+        }
+    }
+    response
+}
+
+/// The events of a stream, numbered from 0, each under the name of its type.
+#[track_caller]
+fn events(response: &Response) -> Vec<Value> {
+    assert_eq!(response.status, 200, "{response:?}");
+    let mut events: Vec<Value> = Vec::new();
+    let mut name = "";
+    for line in response.body.lines().filter(|line| !line.is_empty()) {
+        match line.split_once(": ").expect("a field") {
+            ("event", event) => name = event,
+            ("data", data) => {
+                let event: Value = serde_json::from_str(data).expect("JSON");
+                assert_eq!((&event["type"], &event["sequence_number"]), (&json!(name), &json!(events.len())));
+                events.push(event);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    events
+}
+
+/// Names of events, neighbours of one name once, without `response.`.
+fn names(events: &[Value]) -> Vec<&str> {
+    let mut names: Vec<&str> =
+        events.iter().map(|event| event["type"].as_str().expect("a type").trim_start_matches("response.")).collect();
+    names.dedup();
+    names
+}
+
+/// The stream of the same request ends with the same response.
+#[track_caller]
+fn streamed(server: &Server, body: &Value) -> (Value, Vec<Value>) {
+    let whole = server.post(RESPONSES, body).ok();
+    let events = events(&server.post(RESPONSES, &with(body.clone(), &json!({"stream": true}))));
+    let last = events.last().expect("an event")["response"].clone();
+    assert_eq!(nameless(last), nameless(whole.clone()));
+    (whole, events)
+}
+
+#[test]
+fn a_text_is_chats_text() {
+    let server = Server::tiny(&["--served-model-name", "m"]);
+    let (response, events) = streamed(&server, &ask(&json!({"instructions": "Be brief.", "metadata": {"a": "b"}})));
+    let item = &response["output"][0];
+    assert_eq!(
+        (&item["type"], &item["role"], &item["status"]),
+        (&json!("message"), &json!("assistant"), &response["status"])
+    );
+    let messages = json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How far?"}]);
+    let chat = json!({"messages": messages, "max_tokens": 24, "temperature": 1.5, "seed": 7});
+    let chat = server.post(CHAT, &chat).ok();
+    assert_eq!(item["content"][0]["text"], chat["choices"][0]["message"]["content"]);
+    assert_eq!(response["usage"]["input_tokens"], chat["usage"]["prompt_tokens"]);
+    assert_eq!(response["usage"]["output_tokens"], chat["usage"]["completion_tokens"]);
+    let told = |name: &str| response[name].clone();
+    assert_eq!((told("object"), told("model"), told("store")), (json!("response"), json!("m"), json!(false)));
+    assert_eq!((told("temperature"), told("instructions")), (json!(1.5), json!("Be brief.")));
+    assert_eq!((told("metadata"), told("weights_versions")), (json!({"a": "b"}), json!([0])));
+    let end = if response["status"] == "completed" { "completed" } else { "incomplete" };
+    assert_eq!(
+        names(&events),
+        [
+            "created",
+            "in_progress",
+            "output_item.added",
+            "content_part.added",
+            "output_text.delta",
+            "output_text.done",
+            "content_part.done",
+            "output_item.done",
+            end,
+        ]
+    );
+    let text: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
+    assert_eq!(item["content"][0]["text"], text);
+    let cut = server.post(RESPONSES, &ask(&json!({"max_output_tokens": 1, "ignore_eos": true}))).ok();
+    assert_eq!((&cut["status"], &cut["output"][0]["status"]), (&json!("incomplete"), &json!("incomplete")));
+    assert_eq!(cut["incomplete_details"], json!({"reason": "max_output_tokens"}));
+    // No token, hence no text; and no conversation is one, too.
+    let (none, _) = streamed(&server, &json!({"max_output_tokens": 0}));
+    assert_eq!(none["output"][0]["content"][0]["text"], "");
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_text() {
+    let server = Server::tiny(&[]);
+    let more = json!({"include": ["message.output_text.logprobs", "file_search_call.results"], "top_logprobs": 3});
+    let (response, events) = streamed(&server, &ask(&with(more, &json!({"ignore_eos": true}))));
+    let part = &response["output"][0]["content"][0];
+    let logprobs = part["logprobs"].as_array().expect("a list");
+    let bytes: Vec<u8> = logprobs
+        .iter()
+        .flat_map(|token| serde_json::from_value::<Vec<u8>>(token["bytes"].clone()).expect("bytes"))
+        .filter(|byte| byte.is_ascii())
+        .collect();
+    let text = part["text"].as_str().expect("text");
+    // What is no UTF-8 of this noise is one character in the text; special tokens are none.
+    let plain = String::from_utf8(bytes).expect("ASCII").replace("<|end|>", "").replace("<|start|>", "");
+    assert_eq!(text.chars().filter(char::is_ascii).collect::<String>(), plain);
+    assert!(logprobs.iter().all(|token| token["top_logprobs"].as_array().is_some_and(|top| top.len() == 3)));
+    let sent: Vec<&Value> = events
+        .iter()
+        .filter(|event| event["type"] == "response.output_text.delta")
+        .flat_map(|event| event["logprobs"].as_array().expect("a list"))
+        .collect();
+    assert_eq!(sent, logprobs.iter().collect::<Vec<_>>());
+    let refused =
+        |more: Value, field: &str, code: &str| server.post(RESPONSES, &ask(&more)).refused(400, Some(field), code);
+    refused(json!({"top_logprobs": 3}), "top_logprobs", "invalid_parameter");
+    refused(json!({"include": ["reasoning.encrypted_content"]}), "include", "unsupported_parameter");
+}
+
+#[test]
+fn calls_are_items_and_come_back_as_such() {
+    let (_model, server) = with_tools();
+    let flat = |name: &str| with(json!({"type": "function"}), &tool(name)["function"]);
+    let tools = json!([flat("walk"), flat("drive")]);
+    let more = json!({"tools": tools, "tool_choice": "required", "max_output_tokens": 300});
+    let (response, events) = streamed(&server, &ask(&more));
+    assert_eq!((&response["status"], &response["tools"][1]["strict"]), (&json!("completed"), &json!(false)));
+    let items = response["output"].as_array().expect("items");
+    assert_eq!(events.len(), 3 + 4 * items.len());
+    let one =
+        ["output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done"];
+    assert_eq!(names(&events[2..6]), one);
+    for item in items {
+        assert_eq!((&item["type"], &item["status"]), (&json!("function_call"), &json!("completed")));
+        assert!(["walk", "drive"].contains(&item["name"].as_str().expect("a name")));
+        let arguments: Value = serde_json::from_str(item["arguments"].as_str().expect("text")).expect("JSON");
+        assert!(arguments["count"].as_i64().is_some_and(|count| (1..=9).contains(&count)), "{arguments}");
+    }
+    let choice = json!({"type": "function", "name": "drive"});
+    let named = server.post(RESPONSES, &ask(&with(more.clone(), &json!({"tool_choice": choice})))).ok();
+    assert_eq!((named["output"].as_array().map(Vec::len), &named["output"][0]["name"]), (Some(1), &json!("drive")));
+    assert_eq!(named["tool_choice"], choice);
+    // The items go on as the conversation.
+    let mut input = vec![json!({"role": "user", "content": "How far?"}), named["output"][0].clone()];
+    let call = &named["output"][0]["call_id"];
+    input.push(json!({"type": "function_call_output", "call_id": call, "output": "2 km"}));
+    let next = server.post(RESPONSES, &ask(&json!({"input": input, "tools": tools}))).ok();
+    assert!(next["usage"]["input_tokens"].as_u64() > named["usage"]["input_tokens"].as_u64());
+    let refused =
+        |more: Value, field: &str, code: &str| server.post(RESPONSES, &ask(&more)).refused(400, Some(field), code);
+    refused(json!({"input": input[2..]}), "input[0].call_id", "invalid_parameter");
+    refused(json!({"tools": [{"type": "web_search"}]}), "tools[0].type", "invalid_parameter");
+    refused(json!({"tools": [{"type": "function", "name": ""}]}), "tools[0].name", "invalid_parameter");
+    refused(
+        json!({"tools": [{"type": "function", "name": "f", "async": true}]}),
+        "tools[0].async",
+        "unsupported_parameter",
+    );
+    refused(
+        json!({"tools": tools, "tool_choice": {"type": "function", "name": "fly"}}),
+        "tool_choice",
+        "invalid_parameter",
+    );
+}
+
+#[test]
+fn a_format_is_kept_to() {
+    let server = Server::tiny(&[]);
+    let schema = json!({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": false});
+    let format = json!({"type": "json_schema", "name": "thing", "schema": schema, "strict": true});
+    let (response, _) = streamed(&server, &ask(&json!({"text": {"format": format}})));
+    let text = response["output"][0]["content"][0]["text"].as_str().expect("text");
+    assert!(["{\"ok\": true}", "{\"ok\": false}"].contains(&text), "{text}");
+    assert_eq!(response["text"]["format"], format);
+    // Behind the complete form no token is possible: the response fails where it is, and says why.
+    let failing = ask(&json!({"text": {"format": format}, "min_tokens": 24, "stream": true}));
+    let events = events(&server.post(RESPONSES, &failing));
+    let last = events.last().expect("an event");
+    assert_eq!((&last["type"], &last["response"]["status"]), (&json!("response.failed"), &json!("failed")));
+    assert_eq!(last["response"]["error"]["type"], "no_token_possible");
+}
+
+#[test]
+fn what_is_not_honoured_is_refused_by_name() {
+    let server = Server::tiny(&[]);
+    let refused = |more: Value, field: &str, code: &str| {
+        let message = server.post(RESPONSES, &ask(&more)).refused(400, Some(field), code);
+        assert!(message.contains(field.rsplit('.').next().expect("a name")), "{message}");
+    };
+    for (more, field) in [
+        (json!({"previous_response_id": "resp_1"}), "previous_response_id"),
+        (json!({"conversation": "conv_1"}), "conversation"),
+        (json!({"background": true}), "background"),
+        (json!({"prompt": {"id": "pmpt_1"}}), "prompt"),
+        (json!({"truncation": "auto"}), "truncation"),
+        (json!({"text": {"verbosity": "low"}}), "text.verbosity"),
+        (json!({"reasoning": {"summary": "auto"}}), "reasoning.summary"),
+        (json!({"reasoning": {"effort": "high"}}), "reasoning.effort"),
+        (json!({"thinking_token_budget": 5}), "thinking_token_budget"),
+    ] {
+        refused(more, field, "unsupported_parameter");
+    }
+    for (more, field) in [
+        (json!({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}), "input[0].content[0]"),
+        (json!({"max_output_tokens": -1}), "max_output_tokens"),
+        (json!({"text": {"format": {"type": "xml"}}}), "text.format"),
+        (json!({"text": {"format": {"type": "json_schema", "name": "x"}}}), "text.format"),
+        (json!({"metadata": {"a": 1}}), "metadata"),
+        (json!({"stream_options": {"include_obfuscation": false}}), "stream_options"),
+    ] {
+        server.post(RESPONSES, &ask(&more)).refused(400, Some(field), "invalid_parameter");
+    }
+    refused(json!({"n": 2}), "n", "unknown_parameter");
+    refused(json!({"reasoning": {"depth": 2}}), "reasoning.depth", "unknown_parameter");
+    server.post(RESPONSES, &ask(&json!({"max_output_tokens": 500}))).refused(400, None, "context_length_exceeded");
+    // Accepted, for they change nothing; that it is not stored is told.
+    let more = json!({"store": true, "background": false, "truncation": "disabled", "user": "me", "max_tool_calls": 3});
+    assert_eq!(
+        server.post(RESPONSES, &ask(&with(more, &json!({"reasoning": {"effort": "none"}})))).ok()["store"],
+        false
+    );
+    server.get("/v1/responses/resp_1").refused(404, None, "route_not_found");
+    server.get(RESPONSES).refused(405, None, "method_not_allowed");
+}

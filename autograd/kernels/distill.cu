@@ -42,6 +42,7 @@ __forceinline__ void full(const Arguments& a) {
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     distill_rows(const float* zs, long long zs_stride, const float* zt, long long zt_stride, int vocab, int kind,
                  float constant, float temperature, const int* targets, const float* weights, float* values, bf16* dz,
-                 long long dz_stride) {
-    full({zs, zs_stride, zt, zt_stride, vocab, kind, constant, temperature, targets, weights, values, dz, dz_stride});
+                 long long dz_stride, const int* best) {
+    full({zs, zs_stride, zt, zt_stride, vocab, kind, constant, temperature, targets, weights, values, dz, dz_stride,
+          best});
 }

@@ -159,7 +159,8 @@ struct Distill {
 
 // The arguments of the kernels. values [n, 7]: loss, forward KL, reverse KL, entropy, teacher's entropy (nats, at the
 // temperature), agreement of the maxima, and the student's log-probability of `targets` (or null: 0) at temperature 1.
-// dz [n, V] bf16 (or null) gets weights[row] times the loss's gradient; rows of weight 0 become zeros.
+// dz [n, V] bf16 (or null) gets weights[row] times the loss's gradient; rows of weight 0 become zeros. `best` (or null) is
+// the teacher's maximum, where its logits do not say so.
 struct Arguments {
     const float* zs;
     long long zs_stride;
@@ -172,6 +173,7 @@ struct Arguments {
     float* values;
     bf16* dz;
     long long dz_stride;
+    const int* best;
 };
 
 // `loss(work, forward KL, reverse KL)` gives the loss and writes the gradient where `work.wants_gradient()`.
@@ -196,7 +198,7 @@ __forceinline__ void distill(const Arguments& a, Loss loss_of) {
     float* out = a.values + 7LL * row;
     out[0] = loss, out[1] = forward, out[2] = reverse;
     out[3] = work.entropy(work.student), out[4] = work.entropy(work.teacher);
-    out[5] = work.student.index == work.teacher.index ? 1.0f : 0.0f;
+    out[5] = work.student.index == (a.best ? a.best[row] : work.teacher.index) ? 1.0f : 0.0f;
     out[6] = 0.0f;
     if (a.targets) {
         const float sum = with_plain ? work.student.plain : work.student.sum;

@@ -78,6 +78,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     distill_top_k_rows(const float* zs, long long zs_stride, const float* zt, long long zt_stride, int vocab, int kind,
                        float constant, int k, float temperature, const int* targets, const float* weights,
                        float* values, bf16* dz, long long dz_stride) {
-    top_k({zs, zs_stride, zt, zt_stride, vocab, kind, constant, temperature, targets, weights, values, dz, dz_stride},
+    top_k({zs, zs_stride, zt, zt_stride, vocab, kind, constant, temperature, targets, weights, values, dz, dz_stride,
+           nullptr},
           k);
 }

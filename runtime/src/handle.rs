@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crate::engine::Engine;
 use crate::request::{
     Continuation, ContinuationRequest, EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, Generated,
-    OptimReport, OptimStep, RuntimeSpec, RuntimeStats, Score, ScoreRequest, Slot, Snapshot, TokenMask, TrainReport,
-    TrainRequest, TrainState,
+    GradeRequest, Graded, OptimReport, OptimStep, RuntimeSpec, RuntimeStats, Score, ScoreRequest, Slot, Snapshot,
+    TokenMask, TrainReport, TrainRequest, TrainState,
 };
 use crate::scheduler::RequestId;
 use crate::sink::Sink;
@@ -26,11 +26,13 @@ pub(crate) enum Work {
     Continuation(RequestId, ContinuationRequest, Reply<Continuation>),
     Cancel(Slot, RequestId),
     Score(ScoreRequest, Reply<Score>),
+    Grade(GradeRequest, Reply<Graded>),
     Embed(EmbedRequest, Reply<Vec<f32>>),
     ForwardBackward(TrainRequest, Reply<TrainReport>),
     OptimStep(OptimStep, Reply<OptimReport>),
     Publish(Reply<u64>),
     AddAdapter(PathBuf, Reply<Slot>),
+    ReplaceAdapter(Slot, PathBuf, Reply<u64>),
     RemoveAdapter(Slot, Reply<()>),
     Export(Reply<TrainState>),
     Restore(TrainState, Reply<()>),
@@ -215,6 +217,15 @@ impl RuntimeHandle {
         self.work.send(Work::Score(request, reply)).map_err(|_| self.ending.error())
     }
 
+    /// What a model says of positions of given sequences; `reply` takes it on the device thread.
+    ///
+    /// # Errors
+    /// The device thread has ended. In the answer: positions that are not there, tokens that the model cannot see at once, or
+    /// ids that it does not have.
+    pub fn grade_into(&self, request: GradeRequest, reply: Sink<Result<Graded>>) -> Result<()> {
+        self.work.send(Work::Grade(request, reply)).map_err(|_| self.ending.error())
+    }
+
     /// Log-probabilities of the end of a sequence, computed in the steps of the generations: what comes before is shared
     /// with other requests through the prefix cache. `reply` takes the answer, on the device thread.
     ///
@@ -272,6 +283,15 @@ impl RuntimeHandle {
         self.ask(|reply| Work::AddAdapter(folder, reply))
     }
 
+    /// Puts the adapter of another folder in the place of a loaded one; returns the new version of its weights. Requests that
+    /// run go on with the new weights, and each of their tokens says with which; no later one sees a prefix of the old ones.
+    ///
+    /// # Errors
+    /// A slot that is no adapter; an adapter that does not fit its base. Then the old one stays.
+    pub fn replace_adapter(&self, slot: Slot, folder: PathBuf) -> Result<u64> {
+        self.ask(|reply| Work::ReplaceAdapter(slot, folder, reply))
+    }
+
     /// Frees an adapter and its KV memory.
     ///
     /// # Errors
@@ -321,13 +341,13 @@ mod tests {
     use crate::files::ModelFiles;
     use crate::request::{EngineConfig, SlotSpec, TrainSequence};
     use crate::sampler::SamplingParams;
-    use crate::train::{Loss, LossBatch, LossValue};
+    use crate::train::{Loss, LossBatch, LossValue, Needs};
 
     struct Panics;
 
     impl Loss for Panics {
-        fn needs_teacher(&self) -> bool {
-            false
+        fn needs(&self) -> Needs {
+            Needs::Nothing
         }
 
         fn compute(&self, _: &mut Tape, _: &LossBatch<'_>) -> Result<LossValue> {
@@ -363,7 +383,14 @@ mod tests {
             weights: vec![1.0; 2],
         };
         let loss = Arc::new(Panics);
-        let train = TrainRequest { sequences: vec![sequence], loss, normalizer: 1.0, backward: false, dropout_key: 0 };
+        let train = TrainRequest {
+            sequences: vec![sequence],
+            loss,
+            normalizer: 1.0,
+            backward: false,
+            dropout_key: 0,
+            teacher: None,
+        };
         let says = |error: Error| assert!(error.to_string().contains("it panicked, \"a loss of 7\""), "{error}");
         says(handle.forward_backward(train).expect_err("the loss panics"));
         says(handle.stats().expect_err("nobody is there"));

@@ -1,5 +1,6 @@
 //! What can be asked of the runtime, and what it answers.
 
+mod grade;
 mod stats;
 
 use std::path::PathBuf;
@@ -9,7 +10,8 @@ use autograd::Device;
 
 use crate::files::ModelFiles;
 use crate::sampler::SamplingParams;
-use crate::train::Loss;
+use crate::train::{GivenTeacher, Loss};
+pub use grade::{GradeRequest, Graded, GradedRows, Grades, Precision, Span, Wanted};
 pub use stats::{GpuStats, RuntimeStats, SlotSnapshot, Snapshot, StepStats};
 
 /// Which of the resident models a request is for.
@@ -359,6 +361,9 @@ pub struct TrainRequest {
     pub backward: bool,
     /// Keys dropout: the step and micro-batch.
     pub dropout_key: u64,
+    /// What a teacher outside the runtime says of the tokens with a weight; `None` runs the runtime's own where the loss
+    /// needs one.
+    pub teacher: Option<GivenTeacher>,
 }
 
 /// Sums over a micro-batch's weighted tokens, and times.

@@ -103,6 +103,15 @@ impl ApiError {
         Self::request(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
     }
 
+    /// An answer of rows of numbers that would be too long.
+    pub(crate) fn answer_too_large(rows: usize, row: usize, limit: usize) -> Self {
+        let message = format!(
+            "an answer of {rows} rows of {row} bytes exceeds {limit} bytes (--max-score-bytes); ask for fewer positions or \
+             sequences at a time"
+        );
+        Self::request(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", message)
+    }
+
     pub(crate) fn slow_body(seconds: u64) -> Self {
         let message = format!("the body did not arrive within {seconds} s");
         Self::request(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)

@@ -27,6 +27,8 @@ pub struct ServeConfig {
     pub max_adapters: usize,
     /// Longest body of a request.
     pub max_body_bytes: usize,
+    /// Longest answer with log-probabilities, logits or hidden states of given tokens.
+    pub max_score_bytes: usize,
     /// A request that takes longer ends with 504, or with an error in its stream.
     pub request_timeout: Duration,
     /// How long a stopping server lets running requests go on.

@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use runtime::request::{EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, Score, ScoreRequest, TokenEvent};
+use runtime::request::{
+    EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, GradeRequest, Graded, Score, ScoreRequest, TokenEvent,
+};
 use runtime::sampler::SamplingParams;
 use runtime::{Closed, Sink, Ticket};
 use tokio::sync::{mpsc, oneshot};
@@ -177,6 +179,11 @@ impl Running {
 /// Log-probabilities of given tokens.
 pub(crate) async fn score(app: &App, model: &Model, request: ScoreRequest) -> Result<Score, ApiError> {
     ask(app, model, "score", |reply| app.runtime.score_into(request, reply)).await
+}
+
+/// What a model says of positions of given sequences.
+pub(crate) async fn grade(app: &App, model: &Model, request: GradeRequest) -> Result<Graded, ApiError> {
+    ask(app, model, "score", |reply| app.runtime.grade_into(request, reply)).await
 }
 
 /// One vector for a text.

@@ -11,7 +11,7 @@ use crate::openapi::schema::{Members, Schema, count, integer, list, map, map_fro
 /// JSON has no infinity; OpenAI writes this for an impossible token.
 const IMPOSSIBLE: f64 = -9999.0;
 
-fn finite(logprob: f64) -> f64 {
+pub(crate) fn finite(logprob: f64) -> f64 {
     if logprob.is_finite() { logprob } else { IMPOSSIBLE }
 }
 

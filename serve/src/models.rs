@@ -134,6 +134,12 @@ impl Models {
         Ok(())
     }
 
+    /// Where the adapter of this name is.
+    pub(crate) fn adapter(&self, name: &str) -> Option<Slot> {
+        let adapters = self.list().into_iter().filter(|model| matches!(model.slot(), Slot::Adapter(_)));
+        adapters.filter(|model| model.name() == name).map(|model| model.slot()).next()
+    }
+
     /// Takes the adapter of this name away, so that no new request finds it.
     pub(crate) fn take_adapter(&self, name: &str) -> Result<Arc<Model>, ApiError> {
         let mut models = self.0.write().unwrap_or_else(PoisonError::into_inner);

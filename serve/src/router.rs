@@ -18,7 +18,8 @@ use crate::{Error, Result, access, request_id, train_proxy};
 pub(crate) fn routes() -> Vec<Route> {
     use Access::{Admin, Key, Open};
     use api::{
-        adapters, chat, completions, dashboard, embeddings, health, models, responses, score, stats, tokenize, train,
+        adapters, chat, completions, dashboard, embeddings, health, models, responses, rows, score, stats, tokenize,
+        train,
     };
     vec![
         Route::get(Open, "/", dashboard::page, dashboard::describe()),
@@ -32,6 +33,7 @@ pub(crate) fn routes() -> Vec<Route> {
         Route::post(Key, "/v1/completions", completions::create, completions::describe()),
         Route::post(Key, "/v1/embeddings", embeddings::create, embeddings::describe()),
         Route::post(Key, "/v1/score", score::create, score::describe()),
+        Route::post(Key, "/v1/raw_logits", rows::raw_logits, rows::describe()),
         Route::post(Key, "/tokenize", tokenize::tokenize, tokenize::describe_tokenize()),
         Route::post(Key, "/detokenize", tokenize::detokenize, tokenize::describe_detokenize()),
         Route::get(Key, "/tokenizer_info", tokenize::info, tokenize::describe_info()),

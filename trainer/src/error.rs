@@ -147,6 +147,27 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A teacher elsewhere refused, or said what it was not asked.
+    #[error("teacher {url}: {what}")]
+    Teacher {
+        /// Its server.
+        url: String,
+        /// What it said.
+        what: String,
+    },
+    /// A teacher elsewhere did not answer, however often it was asked.
+    #[error(
+        "teacher {url} gave no answer in {tries} tries: {what}; nothing of the step that asked it was done. Start it again, or \
+         raise `teacher.retries` or `teacher.timeout_s`"
+    )]
+    TeacherLost {
+        /// What was asked.
+        url: String,
+        /// How the last try ended: a status with its message, or what became of the connection.
+        what: String,
+        /// Tries.
+        tries: u32,
+    },
     /// The runtime refused or failed.
     #[error(transparent)]
     Runtime(#[from] runtime::Error),
@@ -168,6 +189,7 @@ impl Error {
             Self::Interrupted { .. } | Self::EvaluationInterrupted { .. } => 130,
             Self::Stopped { source, .. } => source.exit_code(),
             Self::Runtime(error) if error.is_device_lost() => 3,
+            Self::TeacherLost { .. } => 4,
             _ => 1,
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use runtime::files::ModelFiles;
-use runtime::text::Tokenizer;
+use runtime::text::{ChatTemplate, Tokenizer};
 
 use crate::data::Message;
 use crate::prompt::render;
@@ -37,22 +37,71 @@ pub(crate) fn compare(student: &ModelFiles, teacher: &ModelFiles) -> Result<()> 
     if student.config.vocab_size != teacher.config.vocab_size {
         return Err(differ("rows of the output head", student.config.vocab_size, teacher.config.vocab_size));
     }
-    let ends = |files: &ModelFiles| files.config.eos_token_ids.iter().copied().collect::<BTreeSet<u32>>();
-    if ends(student) != ends(teacher) {
-        return Err(differ("end-of-sequence ids", format!("{:?}", ends(student)), format!("{:?}", ends(teacher))));
-    }
-    compare_templates(student, teacher)
+    compare_ends(&student.config.eos_token_ids, &teacher.config.eos_token_ids)?;
+    compare_templates(student.chat_template.as_ref(), teacher.chat_template.as_ref())
 }
 
-fn compare_tokenizers(ours: &Tokenizer, theirs: &Tokenizer) -> Result<()> {
+/// What a server says of its model.
+pub(crate) struct Described<'a> {
+    /// Sum over its tokenizer.
+    pub(crate) fingerprint: &'a str,
+    /// Ids of the tokenizer.
+    pub(crate) vocab_size: usize,
+    /// Rows of the output head.
+    pub(crate) model_vocab_size: usize,
+    /// Tokens that end a text.
+    pub(crate) eos_token_ids: &'a [u32],
+    /// The chat template itself.
+    pub(crate) chat_template: Option<&'a str>,
+}
+
+/// [`compare`] with a teacher elsewhere; `tokenize` asks it for the tokens of a text.
+///
+/// # Errors
+/// [`Error::Models`] with the probe and both answers; what `tokenize` returns.
+pub(crate) fn compare_described(
+    student: &ModelFiles,
+    teacher: &Described<'_>,
+    tokenize: &dyn Fn(&str, bool) -> Result<Vec<u32>>,
+) -> Result<()> {
+    let ours = student.tokenizer()?;
+    if ours.fingerprint() != teacher.fingerprint {
+        compare_probes(ours, tokenize)?;
+    }
+    if ours.vocab_size() != teacher.vocab_size {
+        return Err(differ("sizes of the vocabulary", ours.vocab_size(), teacher.vocab_size));
+    }
+    if student.config.vocab_size != teacher.model_vocab_size {
+        return Err(differ("rows of the output head", student.config.vocab_size, teacher.model_vocab_size));
+    }
+    compare_ends(&student.config.eos_token_ids, teacher.eos_token_ids)?;
+    let template = teacher.chat_template.map(|source| ChatTemplate::new(source, Some(ours))).transpose()?;
+    compare_templates(student.chat_template.as_ref(), template.as_ref())
+}
+
+fn compare_ends(ours: &[u32], theirs: &[u32]) -> Result<()> {
+    let [ours, theirs] = [ours, theirs].map(|ids| ids.iter().copied().collect::<BTreeSet<u32>>());
+    if ours == theirs {
+        return Ok(());
+    }
+    Err(differ("end-of-sequence ids", format!("{ours:?}"), format!("{theirs:?}")))
+}
+
+/// Refuses a teacher that has other ids for a probe.
+fn compare_probes(ours: &Tokenizer, theirs: &dyn Fn(&str, bool) -> Result<Vec<u32>>) -> Result<()> {
     for probe in PROBES {
         for special in [false, true] {
-            let (a, b) = (ours.encode(probe, special)?, theirs.encode(probe, special)?);
+            let (a, b) = (ours.encode(probe, special)?, theirs(probe, special)?);
             if a != b {
                 return Err(differ(&format!("token ids of {probe:?}"), format!("{a:?}"), format!("{b:?}")));
             }
         }
     }
+    Ok(())
+}
+
+fn compare_tokenizers(ours: &Tokenizer, theirs: &Tokenizer) -> Result<()> {
+    compare_probes(ours, &|probe, special| Ok(theirs.encode(probe, special)?))?;
     if ours.vocab_size() != theirs.vocab_size() {
         return Err(differ("sizes of the vocabulary", ours.vocab_size(), theirs.vocab_size()));
     }
@@ -67,8 +116,8 @@ fn compare_tokenizers(ours: &Tokenizer, theirs: &Tokenizer) -> Result<()> {
     }
 }
 
-fn compare_templates(student: &ModelFiles, teacher: &ModelFiles) -> Result<()> {
-    let (ours, theirs) = match (&student.chat_template, &teacher.chat_template) {
+fn compare_templates(ours: Option<&ChatTemplate>, theirs: Option<&ChatTemplate>) -> Result<()> {
+    let (ours, theirs) = match (ours, theirs) {
         (None, None) => return Ok(()),
         (Some(ours), Some(theirs)) => (ours, theirs),
         (ours, theirs) => {

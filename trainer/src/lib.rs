@@ -18,5 +18,6 @@ pub mod progress;
 pub mod prompt;
 pub mod recipe;
 pub mod schedule;
+mod teacher;
 
 pub use error::{Error, Result};

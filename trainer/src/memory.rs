@@ -207,6 +207,7 @@ mod tests {
             longest_scored: 0,
             micro_batch: 0,
             checkpointing: Checkpointing::Off,
+            given_bytes: 0,
         };
         MemoryPlan::of(&spec, &workload, Some(available)).expect("planned")
     }

@@ -105,6 +105,11 @@ pub(super) const FILES: &[File] = &[
         kernels: &["few_rows_1", "few_rows_2", "few_rows_3", "few_rows_4", "few_rows_6", "few_rows_8"],
     },
     File {
+        name: "given.cu",
+        source: text!("given.cu"),
+        kernels: &["expand_top_rows", "place_logits_bf16", "place_logits_f32"],
+    },
+    File {
         name: "history.cu",
         source: text!("history.cu"),
         kernels: &["adjust_logits", "count_tokens", "mark_prompt"],

@@ -19,7 +19,7 @@ pub fn linear_cross_entropy(
     targets: &[u32],
     weights: &[f32],
 ) -> Result<(Tensor, Rows)> {
-    let op = HeadLoss { loss: CrossEntropy { targets: targets.to_vec() }, weights: weights.to_vec() };
+    let op = HeadLoss::new(CrossEntropy { targets: targets.to_vec() }, weights);
     head_loss(tape, op, &[hidden, head])
 }
 

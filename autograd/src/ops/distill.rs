@@ -1,10 +1,11 @@
 //! Distillation from hidden states.
 
 use super::divergence::{Divergence, portable_divergence};
-use super::head::{HeadLoss, LogitChunk, RowLoss, Rows, check_targets, check_temperature, head_loss};
+use super::head::{HeadLoss, LogitChunk, RowLoss, Rows, Teacher, check_targets, check_temperature, head_loss};
 use super::log_prob::{log_prob, portable_row};
+use crate::cpu::rows::first_max;
 use crate::cuda::Arg;
-use crate::{Result, Tape, Tensor};
+use crate::{Error, Result, Tape, Tensor, portable};
 
 /// What is minimized between student and teacher.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,26 +20,52 @@ pub struct Distill {
 /// `teacher_entropy` (nats, at the temperature), `agreement` (1 when both prefer the same token) and `plain_logprob`
 /// (of `targets[t]` under the student at temperature 1, whatever the loss's temperature is).
 ///
-/// Hidden states are `[N, H]` and may differ in width; the heads share one vocabulary. The teacher is a constant.
+/// Hidden states are `[N, H]` and may differ in width; the heads share one vocabulary. The teacher is a constant. Where only
+/// its most likely tokens are given, all values but the student's own are those of the bucketed distributions (see
+/// [`super::TopRows`]), and `teacher_entropy` that of its estimate.
 ///
 /// # Errors
-/// Shapes that do not fit, constants outside their range.
-pub fn linear_distill(
+/// Shapes that do not fit, constants outside their range; a top-k divergence, or another temperature than theirs, with
+/// given most likely tokens.
+pub fn linear_distill<'a>(
     tape: &mut Tape,
     [hidden, head]: [&Tensor; 2],
-    [teacher_hidden, teacher_head]: [&Tensor; 2],
+    teacher: impl Into<Teacher<'a>>,
     targets: &[u32],
     weights: &[f32],
     distill: &Distill,
 ) -> Result<(Tensor, Rows)> {
-    let op = HeadLoss { loss: Rowwise { distill: *distill, targets: targets.to_vec() }, weights: weights.to_vec() };
-    head_loss(tape, op, &[hidden, head, teacher_hidden, teacher_head])
+    let mut loss = Rowwise { distill: *distill, targets: targets.to_vec(), best: None };
+    match teacher.into() {
+        Teacher::Hidden([teacher_hidden, teacher_head]) => {
+            head_loss(tape, HeadLoss::new(loss, weights), &[hidden, head, teacher_hidden, teacher_head])
+        }
+        Teacher::Given(given) => {
+            if let Some(value) = given.temperature() {
+                let refuse = |what, value, expected| Err(Error::Domain { op: Rowwise::NAME, what, value, expected });
+                if value != distill.temperature {
+                    return refuse("temperature of the given tokens", value, "the loss's");
+                }
+                if let Divergence::TopK { k, .. } = distill.divergence {
+                    return refuse(
+                        "top k of the divergence",
+                        k as f64,
+                        "absent where the teacher's tokens are chosen already",
+                    );
+                }
+            }
+            loss.best = given.best();
+            head_loss(tape, HeadLoss { given: Some(given.clone()), ..HeadLoss::new(loss, weights) }, &[hidden, head])
+        }
+    }
 }
 
 /// [`Distill`] with the token of every row.
 struct Rowwise {
     distill: Distill,
     targets: Vec<u32>,
+    /// The teacher's likeliest token of every row, where its logits do not say so.
+    best: Option<Vec<u32>>,
 }
 
 impl RowLoss for Rowwise {
@@ -58,8 +85,10 @@ impl RowLoss for Rowwise {
 
     fn row(&self, row: usize, student: &mut [f32], teacher: &mut [f32], gradient: bool, values: &mut [f32]) {
         let plain = log_prob(student, self.targets[row], 1.0);
+        let agrees = self.best.as_ref().map(|best| f32::from(first_max(student) == best[row] as usize));
         let Distill { divergence, temperature } = self.distill;
-        let t = divergence.row(student, teacher, temperature as f32, gradient);
+        let mut t = divergence.row(student, teacher, temperature as f32, gradient);
+        t.agreement = agrees.unwrap_or(t.agreement);
         values.copy_from_slice(&[t.loss, t.forward_kl, t.reverse_kl, t.entropy, t.teacher_entropy, t.agreement, plain]);
     }
 
@@ -69,16 +98,26 @@ impl RowLoss for Rowwise {
         let top_k = top.map(|k| Arg::I32(k as i32));
         let constants = [Arg::I32(kind), Arg::F32(constant)].into_iter().chain(top_k);
         let rest = [Arg::F32(self.distill.temperature as f32), Arg::from(&targets)];
-        let args: Vec<Arg> = chunk.logits().into_iter().chain(constants).chain(rest).chain(chunk.results()).collect();
-        chunk.launch(if top.is_some() { "distill_top_k_rows" } else { "distill_rows" }, &args)
+        let mut args: Vec<Arg> =
+            chunk.logits().into_iter().chain(constants).chain(rest).chain(chunk.results()).collect();
+        if top.is_some() {
+            return chunk.launch("distill_top_k_rows", &args);
+        }
+        let best = self.best.as_ref().map(|best| chunk.upload(best)).transpose()?;
+        args.push(best.as_ref().map_or(Arg::Ptr(0), Arg::from));
+        chunk.launch("distill_rows", &args)
     }
 
     fn portable(&self, student: burn::Tensor<2>, teacher: Option<burn::Tensor<2>>) -> burn::Tensor<2> {
         use burn::tensor::activation::log_softmax;
-        let teacher = teacher.expect("distillation has four inputs").detach();
+        let teacher = teacher.expect("distillation has a teacher").detach();
         let Distill { divergence, temperature } = self.distill;
         let [plain, _] = portable_row(student.clone(), &self.targets, 1.0);
-        let equal = student.clone().argmax(1).equal(teacher.clone().argmax(1)).float();
+        let best = match &self.best {
+            Some(best) => portable::indices(best.iter().map(|&id| id as usize)).reshape([best.len(), 1]),
+            None => teacher.clone().argmax(1),
+        };
+        let equal = student.clone().argmax(1).equal(best).float();
         let lq = log_softmax(student.div_scalar(temperature), 1);
         let lp = log_softmax(teacher.div_scalar(temperature), 1);
         let kl = |a: &burn::Tensor<2>, b: &burn::Tensor<2>| (a.clone().exp() * (a.clone() - b.clone())).sum_dim(1);

@@ -17,7 +17,7 @@ struct TokenLogProbs {
 /// Shapes that do not fit, a target outside the vocabulary, a temperature that is not positive.
 pub fn linear_log_prob([hidden, head]: [&Tensor; 2], targets: &[u32], temperature: f64) -> Result<Vec<f32>> {
     let loss = TokenLogProbs { targets: targets.to_vec(), temperature };
-    let op = HeadLoss { loss, weights: vec![1.0; targets.len()] };
+    let op = HeadLoss::new(loss, &vec![1.0; targets.len()]);
     let (_, mut rows) = head_loss(&mut Tape::off(), op, &[hidden, head])?;
     Ok(rows.remove("logprob").unwrap_or_default())
 }

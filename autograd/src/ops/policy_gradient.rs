@@ -33,7 +33,7 @@ pub fn linear_policy_gradient(
         advantages: advantages.to_vec(),
         temperature,
     };
-    head_loss(tape, HeadLoss { loss, weights: weights.to_vec() }, &[hidden, head])
+    head_loss(tape, HeadLoss::new(loss, weights), &[hidden, head])
 }
 
 impl RowLoss for PolicyGradient {

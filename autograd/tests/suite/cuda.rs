@@ -14,6 +14,7 @@ use autograd::ops::{
 use autograd::rng::uniform;
 use autograd::{Device, Index, Tape, Tensor};
 
+use super::given;
 use super::gradients::{Ran, run, variables};
 use super::support::{Operand, random, write};
 use super::table::{Case, divergences};
@@ -183,6 +184,7 @@ fn losses(shapes: &[[usize; 3]]) -> Vec<Case> {
                 cases.push(Case { constants: vec![2, 3], ..case });
             }
         }
+        cases.extend(given::card_cases(dims, head(dims, 20), &targets(t, vocab), &weights(t)));
     }
     cases
 }

@@ -6,6 +6,7 @@ mod cuda_decode;
 mod deterministic;
 mod errors;
 mod fixtures;
+mod given;
 mod gradients;
 mod losses;
 mod offload;

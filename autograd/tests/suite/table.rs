@@ -272,17 +272,17 @@ fn attention() -> Vec<Case> {
 }
 
 /// Weights of the rows of a loss: different, one of them zero.
-fn weights(t: usize) -> Vec<f32> {
+pub(crate) fn weights(t: usize) -> Vec<f32> {
     random(t, 30).iter().enumerate().map(|(i, w)| if i == 1 { 0.0 } else { w + 1.5 }).collect()
 }
 
 /// Tokens over the whole vocabulary.
-fn targets(t: usize, vocab: usize) -> Vec<u32> {
+pub(crate) fn targets(t: usize, vocab: usize) -> Vec<u32> {
     (0..t).map(|i| (i * 17 % vocab) as u32).collect()
 }
 
 /// Hidden states `[t, h]` and a head `[vocab, h]`, so that logits have a spread of a few units.
-fn head([t, vocab, h]: [usize; 3], key: u64) -> Vec<Operand> {
+pub(crate) fn head([t, vocab, h]: [usize; 3], key: u64) -> Vec<Operand> {
     vec![Operand::rows([t, h], key).times(2.0), Operand::weight([vocab, h], key + 1)]
 }
 
@@ -348,6 +348,7 @@ fn distillation() -> Vec<Case> {
     let jsd = Divergence::Jsd { beta: 0.5 };
     cases.push(case([5, 23, 12], 12, jsd, 1.0).reusing(&[0, 1, 2, 1]));
     cases.push(case([5, 23, 12], 12, jsd, 1.0).reusing(&[0, 1, 0, 3]));
+    cases.extend(super::given::cases());
     cases
 }
 

@@ -21,6 +21,14 @@ impl Engine {
         Ok(slot)
     }
 
+    /// Puts the adapter of another folder in the place of a loaded one. No step is in flight.
+    pub(super) fn replace_adapter(&mut self, slot: Slot, folder: PathBuf) -> Result<u64> {
+        if !matches!(slot, Slot::Adapter(_)) {
+            return Err(Error::Request("only adapters are replaced".to_owned()));
+        }
+        self.slot(slot)?.replace_adapter(&folder)
+    }
+
     /// Frees an adapter that nobody uses.
     pub(super) fn remove_adapter(&mut self, slot: Slot) -> Result<()> {
         let Slot::Adapter(number) = slot else {

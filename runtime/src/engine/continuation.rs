@@ -4,7 +4,8 @@
 use autograd::{Tape, Tensor, ops};
 use rayon::prelude::*;
 
-use super::score::{CHUNK, row_score};
+use super::grade::Asked;
+use super::score::CHUNK;
 use super::slot::{SlotEngine, check_ids};
 use crate::handle::Reply;
 use crate::request::{Continuation, ContinuationRequest};
@@ -132,5 +133,5 @@ impl Scoring {
 /// ln p of `target`, and whether no token is likelier.
 fn score(z: &[f32], target: u32) -> (f64, bool) {
     let own = z[target as usize];
-    (row_score(z, target, 0).0, z.iter().all(|&other| other <= own))
+    (Asked::plain().row(z, target).logprob, z.iter().all(|&other| other <= own))
 }

@@ -42,8 +42,10 @@ pub(super) fn refuse(work: Work, lost: &Error) {
         Work::Cancel(..) => {}
         Work::Continuation(.., reply) => send(&reply, Err(lost)),
         Work::Score(_, reply) => send(&reply, Err(lost)),
+        Work::Grade(_, reply) => send(&reply, Err(lost)),
         Work::Embed(_, reply) => send(&reply, Err(lost)),
         Work::AddAdapter(_, reply) => send(&reply, Err(lost)),
+        Work::ReplaceAdapter(.., reply) => send(&reply, Err(lost)),
         Work::RemoveAdapter(_, reply) => send(&reply, Err(lost)),
         Work::ForwardBackward(_, reply) => send(&reply, Err(lost)),
         Work::OptimStep(_, reply) => send(&reply, Err(lost)),

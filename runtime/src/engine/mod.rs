@@ -7,6 +7,7 @@ mod adapters;
 mod card;
 mod continuation;
 mod generation;
+mod grade;
 mod lost;
 mod score;
 mod slot;
@@ -152,6 +153,10 @@ impl Engine {
                 let score = self.slot(request.slot).and_then(|slot| slot.score(&request));
                 self.reply(&reply, score.map_err(|e| e.asked_as(Entry::Activations)));
             }
+            Work::Grade(request, reply) => {
+                let graded = self.slot(request.slot).and_then(|slot| slot.grade(&request));
+                self.reply(&reply, graded.map_err(|e| e.asked_as(Entry::Activations)));
+            }
             Work::Embed(request, reply) => {
                 let vector = self.slot(request.slot).and_then(|slot| slot.embed(&request));
                 self.reply(&reply, vector.map_err(|e| e.asked_as(Entry::Activations)));
@@ -179,6 +184,10 @@ impl Engine {
             Work::AddAdapter(folder, reply) => {
                 let slot = self.add_adapter(folder);
                 self.reply(&reply, slot.map_err(|e| e.asked_as(Entry::Kv)));
+            }
+            Work::ReplaceAdapter(slot, folder, reply) => {
+                let version = self.replace_adapter(slot, folder);
+                self.reply(&reply, version.map_err(|e| e.asked_as(Entry::Weights)));
             }
             Work::RemoveAdapter(slot, reply) => {
                 let removed = self.remove_adapter(slot);

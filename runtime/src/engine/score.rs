@@ -4,6 +4,7 @@ use autograd::ops::{self, Sequences};
 use autograd::{Tape, Tensor};
 use rayon::prelude::*;
 
+use super::grade::{Asked, Row};
 use super::slot::{SlotEngine, check_ids};
 use crate::request::{EmbedRequest, Pooling, Score, ScoreRequest};
 use crate::{Error, Result};
@@ -72,34 +73,19 @@ impl SlotEngine {
         let places = rows.iter().map(|&row| row as u32).collect();
         let hidden = ops::select_rows(&mut Tape::off(), hidden, &places)?;
         let logits = ops::logits(&hidden, self.serving.weights.output_head())?.read()?;
-        let scored: Vec<(f64, Vec<(u32, f64)>)> = rows
+        let asked = Asked { top, ids: &[], temperature: 1.0 };
+        let scored: Vec<Row> = rows
             .par_iter()
             .zip(logits.par_chunks(self.config().vocab_size))
-            .map(|(row, z)| row_score(z, tokens[row + 1], top))
+            .map(|(row, z)| asked.row(z, tokens[row + 1]))
             .collect();
-        if let Some((i, _)) = scored.iter().enumerate().find(|(_, (l, _))| l.is_nan()) {
+        if let Some(i) = scored.iter().position(|row| row.logprob.is_nan()) {
             return Err(Error::Request(format!("the logits at position {} are not numbers", rows[i])));
         }
-        for (logprob, top) in scored {
-            score.logprobs.push(Some(logprob));
-            score.top.push(top);
+        for row in scored {
+            score.logprobs.push(Some(row.logprob));
+            score.top.push(row.top);
         }
         Ok(())
     }
-}
-
-/// ln p of `target`, and the `top` most likely tokens (ties to the lower id).
-pub(super) fn row_score(z: &[f32], target: u32, top: usize) -> (f64, Vec<(u32, f64)>) {
-    let max = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = z.iter().map(|&v| f64::from(v - max).exp()).sum();
-    let log_sum = f64::from(max) + sum.ln();
-    let mut order: Vec<u32> = if top > 0 { (0..z.len() as u32).collect() } else { vec![] };
-    let before = |a: &u32, b: &u32| z[*b as usize].total_cmp(&z[*a as usize]).then(a.cmp(b));
-    if top > 0 && top < order.len() {
-        order.select_nth_unstable_by(top - 1, before);
-    }
-    order.truncate(top);
-    order.sort_unstable_by(before);
-    let logprob = |id: u32| f64::from(z[id as usize]) - log_sum;
-    (logprob(target), order.into_iter().map(|id| (id, logprob(id))).collect())
 }

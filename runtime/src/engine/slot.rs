@@ -1,6 +1,7 @@
 //! One resident model: its weights, its pages, its scheduler and the generations that run on it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 use std::sync::Arc;
 
 use autograd::Device;
@@ -163,6 +164,20 @@ impl SlotEngine {
         if full {
             // Nothing of the weights that were loaded is needed any more.
             self.base = self.serving.weights.clone();
+        }
+        self.version += 1;
+        self.scheduler.publish(self.slot.number(), self.version);
+        Ok(self.version)
+    }
+
+    /// Answers requests with the adapter of `folder` from now on. Captured steps read the memory of the old one, so they are
+    /// forgotten.
+    pub(super) fn replace_adapter(&mut self, folder: &Path) -> Result<u64> {
+        assert!(self.flights.is_empty(), "steps in flight run with the old weights and would be taken for the new");
+        let adapter = Adapter::load(folder, self.config(), self.device())?;
+        self.serving = Pass::inference(self.base.clone(), Some(Arc::new(adapter)));
+        if let Some(card) = &mut self.card {
+            card.forget_graphs();
         }
         self.version += 1;
         self.scheduler.publish(self.slot.number(), self.version);

@@ -116,6 +116,8 @@ pub struct Workload {
     pub micro_batch: usize,
     /// Which layers run twice in training.
     pub checkpointing: Checkpointing,
+    /// Bytes of what a teacher outside the runtime says of one token; 0 without one.
+    pub given_bytes: usize,
 }
 
 /// A plan that needs more than there is.

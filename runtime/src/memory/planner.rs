@@ -235,11 +235,15 @@ impl<'a> Planner<'a> {
         let running = self.spec.engine.max_running;
         let drawn = self.slots().map(|slot| slot.rows(self.device, None, running).logits()).max().unwrap_or(0);
         let vocab = self.student.config.vocab_size;
-        let models = 1 + usize::from(self.teacher.is_some());
+        let given = self.workload.given_bytes;
+        let models = 1 + usize::from(self.teacher.is_some() || given > 0);
+        // What a teacher elsewhere says waits on the host: of the micro-batch that runs, and twice, as it came and put
+        // together, of the one after it.
+        let waiting = 3 * (self.workload.micro_batch * given) as u64;
         let loss = match (self.spec.training.is_some(), self.on_gpu()) {
             (false, _) => 0,
             (true, true) => ops::gpu_loss_bytes(self.workload.micro_batch, vocab, models) as u64,
-            (true, false) => 3 * HEAD_ROWS * vocab as u64 * 4,
+            (true, false) => 3 * HEAD_ROWS * vocab as u64 * 4 + waiting,
         };
         drawn.max(loss)
     }

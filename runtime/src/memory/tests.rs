@@ -60,6 +60,7 @@ fn workload(checkpointing: Checkpointing) -> Workload {
         longest_scored: 0,
         micro_batch: MICRO_BATCH,
         checkpointing,
+        given_bytes: 0,
     }
 }
 
@@ -208,4 +209,20 @@ fn a_plan_names_every_entry() {
         assert!(text.contains(&format!("{} {}", entry.name(), Bytes(bytes))), "{text}");
     }
     assert_eq!(plan.entries().map(|(_, bytes)| bytes).sum::<u64>(), plan.total());
+}
+
+/// A teacher elsewhere takes no weights and no KV memory, only what it says of two micro-batches.
+#[test]
+fn a_teacher_elsewhere_is_left_out() {
+    let mut spec = spec(Device::Cpu, Some(Trainable::Full));
+    let resident = plan(&spec, Checkpointing::Off, None);
+    spec.teacher = None;
+    let alone = plan(&spec, Checkpointing::Off, None);
+    let given = Workload { given_bytes: 1000, ..workload(Checkpointing::Off) };
+    let elsewhere = MemoryPlan::of(&spec, &given, None).expect("planned");
+    assert!(resident.get(Entry::Weights) > alone.get(Entry::Weights));
+    for entry in [Entry::Weights, Entry::Kv, Entry::Activations, Entry::Gradients] {
+        assert_eq!(elsewhere.get(entry), alone.get(entry), "{entry:?}");
+    }
+    assert_eq!(elsewhere.get(Entry::Logits), alone.get(Entry::Logits) + 3 * 1000 * MICRO_BATCH as u64);
 }

@@ -163,6 +163,15 @@ impl Decoder {
     /// # Errors
     /// Ids or positions out of range.
     pub fn forward_packed(&self, tape: &mut Tape, pass: &Pass, ids: &Index, sequences: &Sequences) -> Result<Tensor> {
+        let x = self.residual_packed(tape, pass, ids, sequences)?;
+        self.norm(tape, &x, &pass.weights.final_norm)
+    }
+
+    /// [`Decoder::forward_packed`] before the last norm: the sum that all layers wrote to.
+    ///
+    /// # Errors
+    /// Ids or positions out of range.
+    pub fn residual_packed(&self, tape: &mut Tape, pass: &Pass, ids: &Index, sequences: &Sequences) -> Result<Tensor> {
         let mut x = ops::embedding(tape, &pass.weights.embedding, ids)?;
         for layer in 0..self.config.num_layers {
             if layer < pass.recomputed {
@@ -178,7 +187,7 @@ impl Decoder {
                 x = self.layer(tape, pass, layer, &x, &mut Packed(sequences))?;
             }
         }
-        self.norm(tape, &x, &pass.weights.final_norm)
+        Ok(x)
     }
 
     /// Final hidden states `[T, H]` of rows whose earlier tokens are in pages; their keys and values are added there.

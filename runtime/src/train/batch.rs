@@ -5,7 +5,7 @@ use std::time::Instant;
 use autograd::ops::{self, Sequences};
 use autograd::{Gradients, Index, Tape, Tensor};
 
-use super::LossBatch;
+use super::{LossBatch, Needs, Teacher};
 use crate::engine::SlotEngine;
 use crate::model::{Decoder, Pass};
 use crate::request::{TrainReport, TrainRequest, TrainSequence};
@@ -63,22 +63,26 @@ pub(super) fn run(
     check(request, student)?;
     let mut report = TrainReport::default();
     let scored = scored_tokens(&request.sequences, request.normalizer);
+    check_given(request, scored.targets.len())?;
     if scored.targets.is_empty() {
         return Ok((report, watch.sums()));
     }
     let started = Instant::now();
-    let graded = if request.loss.needs_teacher() {
-        let missing = || Error::Request("this loss needs a teacher, and the runtime holds none".to_owned());
-        let teacher = teacher.ok_or_else(missing)?;
-        check_teacher(request, teacher)?;
-        let packed = pack(&request.sequences, |s| s.teacher_prompt.as_deref());
-        let hidden = rows_of(teacher.decoder(), &mut Tape::off(), teacher.serving(), &packed)?;
-        // The seconds of a phase are those of the device, not of handing it the work; the loss is read anyway.
-        teacher.device().synchronize()?;
-        Some((hidden, teacher))
-    } else {
-        None
+    let resident = match (request.loss.needs(), &request.teacher) {
+        (Needs::Nothing, _) | (_, Some(_)) => None,
+        (_, None) => {
+            let missing = || Error::Request("this loss needs a teacher, and the runtime holds none".to_owned());
+            let teacher = teacher.ok_or_else(missing)?;
+            check_teacher(request, teacher)?;
+            let packed = pack(&request.sequences, |s| s.teacher_prompt.as_deref());
+            let hidden = rows_of(teacher.decoder(), &mut Tape::off(), teacher.serving(), &packed)?;
+            // The seconds of a phase are those of the device, not of handing it the work; the loss is read anyway.
+            teacher.device().synchronize()?;
+            Some((hidden, teacher.serving().weights.output_head()))
+        }
     };
+    let given = request.teacher.as_ref().map(Teacher::Given);
+    let teacher = resident.as_ref().map(|(hidden, head)| Teacher::Resident { hidden, head }).or(given);
     report.teacher_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
     let mut tape = watch.tape();
@@ -86,7 +90,7 @@ pub(super) fn run(
     let batch = LossBatch {
         student_hidden: &hidden,
         student_head: pass.weights.output_head(),
-        teacher: graded.as_ref().map(|(hidden, teacher)| (hidden, teacher.serving().weights.output_head())),
+        teacher,
         targets: &scored.targets,
         sampled_logprobs: &scored.sampled_logprobs,
         raw_logprobs: &scored.raw_logprobs,
@@ -201,6 +205,18 @@ fn check(request: &TrainRequest, student: &SlotEngine) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A teacher elsewhere speaks of the tokens that have a weight.
+fn check_given(request: &TrainRequest, scored: usize) -> Result<()> {
+    let Some(given) = &request.teacher else { return Ok(()) };
+    match given.count() {
+        Some(count) if count == scored => Ok(()),
+        count => {
+            let count = count.map_or_else(|| "numbers that do not hang together".to_owned(), |n| format!("{n} tokens"));
+            Err(Error::Request(format!("the teacher speaks of {count}, the sequences have {scored} with a weight")))
+        }
+    }
 }
 
 fn check_teacher(request: &TrainRequest, teacher: &SlotEngine) -> Result<()> {

@@ -2,12 +2,14 @@
 
 mod batch;
 mod session;
+mod teacher;
 
 use std::collections::BTreeMap;
 
 use autograd::{Tape, Tensor};
 
 pub(crate) use session::TrainSession;
+pub use teacher::{GivenTeacher, Needs, Teacher};
 
 use crate::engine::SlotEngine;
 use crate::request::{TrainReport, TrainRequest};
@@ -18,8 +20,8 @@ pub struct LossBatch<'a> {
     pub student_hidden: &'a Tensor,
     /// The student's output head `[V, H]`.
     pub student_head: &'a Tensor,
-    /// The teacher's final hidden states `[N, H_t]` and output head `[V, H_t]`, constants.
-    pub teacher: Option<(&'a Tensor, &'a Tensor)>,
+    /// The teacher, where the loss needs one.
+    pub teacher: Option<Teacher<'a>>,
     /// The completion tokens, N.
     pub targets: &'a [u32],
     /// Their log-probabilities at the sampling temperature when they were sampled; empty when the batch was not.
@@ -28,6 +30,16 @@ pub struct LossBatch<'a> {
     pub raw_logprobs: &'a [f32],
     /// Weight of each row divided by the step's normalizer, N.
     pub weights: &'a [f32],
+}
+
+impl<'a> LossBatch<'a> {
+    /// The teacher of a loss that needs one.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn teacher(&self) -> crate::Result<Teacher<'a>> {
+        self.teacher.ok_or_else(|| crate::Error::Request("this loss needs a teacher, and there is none".to_owned()))
+    }
 }
 
 /// A loss and what was seen while computing it.
@@ -43,8 +55,8 @@ pub struct LossValue {
 /// The runtime calls it with hidden states; how the two heads are multiplied out, a chunk of rows at a time, is in
 /// [`autograd::ops`].
 pub trait Loss: Send + Sync {
-    /// Whether the teacher has to be run.
-    fn needs_teacher(&self) -> bool;
+    /// What it compares the student with.
+    fn needs(&self) -> Needs;
 
     /// The loss of one micro-batch.
     ///

@@ -14,7 +14,7 @@ use runtime::files::ModelFiles;
 use runtime::request::{
     EngineConfig, Generated, OptimStep, RuntimeSpec, SlotSpec, TrainRequest, TrainSequence, Trainable, Training,
 };
-use runtime::train::{Loss, LossBatch, LossValue};
+use runtime::train::{Loss, LossBatch, LossValue, Needs};
 
 use super::{fixtures, greedy, lora, tokens};
 
@@ -152,8 +152,8 @@ fn preempted_sequences_give_the_same_bits(machine: &Machine) {
 struct Witness(Mutex<Vec<[f32; 2]>>);
 
 impl Loss for Witness {
-    fn needs_teacher(&self) -> bool {
-        false
+    fn needs(&self) -> Needs {
+        Needs::Nothing
     }
 
     fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {
@@ -189,6 +189,7 @@ fn train(machine: &Machine, handle: &RuntimeHandle, new: usize) -> Vec<[f32; 2]>
         normalizer: (new * written.len()) as f64,
         backward: true,
         dropout_key: 0,
+        teacher: None,
     };
     handle.forward_backward(request).expect("trains");
     assert!(handle.optim_step(step()).expect("steps").applied);
@@ -262,7 +263,8 @@ fn only_what_a_step_trains_on_stops_it() {
             weights: vec![weight; 2],
         };
         let loss = Arc::new(Witness::default());
-        let request = TrainRequest { sequences: vec![sequence], loss, normalizer: 2.0, backward, dropout_key: 0 };
+        let request =
+            TrainRequest { sequences: vec![sequence], loss, normalizer: 2.0, backward, dropout_key: 0, teacher: None };
         handle.forward_backward(request).expect("runs").loss
     };
     assert!(loss(1.0, true).is_finite());

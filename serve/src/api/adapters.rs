@@ -13,14 +13,24 @@ use crate::app::Shared;
 use crate::fields::Fields;
 use crate::models::{Model, ServedModel};
 use crate::openapi::Operation;
-use crate::openapi::schema::{Members, text};
+use crate::openapi::schema::{Members, boolean, count, text};
 use crate::prompt::off_loop;
 
-/// `POST /v1/load_lora_adapter`: the PEFT adapter in the folder `lora_path` of this machine answers as `lora_name`.
+/// `POST /v1/load_lora_adapter`: the PEFT adapter in the folder `lora_path` of this machine answers as `lora_name`. With
+/// `load_inplace` it takes the place of the adapter of that name.
 pub(crate) async fn load(State(app): State<Shared>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
     let name: String = fields.need("lora_name")?;
     let folder: PathBuf = fields.need("lora_path")?;
+    let in_place: bool = fields.take("load_inplace")?.unwrap_or(false);
     fields.finish()?;
+    let wrong = |error: runtime::Error| ApiError::invalid("lora_path", error.to_string());
+    if let Some(slot) = app.models.adapter(&name).filter(|_| in_place) {
+        return off_loop(move || {
+            let version = app.runtime.replace_adapter(slot, folder).map_err(wrong)?;
+            Ok(Json(json!({"loaded": name, "weights_version": version})))
+        })
+        .await;
+    }
     let (models, limit) = (app.models.list(), app.config.max_adapters);
     let loaded = models.iter().filter(|model| matches!(model.slot(), Slot::Adapter(_))).count();
     if loaded >= limit {
@@ -30,14 +40,13 @@ pub(crate) async fn load(State(app): State<Shared>, mut fields: Fields) -> Resul
     // The student's files; its adapters share them.
     let files = Arc::clone(models[0].shared_files());
     off_loop(move || {
-        let wrong = |error: runtime::Error| ApiError::invalid("lora_path", error.to_string());
         let slot = app.runtime.add_adapter(folder).map_err(wrong)?;
         let added = app.models.add(Arc::new(Model::new(ServedModel { names: vec![name.clone()], slot, files })));
         if let Err(error) = added {
             app.runtime.remove_adapter(slot)?;
             return Err(error);
         }
-        Ok(Json(json!({"loaded": name})))
+        Ok(Json(json!({"loaded": name, "weights_version": 0})))
     })
     .await
 }
@@ -63,9 +72,18 @@ fn name() -> Members {
 
 pub(crate) fn describe_load() -> Operation {
     Operation::new("loadAdapter", "A PEFT adapter of this machine answers")
-        .reads(name().always("lora_path", text(), "Its folder."))
+        .reads(name().always("lora_path", text(), "Its folder.").maybe(
+            "load_inplace",
+            boolean(),
+            "It takes the place of the adapter of this name, whose requests go on with it.",
+        ))
         .refuses(500, "A defect of the server.")
-        .answers(Members::new().always("loaded", text(), "Its name.").closed())
+        .answers(
+            Members::new()
+                .always("loaded", text(), "Its name.")
+                .always("weights_version", count(), "The version of its weights, from 0.")
+                .closed(),
+        )
 }
 
 pub(crate) fn describe_unload() -> Operation {

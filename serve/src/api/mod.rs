@@ -10,6 +10,7 @@ mod envelope;
 pub(crate) mod health;
 pub(crate) mod models;
 pub(crate) mod responses;
+pub(crate) mod rows;
 pub(crate) mod score;
 pub(crate) mod stats;
 pub(crate) mod tokenize;

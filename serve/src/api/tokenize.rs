@@ -70,7 +70,7 @@ pub(crate) struct Which {
     model: Option<String>,
 }
 
-/// `GET /tokenizer_info`: the special tokens and the chat template.
+/// `GET /tokenizer_info`: the special tokens and the chat template, and what a remote student compares with its own.
 pub(crate) async fn info(
     State(app): State<Shared>,
     which: Result<Query<Which>, QueryRejection>,
@@ -88,6 +88,10 @@ pub(crate) async fn info(
     answer.entry("pad_token").or_insert_with(|| json!(eos));
     answer.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
     answer.insert("fingerprint".into(), json!(tokenizer.fingerprint()));
+    answer.insert("model_vocab_size".into(), json!(model.vocab_size()));
+    answer.insert("eos_token_ids".into(), json!(model.files().config.eos_token_ids));
+    answer.insert("max_model_len".into(), json!(model.context()));
+    answer.insert("max_score_bytes".into(), json!(app.config.max_score_bytes));
     answer
         .insert("chat_template".into(), json!(model.files().chat_template.as_ref().map(|template| template.source())));
     Ok(Json(Value::Object(answer)))
@@ -133,6 +137,10 @@ pub(crate) fn describe_info() -> Operation {
         .always("pad_token", nullable(text()), "`eos_token` where there is none.")
         .always("vocab_size", count(), "")
         .always("fingerprint", text(), "Equal for tokenizers that map equal texts to equal ids.")
+        .always("model_vocab_size", count(), "Logits of a row; more than `vocab_size` where the embedding is padded.")
+        .always("eos_token_ids", list(token_id()), "Tokens that end a text.")
+        .always("max_model_len", count(), "Tokens that the model can see at once.")
+        .always("max_score_bytes", count(), "Longest answer of /v1/score and /v1/raw_logits.")
         .always("chat_template", nullable(text()), "Jinja.");
     Operation::new("getTokenizerInfo", "Special tokens and chat template")
         .query("model", text(), "The first one when it is left out.")

@@ -29,8 +29,8 @@ impl Server {
 
     /// The command of [`Server::start`], not started.
     pub(super) fn command(model: &str, args: &[&str]) -> Command {
-        let mut command =
-            command(ARLE, &[&["serve", "--model", model, "--port", "0", "--device", "cpu"], args].concat());
+        let port: &[&str] = if args.contains(&"--port") { &[] } else { &["--port", "0"] };
+        let mut command = command(ARLE, &[&["serve", "--model", model, "--device", "cpu"], port, args].concat());
         command.stdout(Stdio::piped()).stderr(Stdio::null());
         command
     }
@@ -113,6 +113,8 @@ pub(super) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 pub(super) struct Response {
     pub(super) status: u16,
     pub(super) headers: BTreeMap<String, String>,
+    pub(super) bytes: Vec<u8>,
+    /// The bytes where they are text.
     pub(super) body: String,
 }
 
@@ -143,7 +145,9 @@ impl Response {
         if headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked") {
             body = unchunk(&body);
         }
-        Self { status, headers, body: String::from_utf8(body).expect("text") }
+        let text = headers.get("content-type").is_none_or(|kind| kind != "application/octet-stream");
+        let text = if text { String::from_utf8(body.clone()).expect("text") } else { String::new() };
+        Self { status, headers, bytes: body, body: text }
     }
 
     #[track_caller]

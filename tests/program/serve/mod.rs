@@ -1,5 +1,6 @@
 //! `arle serve` as its clients see it.
 
+mod adapters;
 pub(crate) mod client;
 mod completions;
 mod edges;
@@ -8,8 +9,10 @@ mod load;
 mod openapi;
 mod operations;
 mod refusals;
+mod remote;
 mod responses;
 mod routes;
+mod score;
 mod thinking;
 mod traces;
 mod training;

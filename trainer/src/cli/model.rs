@@ -182,6 +182,7 @@ impl ModelArgs {
             longest_scored,
             micro_batch: 0,
             checkpointing: Checkpointing::Off,
+            given_bytes: 0,
         };
         opd::start(&mut spec, &workload, Purpose::Command, progress.only_if(self.verbose))
     }

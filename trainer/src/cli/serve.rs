@@ -110,6 +110,9 @@ struct Limits {
     /// Longest body of a request.
     #[arg(long, default_value = "16MiB", value_name = "BYTES", value_parser = parse_bytes)]
     max_body_bytes: u64,
+    /// Longest answer of /v1/score and /v1/raw_logits.
+    #[arg(long, default_value = "256MiB", value_name = "BYTES", value_parser = parse_bytes)]
+    max_score_bytes: u64,
     /// Seconds after which a request ends with an error.
     #[arg(long, default_value_t = 600, value_name = "S")]
     request_timeout: u64,
@@ -225,6 +228,7 @@ impl ServeArgs {
             longest_scored: context,
             micro_batch: 0,
             checkpointing: Checkpointing::Off,
+            given_bytes: 0,
         };
         let slot = |files: &Arc<ModelFiles>| SlotSpec { files: Arc::clone(files), layers: None, adapter: None };
         let spec = RuntimeSpec {
@@ -289,6 +293,7 @@ impl ServeArgs {
             max_sequences: max_running + limits.max_waiting,
             max_adapters: self.max_adapters()?,
             max_body_bytes: usize::try_from(limits.max_body_bytes).unwrap_or(usize::MAX),
+            max_score_bytes: usize::try_from(limits.max_score_bytes).unwrap_or(usize::MAX),
             request_timeout: Duration::from_secs(limits.request_timeout),
             drain_timeout: Duration::from_secs(limits.drain_timeout),
             cors_origins: self.cors_origin.clone(),

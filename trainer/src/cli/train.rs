@@ -23,7 +23,8 @@ const EXAMPLES: &str = "Examples:
   arle-train recipes/quickstart.toml --resume --set schedule.max_steps=200
 
 Ctrl-C stops after the current step and writes a checkpoint; a second Ctrl-C stops at once.
-Exit codes: 0 done, 1 failed, 2 bad usage or recipe, 3 the GPU was lost, 130 interrupted.";
+Exit codes: 0 done, 1 failed, 2 bad usage or recipe, 3 the GPU was lost, 4 a remote teacher
+was lost, 130 interrupted.";
 
 /// Sequences that HTTP clients of a run may have at a time, besides its own.
 const SERVED_SEQUENCES: usize = 256;
@@ -111,6 +112,7 @@ impl TrainArgs {
             max_sequences: SERVED_SEQUENCES,
             max_adapters: 0,
             max_body_bytes: 16 << 20,
+            max_score_bytes: 256 << 20,
             request_timeout: Duration::from_secs(600),
             drain_timeout: Duration::from_secs(5),
             cors_origins: Vec::new(),

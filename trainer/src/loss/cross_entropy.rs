@@ -2,15 +2,15 @@
 
 use autograd::Tape;
 use autograd::ops::linear_cross_entropy;
-use runtime::train::{Loss, LossBatch, LossValue};
+use runtime::train::{Loss, LossBatch, LossValue, Needs};
 
 /// `-ln q(token)`.
 #[derive(Debug, Clone, Copy)]
 pub struct CrossEntropy;
 
 impl Loss for CrossEntropy {
-    fn needs_teacher(&self) -> bool {
-        false
+    fn needs(&self) -> Needs {
+        Needs::Nothing
     }
 
     fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {

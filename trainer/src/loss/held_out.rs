@@ -1,27 +1,35 @@
 //! What is measured on held-out completions. It is computed like a loss, without a gradient.
 
 use autograd::Tape;
-use autograd::ops::{Distill, Divergence, linear_distill, linear_log_prob};
-use runtime::train::{Loss, LossBatch, LossValue};
+use autograd::ops::{Distill, Divergence, linear_cross_entropy, linear_distill};
+use runtime::train::{Loss, LossBatch, LossValue, Needs};
 
-/// Both KL divergences, agreement of the most likely token, and both models' log-probabilities, all at temperature 1.
+/// Both KL divergences, agreement of the most likely token, and both models' log-probabilities, all at temperature 1; the last
+/// alone where the teacher says no more.
 #[derive(Debug, Clone, Copy)]
 pub struct HeldOut;
 
 impl Loss for HeldOut {
-    fn needs_teacher(&self) -> bool {
-        true
+    fn needs(&self) -> Needs {
+        Needs::Distribution { temperature: 1.0 }
     }
 
     fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {
-        let (hidden, head) = batch.teacher.expect("the runtime runs the teacher that a loss needs");
-        let student = [batch.student_hidden, batch.student_head];
+        let (teacher, student) = (batch.teacher()?, [batch.student_hidden, batch.student_head]);
         let reverse = Distill { divergence: Divergence::Jsd { beta: 1.0 }, temperature: 1.0 };
-        let (loss, mut rows) = linear_distill(tape, student, [hidden, head], batch.targets, batch.weights, &reverse)?;
-        if let Some(logprobs) = rows.remove("plain_logprob") {
+        let (loss, mut rows) = match teacher.distribution() {
+            Some(teacher) => linear_distill(tape, student, teacher, batch.targets, batch.weights, &reverse)?,
+            // Of a teacher's opinion of the tokens alone, divergences are not known.
+            None => {
+                let (loss, mut rows) = linear_cross_entropy(tape, student, batch.targets, batch.weights)?;
+                rows.remove("loss");
+                (loss, rows)
+            }
+        };
+        if let Some(logprobs) = rows.remove("plain_logprob").or(rows.remove("logprob")) {
             rows.insert("student_logprob", logprobs);
         }
-        rows.insert("teacher_logprob", linear_log_prob([hidden, head], batch.targets, 1.0)?);
+        rows.insert("teacher_logprob", teacher.log_probs(batch.targets, 1.0)?);
         Ok(LossValue { loss, rows })
     }
 }

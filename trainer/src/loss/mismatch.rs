@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use autograd::Tape;
 use autograd::ops::linear_log_prob;
-use runtime::train::{Loss, LossBatch, LossValue};
+use runtime::train::{Loss, LossBatch, LossValue, Needs};
 
 /// Adds two rows to another loss on sampled tokens: `mismatch`, `ln q_sampler - ln q_trainer` at the sampling
 /// temperature, whose mean estimates KL(sampler || trainer), and `mismatch_size`, its magnitude. Both are 0 when
@@ -23,8 +23,8 @@ impl Mismatch {
 }
 
 impl Loss for Mismatch {
-    fn needs_teacher(&self) -> bool {
-        self.inner.needs_teacher()
+    fn needs(&self) -> Needs {
+        self.inner.needs()
     }
 
     fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {

@@ -1,8 +1,8 @@
 //! Reverse KL by policy gradient on the sampled tokens (<https://thinkingmachines.ai/blog/on-policy-distillation/>).
 
 use autograd::Tape;
-use autograd::ops::{linear_log_prob, linear_policy_gradient};
-use runtime::train::{Loss, LossBatch, LossValue};
+use autograd::ops::linear_policy_gradient;
+use runtime::train::{Loss, LossBatch, LossValue, Needs};
 
 /// `-exp(ln q - ln q_sampled) A` with `A = -coef (ln q_sampled - ln p)`, p the teacher.
 ///
@@ -16,13 +16,12 @@ pub struct PolicyGradient {
 }
 
 impl Loss for PolicyGradient {
-    fn needs_teacher(&self) -> bool {
-        true
+    fn needs(&self) -> Needs {
+        Needs::Tokens { temperature: self.temperature }
     }
 
     fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {
-        let (hidden, head) = batch.teacher.expect("the runtime runs the teacher that a loss needs");
-        let teacher = linear_log_prob([hidden, head], batch.targets, self.temperature)?;
+        let teacher = batch.teacher()?.log_probs(batch.targets, self.temperature)?;
         let sampled = batch.sampled_logprobs;
         let kl: Vec<f32> = sampled.iter().zip(&teacher).map(|(sampled, teacher)| sampled - teacher).collect();
         let advantages: Vec<f32> = kl.iter().map(|kl| -(self.coef as f32) * kl).collect();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use autograd::ops::Divergence;
 use autograd::{Device, Tape, Tensor};
-use runtime::train::LossBatch;
+use runtime::train::{LossBatch, Teacher};
 use serde_json::Value;
 
 use super::*;
@@ -33,7 +33,7 @@ fn run(loss: &dyn Loss, weights: &[f32], targets: &[u32], sampled: &[f32]) -> Ou
     let batch = LossBatch {
         student_hidden: &student,
         student_head: &head,
-        teacher: Some((&teacher, &head)),
+        teacher: Some(Teacher::Resident { hidden: &teacher, head: &head }),
         targets,
         sampled_logprobs: sampled,
         raw_logprobs: sampled,

@@ -3,6 +3,7 @@
 use runtime::request::{FinishReason, Generated, TrainSequence};
 
 use crate::prompt::Example;
+use crate::teacher::Written;
 
 /// Where a completion came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +51,12 @@ impl Completion {
             weights: vec![1.0; tokens.len()],
         };
         Self { sequence, source: Source::Other, truncated: false }
+    }
+
+    /// A completion that a teacher elsewhere wrote.
+    #[must_use]
+    pub(super) fn written(example: &Example, written: &Written) -> Self {
+        Self { truncated: written.truncated, ..Self::given(example, &written.tokens) }
     }
 
     /// Tokens of the completion.

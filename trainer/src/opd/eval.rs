@@ -8,15 +8,21 @@
 //! | `eval/teacher_nll` | the same | -ln p_teacher of the student's tokens |
 //! | `eval/kl_teacher_samples` | completions that the teacher wrote once, at the start | KL(teacher ‖ student) |
 //! | `eval/perplexity` | the same | exp of the student's mean -ln q |
+//!
+//! Of a teacher that only says what it thinks of given tokens, `eval/kl` is its estimate by the student's samples, and what
+//! needs its distributions or its own completions is left out.
 
 use std::fs;
 use std::sync::Arc;
 
-use runtime::request::{GenerateRequest, Slot, TrainRequest};
+use runtime::request::{GenerateRequest, Slot, TrainRequest, TrainSequence};
+use runtime::sampler::SamplingParams;
+use runtime::train::Loss;
 use serde_json::{Map, Value, json};
 
 use super::batch::{Completion, Source, split};
 use super::folder::RunFolder;
+use super::graded::{self, Asked};
 use super::rollout::{Purpose, generate, params, request};
 use super::setup::Setup;
 use super::step::Sums;
@@ -25,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::prompt::Example;
 use crate::recipe::{Eval, Recipe, Sampling};
+use crate::teacher::RemoteTeacher;
 use crate::{Error, Result};
 
 const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0 };
@@ -35,7 +42,7 @@ pub(super) struct Evaluator<'a> {
     eval: &'a Eval,
     setup: &'a Setup,
     progress: Progress,
-    /// What the teacher wrote at the start, a completion for every held-out row.
+    /// What the teacher wrote at the start, a completion for every held-out row; nothing when it cannot be asked to.
     teacher_completions: Vec<Vec<u32>>,
     samples: Vec<(String, Example)>,
 }
@@ -55,6 +62,9 @@ impl<'a> Evaluator<'a> {
         let samples = eval.sample_prompts.iter().map(|text| Ok((text.clone(), setup.encoder.encode_prompt(text)?)));
         let samples = samples.collect::<Result<_>>()?;
         let mut evaluator = Self { recipe, eval, setup, progress, teacher_completions: Vec::new(), samples };
+        if setup.remote.as_ref().is_some_and(|remote| !remote.writes()) {
+            return Ok(evaluator);
+        }
         let path = folder.file("teacher_completions.json");
         evaluator.teacher_completions = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
@@ -88,18 +98,23 @@ impl<'a> Evaluator<'a> {
         metrics.set("eval/mean_length", own.iter().map(Completion::len).sum::<usize>() as f64 / count);
         metrics.set("eval/truncated_fraction", own.iter().filter(|c| c.truncated).count() as f64 / count);
         let own = self.forward(own)?;
+        let teacher_nll = own.mean("teacher_logprob").map(|mean| -mean);
+        let estimate = own.mean("student_logprob").zip(teacher_nll).map(|(student, nll)| student + nll);
+        set(metrics, "eval/kl", own.mean("reverse_kl").or(estimate));
+        set(metrics, "eval/kl_forward", own.mean("forward_kl"));
+        set(metrics, "eval/agreement", own.mean("agreement"));
+        set(metrics, "eval/entropy", own.mean("entropy"));
+        set(metrics, "eval/teacher_nll", teacher_nll);
+        if self.teacher_completions.is_empty() {
+            return Ok(());
+        }
         let teachers = self.setup.held_out.iter().zip(&self.teacher_completions);
         let teachers = self.forward(teachers.map(|(example, tokens)| Completion::given(example, tokens)).collect())?;
-        let mean = |sums: &Sums, name: &str| sums.mean(name).unwrap_or(f64::NAN);
-        metrics.set("eval/kl", mean(&own, "reverse_kl"));
-        metrics.set("eval/kl_forward", mean(&own, "forward_kl"));
-        metrics.set("eval/agreement", mean(&own, "agreement"));
-        metrics.set("eval/entropy", mean(&own, "entropy"));
-        metrics.set("eval/teacher_nll", -mean(&own, "teacher_logprob"));
-        metrics.set("eval/kl_teacher_samples", mean(&teachers, "forward_kl"));
-        metrics.set("eval/agreement_teacher_samples", mean(&teachers, "agreement"));
-        metrics.set("eval/perplexity", (-mean(&teachers, "student_logprob")).exp());
-        metrics.set("eval/teacher_perplexity", (-mean(&teachers, "teacher_logprob")).exp());
+        let perplexity = |name: &str| teachers.mean(name).map(|mean| (-mean).exp());
+        set(metrics, "eval/kl_teacher_samples", teachers.mean("forward_kl"));
+        set(metrics, "eval/agreement_teacher_samples", teachers.mean("agreement"));
+        set(metrics, "eval/perplexity", perplexity("student_logprob"));
+        set(metrics, "eval/teacher_perplexity", perplexity("teacher_logprob"));
         Ok(())
     }
 
@@ -110,7 +125,8 @@ impl<'a> Evaluator<'a> {
     pub(super) fn show_samples(&self, step: u64) -> Result<Vec<Map<String, Value>>> {
         let mut slots = vec![(Slot::Student, "completion")];
         let column = self.setup.encoder.context_column();
-        if step == 0 && column.is_none() {
+        let writes = self.setup.remote.as_ref().is_none_or(RemoteTeacher::writes);
+        if step == 0 && column.is_none() && writes {
             slots.push((Slot::Teacher, "teacher"));
         }
         let mut lines: Vec<Map<String, Value>> = self
@@ -120,14 +136,9 @@ impl<'a> Evaluator<'a> {
             .collect();
         for (slot, key) in slots {
             let sampling = params(&GREEDY, self.eval.max_new_tokens, self.recipe.runtime.seed);
-            let requests = self.samples.iter().map(|(_, example)| GenerateRequest {
-                text: true,
-                ..request(slot, prompt_of(example, slot), sampling.clone(), 0)
-            });
-            let bar = self.progress.bar("samples", (self.samples.len() * self.eval.max_new_tokens) as u64, "tokens");
-            for (line, generated) in lines.iter_mut().zip(generate(&self.setup.runtime, requests, &bar)?) {
-                self.progress.line(&shown(step, key, line["prompt"].as_str().unwrap_or_default(), &generated.text));
-                line.insert(key.to_owned(), json!(generated.text));
+            for (line, text) in lines.iter_mut().zip(self.texts(slot, &sampling)?) {
+                self.progress.line(&shown(step, key, line["prompt"].as_str().unwrap_or_default(), &text));
+                line.insert(key.to_owned(), json!(text));
             }
         }
         if let Some(column) = column.filter(|_| step == 0 && !self.samples.is_empty()) {
@@ -141,11 +152,30 @@ impl<'a> Evaluator<'a> {
         Ok(lines)
     }
 
+    /// Texts that follow the sample prompts.
+    fn texts(&self, slot: Slot, sampling: &SamplingParams) -> Result<Vec<String>> {
+        let prompts = self.samples.iter().map(|(_, example)| prompt_of(example, slot));
+        if let (Slot::Teacher, Some(remote)) = (slot, &self.setup.remote) {
+            let prompts: Vec<_> = prompts.map(|prompt| (prompt, 0)).collect();
+            return Ok(remote.write(&prompts, sampling)?.into_iter().map(|written| written.text).collect());
+        }
+        let requests =
+            prompts.map(|prompt| GenerateRequest { text: true, ..request(slot, prompt, sampling.clone(), 0) });
+        let bar = self.progress.bar("samples", (self.samples.len() * self.eval.max_new_tokens) as u64, "tokens");
+        let generated = generate(&self.setup.runtime, requests, &bar)?;
+        Ok(generated.into_iter().map(|generated| generated.text).collect())
+    }
+
     /// One completion of every held-out row. The same random numbers every time, so that only the weights differ.
     fn complete(&self, slot: Slot) -> Result<Vec<Completion>> {
         let purpose = if slot == Slot::Student { Purpose::HeldOut } else { Purpose::HeldOutTeacher };
         let sampling = params(&self.recipe.rollout.sampling, self.eval.max_new_tokens, self.recipe.runtime.seed);
         let rows = &self.setup.held_out;
+        if let (Slot::Teacher, Some(remote)) = (slot, &self.setup.remote) {
+            let prompt = |(row, example)| (prompt_of(example, slot), purpose.index(row as u64));
+            let written = remote.write(&rows.iter().enumerate().map(prompt).collect::<Vec<_>>(), &sampling)?;
+            return Ok(rows.iter().zip(&written).map(|(row, written)| Completion::written(row, written)).collect());
+        }
         let requests = rows
             .iter()
             .enumerate()
@@ -162,19 +192,30 @@ impl<'a> Evaluator<'a> {
     fn forward(&self, completions: Vec<Completion>) -> Result<Sums> {
         let mut sums = Sums::default();
         let bar = self.progress.bar("eval", completions.iter().map(Completion::len).sum::<usize>() as u64, "tokens");
-        for (_, sequences) in split(completions, self.recipe.runtime.tokens_per_microbatch) {
+        let batches = split(completions, self.recipe.runtime.tokens_per_microbatch);
+        let run = |_, sequences: &[TrainSequence], asked: Asked| {
             let report = self.setup.runtime.forward_backward(TrainRequest {
-                sequences,
+                sequences: sequences.to_vec(),
                 loss: Arc::new(HeldOut),
                 normalizer: 1.0,
                 backward: false,
                 dropout_key: 0,
+                teacher: asked.teacher,
             })?;
             bar.inc(report.tokens as u64);
             sums.add(&report);
-        }
+            Ok(())
+        };
+        graded::each(self.setup.remote.as_ref(), &batches, |_| HeldOut.needs(), run)?;
         bar.finish_and_clear();
         Ok(sums)
+    }
+}
+
+/// Sets what is known.
+fn set(metrics: &mut Metrics, name: &str, value: Option<f64>) {
+    if let Some(value) = value {
+        metrics.set(name, value);
     }
 }
 

@@ -4,6 +4,7 @@ mod batch;
 mod benchmark;
 mod eval;
 mod folder;
+mod graded;
 mod phases;
 mod rollout;
 mod serving;
@@ -75,7 +76,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         options.serve.as_ref().map(|config| Serving::start(&setup, config, &control, progress)).transpose()?;
     let run = Run {
         control: &control,
-        stepper: Stepper::new(recipe, &setup.runtime, &setup.train, progress),
+        stepper: Stepper::new(recipe, &setup.runtime, setup.remote.as_ref(), &setup.train, progress),
         evaluator: recipe
             .eval
             .as_ref()
@@ -214,6 +215,17 @@ impl Run<'_> {
         }
     }
 
+    /// The error of a step; when only the teacher's server was lost, all steps before it are kept.
+    fn kept(&mut self, error: Error) -> Error {
+        if matches!(error, Error::TeacherLost { .. })
+            && self.state.step > 0
+            && let Err(unsaved) = self.save()
+        {
+            self.progress.line(&format!("no checkpoint of step {} was written: {unsaved}", self.state.step));
+        }
+        error
+    }
+
     /// Held-out measurements before the first step.
     fn measure_before(&mut self) -> Result<()> {
         if let Some(benchmarks) = &self.benchmarks {
@@ -241,7 +253,8 @@ impl Run<'_> {
         let rows = self.cursor.take(self.recipe.rollout.prompts_per_step);
         let schedule = Schedule { lr: self.state.lr.unwrap_or(self.recipe.schedule.lr), ..self.recipe.schedule };
         let lr = schedule.at(self.state.step, self.total);
-        let Outcome { mut metrics, phases, applied } = self.stepper.take(self.state.step, lr, &rows, &scope)?;
+        let taken = self.stepper.take(self.state.step, lr, &rows, &scope);
+        let Outcome { mut metrics, phases, applied } = taken.map_err(|error| self.kept(error))?;
         self.phases.merge(&phases);
         self.state.step += 1;
         self.state.rows_seen = self.cursor.seen();

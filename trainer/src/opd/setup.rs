@@ -16,6 +16,7 @@ use crate::memory::{self, Purpose};
 use crate::progress::Progress;
 use crate::prompt::{Encoder, Example};
 use crate::recipe::{Recipe, Teacher, TeacherWeights};
+use crate::teacher::RemoteTeacher;
 use crate::{Error, Result, guard};
 
 /// Requests that may wait; far more than a step has.
@@ -35,8 +36,10 @@ pub(super) struct Setup {
     pub(super) export: Export,
     /// The student's files.
     pub(super) student: Arc<ModelFiles>,
-    /// The teacher's.
+    /// The teacher's, when the runtime holds it.
     pub(super) teacher: Option<Arc<ModelFiles>>,
+    /// A teacher that is elsewhere.
+    pub(super) remote: Option<RemoteTeacher>,
 }
 
 /// Opens a model source, telling what takes time.
@@ -61,11 +64,17 @@ impl Setup {
             layers: recipe.student.layers.clone(),
             adapter: recipe.student.adapter.clone(),
         };
-        let teacher_slot =
-            recipe.teacher.as_ref().map(|teacher| open_teacher(teacher, &student_slot, progress)).transpose()?;
+        let teacher_slot = match &recipe.teacher {
+            Some(teacher) => open_teacher(teacher, &student_slot, progress)?,
+            None => None,
+        };
         if let Some(teacher) = &teacher_slot {
             guard::compare(&student, &teacher.files)?;
         }
+        let remote = match recipe.teacher.as_ref().map(|teacher| &teacher.weights) {
+            Some(TeacherWeights::Remote(remote)) => Some(RemoteTeacher::connect(remote, &student, progress)?),
+            _ => None,
+        };
         let context = recipe.teacher.as_ref().and_then(|teacher| teacher.context.clone());
         warn_if_nothing_to_learn(recipe, progress);
         let encoder = Encoder::new(Arc::clone(&student), recipe.data.chat, recipe.data.system_prompt.clone(), context)?;
@@ -83,7 +92,14 @@ impl Setup {
         };
         let benchmark = recipe.eval.as_ref().and_then(|eval| eval.benchmark.as_ref());
         let asked = benchmark.map_or(Ok(0), |benchmark| benchmark::max_length(benchmark, &student))?;
-        let workload = workload(recipe, &train, &held_out, asked);
+        let longest = longest(recipe, &train, &held_out);
+        if let Some(max) = remote.as_ref().and_then(RemoteTeacher::context).filter(|&max| max < longest) {
+            let what = format!("sequences of {longest} tokens exceed the teacher's context of {max} (`teacher.url`)");
+            return Err(Error::Models { what });
+        }
+        let vocab = student.config.vocab_size;
+        let workload =
+            Workload { given_bytes: given_bytes(recipe, vocab), ..workload(recipe, &train, &held_out, asked) };
         let export = match &recipe.lora {
             Some(lora) => Export::Adapter(AdapterConfig::new(recipe, lora)),
             None => Export::Model(Box::new(ModelExport::new(Arc::clone(&student), recipe.student.layers.clone()))),
@@ -105,7 +121,7 @@ impl Setup {
             },
         };
         let (runtime, _) = start(&mut spec, &workload, Purpose::Training, progress)?;
-        Ok(Self { runtime, encoder, train, held_out, export, student, teacher })
+        Ok(Self { runtime, encoder, train, held_out, export, student, teacher, remote })
     }
 }
 
@@ -129,18 +145,19 @@ pub(crate) fn start(
     Ok((runtime, plan))
 }
 
-/// The teacher's files; one that is the student itself shares them, and so its weights.
-fn open_teacher(teacher: &Teacher, student: &SlotSpec, progress: Progress) -> Result<SlotSpec> {
-    let alone = |files| SlotSpec { files, layers: None, adapter: None };
+/// The teacher's files; one that is the student itself shares them, and so its weights. None for one that is elsewhere.
+fn open_teacher(teacher: &Teacher, student: &SlotSpec, progress: Progress) -> Result<Option<SlotSpec>> {
+    let alone = |files| Some(SlotSpec { files, layers: None, adapter: None });
     match &teacher.weights {
-        TeacherWeights::Student => Ok(student.clone()),
+        TeacherWeights::Remote(_) => Ok(None),
+        TeacherWeights::Student => Ok(Some(student.clone())),
         TeacherWeights::Model(source) => {
             let files = open(source, progress)?;
             let same = files.path == student.files.path;
             Ok(alone(if same { Arc::clone(&student.files) } else { files }))
         }
         TeacherWeights::Checkpoint(path) if path.join(ADAPTER_WEIGHTS).is_file() => {
-            Ok(SlotSpec { adapter: Some(path.clone()), ..student.clone() })
+            Ok(Some(SlotSpec { adapter: Some(path.clone()), ..student.clone() }))
         }
         TeacherWeights::Checkpoint(path) => open_checkpoint(path).map(alone),
     }
@@ -163,10 +180,33 @@ fn warn_if_nothing_to_learn(recipe: &Recipe, progress: Progress) {
         TeacherWeights::Model(source) => {
             *source == recipe.student.model && recipe.student.layers.is_none() && recipe.student.adapter.is_none()
         }
-        TeacherWeights::Checkpoint(_) => false,
+        TeacherWeights::Checkpoint(_) | TeacherWeights::Remote(_) => false,
     };
     if same_model && teacher.context.is_none() {
         progress.line("note: teacher and student are the same model with the same context; the loss starts at 0 and nothing can be learned");
+    }
+}
+
+/// Tokens of the longer of an example's two prompts.
+fn prompt(example: &Example) -> usize {
+    example.prompt.len().max(example.teacher_prompt.as_ref().map_or(0, Vec::len))
+}
+
+/// Tokens of a completion, at most.
+fn longest_completion(recipe: &Recipe) -> usize {
+    recipe.eval.as_ref().map_or(0, |eval| eval.max_new_tokens).max(recipe.rollout.max_new_tokens)
+}
+
+/// Tokens of the longest sequence of the run.
+fn longest(recipe: &Recipe, train: &[Example], held_out: &[Example]) -> usize {
+    train.iter().chain(held_out).map(prompt).max().unwrap_or(0) + longest_completion(recipe)
+}
+
+/// Bytes of what a teacher elsewhere says of one token.
+fn given_bytes(recipe: &Recipe, vocab: usize) -> usize {
+    match recipe.teacher.as_ref().map(|teacher| &teacher.weights) {
+        Some(TeacherWeights::Remote(remote)) => remote.rows.map_or(size_of::<f32>(), |rows| rows.bytes(vocab)),
+        _ => 0,
     }
 }
 
@@ -175,10 +215,7 @@ fn warn_if_nothing_to_learn(recipe: &Recipe, progress: Progress) {
 ///
 /// Tasks are asked prompts of up to `asked` tokens: one of them fits at least, and as many as the room of training holds.
 fn workload(recipe: &Recipe, train: &[Example], held_out: &[Example], asked: usize) -> Workload {
-    let prompt = |e: &Example| e.prompt.len().max(e.teacher_prompt.as_ref().map_or(0, Vec::len));
-    let prompts = train.iter().chain(held_out).map(prompt);
-    let new = recipe.eval.as_ref().map_or(0, |eval| eval.max_new_tokens).max(recipe.rollout.max_new_tokens);
-    let longest = prompts.max().unwrap_or(0) + new;
+    let (new, longest) = (longest_completion(recipe), longest(recipe, train, held_out));
     let given = |e: &Example| e.completion.as_ref().map_or(0, Vec::len);
     let trained = |e: &Example| prompt(e) + given(e).max(recipe.rollout.max_new_tokens);
     let step = recipe.sequences_per_step().saturating_mul(train.iter().map(trained).max().unwrap_or(0));
@@ -194,6 +231,7 @@ fn workload(recipe: &Recipe, train: &[Example], held_out: &[Example], asked: usi
         longest_scored: 0,
         micro_batch: recipe.runtime.tokens_per_microbatch.min(step.max(measured)),
         checkpointing: recipe.runtime.gradient_checkpointing,
+        given_bytes: 0,
     }
 }
 

@@ -6,17 +6,19 @@ use std::time::{Duration, Instant};
 
 use autograd::rng;
 use runtime::RuntimeHandle;
-use runtime::request::{GenerateRequest, OptimReport, OptimStep, Slot, TrainReport, TrainRequest};
+use runtime::request::{GenerateRequest, OptimReport, OptimStep, Slot, TrainReport, TrainRequest, TrainSequence};
 use runtime::train::Loss;
 use serve::{KeyValue, Scope};
 
 use super::batch::{Completion, Source, split};
+use super::graded::{self, Asked};
 use super::phases::Phases;
 use super::rollout::{Purpose, generate, params, request};
 use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::prompt::Example;
 use crate::recipe::Recipe;
+use crate::teacher::RemoteTeacher;
 use crate::{Result, loss, memory};
 
 /// Stream of the random numbers that choose between on-policy and other completions.
@@ -26,6 +28,8 @@ const MIX: u64 = 0x4D49_5821;
 pub(crate) struct Stepper<'a> {
     recipe: &'a Recipe,
     runtime: &'a RuntimeHandle,
+    /// A teacher that is not in the runtime.
+    remote: Option<&'a RemoteTeacher>,
     /// Rows to train on.
     train: &'a [Example],
     progress: Progress,
@@ -51,6 +55,7 @@ impl<'a> Stepper<'a> {
     pub(crate) fn new(
         recipe: &'a Recipe,
         runtime: &'a RuntimeHandle,
+        remote: Option<&'a RemoteTeacher>,
         train: &'a [Example],
         progress: Progress,
     ) -> Self {
@@ -65,7 +70,7 @@ impl<'a> Stepper<'a> {
         };
         let on_policy: Arc<dyn Loss> =
             if recipe.mismatch { Arc::new(loss::Mismatch::new(on_policy, temperature)) } else { on_policy };
-        Self { recipe, runtime, train, progress, on_policy, off_policy }
+        Self { recipe, runtime, remote, train, progress, on_policy, off_policy }
     }
 
     /// Step `step` (from 0) at learning rate `lr` on the given training rows, within a span.
@@ -115,6 +120,8 @@ impl<'a> Stepper<'a> {
         sampling.ignore_eos = recipe.rollout.ignore_eos;
         let mut requests: Vec<GenerateRequest> = Vec::new();
         let mut asked: Vec<(&Example, Source)> = Vec::new();
+        let mut elsewhere: Vec<(Vec<u32>, u64)> = Vec::new();
+        let mut asked_elsewhere: Vec<&Example> = Vec::new();
         let mut completions = Vec::new();
         for (position, &row) in rows.iter().enumerate() {
             let example = &self.train[row];
@@ -134,8 +141,13 @@ impl<'a> Stepper<'a> {
             };
             for member in 0..group {
                 let index = purpose.index(prompt * group as u64 + member as u64);
-                requests.push(request(slot, tokens.clone(), sampling.clone(), index));
-                asked.push((example, source));
+                if slot == Slot::Teacher && self.remote.is_some() {
+                    elsewhere.push((tokens.clone(), index));
+                    asked_elsewhere.push(example);
+                } else {
+                    requests.push(request(slot, tokens.clone(), sampling.clone(), index));
+                    asked.push((example, source));
+                }
             }
         }
         let bar = self.progress.bar("rollout", (requests.len() * recipe.rollout.max_new_tokens) as u64, "tokens");
@@ -143,6 +155,10 @@ impl<'a> Stepper<'a> {
         let sampled = asked.into_iter().zip(&generated);
         completions
             .extend(sampled.map(|((example, source), generated)| Completion::sampled(example, generated, source)));
+        if let Some(remote) = self.remote.filter(|_| !elsewhere.is_empty()) {
+            let written = remote.write(&elsewhere, &sampling)?;
+            completions.extend(asked_elsewhere.into_iter().zip(&written).map(|(e, w)| Completion::written(e, w)));
+        }
         Ok(completions)
     }
 
@@ -153,29 +169,41 @@ impl<'a> Stepper<'a> {
         let mut sums = Sums::default();
         let batches = split(completions, self.recipe.runtime.tokens_per_microbatch);
         let bar = self.progress.bar("train", normalizer as u64, "tokens");
-        for (number, (source, sequences)) in batches.into_iter().enumerate() {
-            let loss = match source {
-                Source::Student => &self.on_policy,
-                Source::Other => &self.off_policy,
-            };
+        let mut number: u64 = 0;
+        let run = |source, sequences: &[TrainSequence], asked: Asked| {
             let start = Instant::now();
             let report = self.runtime.forward_backward(TrainRequest {
-                sequences,
-                loss: Arc::clone(loss),
+                sequences: sequences.to_vec(),
+                loss: Arc::clone(self.loss(source)),
                 normalizer,
                 backward: true,
-                dropout_key: step << 20 | number as u64,
+                dropout_key: step << 20 | number,
+                teacher: asked.teacher,
             })?;
-            let (seconds, teacher) = (start.elapsed().as_secs_f64(), report.teacher_seconds);
+            let (seconds, resident) = (start.elapsed().as_secs_f64(), report.teacher_seconds);
             let about =
                 || vec![KeyValue::new("arle.micro_batch", number as i64), KeyValue::new("arle.tokens", report.tokens)];
-            phases.add("teacher", start, teacher, about());
-            phases.add("train", start + Duration::from_secs_f64(teacher), seconds - teacher, about());
+            if self.remote.is_some() {
+                phases.add("teacher", asked.since, asked.seconds, about());
+            } else {
+                phases.add("teacher", start, resident, about());
+            }
+            phases.add("train", start + Duration::from_secs_f64(resident), seconds - resident, about());
+            number += 1;
             bar.inc(report.tokens as u64);
             sums.add(&report);
-        }
+            Ok(())
+        };
+        graded::each(self.remote, &batches, |source| self.loss(source).needs(), run)?;
         bar.finish_and_clear();
         Ok(sums)
+    }
+
+    fn loss(&self, source: Source) -> &Arc<dyn Loss> {
+        match source {
+            Source::Student => &self.on_policy,
+            Source::Other => &self.off_policy,
+        }
     }
 }
 

@@ -38,18 +38,18 @@ pub(super) fn step_line(metrics: &Metrics, total: u64) -> String {
 
 /// `held-out   KL 0.51 (-43 %) ...`
 pub(super) fn held_out_line(metrics: &Metrics, before: &BTreeMap<String, f64>) -> String {
-    let show = |name: &str| {
-        let now = metrics.get(name).unwrap_or(f64::NAN);
+    let shown = [
+        ("kl", "eval/kl"),
+        ("kl on teacher samples", "eval/kl_teacher_samples"),
+        ("agreement", "eval/agreement"),
+        ("perplexity", "eval/perplexity"),
+    ];
+    let show = |(label, name): (&str, &str)| {
+        let now = metrics.get(name)?;
         let change = before.get(name).map_or_else(String::new, |then| format!(" ({})", percent(*then, now)));
-        format!("{now:.4}{change}")
+        Some(format!("{label} {now:.4}{change}"))
     };
-    format!(
-        "held-out   kl {}  kl on teacher samples {}  agreement {}  perplexity {}",
-        show("eval/kl"),
-        show("eval/kl_teacher_samples"),
-        show("eval/agreement"),
-        show("eval/perplexity"),
-    )
+    format!("held-out   {}", shown.into_iter().filter_map(show).collect::<Vec<_>>().join("  "))
 }
 
 /// `scores     gsm8k/exact_match,strict-match 0.41 (+12 %, teacher 0.62) ...`, the first metric of each task.

@@ -7,6 +7,7 @@ pub(crate) mod keys;
 mod overrides;
 mod paths;
 pub mod raw;
+mod remote;
 mod resolve;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use runtime::request::{LoraConfig, Offload, Trainable, Training};
 
 pub use overrides::Override;
 pub use raw::{Lora, OneOrMany, Rollout, Sampling};
+pub use remote::{Api, Remote, RemoteRows};
 pub(crate) use resolve::learning_rate;
 
 use crate::data::{Format, Message};
@@ -87,6 +89,8 @@ pub enum TeacherWeights {
     Student,
     /// A folder with an adapter on the student's base, or with full weights.
     Checkpoint(PathBuf),
+    /// Another process serves it.
+    Remote(Remote),
 }
 
 /// Privileged context: seen by the teacher, not by the student.

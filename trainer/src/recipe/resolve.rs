@@ -3,6 +3,7 @@
 mod measurements;
 mod objective;
 mod optim;
+mod remote;
 mod teacher;
 
 use super::raw::{OneOrMany, RawRecipe};

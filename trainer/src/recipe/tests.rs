@@ -231,3 +231,40 @@ fn epochs_become_steps() {
     assert_eq!(Length::Epochs(2).steps(10, 8), 3);
     assert_eq!(Length::Steps(7).steps(10, 8), 7);
 }
+
+#[test]
+fn a_url_is_a_teacher() {
+    let served = MINIMAL.replace("kind = \"self\"", "url = \"https://teacher:8000/\"");
+    let remote = |set: &[&str]| match load(&served, set).expect("valid").teacher.expect("a teacher").weights {
+        TeacherWeights::Remote(remote) => remote,
+        other => panic!("{other:?}"),
+    };
+    let usual = remote(&["teacher.api_key_file=key.txt"]);
+    assert_eq!(
+        (usual.url.as_str(), usual.timeout_s, usual.retries, usual.concurrency),
+        ("https://teacher:8000", 300, 8, 4)
+    );
+    assert_eq!((usual.api, usual.rows), (Api::Arle, Some(RemoteRows::Logits(autograd::ops::Precision::Bf16))));
+    assert!(usual.api_key_file.is_some_and(|path| path.is_absolute()));
+    assert_eq!(remote(&["teacher.top_k=7"]).rows, Some(RemoteRows::Top(7)));
+    let refusal = |set: &[&str]| load(&served, set).expect_err("must be refused").to_string();
+    for (set, words) in [
+        (&["teacher.url=teacher:8000"][..], "`teacher.url`"),
+        (&["teacher.url=http://teacher/v1"], "without /v1"),
+        (&["teacher.url=http://"], "`teacher.url`"),
+        (&["teacher.api=grpc"], "arle or openai"),
+        (&["teacher.rows=f16"], "bf16 or f32"),
+        (&["teacher.top_k=0"], "at least 1"),
+        (&["teacher.timeout_s=0"], "at least 1"),
+        (&["teacher.concurrency=0"], "at least 1"),
+        (&["teacher.model=x", "teacher.kind=remote"], "`teacher.model` has no effect"),
+        (&["teacher.api=openai"], "`loss.kind` is a comparison of distributions, must be policy_gradient"),
+        (&["teacher.api=openai", "loss.kind=policy_gradient", "teacher.top_k=5"], "`teacher.top_k` has no effect"),
+        (&["teacher.api=openai", "loss.kind=policy_gradient", "rollout.sampling.temperature=0.8"], "at temperature 1"),
+    ] {
+        assert!(refusal(set).contains(words), "{set:?}: {}", refusal(set));
+    }
+    assert!(self::refusal(&["teacher.retries=3"]).contains("`teacher.retries` has no effect"));
+    let again = load(&load(&served, &["teacher.top_k=7"]).expect("valid").to_toml(), &[]).expect("valid again");
+    assert_eq!(again.teacher.expect("a teacher").weights, TeacherWeights::Remote(remote(&["teacher.top_k=7"])));
+}

@@ -61,6 +61,14 @@ impl LogitChunk<'_> {
         [weights.arg(), self.values.arg(), gradient, Arg::U64(self.stride as u64)]
     }
 
+    /// Runs `kernel` on `count` of the rows of the teacher's logits from `first` on, a block a row: `zt, stride`, then `args`.
+    pub(super) fn launch_rows(&self, kernel: &str, first: usize, count: usize, args: &[Arg]) -> Result<()> {
+        let Some(teacher) = self.teacher else { return Ok(()) };
+        let rows = teacher.part(first * self.stride, count * self.stride);
+        let args = [&[rows.arg(), Arg::U64(self.stride as u64)], args].concat();
+        self.gpu().launch(kernel, [count as u32, 1, 1], [THREADS, 1, 1], 0, &args)
+    }
+
     /// Runs `kernel`, a block a row.
     pub(in crate::ops) fn launch(&self, kernel: &str, args: &[Arg]) -> Result<()> {
         self.gpu().launch(kernel, [self.rows.len() as u32, 1, 1], [THREADS, 1, 1], 0, args)
@@ -109,7 +117,7 @@ pub(super) fn forward<R: RowLoss>(
     let gpu = hidden.array().gpu();
     let gradient = needs.contains(&true);
     let stride = row_stride(v);
-    let models = inputs.len() / 2;
+    let models = op.models(inputs.len());
     let chunk = chunk_rows(t, stride, models);
     let logits = |wanted: bool, dtype| wanted.then(|| Array::uninit(gpu, chunk * stride, dtype)).transpose();
     let student = Array::uninit(gpu, chunk * stride, DType::F32)?;
@@ -132,7 +140,7 @@ pub(super) fn forward<R: RowLoss>(
         if let (Some(z), [_, _, hidden, head]) = (&teacher, inputs) {
             multiply(z, hidden, head)?;
         }
-        op.loss.launch(&LogitChunk {
+        let chunk = LogitChunk {
             rows: rows.clone(),
             vocab: v,
             stride,
@@ -141,7 +149,11 @@ pub(super) fn forward<R: RowLoss>(
             weights: &weights,
             values: values.part(first * R::VALUES.len(), rows.len() * R::VALUES.len()),
             gradient: dz.as_ref(),
-        })?;
+        };
+        if let Some(given) = &op.given {
+            given.place(&chunk)?;
+        }
+        op.loss.launch(&chunk)?;
         let Some(dz) = &dz else { continue };
         let dz = Columns::all(dz, stride);
         if let Some(d) = &dhidden {

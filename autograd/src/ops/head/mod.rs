@@ -4,15 +4,18 @@
 //! overwritten by the next chunk's. The gradients of hidden states and head are finished in the forward pass, so the
 //! head is multiplied once.
 
+mod given;
 mod gpu;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::linear::portable_linear;
 use super::{Op, Recorded, ensure, ensure_index};
 use crate::cpu::{gemm, gemm_backward};
+pub use given::{GivenRows, LogitRows, Precision, Teacher, TopRows};
 pub(super) use gpu::LogitChunk;
 pub use gpu::gpu_loss_bytes;
 
@@ -64,6 +67,20 @@ pub(super) struct HeadLoss<R> {
     pub(super) loss: R,
     /// One per row.
     pub(super) weights: Vec<f32>,
+    /// A teacher that is no input.
+    pub(super) given: Option<Arc<GivenRows>>,
+}
+
+impl<R> HeadLoss<R> {
+    /// A loss without given rows.
+    pub(super) fn new(loss: R, weights: &[f32]) -> Self {
+        Self { loss, weights: weights.to_vec(), given: None }
+    }
+
+    /// Models whose logits are held: the student, and a teacher of either kind.
+    fn models(&self, inputs: usize) -> usize {
+        inputs / 2 + usize::from(self.given.is_some())
+    }
 }
 
 /// Runs a head loss on `[hidden, head]` or `[hidden, head, teacher hidden, teacher head]`.
@@ -101,6 +118,9 @@ impl<R: RowLoss> Op for HeadLoss<R> {
         let rows = inputs[0].rows();
         let fits = self.weights.len() == rows && self.loss.rows().is_none_or(|n| n == rows);
         ensure(fits, R::NAME, "one weight and one target per row", inputs)?;
+        if let Some(given) = &self.given {
+            given.check(R::NAME, rows, inputs[1].rows())?;
+        }
         self.loss.check(inputs[1].rows())
     }
 
@@ -112,15 +132,19 @@ impl<R: RowLoss> Op for HeadLoss<R> {
         let mut values = vec![0.0; t * R::VALUES.len()];
         let mut dhidden = needs[0].then(|| vec![0.0; t * h]);
         let mut dhead = needs[1].then(|| vec![0.0; head.raw().len()]);
-        let chunk = chunk_rows(t, v, inputs.len() / 2);
+        let models = self.models(inputs.len());
+        let chunk = chunk_rows(t, v, models);
         let mut student = vec![0.0; chunk * v];
-        let mut teacher = vec![0.0; if inputs.len() > 2 { chunk * v } else { 0 }];
+        let mut teacher = vec![0.0; if models > 1 { chunk * v } else { 0 }];
         for first in (0..t).step_by(chunk) {
             let n = chunk.min(t - first);
             let rows = first..first + n;
             chunk_logits(&mut student[..n * v], hidden, head, first);
             if let [_, _, teacher_hidden, teacher_head] = inputs {
                 chunk_logits(&mut teacher[..n * v], teacher_hidden, teacher_head, first);
+            }
+            if let Some(given) = &self.given {
+                given.fill(first, v, &student[..n * v], &mut teacher[..n * v]);
             }
             self.chunk(rows.clone(), &mut student, &mut teacher, v, gradient, &mut values);
             let dz = &student[..n * v];
@@ -162,8 +186,10 @@ impl<R: RowLoss> Op for HeadLoss<R> {
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
+        let student = portable_linear(&inputs[0], &inputs[1]);
         let teacher = (inputs.len() > 2).then(|| portable_linear(&inputs[2], &inputs[3]));
-        let values = self.loss.portable(portable_linear(&inputs[0], &inputs[1]), teacher);
+        let teacher = teacher.or(self.given.as_ref().map(|given| given.portable(&student)));
+        let values = self.loss.portable(student, teacher);
         let weights = portable::upload(self.weights.clone(), [self.weights.len(), 1]);
         let loss = (values.clone().narrow(1, 0, 1) * weights).sum().reshape([1, 1]);
         vec![loss, values]

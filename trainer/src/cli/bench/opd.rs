@@ -72,7 +72,7 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
             shown: String::new(),
         })
         .collect();
-    let stepper = Stepper::new(&recipe, &runtime, &rows, progress);
+    let stepper = Stepper::new(&recipe, &runtime, None, &rows, progress);
     let mut outcomes = Vec::with_capacity(args.opd.steps);
     for step in 0..total {
         if step == args.opd.warmup {
@@ -104,6 +104,7 @@ fn workload(args: &BenchArgs, recipe: &Recipe) -> Workload {
         longest_scored: 0,
         micro_batch: recipe.runtime.tokens_per_microbatch.min(recipe.sequences_per_step() * longest),
         checkpointing: recipe.runtime.gradient_checkpointing,
+        given_bytes: 0,
     }
 }
 

@@ -25,7 +25,7 @@ pub struct RawStudent {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawTeacher {
-    /// `model`, `self` or `checkpoint`; told from `model` / `path` when absent.
+    /// `model`, `self`, `checkpoint` or `remote`; told from `model` / `path` / `url` when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// A model source, for `kind = "model"`.
@@ -34,6 +34,36 @@ pub struct RawTeacher {
     /// A checkpoint folder (adapter or full weights), for `kind = "checkpoint"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
+    /// A server that answers for the teacher, for `kind = "remote"`: `http://HOST:PORT` or `https://...`, without `/v1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// `remote`: `arle` (`arle serve`; every loss) or `openai` (any server that echoes prompts with log-probabilities;
+    /// `policy_gradient` only). Default `arle`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api: Option<String>,
+    /// `remote`: which of the server's models. Default: its first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub served_model: Option<String>,
+    /// `remote`: file whose first line is the server's key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_key_file: Option<PathBuf>,
+    /// `remote`: seconds that one request may take. Default 300.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_s: Option<u64>,
+    /// `remote`: how often a request is repeated after a lost connection, a timeout, 429 or 5xx, with pauses of 0.5, 1, 2 ...
+    /// 30 s, or those of `Retry-After`. Default 8: about a minute and a half.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u32>,
+    /// `remote`: requests at a time. Default 4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<usize>,
+    /// `remote`: whole rows of logits, as `bf16` (half the bytes) or `f32` (on a CPU the bits of a teacher in the run).
+    /// Default `bf16`; not with `top_k`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<String>,
+    /// `remote`: only so many of the likeliest tokens of every position, and one bucket for all others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<usize>,
     /// Keep the teacher's layers in the host's memory; each forward pass moves them to the GPU one after another. Saves
     /// the card's memory, costs time, most of it where the teacher writes (`loss.seq_kd`, held-out samples). Default false.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,11 +1,12 @@
 //! `[teacher]`: whose weights, and what only it sees.
 
-use super::{idle, missing};
+use super::{idle, missing, remote};
 use crate::recipe::raw::{RawRecipe, RawTeacher};
 use crate::recipe::{LossKind, Objective, Teacher, TeacherContext, TeacherWeights};
 use crate::{Error, Result};
 
 pub(super) fn teacher(raw: &mut RawRecipe, objective: &Objective) -> Result<Option<Teacher>> {
+    let sampling_temperature = raw.rollout.sampling.temperature;
     let needed = objective.loss != LossKind::CrossEntropy || objective.off_policy.from_teacher;
     let Some(teacher) = &mut raw.teacher else {
         return if needed {
@@ -23,11 +24,12 @@ pub(super) fn teacher(raw: &mut RawRecipe, objective: &Objective) -> Result<Opti
             because: "with `loss.kind = \"cross_entropy\"` on given completions".to_owned(),
         });
     }
-    let kind = match (&teacher.kind, &teacher.model, &teacher.path) {
-        (Some(kind), _, _) => kind.clone(),
-        (None, Some(_), _) => "model".to_owned(),
-        (None, None, Some(_)) => "checkpoint".to_owned(),
-        (None, None, None) => "self".to_owned(),
+    let kind = match (&teacher.kind, &teacher.model, &teacher.path, &teacher.url) {
+        (Some(kind), ..) => kind.clone(),
+        (None, Some(_), ..) => "model".to_owned(),
+        (None, None, Some(_), _) => "checkpoint".to_owned(),
+        (None, None, None, Some(_)) => "remote".to_owned(),
+        (None, None, None, None) => "self".to_owned(),
     };
     teacher.kind = Some(kind.clone());
     let because = format!("with `teacher.kind = \"{kind}\"`");
@@ -37,7 +39,11 @@ pub(super) fn teacher(raw: &mut RawRecipe, objective: &Objective) -> Result<Opti
     if kind != "checkpoint" {
         idle("teacher.path", teacher.path.as_ref(), &because)?;
     }
+    if kind != "remote" {
+        remote::none(teacher, &because)?;
+    }
     let weights = match kind.as_str() {
+        "remote" => TeacherWeights::Remote(remote::remote(teacher, objective, sampling_temperature)?),
         "model" => TeacherWeights::Model(
             teacher.model.clone().ok_or_else(|| missing("teacher.model", "`teacher.kind = \"model\"` needs it"))?,
         ),
@@ -45,7 +51,9 @@ pub(super) fn teacher(raw: &mut RawRecipe, objective: &Objective) -> Result<Opti
         "checkpoint" => TeacherWeights::Checkpoint(
             teacher.path.clone().ok_or_else(|| missing("teacher.path", "`teacher.kind = \"checkpoint\"` needs it"))?,
         ),
-        other => return Err(Error::value("teacher.kind", format!("{other:?}"), "one of model, self, checkpoint")),
+        other => {
+            return Err(Error::value("teacher.kind", format!("{other:?}"), "one of model, self, checkpoint, remote"));
+        }
     };
     Ok(Some(Teacher { weights, context: teacher_context(teacher)? }))
 }

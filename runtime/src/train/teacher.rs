@@ -1,0 +1,100 @@
+//! Where a loss's teacher is: a model of this runtime, or elsewhere.
+
+use std::sync::Arc;
+
+use autograd::Tensor;
+use autograd::ops::{self, GivenRows};
+
+use crate::{Error, Result};
+
+/// What a loss needs to know of the teacher.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Needs {
+    /// Nothing.
+    Nothing,
+    /// The log-probabilities of the completion's own tokens.
+    Tokens {
+        /// Of the distribution at this temperature.
+        temperature: f64,
+    },
+    /// The whole distribution, or as much of it as there is.
+    Distribution {
+        /// At this temperature.
+        temperature: f64,
+    },
+}
+
+/// What a teacher outside the runtime says of the scored tokens of a micro-batch, N in the order of its sequences.
+#[derive(Debug, Clone)]
+pub struct GivenTeacher {
+    /// ln p of the tokens themselves at `temperature`; empty where `rows` hold whole logits.
+    pub logprobs: Vec<f32>,
+    /// The temperature that `logprobs` hold for.
+    pub temperature: f64,
+    /// The distributions; `None` when only the tokens' own log-probabilities are known.
+    pub rows: Option<Arc<GivenRows>>,
+}
+
+impl GivenTeacher {
+    /// Scored tokens that it speaks of, when it hangs together.
+    pub(crate) fn count(&self) -> Option<usize> {
+        match &self.rows {
+            None => Some(self.logprobs.len()),
+            Some(rows) => match (&**rows, rows.rows()?) {
+                (GivenRows::Logits(_), n) if self.logprobs.is_empty() => Some(n),
+                (GivenRows::Top(_), n) if self.logprobs.len() == n => Some(n),
+                _ => None,
+            },
+        }
+    }
+}
+
+/// The teacher of a micro-batch, a constant.
+#[derive(Clone, Copy)]
+pub enum Teacher<'a> {
+    /// A model of this runtime.
+    Resident {
+        /// Its final hidden states `[N, H]`.
+        hidden: &'a Tensor,
+        /// Its output head `[V, H]`.
+        head: &'a Tensor,
+    },
+    /// Elsewhere.
+    Given(&'a GivenTeacher),
+}
+
+impl<'a> Teacher<'a> {
+    /// Its distributions; `None` when it only says what it thinks of the tokens.
+    #[must_use]
+    pub fn distribution(self) -> Option<ops::Teacher<'a>> {
+        match self {
+            Self::Resident { hidden, head } => Some(ops::Teacher::Hidden([hidden, head])),
+            Self::Given(given) => given.rows.as_ref().map(ops::Teacher::Given),
+        }
+    }
+
+    /// ln p of the tokens at `temperature`, N.
+    ///
+    /// # Errors
+    /// What the ops refuse; a temperature that the given ones do not hold for.
+    pub fn log_probs(self, targets: &[u32], temperature: f64) -> Result<Vec<f32>> {
+        let given = match self {
+            Self::Resident { hidden, head } => return Ok(ops::linear_log_prob([hidden, head], targets, temperature)?),
+            Self::Given(given) => given,
+        };
+        if let Some(rows) = &given.rows
+            && let Some(logprobs) = rows.log_probs(targets, temperature)?
+        {
+            return Ok(logprobs);
+        }
+        if given.temperature != temperature || given.logprobs.len() != targets.len() {
+            return Err(Error::Request(format!(
+                "the teacher gave log-probabilities of {} tokens at temperature {}, the loss needs {} at {temperature}",
+                given.logprobs.len(),
+                given.temperature,
+                targets.len()
+            )));
+        }
+        Ok(given.logprobs.clone())
+    }
+}

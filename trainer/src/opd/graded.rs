@@ -1,0 +1,64 @@
+//! Micro-batches with what a teacher elsewhere says of them.
+
+use std::sync::mpsc::sync_channel;
+use std::time::Instant;
+
+use runtime::request::TrainSequence;
+use runtime::train::{GivenTeacher, Needs};
+
+use super::batch::Source;
+use crate::Result;
+use crate::teacher::RemoteTeacher;
+
+/// Micro-batches, each of one source.
+pub(super) type Batches = [(Source, Vec<TrainSequence>)];
+
+/// What a micro-batch's teacher said, where it is elsewhere.
+pub(super) struct Asked {
+    /// Its answer.
+    pub(super) teacher: Option<GivenTeacher>,
+    /// When it began to be waited for.
+    pub(super) since: Instant,
+    /// How long.
+    pub(super) seconds: f64,
+}
+
+/// Calls `run` for every micro-batch, in order. Where the teacher is elsewhere it is asked about the next one meanwhile: never
+/// more than that one waits.
+///
+/// # Errors
+/// What `run` or the teacher's server refuse; then no further micro-batch is run.
+pub(super) fn each(
+    remote: Option<&RemoteTeacher>,
+    batches: &Batches,
+    needs: impl Fn(Source) -> Needs + Sync,
+    mut run: impl FnMut(Source, &[TrainSequence], Asked) -> Result<()>,
+) -> Result<()> {
+    let Some(remote) = remote else {
+        let nobody = || Asked { teacher: None, since: Instant::now(), seconds: 0.0 };
+        return batches.iter().try_for_each(|(source, sequences)| run(*source, sequences, nobody()));
+    };
+    let ask = |(source, sequences): &(Source, Vec<TrainSequence>)| match needs(*source) {
+        Needs::Nothing => Ok(None),
+        needs => remote.grade(sequences, needs).map(Some),
+    };
+    std::thread::scope(|scope| {
+        let (sender, answers) = sync_channel(0);
+        scope.spawn(move || {
+            for batch in batches {
+                let answer = ask(batch);
+                let failed = answer.is_err();
+                // Nobody listens any more once a micro-batch has failed.
+                if sender.send(answer).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        for (source, sequences) in batches {
+            let since = Instant::now();
+            let answer = answers.recv().expect("the thread answers for every micro-batch, or with an error");
+            run(*source, sequences, Asked { teacher: answer?, since, seconds: since.elapsed().as_secs_f64() })?;
+        }
+        Ok(())
+    })
+}

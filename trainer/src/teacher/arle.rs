@@ -1,0 +1,193 @@
+//! `arle serve` as a teacher: `/tokenizer_info`, `/v1/score`, `/v1/completions`.
+
+use runtime::files::ModelFiles;
+use runtime::sampler::SamplingParams;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::client::{Answer, Client};
+use super::{Ask, Form, Said, Written};
+use crate::Result;
+use crate::guard::{self, Described};
+use crate::recipe::Remote;
+
+/// Bytes of an id with its log-probability in JSON, as the server counts them.
+const ENTRY_BYTES: usize = 36;
+
+/// One served model.
+pub(super) struct Arle {
+    client: Client,
+    model: Option<String>,
+    info: Info,
+}
+
+/// What the server says of the model and its tokenizer.
+#[derive(Debug, Deserialize)]
+struct Info {
+    fingerprint: String,
+    vocab_size: usize,
+    model_vocab_size: usize,
+    eos_token_ids: Vec<u32>,
+    chat_template: Option<String>,
+    max_model_len: usize,
+    max_score_bytes: usize,
+}
+
+/// An element of `/v1/score`'s data.
+#[derive(Deserialize)]
+struct Score {
+    logprobs: Vec<f32>,
+    #[serde(default)]
+    top_ids: Vec<Vec<u32>>,
+    #[serde(default)]
+    top_logprobs: Vec<Vec<f32>>,
+    #[serde(default)]
+    tail_logprobs: Vec<f32>,
+}
+
+impl Arle {
+    /// Compares the server's tokenizer with the student's.
+    pub(super) fn connect(client: Client, remote: &Remote, student: &ModelFiles) -> Result<Self> {
+        let model = remote.served_model.clone();
+        let answer = client.get("/tokenizer_info", model.as_deref().map(|name| ("model", name)))?;
+        let info: Info = serde_json::from_slice(&answer.body).map_err(|e| {
+            client.error(format!(
+                "/tokenizer_info is not that of `arle serve` ({e}); for another OpenAI-compatible server set `teacher.api = \
+                 \"openai\"`"
+            ))
+        })?;
+        let described = Described {
+            fingerprint: &info.fingerprint,
+            vocab_size: info.vocab_size,
+            model_vocab_size: info.model_vocab_size,
+            eos_token_ids: &info.eos_token_ids,
+            chat_template: info.chat_template.as_deref(),
+        };
+        let tokenize = |text: &str, special: bool| -> Result<Vec<u32>> {
+            let answer =
+                client.post("/tokenize", &named(&model, json!({"prompt": text, "add_special_tokens": special})))?;
+            let tokens = client.json("/tokenize", &answer)?["tokens"].take();
+            serde_json::from_value(tokens).map_err(|e| client.error(format!("/tokenize gave no tokens: {e}")))
+        };
+        guard::compare_described(student, &described, &tokenize)?;
+        Ok(Self { client, model, info })
+    }
+
+    pub(super) fn context(&self) -> usize {
+        self.info.max_model_len
+    }
+
+    pub(super) fn vocab(&self) -> usize {
+        self.info.model_vocab_size
+    }
+
+    /// Longest answer.
+    pub(super) fn limit(&self) -> usize {
+        self.info.max_score_bytes
+    }
+
+    /// Bytes that the server counts for a position.
+    pub(super) fn row_bytes(&self, form: Form) -> usize {
+        match form {
+            Form::Logits(precision) => self.info.model_vocab_size * precision.bytes(),
+            Form::Top { k, .. } => (2 + k) * ENTRY_BYTES,
+            Form::Own { .. } => 2 * ENTRY_BYTES,
+        }
+    }
+
+    /// What the model says of some sequences, in one request.
+    pub(super) fn ask(&self, group: &[Ask], form: Form) -> Result<Vec<Said>> {
+        let input: Vec<&[u32]> = group.iter().map(|ask| &ask.tokens[..ask.positions.end]).collect();
+        let positions: Vec<[usize; 2]> = group.iter().map(|ask| [ask.positions.start, ask.positions.end]).collect();
+        let mut body = named(&self.model, json!({"input": input, "positions": positions}));
+        match form {
+            Form::Logits(precision) => {
+                body["rows"] = json!("logits");
+                body["dtype"] = json!(precision.name());
+            }
+            Form::Top { k, temperature } => {
+                body["top_k"] = json!(k);
+                body["temperature"] = json!(temperature);
+            }
+            Form::Own { temperature } => body["temperature"] = json!(temperature),
+        }
+        let answer = self.client.post("/v1/score", &body)?;
+        match form {
+            Form::Logits(_) => self.split(answer, group, self.row_bytes(form)),
+            Form::Top { k, .. } => self.read(&answer, group, k),
+            Form::Own { .. } => self.read(&answer, group, 0),
+        }
+    }
+
+    /// Cuts rows of `row` bytes where the sequences' positions end.
+    fn split(&self, answer: Answer, group: &[Ask], row: usize) -> Result<Vec<Said>> {
+        let rows: usize = group.iter().map(|ask| ask.positions.len()).sum();
+        let got = answer.header("x-logits-cols").and_then(|cols| cols.parse().ok());
+        if got != Some(self.vocab()) || answer.body.len() != rows * row {
+            let (bytes, got) = (answer.body.len(), answer.header("x-logits-cols").unwrap_or("no").to_owned());
+            return Err(self.client.error(format!(
+                "/v1/score sent {bytes} bytes of rows with {got} logits; {rows} rows with {} were asked for",
+                self.vocab()
+            )));
+        }
+        if let [_] = group {
+            return Ok(vec![Said::Logits(answer.body)]);
+        }
+        let mut rest = &answer.body[..];
+        let mut said = Vec::with_capacity(group.len());
+        for ask in group {
+            let (own, later) = rest.split_at(ask.positions.len() * row);
+            said.push(Said::Logits(own.to_vec()));
+            rest = later;
+        }
+        Ok(said)
+    }
+
+    fn read(&self, answer: &Answer, group: &[Ask], k: usize) -> Result<Vec<Said>> {
+        let wrong = |what: &str| self.client.error(format!("/v1/score: {what}"));
+        let mut value = self.client.json("/v1/score", answer)?;
+        let data: Vec<Score> = serde_json::from_value(value["data"].take()).map_err(|e| wrong(&e.to_string()))?;
+        if data.len() != group.len() {
+            return Err(wrong("another number of sequences than were sent"));
+        }
+        data.into_iter()
+            .zip(group)
+            .map(|(score, ask)| {
+                let n = ask.positions.len();
+                let lists = [score.top_ids.len(), score.top_logprobs.len(), score.tail_logprobs.len()];
+                let whole = score.top_ids.iter().map(Vec::len).chain(score.top_logprobs.iter().map(Vec::len));
+                let listed = if k > 0 { n } else { 0 };
+                if score.logprobs.len() != n || lists != [listed; 3] || whole.into_iter().any(|len| len != k) {
+                    return Err(wrong("another number of log-probabilities than were asked for"));
+                }
+                let (ids, logprobs) = (score.top_ids.concat(), score.top_logprobs.concat());
+                Ok(Said::LogProbs { own: score.logprobs, ids, logprobs, tails: score.tail_logprobs })
+            })
+            .collect()
+    }
+
+    /// Continues a prompt.
+    pub(super) fn write(&self, prompt: &[u32], params: &SamplingParams, seed: u64) -> Result<Written> {
+        let body = json!({
+            "prompt": prompt, "max_tokens": params.max_tokens, "seed": seed, "return_token_ids": true,
+            "temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k.unwrap_or(0),
+            "min_p": params.min_p, "ignore_eos": params.ignore_eos, "repetition_penalty": 1.0,
+        });
+        let answer = self.client.post("/v1/completions", &named(&self.model, body))?;
+        let mut value = self.client.json("/v1/completions", &answer)?;
+        let choice = &mut value["choices"][0];
+        let truncated = choice["finish_reason"] == "length";
+        let text = choice["text"].as_str().unwrap_or_default().to_owned();
+        let tokens = serde_json::from_value(choice["token_ids"].take());
+        let tokens: Vec<u32> = tokens.map_err(|e| self.client.error(format!("/v1/completions gave no tokens: {e}")))?;
+        Ok(Written { tokens, text, truncated })
+    }
+}
+
+/// A body with the model's name, where the recipe gives one.
+fn named(model: &Option<String>, mut body: Value) -> Value {
+    if let Some(model) = model {
+        body["model"] = json!(model);
+    }
+    body
+}

@@ -1,0 +1,233 @@
+//! A teacher that another process serves: what it says of a student's tokens comes over HTTP, a micro-batch at a time.
+//!
+//! Only the positions that are trained on travel. Requests are bounded in number and in the length of their answers, lost ones
+//! are repeated, and an error leaves the step that needed it undone.
+
+mod arle;
+mod client;
+mod gather;
+mod openai;
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use autograd::ops::Precision;
+use autograd::rng::philox;
+use runtime::files::ModelFiles;
+use runtime::request::TrainSequence;
+use runtime::sampler::SamplingParams;
+use runtime::train::{GivenTeacher, Needs};
+
+use crate::progress::Progress;
+use crate::recipe::{Api, Remote, RemoteRows};
+use crate::{Error, Result};
+use arle::Arle;
+use client::Client;
+use gather::Gathered;
+use openai::OpenAi;
+
+/// A server that answers for the teacher.
+pub(crate) struct RemoteTeacher {
+    server: Server,
+    rows: Option<RemoteRows>,
+    concurrency: usize,
+}
+
+enum Server {
+    Arle(Arle),
+    OpenAi(OpenAi),
+}
+
+/// A sequence and the positions that are asked about: position i is token i, given those before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Ask {
+    tokens: Vec<u32>,
+    positions: Range<usize>,
+}
+
+/// In what form they are asked about.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Form {
+    /// All logits.
+    Logits(Precision),
+    /// The `k` likeliest tokens, and the sequence's own.
+    Top { k: usize, temperature: f64 },
+    /// The sequence's own tokens.
+    Own { temperature: f64 },
+}
+
+/// What is said of the positions of one [`Ask`].
+#[derive(Debug)]
+enum Said {
+    /// Rows of logits as they came.
+    Logits(Vec<u8>),
+    /// Log-probabilities of the own tokens and, with k > 0, the k likeliest ones of each position and the rest's.
+    LogProbs { own: Vec<f32>, ids: Vec<u32>, logprobs: Vec<f32>, tails: Vec<f32> },
+}
+
+/// A completion that the teacher wrote.
+pub(crate) struct Written {
+    /// Its tokens, the end of sequence included.
+    pub(crate) tokens: Vec<u32>,
+    /// Their text.
+    pub(crate) text: String,
+    /// Whether it was cut off by the limit of new tokens.
+    pub(crate) truncated: bool,
+}
+
+impl RemoteTeacher {
+    /// Asks the server what it is, and whether it reads and ends texts as the student does.
+    ///
+    /// # Errors
+    /// A server that does not answer, gives no log-probabilities, or has another vocabulary.
+    pub(crate) fn connect(remote: &Remote, student: &ModelFiles, progress: Progress) -> Result<Self> {
+        let client = Client::new(remote, progress)?;
+        let server = match remote.api {
+            Api::Arle => Server::Arle(Arle::connect(client, remote, student)?),
+            Api::OpenAi => Server::OpenAi(OpenAi::connect(client, remote, student)?),
+        };
+        let name = match &server {
+            Server::Arle(_) => remote.served_model.as_deref().map_or_else(String::new, |name| format!(" {name}")),
+            Server::OpenAi(openai) => format!(" {}", openai.name()),
+        };
+        let what =
+            remote.rows.map_or_else(|| "log-probabilities of the student's tokens".to_owned(), |rows| rows.to_string());
+        progress.line(&format!("teacher    {}{name}: {what}", remote.url));
+        Ok(Self { server, rows: remote.rows, concurrency: remote.concurrency })
+    }
+
+    /// Longest sequence that the teacher can see; `None` when it did not say.
+    pub(crate) fn context(&self) -> Option<usize> {
+        match &self.server {
+            Server::Arle(arle) => Some(arle.context()),
+            Server::OpenAi(_) => None,
+        }
+    }
+
+    /// Whether it continues prompts of token ids.
+    pub(crate) fn writes(&self) -> bool {
+        matches!(self.server, Server::Arle(_))
+    }
+
+    /// What it says of the weighted tokens of a micro-batch.
+    ///
+    /// # Errors
+    /// The server is lost, or refuses.
+    pub(crate) fn grade(&self, sequences: &[TrainSequence], needs: Needs) -> Result<GivenTeacher> {
+        let form = self.form(needs);
+        let mut asks = Vec::new();
+        let mut weights = Vec::new();
+        for sequence in sequences {
+            let prompt = sequence.teacher_prompt.as_deref().unwrap_or(&sequence.tokens[..sequence.prompt_len]);
+            let tokens = [prompt, &sequence.tokens[sequence.prompt_len..]].concat();
+            for positions in self.parts(prompt.len()..tokens.len(), form) {
+                weights
+                    .extend_from_slice(&sequence.weights[positions.start - prompt.len()..positions.end - prompt.len()]);
+                asks.push(Ask { tokens: tokens.clone(), positions });
+            }
+        }
+        let groups = self.groups(&asks, form);
+        let said = in_parallel(&groups, self.concurrency, |group| self.ask(group, form))?;
+        let mut gathered = Gathered::new(form);
+        let mut weights = &weights[..];
+        for (ask, said) in asks.iter().zip(said.into_iter().flatten()) {
+            let (own, later) = weights.split_at(ask.positions.len());
+            gathered.push(said, own);
+            weights = later;
+        }
+        Ok(gathered.finish(self.vocab()))
+    }
+
+    /// Lets the teacher continue prompts; `index` keys the random numbers of each.
+    ///
+    /// # Errors
+    /// The server is lost, or refuses.
+    pub(crate) fn write(&self, prompts: &[(Vec<u32>, u64)], params: &SamplingParams) -> Result<Vec<Written>> {
+        let Server::Arle(arle) = &self.server else { unreachable!("the recipe lets only arle's servers write") };
+        in_parallel(prompts, self.concurrency, |(prompt, index)| {
+            let key = philox(params.seed, [*index as u32, (*index >> 32) as u32, 0, 0]);
+            arle.write(prompt, params, u64::from(key[0]) << 31 | u64::from(key[1] >> 1))
+        })
+    }
+
+    fn form(&self, needs: Needs) -> Form {
+        match (needs, self.rows) {
+            (Needs::Distribution { .. }, Some(RemoteRows::Logits(precision))) => Form::Logits(precision),
+            (Needs::Distribution { temperature }, Some(RemoteRows::Top(k))) => Form::Top { k, temperature },
+            (Needs::Distribution { temperature } | Needs::Tokens { temperature }, _) => Form::Own { temperature },
+            (Needs::Nothing, _) => Form::Own { temperature: 1.0 },
+        }
+    }
+
+    fn vocab(&self) -> usize {
+        match &self.server {
+            Server::Arle(arle) => arle.vocab(),
+            Server::OpenAi(_) => 0,
+        }
+    }
+
+    /// Cuts positions into parts whose answers are as long as the server allows.
+    fn parts(&self, positions: Range<usize>, form: Form) -> Vec<Range<usize>> {
+        let most = match &self.server {
+            Server::Arle(arle) => (arle.limit() / arle.row_bytes(form)).max(1),
+            Server::OpenAi(_) => usize::MAX,
+        };
+        let end = positions.end;
+        positions.step_by(most).map(|start| start..start.saturating_add(most).min(end)).collect()
+    }
+
+    /// Puts asks together that one request holds: the server runs them side by side.
+    fn groups<'a>(&self, asks: &'a [Ask], form: Form) -> Vec<&'a [Ask]> {
+        let Server::Arle(arle) = &self.server else { return asks.chunks(1).collect() };
+        let (mut groups, mut first, mut used) = (Vec::new(), 0, [0, 0]);
+        for (place, ask) in asks.iter().enumerate() {
+            let more = [ask.tokens.len(), ask.positions.len() * arle.row_bytes(form)];
+            let fits = used[0] + more[0] <= arle.context() && used[1] + more[1] <= arle.limit();
+            if !fits && place > first {
+                groups.push(&asks[first..place]);
+                (first, used) = (place, [0, 0]);
+            }
+            used = [used[0] + more[0], used[1] + more[1]];
+        }
+        if first < asks.len() {
+            groups.push(&asks[first..]);
+        }
+        groups
+    }
+
+    fn ask(&self, group: &[Ask], form: Form) -> Result<Vec<Said>> {
+        match &self.server {
+            Server::Arle(arle) => arle.ask(group, form),
+            Server::OpenAi(openai) => group.iter().map(|ask| openai.ask(ask)).collect(),
+        }
+    }
+}
+
+/// Does `work` for every item, at most `threads` at a time; results in the order of the items. The first error ends it.
+fn in_parallel<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let next = AtomicUsize::new(0);
+    let done: Mutex<Vec<Option<R>>> = Mutex::new(items.iter().map(|_| None).collect());
+    let failed: Mutex<Option<Error>> = Mutex::new(None);
+    let run = || {
+        loop {
+            let place = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(place) else { return };
+            match work(item) {
+                Ok(result) => done.lock().unwrap_or_else(PoisonError::into_inner)[place] = Some(result),
+                Err(error) => {
+                    next.store(items.len(), Ordering::Relaxed);
+                    failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| (0..threads.min(items.len())).for_each(|_| drop(scope.spawn(run))));
+    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

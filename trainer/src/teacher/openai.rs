@@ -1,0 +1,96 @@
+//! Any OpenAI-compatible server that echoes a prompt with its log-probabilities: those of the student's own tokens, at
+//! temperature 1, and nothing else.
+
+use runtime::files::ModelFiles;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::client::Client;
+use super::{Ask, Said};
+use crate::recipe::Remote;
+use crate::{Error, Result};
+
+/// Texts whose tokens are compared: plain ASCII, which every server spells alike.
+const PROBES: [&str; 3] =
+    ["The quick brown fox jumps over the lazy dog.", "1234567890 3.14159", "fn main() { let x = vec![1, 2]; }"];
+
+/// One served model.
+pub(super) struct OpenAi {
+    client: Client,
+    model: String,
+}
+
+/// The lists of an echoed prompt.
+#[derive(Deserialize)]
+struct Echo {
+    tokens: Vec<String>,
+    token_logprobs: Vec<Option<f32>>,
+}
+
+impl OpenAi {
+    /// Finds the model, and compares how it reads texts with how the student does.
+    pub(super) fn connect(client: Client, remote: &Remote, student: &ModelFiles) -> Result<Self> {
+        let model = match &remote.served_model {
+            Some(name) => name.clone(),
+            None => {
+                let answer = client.get("/v1/models", None)?;
+                let models = client.json("/v1/models", &answer)?;
+                let first = models["data"][0]["id"].as_str().map(str::to_owned);
+                first.ok_or_else(|| client.error("/v1/models names no model; set `teacher.served_model`"))?
+            }
+        };
+        let server = Self { client, model };
+        let tokenizer = student.tokenizer()?;
+        for probe in PROBES {
+            let ids = tokenizer.encode(probe, true)?;
+            let ours: Vec<String> = ids.iter().map(|&id| tokenizer.decode(&[id], false)).collect::<Result<_, _>>()?;
+            let of_text = server.echo(&json!(probe))?.tokens;
+            let of_ids = server.echo(&json!(ids))?.tokens;
+            for theirs in [of_text, of_ids] {
+                // A server may continue the prompt by a token, and may spell a space apart.
+                let same = theirs.len() >= ours.len() && ours.iter().zip(&theirs).all(|(a, b)| a.trim() == b.trim());
+                if !same {
+                    return Err(Error::Models {
+                        what: format!(
+                            "student and teacher cannot be compared token by token: tokens of {probe:?} differ\n  student: \
+                             {ours:?}\n  teacher: {theirs:?}\nchoose models of one tokenizer"
+                        ),
+                    });
+                }
+            }
+        }
+        Ok(server)
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.model
+    }
+
+    /// What the model says of a sequence's own tokens.
+    pub(super) fn ask(&self, ask: &Ask) -> Result<Said> {
+        let tokens = &ask.tokens[..ask.positions.end];
+        let echo = self.echo(&json!(tokens))?;
+        let listed = echo.token_logprobs.get(ask.positions.clone());
+        let own: Option<Vec<f32>> = listed.and_then(|logprobs| logprobs.iter().copied().collect());
+        let own = own.ok_or_else(|| {
+            let (got, want) = (echo.token_logprobs.len(), tokens.len());
+            self.client.error(format!("/v1/completions gave log-probabilities of {got} tokens for a prompt of {want}"))
+        })?;
+        Ok(Said::LogProbs { own, ids: vec![], logprobs: vec![], tails: vec![] })
+    }
+
+    /// A prompt with its log-probabilities. Most servers want to generate a token as well.
+    fn echo(&self, prompt: &Value) -> Result<Echo> {
+        let body = json!({
+            "model": self.model, "prompt": prompt, "echo": true, "logprobs": 1, "max_tokens": 1, "temperature": 0,
+        });
+        let answer = self.client.post("/v1/completions", &body)?;
+        let mut value = self.client.json("/v1/completions", &answer)?;
+        serde_json::from_value(value["choices"][0]["logprobs"].take()).map_err(|_| {
+            self.client.error(
+                "it offers text, but no log-probabilities of a prompt (`echo` with `logprobs` in /v1/completions), which \
+                 `teacher.api = \"openai\"` needs; serve the teacher with `arle serve`",
+            )
+        })
+    }
+}

@@ -6,7 +6,10 @@ const client = new OpenAI({ baseURL: `${process.argv[2]}/v1`, apiKey: "none", ma
 const short = { model: "m", temperature: 0, max_tokens: 40 };
 const messages = [{ role: "user", content: "Say hello." }];
 const parameters = {
-  type: "object", properties: { days: { type: "integer", minimum: 1, maximum: 9 } }, required: ["days"], additionalProperties: false,
+  type: "object",
+  properties: { days: { type: "integer", minimum: 1, maximum: 9 } },
+  required: ["days"],
+  additionalProperties: false,
 };
 const described = { name: "forecast", description: "The weather.", parameters, strict: true };
 const tools = [{ type: "function", function: described }];
@@ -72,14 +75,16 @@ await check("responses", async () => {
 
 await check("responses_tools", async () => {
   const flat = [{ type: "function", ...described }];
-  const body = { model: "m", max_output_tokens: 200, input: "Weather?", tools: flat, tool_choice: "required", parallel_tool_calls: false };
+  const forced = { tools: flat, tool_choice: "required", parallel_tool_calls: false };
+  const body = { model: "m", max_output_tokens: 200, input: "Weather?", ...forced };
   const final = await client.responses.stream(body).finalResponse();
   assert.equal(final.output[0].type, "function_call");
   assert.ok(Number.isInteger(JSON.parse(final.output[0].arguments).days));
 });
 
 await check("errors", async () => {
-  await assert.rejects(client.responses.create({ model: "m", input: "x", background: true }), { status: 400, param: "background" });
+  const background = client.responses.create({ model: "m", input: "x", background: true });
+  await assert.rejects(background, { status: 400, param: "background" });
   await assert.rejects(client.chat.completions.create({ ...short, messages, model: "other" }), { status: 404 });
 });
 

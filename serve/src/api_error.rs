@@ -98,6 +98,11 @@ impl ApiError {
         Self::request(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", message)
     }
 
+    pub(crate) fn slow_head(seconds: u64) -> Self {
+        let message = format!("the head of the request did not arrive within {seconds} s");
+        Self::request(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
+    }
+
     /// An answer of rows of numbers that would be too long.
     pub(crate) fn answer_too_large(rows: usize, row: usize, limit: usize) -> Self {
         let message = format!(

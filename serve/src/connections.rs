@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::app::Shared;
+use crate::peer::Peer;
 
 /// A handshake or a request's head that takes longer is not waited for; also how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -38,7 +39,7 @@ impl Connections {
         let _closed = stream.set_nodelay(true);
         let (http, service, open) = (self.http.clone(), self.service.clone(), self.open.watcher());
         match self.tls.clone() {
-            None => drop(tokio::spawn(serve(http, service, open, stream))),
+            None => drop(tokio::spawn(serve_plain(http, service, open, Peer::new(stream)))),
             Some(tls) => {
                 let app = self.app.clone();
                 tokio::spawn(async move {
@@ -59,6 +60,24 @@ impl Connections {
     /// Takes no further request, and waits for those that run.
     pub(crate) async fn end(self) {
         self.open.shutdown().await;
+    }
+}
+
+/// Without encryption it shows whether a client that says no more still listens.
+async fn serve_plain(mut http: http1::Builder, service: TowerToHyperService<Router>, open: Watcher, peer: Peer) {
+    http.half_close(true);
+    tokio::select! {
+        biased;
+        ended = open.watch(http.serve_connection(TokioIo::new(peer.clone()), service)) => match ended {
+            Ok(()) => {}
+            Err(error) => {
+                tracing::debug!("a connection ended: {error}");
+                if error.is_timeout() {
+                    peer.too_slow(HEAD_TIMEOUT.as_secs());
+                }
+            }
+        },
+        () = peer.left() => tracing::debug!("a client left"),
     }
 }
 

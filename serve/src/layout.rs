@@ -38,6 +38,7 @@ GAP: /[ \t\r\n]{1,4}/
 THOUGHT: /[ \t\r\n]*<think>(.|\n)*/
 OPENING: TEXT & ~THOUGHT
 think[lazy]: THOUGHT "</think>"
+think_at_once[lazy]: "<think>" TEXT "</think>"
 thought_on[lazy]: TEXT "</think>"
 marker[lazy]: TEXT "<tool_call>"
 opening_marker[lazy]: OPENING "<tool_call>"
@@ -56,7 +57,8 @@ impl Layout {
         let several = calls.as_ref().is_some_and(|calls| calls.several);
         let start = match (self.thoughts, text) {
             (Thoughts::None, _) => "start: body",
-            (Thoughts::Possible, false) => "start: (think GAP?)? body",
+            // White space before reasoning could go on for ever where nothing else may come.
+            (Thoughts::Possible, false) => "start: (think_at_once GAP?)? body",
             (Thoughts::Begun, false) => "start: thought_on GAP? body",
             // Where any text may come, reasoning need not end.
             (Thoughts::Possible, true) if several => {

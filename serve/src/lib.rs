@@ -30,6 +30,7 @@ mod metrics;
 mod models;
 mod openapi;
 mod output;
+mod peer;
 mod prompt;
 mod reader;
 mod request_id;

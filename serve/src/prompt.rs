@@ -149,8 +149,10 @@ fn message(value: Value) -> Result<Message, String> {
         Some(other) => return Err(format!("`content` is {other}; a string or a list of text parts is needed")),
     };
     fields.insert("content".into(), json!(text));
-    if let Some(Value::Array(calls)) = fields.get_mut("tool_calls") {
-        calls.iter_mut().try_for_each(parse_arguments)?;
+    match fields.get_mut("tool_calls") {
+        None | Some(Value::Null) => {}
+        Some(Value::Array(calls)) => calls.iter_mut().try_for_each(parse_arguments)?,
+        Some(other) => return Err(format!("`tool_calls` is {other}; a list is needed")),
     }
     // Templates ask whether a field is there; for clients `null` is its absence.
     fields.retain(|_, value| !value.is_null());
@@ -171,12 +173,16 @@ fn parse_arguments(call: &mut Value) -> Result<(), String> {
     let Some(arguments) = call.get_mut("function").and_then(|function| function.get_mut("arguments")) else {
         return Err("a tool call needs `function` with `name` and `arguments`".to_owned());
     };
-    if let Value::String(text) = arguments {
-        let parsed: Value =
-            serde_json::from_str(text).map_err(|e| format!("the arguments of a tool call are not JSON: {e}"))?;
-        *arguments = parsed;
+    match arguments {
+        Value::String(text) => {
+            let parsed: Value =
+                serde_json::from_str(text).map_err(|e| format!("the arguments of a tool call are not JSON: {e}"))?;
+            *arguments = parsed;
+            Ok(())
+        }
+        Value::Object(_) => Ok(()),
+        other => Err(format!("the arguments of a tool call are {other}; JSON in a string or an object is needed")),
     }
-    Ok(())
 }
 
 /// An [`Input`]. Every prompt has to have at least one token.
@@ -193,12 +199,14 @@ pub(crate) fn describe_messages() -> Schema {
     let arguments = any_of([text(), map(any())]);
     let function = Members::new().always("arguments", arguments, "JSON as text, or the object itself.").open();
     let call = Members::new().always("function", function, "").open();
-    let message = Members::new()
-        .always("role", one_of(&["system", "developer", "user", "assistant", "tool"]), "`developer` is `system`.")
-        .maybe("content", nullable(content), "Left out only with `tool_calls`.")
-        .maybe("tool_calls", nullable(list(call)), "")
-        .open();
-    some(message, None)
+    let role = || {
+        let roles = one_of(&["system", "developer", "user", "assistant", "tool"]);
+        Members::new().always("role", roles, "`developer` is `system`.")
+    };
+    let calls = some(call.clone(), None);
+    let says = role().always("content", content.clone(), "").maybe("tool_calls", nullable(list(call)), "").open();
+    let calls = role().maybe("content", nullable(content), "").always("tool_calls", calls, "").open();
+    some(any_of([says, calls]), None)
 }
 
 #[cfg(test)]
@@ -220,6 +228,8 @@ mod tests {
             (json!({"role": "user"}), "content"),
             (json!({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}), "image_url"),
             (json!({"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]}), "arguments"),
+            (json!({"role": "assistant", "tool_calls": [{"function": {"arguments": [1]}}]}), "arguments"),
+            (json!({"role": "assistant", "content": "x", "tool_calls": 5}), "tool_calls"),
             (json!("hello"), "object"),
         ] {
             let error = content(bad).expect_err("refused");

@@ -139,6 +139,12 @@ pub enum Error {
         /// What it said.
         what: String,
     },
+    /// Generated programs cannot be run, or not safely.
+    #[error("the sandbox {what}")]
+    Sandbox {
+        /// What does not work, and the remedy.
+        what: String,
+    },
     /// A file could not be read or written.
     #[error("{path}: {source}")]
     Io {

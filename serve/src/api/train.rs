@@ -16,7 +16,7 @@ use crate::api_error::ApiError;
 use crate::app::{App, Shared};
 use crate::fields::Fields;
 use crate::openapi::Operation;
-use crate::openapi::schema::{Members, count, described, exactly, list, named, number_above, text};
+use crate::openapi::schema::{Members, count, event, exactly, list, named, number_above, text};
 use crate::sse::KEEP_ALIVE;
 use crate::train::{TrainControl, TrainEvent, TrainStatus};
 
@@ -153,7 +153,7 @@ pub(crate) fn describe_events() -> Operation {
     describe("getTrainEvents", "What happened in the training run")
         .query("after_seq", text(), "What came after this event; what is no number counts as 0.")
         .answers(answer.closed())
-        .answers_with("text/event-stream", described(text(), words))
+        .answers_with("text/event-stream", event(words))
         .defines_type::<TrainEvent>()
 }
 

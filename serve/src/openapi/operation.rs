@@ -10,7 +10,7 @@ use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::security::SecurityRequirement;
 use utoipa::openapi::{ContentBuilder, Required, Response, ResponseBuilder, path};
 
-use super::schema::{Members, Schema, described, integer, named, text};
+use super::schema::{self, Members, Schema, integer, named, text};
 
 const JSON: &str = "application/json";
 
@@ -99,14 +99,14 @@ impl Operation {
 
     /// What it answers to `stream`: events whose data are of this kind.
     pub(crate) fn streams(self, name: &'static str, event: impl Into<Schema>) -> Self {
-        let words = format!("`data: ` and a {name} in each event; after an error an Error; in the last one `[DONE]`.");
-        self.answers_with("text/event-stream", described(text(), &words)).defines(name, event)
+        let words = format!("JSON: a {name}; after an error an Error; in the last event `[DONE]`.");
+        self.answers_with("text/event-stream", schema::event(&words)).defines(name, event)
     }
 
     /// What it answers to `stream`: events of this kind, each under the name of its type.
     pub(crate) fn streams_typed(self, name: &'static str, event: impl Into<Schema>) -> Self {
-        let words = format!("`event: ` with its type and `data: ` with a {name} in each event.");
-        self.answers_with("text/event-stream", described(text(), &words)).defines(name, event)
+        let words = format!("JSON: a {name}, under the name of its type.");
+        self.answers_with("text/event-stream", schema::event(&words)).defines(name, event)
     }
 
     /// The same in another media type.

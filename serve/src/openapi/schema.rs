@@ -176,6 +176,11 @@ pub(crate) fn described(schema: Schema, words: &str) -> Schema {
     }
 }
 
+/// A server-sent event; `words` say what its data are.
+pub(crate) fn event(words: &str) -> Schema {
+    Members::new().always("data", text(), words).maybe("event", text(), "Its kind.").maybe("id", text(), "").closed()
+}
+
 struct Member {
     name: &'static str,
     schema: Schema,

@@ -1,5 +1,6 @@
 //! `arle eval` as a process, on a tiny model and rows of our own.
 
+mod compare;
 mod refusals;
 mod resume;
 mod runs;

@@ -124,6 +124,13 @@ impl Response {
         let mut reader = BufReader::new(stream);
         let mut line = String::new();
         reader.read_line(&mut line).expect("a status line");
+        if line.starts_with("HTTP/1.1 100 ") {
+            // An interim answer; an empty line and the answer itself follow.
+            for _ in 0..2 {
+                line.clear();
+                reader.read_line(&mut line).expect("a status line");
+            }
+        }
         let status =
             line.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{line:?}"));
         let mut headers = BTreeMap::new();

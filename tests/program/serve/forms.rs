@@ -17,6 +17,15 @@ pub(super) fn with_tools() -> (Model, Server) {
     (model, server)
 }
 
+/// Makes a marker of the tiny tokenizer's token 1.
+pub(super) fn respell(model: &Model, marker: &str) {
+    model.edit("tokenizer.json", |bytes| {
+        let text = String::from_utf8(bytes.clone()).expect("text").replace("<|start|>", marker);
+        let at = text.rfind("\"special\": true").expect("the second special token");
+        *bytes = [&text[..at], "\"special\": false", &text[at + 15..]].concat().into_bytes();
+    });
+}
+
 pub(super) fn tool(name: &str) -> Value {
     let parameters = json!({
         "type": "object", "properties": {"count": {"type": "integer", "minimum": 1, "maximum": 9}, "unit": {"enum": ["km", "mile"]}},
@@ -131,11 +140,7 @@ fn a_call_that_is_demanded_is_made() {
 #[test]
 fn a_strict_call_that_is_chosen_keeps_to_its_schema() {
     let (model, _) = with_tools();
-    model.edit("tokenizer.json", |bytes| {
-        let text = String::from_utf8(bytes.clone()).expect("text").replace("<|start|>", "<tool_call>");
-        let at = text.rfind("\"special\": true").expect("the second special token");
-        *bytes = [&text[..at], "\"special\": false", &text[at + 15..]].concat().into_bytes();
-    });
+    respell(&model, "<tool_call>");
     let server = Server::start(&model.path(), &[]);
     let mut strict = tool("walk");
     strict["function"]["strict"] = json!(true);

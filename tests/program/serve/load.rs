@@ -12,7 +12,7 @@ use super::client::{Response, Server, wait_until};
 const TEXT: &str = "/v1/completions";
 
 /// A model of random weights that takes about a second for what `long` asks.
-fn slow_model() -> (TempDir, String) {
+pub(super) fn slow_model() -> (TempDir, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256, "intermediate_size": 512,
@@ -26,7 +26,7 @@ fn slow_model() -> (TempDir, String) {
     (folder, source)
 }
 
-fn long(max_tokens: usize, more: &Value) -> String {
+pub(super) fn long(max_tokens: usize, more: &Value) -> String {
     let mut body = json!({"prompt": [1, 2, 3], "max_tokens": max_tokens, "ignore_eos": true, "return_token_ids": true});
     body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
     body.to_string()

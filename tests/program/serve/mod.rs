@@ -3,6 +3,7 @@
 mod adapters;
 pub(crate) mod client;
 mod completions;
+mod edges;
 mod forms;
 mod load;
 mod openapi;

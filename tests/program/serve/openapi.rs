@@ -4,18 +4,18 @@ use serde_json::{Map, Value, json};
 
 use super::client::Server;
 
-fn document(server: &Server) -> Value {
+pub(super) fn document(server: &Server) -> Value {
     server.get("/openapi.json").ok()
 }
 
 /// Paths with their descriptions; a name in a path is one that is there.
-fn routes(document: &Value) -> impl Iterator<Item = (String, &Map<String, Value>)> {
+pub(super) fn routes(document: &Value) -> impl Iterator<Item = (String, &Map<String, Value>)> {
     let paths = document["paths"].as_object().expect("paths");
     paths.iter().map(|(path, item)| (path.replace("{model}", "tiny-chat"), item.as_object().expect("methods")))
 }
 
 /// A value that a schema allows.
-fn sample(schema: &Value) -> Value {
+pub(super) fn sample(schema: &Value) -> Value {
     if let Some(values) = schema["enum"].as_array() {
         return values[0].clone();
     }
@@ -38,7 +38,7 @@ fn sample(schema: &Value) -> Value {
 }
 
 #[test]
-fn routes_take_the_documented_methods_and_no_others() {
+pub(super) fn routes_take_the_documented_methods_and_no_others() {
     let server = Server::tiny(&[]);
     let document = document(&server);
     for (path, methods) in routes(&document) {

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::client::Server;
+use super::forms::{respell, tool};
 use crate::support::Model;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -121,4 +122,41 @@ fn reasoning_is_an_item_of_a_response() {
     assert!(next["usage"]["input_tokens"].as_u64() > response["usage"]["input_tokens"].as_u64());
     let off = json!({"input": "Why?", "max_output_tokens": 4, "reasoning": {"effort": "none"}, "ignore_eos": true});
     assert_eq!(server.post(RESPONSES, &off).ok()["output"][0]["type"], "message");
+}
+
+/// The prompt does not begin reasoning; a bias makes the model do so, or not.
+#[test]
+fn a_model_may_begin_reasoning_by_itself() {
+    let (model, _) = thinker();
+    respell(&model, "<think>");
+    let template =
+        "{{ tools }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{# it knows </think> #}";
+    model.edit("chat_template.jinja", |bytes| *bytes = template.as_bytes().to_vec());
+    let server = Server::start(&model.path(), &[]);
+    let ask = |bias: i32, more: Value| {
+        // 29 is "<", with which the marker can begin as well.
+        let mut body = ask(&json!({"logit_bias": {"1": bias, "29": bias.min(0)}}));
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        server.post(CHAT, &body).ok()["choices"][0]["message"].clone()
+    };
+    let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": ["near", "far"]}}});
+    let formed = |message: &Value| ["\"near\"", "\"far\""].contains(&message["content"].as_str().expect("text"));
+    let thought = ask(100, json!({"response_format": format, "thinking_token_budget": 3}));
+    assert!(formed(&thought) && thought["reasoning_content"] == "<think><think><think>", "{thought}");
+    let silent = ask(-100, json!({"response_format": format}));
+    assert!(formed(&silent) && silent.get("reasoning_content").is_none(), "{silent}");
+    // Where any text may come, so may reasoning, and it need not end.
+    let mut strict = tool("walk");
+    strict["function"]["strict"] = json!(true);
+    for parallel in [true, false] {
+        let more = json!({"tools": [strict], "parallel_tool_calls": parallel, "max_tokens": 20});
+        let endless = ask(100, more.clone());
+        assert!(endless["reasoning_content"].as_str().is_some_and(|text| text.len() > 100), "{endless}");
+        let mut short = more.clone();
+        short["thinking_token_budget"] = json!(1);
+        let short = ask(100, short);
+        assert_eq!(short["reasoning_content"], "<think>");
+        assert!(short["content"].as_str().is_some_and(|text| text.starts_with("<think>")), "{short}");
+        assert!(ask(-100, more).get("reasoning_content").is_none());
+    }
 }

@@ -1,6 +1,6 @@
 //! `arle eval`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
 use runtime::memory::KvSize;
@@ -12,7 +12,8 @@ use super::model::ModelArgs;
 use super::{print, print_json};
 use crate::device::Choice;
 use crate::eval::data::DataFolder;
-use crate::eval::{self, LocalSettings, Options, RemoteSettings, Results, tasks};
+use crate::eval::sandbox::Isolation;
+use crate::eval::{self, LocalSettings, Options, RemoteSettings, Results, compare, tasks};
 use crate::interrupt::{Interrupt, Words};
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -104,10 +105,13 @@ pub(super) struct EvalArgs {
     /// Answers to each question; metrics are means over them.
     #[arg(long, default_value_t = 1, value_name = "N")]
     repeats: usize,
+    /// Run generated programs (humaneval) without isolation, on a machine on which they may do anything.
+    #[arg(long)]
+    allow_unsandboxed_code: bool,
     /// Write results.json and samples here, and go on from what is there.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Print results.json on stdout instead of the table.
+    /// Print results.json, or the comparison, as JSON on stdout instead of a table.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -171,8 +175,8 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
     if args.list {
         return print(&eval::list());
     }
-    if args.compare.is_some() {
-        return compare(&args);
+    if let Some([a, b]) = args.compare.as_deref() {
+        return show_comparison(a, b, args.json);
     }
     args.check()?;
     let progress = Progress::new(args.json);
@@ -198,9 +202,9 @@ fn show(results: &Results) -> Result<()> {
     print(&format!("{}{note}", eval::table(results)))
 }
 
-fn compare(args: &EvalArgs) -> Result<()> {
-    let Some([_a, _b]) = args.compare.as_deref() else { unreachable!("clap wants two") };
-    Err(Error::Models { what: "--compare is not there yet".to_owned() })
+fn show_comparison(a: &Path, b: &Path, as_json: bool) -> Result<()> {
+    let rows = compare::compare(a, b)?;
+    if as_json { print_json(&compare::json(&rows)) } else { print(&compare::text(&rows)) }
 }
 
 impl EvalArgs {
@@ -232,7 +236,8 @@ impl EvalArgs {
     }
 
     fn options(&self) -> Result<Options> {
-        let tasks = tasks::find(&self.tasks)?;
+        let isolation = if self.allow_unsandboxed_code { Isolation::None } else { Isolation::Namespaces };
+        let tasks = tasks::find(&self.tasks, tasks::Programs { isolation, answers: self.repeats })?;
         let needs_data = self.tasks.iter().any(|name| !name.ends_with(".toml"));
         if self.data.is_none() && needs_data {
             let why = "the folder with the tasks' data (README, evaluation data); nothing is downloaded".to_owned();

@@ -11,6 +11,7 @@ use super::metric::{Aggregation, MetricValue};
 use super::results::{Results, SampleCounts, TaskResult};
 use super::runner::{Options, Run};
 use super::sample::{Outcome, Sample};
+use super::stats;
 use super::stderr::{self, BOOTSTRAP_ITERATIONS};
 use super::task::{Doc, Task};
 use super::tasks;
@@ -25,7 +26,14 @@ pub(super) fn over_repeats(task: &dyn Task, doc: &Doc, responses: &[Response]) -
     let mut first = outcomes.first().cloned().unwrap_or_default();
     for (key, value) in &mut first.metrics {
         let values: Vec<MetricValue> = outcomes.iter().map(|outcome| outcome.metrics[key]).collect();
-        *value = MetricValue::Number(Aggregation::Mean.of(&values));
+        let mean = Aggregation::Mean.of(&values);
+        let answers = values.len();
+        // Of one question's answers, the mean of `pass@1` says how many are right.
+        let several =
+            key.strip_prefix("pass@").and_then(|rest| rest.split(',').next()?.parse().ok()).filter(|&k| k > 1);
+        let right = (mean * answers as f64).round() as usize;
+        let unbiased = several.and_then(|k| stats::pass_at_k(answers, right, k));
+        *value = MetricValue::Number(unbiased.unwrap_or(mean));
     }
     Ok(first)
 }

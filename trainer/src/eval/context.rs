@@ -1,6 +1,7 @@
 //! From a question and its examples to requests: as one text, or as a conversation.
 
 use super::ask::{Ask, Message, Prompt, Request};
+use super::backend::Render;
 use crate::{Error, Result};
 
 /// How prompts are written.
@@ -18,7 +19,7 @@ pub(super) struct Style<'a> {
 /// Who writes a conversation as text.
 pub(super) enum Chat<'a> {
     /// The model's template, here.
-    Render(&'a dyn Fn(&[Message]) -> Result<String>),
+    Render(&'a Render),
     /// The server.
     Send,
 }

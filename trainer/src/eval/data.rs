@@ -171,8 +171,11 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The line that a row begins on, and its fields.
+type CsvRow = (usize, Vec<String>);
+
 /// Rows with the line that each begins on; fields in quotes may hold commas, line ends and doubled quotes.
-fn csv_rows(text: &str) -> Result<Vec<(usize, Vec<String>)>, (usize, String)> {
+fn csv_rows(text: &str) -> Result<Vec<CsvRow>, (usize, String)> {
     let (mut rows, mut row, mut field) = (Vec::new(), Vec::new(), String::new());
     let (mut line, mut began, mut quoted) = (1, 1, false);
     let mut chars = text.chars().peekable();

@@ -287,10 +287,9 @@ fn check(file: &File) -> std::result::Result<(), String> {
     if file.kind != Kind::GenerateUntil && !(file.extract.is_empty() && file.generate.until.is_empty()) {
         return Err("[[extract]] and [generate] are for kind = \"generate_until\"".to_owned());
     }
-    if file.few_shot.count > 0 && file.few_shot.rule == Rule::First && file.few_shot.examples.is_empty() {
-        if file.data.few_shot.is_none() {
-            return Err("few_shot.rule = \"first\" needs data.few_shot or [[few_shot.examples]]".to_owned());
-        }
+    let first = file.few_shot.count > 0 && file.few_shot.rule == Rule::First;
+    if first && file.few_shot.examples.is_empty() && file.data.few_shot.is_none() {
+        return Err("few_shot.rule = \"first\" needs data.few_shot or [[few_shot.examples]]".to_owned());
     }
     if !file.few_shot.examples.is_empty() && file.few_shot.rule != Rule::First {
         return Err("[[few_shot.examples]] need few_shot.rule = \"first\"".to_owned());

@@ -10,17 +10,21 @@
 mod aggregate;
 mod ask;
 mod backend;
+pub mod compare;
 mod context;
 pub mod data;
 mod definition;
 mod encode;
+pub mod grade;
 mod grading;
 mod metric;
 mod random;
 mod results;
 mod runner;
 mod sample;
+pub mod sandbox;
 mod shots;
+pub mod stats;
 pub mod stderr;
 mod table;
 mod task;
@@ -96,7 +100,7 @@ pub(crate) fn write_results(folder: &Path, results: &Results) -> Result<()> {
 /// All tasks and groups, a line each.
 #[must_use]
 pub(crate) fn list() -> String {
-    let tasks = tasks::all();
+    let tasks = tasks::all(tasks::Programs::default());
     let (subjects, others): (Vec<_>, Vec<_>) = tasks.iter().partition(|task| task.info().group.is_some());
     let mut text = String::new();
     for task in others {

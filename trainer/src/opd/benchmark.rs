@@ -102,7 +102,7 @@ impl<'a> Benchmarks<'a> {
     fn options(&self, out: PathBuf) -> Result<Options> {
         let b = self.benchmark;
         Ok(Options {
-            tasks: tasks::find(&b.tasks)?,
+            tasks: tasks::find(&b.tasks, tasks::Programs::default())?,
             data: DataFolder::new(b.data.clone(), b.any_data),
             limit: b.limit,
             shots: b.num_fewshot,

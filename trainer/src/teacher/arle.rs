@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::client::{Answer, Client};
 use super::{Ask, Form, Said, Written};
-use crate::Result;
 use crate::guard::{self, Described};
 use crate::recipe::Remote;
+use crate::{Error, Result};
 
 /// Bytes of an id with its log-probability in JSON, as the server counts them.
 const ENTRY_BYTES: usize = 36;
@@ -49,13 +49,19 @@ impl Arle {
     /// Compares the server's tokenizer with the student's.
     pub(super) fn connect(client: Client, remote: &Remote, student: &ModelFiles) -> Result<Self> {
         let model = remote.served_model.clone();
-        let answer = client.get("/tokenizer_info", model.as_deref().map(|name| ("model", name)))?;
-        let info: Info = serde_json::from_slice(&answer.body).map_err(|e| {
+        let foreign = |why: &str| {
             client.error(format!(
-                "/tokenizer_info is not that of `arle serve` ({e}); for another OpenAI-compatible server set `teacher.api = \
+                "/tokenizer_info is not that of `arle serve` ({why}); for another OpenAI-compatible server set `teacher.api = \
                  \"openai\"`"
             ))
+        };
+        let answer = client.get("/tokenizer_info", model.as_deref().map(|name| ("model", name)));
+        let answer = answer.map_err(|error| match &error {
+            // Where no model was named, nothing but the route can be missing.
+            Error::Teacher { what, .. } if model.is_none() && what.contains(": 404 ") => foreign(what),
+            _ => error,
         })?;
+        let info: Info = serde_json::from_slice(&answer.body).map_err(|e| foreign(&e.to_string()))?;
         let described = Described {
             fingerprint: &info.fingerprint,
             vocab_size: info.vocab_size,

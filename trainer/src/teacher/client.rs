@@ -120,7 +120,7 @@ impl Client {
                 let (url, what) = (format!("{}{path}", self.url), failure.what);
                 return Err(Error::TeacherLost { url, what, tries: tried });
             }
-            let wait = wanted.unwrap_or(pause).min(LONGEST_PAUSE);
+            let wait = pause_before_next(wanted, pause);
             let seconds = wait.as_secs_f64();
             self.progress.line(&format!(
                 "teacher    {path}: {}; again in {seconds:.1} s ({tried} of {})",
@@ -131,6 +131,11 @@ impl Client {
         }
         unreachable!("the loop ends by itself")
     }
+}
+
+/// What the server asks for, else the usual pause; never longer than [`LONGEST_PAUSE`].
+pub(super) fn pause_before_next(wanted: Option<Duration>, usual: Duration) -> Duration {
+    wanted.unwrap_or(usual).min(LONGEST_PAUSE)
 }
 
 /// The whole answer, or why there is none.

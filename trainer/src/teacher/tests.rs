@@ -1,6 +1,6 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::*;
 
@@ -58,15 +58,21 @@ const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\nconnection: close\r\n\
 #[test]
 fn what_may_pass_is_asked_again() {
     // A busy server that says when to come back, one that fails, one that breaks off in its answer.
-    let busy = "HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    let busy = "HTTP/1.1 429 Too Many Requests\r\nretry-after: 0\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     let broken = "HTTP/1.1 200 OK\r\ncontent-length: 400\r\nconnection: close\r\n\r\nhalf of it";
     let failing =
         "HTTP/1.1 503 Service Unavailable\r\nretry-after: 0\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     let (url, server) = scripted(vec![busy, failing, broken, OK]);
-    let start = Instant::now();
     assert_eq!(post(&url).expect("answered at last"), "done");
-    assert!(start.elapsed() >= Duration::from_secs(1), "Retry-After is honoured");
     assert_eq!(server.join().expect("it ends").len(), 4);
+}
+
+#[test]
+fn a_server_says_when_to_come_back() {
+    let [half, two, long] = [500, 2000, 3_600_000].map(Duration::from_millis);
+    assert_eq!(client::pause_before_next(Some(two), half), two);
+    assert_eq!(client::pause_before_next(None, half), half);
+    assert_eq!(client::pause_before_next(Some(long), half), Duration::from_secs(30));
 }
 
 #[test]
@@ -91,6 +97,19 @@ fn the_last_try_names_address_and_status() {
         assert!(error.to_string().contains(word), "{word} is not in {error}");
     }
     assert_eq!(server.join().expect("it ends").len(), 4);
+}
+
+#[test]
+fn another_kind_of_server_is_told_apart() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-chat");
+    let student = ModelFiles::open(std::path::Path::new(path)).expect("a fixture");
+    let missing = "HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+    let unlike = "HTTP/1.1 200 OK\r\ncontent-length: 17\r\nconnection: close\r\n\r\n{\"eos_token\": \"x\"}";
+    for response in [missing, unlike] {
+        let (url, _server) = scripted(vec![response]);
+        let error = RemoteTeacher::connect(&remote(&url), &student, Progress::new(true)).err().expect("refused");
+        assert!(error.to_string().contains("`teacher.api = \"openai\"`"), "{error}");
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use runtime::text::Tokenizer;
 use runtime::{Closed, RuntimeHandle, Sink, Ticket};
 use serde_json::{Map, Value, json};
 
-use super::Backend;
+use super::{Backend, Render};
 use crate::eval::ask::{Message, Prompt, Request, Response};
 use crate::eval::encode::{self, Tail};
 use crate::eval::too_long::{Excess, TooLong};
@@ -40,7 +40,7 @@ pub(crate) struct LocalSettings {
 pub(in crate::eval) struct Local {
     runtime: RuntimeHandle,
     encoder: Encoder,
-    render: Box<dyn Fn(&[Message]) -> Result<String>>,
+    render: Box<Render>,
     events: (Sender<Event>, Receiver<Event>),
     open: BTreeMap<usize, Open>,
     /// Documents whose answers are complete.
@@ -379,7 +379,7 @@ impl Backend for Local {
         }
     }
 
-    fn render(&self) -> Option<&dyn Fn(&[Message]) -> Result<String>> {
+    fn render(&self) -> Option<&Render> {
         Some(&*self.render)
     }
 

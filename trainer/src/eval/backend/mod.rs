@@ -15,6 +15,9 @@ pub(crate) use local::LocalSettings;
 pub(super) use remote::Remote;
 pub(crate) use remote::RemoteSettings;
 
+/// Writes a conversation as text.
+pub(super) type Render = dyn Fn(&[Message]) -> Result<String>;
+
 /// Answers documents' requests, many at a time.
 pub(super) trait Backend {
     /// A document's requests, ready to be submitted.
@@ -45,7 +48,7 @@ pub(super) trait Backend {
     ///
     /// # Errors
     /// A model without a template; what the template refuses.
-    fn render(&self) -> Option<&dyn Fn(&[Message]) -> Result<String>>;
+    fn render(&self) -> Option<&Render>;
 
     /// Requests of which something was left out at the beginning, so far.
     fn truncated(&self) -> usize;

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::Backend;
+use super::{Backend, Render};
 use crate::Result;
-use crate::eval::ask::{Message, Prompt, Request, Response};
+use crate::eval::ask::{Prompt, Request, Response};
 use crate::eval::encode::{self, Tail};
 use crate::eval::too_long::{Excess, TooLong};
 use client::Client;
@@ -113,7 +113,7 @@ impl Backend for Remote {
         }
     }
 
-    fn render(&self) -> Option<&dyn Fn(&[Message]) -> Result<String>> {
+    fn render(&self) -> Option<&Render> {
         None
     }
 

@@ -1,5 +1,7 @@
 //! The table of tasks.
 
+mod humaneval;
+mod math;
 mod mmlu;
 mod wikitext;
 
@@ -7,6 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use super::definition::Definition;
+use super::sandbox::Isolation;
 use super::task::Task;
 use crate::{Error, Result};
 
@@ -27,14 +30,33 @@ const DEFINED: [(&str, &str); 10] = [
 /// A group that holds the groups of MMLU.
 const MMLU: &str = "mmlu";
 
+/// What tasks that run generated programs have to know.
+#[derive(Debug, Clone, Copy)]
+pub struct Programs {
+    /// How far they are from the host.
+    pub isolation: Isolation,
+    /// Answers to each question; pass@k is reported for the usual k up to them.
+    pub answers: usize,
+}
+
+impl Default for Programs {
+    fn default() -> Self {
+        Self { isolation: Isolation::Namespaces, answers: 1 }
+    }
+}
+
 /// Every built-in task.
 #[must_use]
-pub fn all() -> Vec<Box<dyn Task>> {
+pub fn all(programs: Programs) -> Vec<Box<dyn Task>> {
     let mut tasks: Vec<Box<dyn Task>> = Vec::new();
     for (name, text) in DEFINED {
         tasks.push(Box::new(Definition::parse(text, name).expect("built-in definitions are checked by a test")));
     }
     tasks.push(Box::new(wikitext::WikiText::new()));
+    for set in math::SETS {
+        tasks.push(Box::new(math::Mathematics::new(set)));
+    }
+    tasks.push(Box::new(humaneval::HumanEval::new(programs)));
     for (group, subjects) in mmlu::GROUPS {
         for subject in subjects {
             tasks.push(Box::new(mmlu::Subject::new(subject, group)));
@@ -46,7 +68,7 @@ pub fn all() -> Vec<Box<dyn Task>> {
 /// Names of every built-in task.
 fn names() -> Vec<String> {
     let defined = DEFINED.iter().map(|(name, _)| (*name).to_owned());
-    let coded = ["wikitext".to_owned()];
+    let coded = ["wikitext", "minerva_math500", "math500", "aime24", "amc23", "humaneval"].map(str::to_owned);
     let subjects = mmlu::GROUPS.iter().flat_map(|(_, subjects)| subjects.iter().map(|s| format!("mmlu_{s}")));
     defined.chain(coded).chain(subjects).collect()
 }
@@ -67,8 +89,8 @@ pub fn groups() -> Vec<(String, Vec<String>)> {
 ///
 /// # Errors
 /// A name that nothing has, with the one that looks most like it; a definition that is none.
-pub fn find(names: &[String]) -> Result<Vec<Box<dyn Task>>> {
-    let mut known: Vec<Option<Box<dyn Task>>> = all().into_iter().map(Some).collect();
+pub fn find(names: &[String], programs: Programs) -> Result<Vec<Box<dyn Task>>> {
+    let mut known: Vec<Option<Box<dyn Task>>> = all(programs).into_iter().map(Some).collect();
     let mut found: Vec<Box<dyn Task>> = Vec::new();
     for name in names {
         if name.ends_with(".toml") {

@@ -14,7 +14,7 @@ fn doc(value: Value) -> Doc {
 }
 
 fn task(name: &str) -> Box<dyn Task> {
-    find(&[name.to_owned()]).expect("a task").remove(0)
+    find(&[name.to_owned()], Programs::default()).expect("a task").remove(0)
 }
 
 fn text(text: &str) -> Vec<Response> {
@@ -154,13 +154,62 @@ fn wikitext_counts_the_words_of_the_original() {
     assert_eq!(metrics["byte_perplexity,none"].number(), -16.0 / 15.0);
 }
 
+fn found(names: &[&str]) -> Result<Vec<Box<dyn Task>>> {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    find(&names, Programs::default())
+}
+
+#[test]
+fn mathematics_reads_final_answers() {
+    let row = doc(
+        json!({"problem": "What is it?", "solution": "So it is $\\boxed{\\frac{1}{2}}$.", "answer": "\\frac{1}{2}"}),
+    );
+    let minerva = task("minerva_math500");
+    let Ask::Generate { question, until, .. } = minerva.ask(&row) else { panic!("a generation") };
+    assert_eq!((question.as_str(), until[0].as_str()), ("Problem:\nWhat is it?\n\nSolution:", "Problem:"));
+    let crate::eval::task::FewShot::Fixed(pairs) = &minerva.info().few_shot else { panic!("fixed examples") };
+    assert!(pairs.len() == 4 && pairs[3].1.contains("I hope it is correct."));
+    let said = " Final Answer: The final answer is $\\frac{1}{2}$. I hope it is correct.";
+    assert_eq!(score(&*minerva, &row, &text(said)), [1.0, 1.0]);
+    assert_eq!(score(&*minerva, &row, &text("It is \\boxed{0.5}")), [0.0, 1.0]);
+    assert_eq!(score(&*minerva, &row, &text(&said.replace("{2}", "{3}"))), [0.0, 0.0]);
+    let boxed = task("math500");
+    assert_eq!(score(&*boxed, &row, &text("\\boxed{3} no, \\boxed{\\dfrac{1}{2}}.")), [1.0]);
+    assert_eq!(score(&*boxed, &row, &text("\\frac{1}{2}")), [0.0], "no box");
+    let number = doc(json!({"problem": "How many?", "answer": "025"}));
+    assert_eq!(score(&*task("aime24"), &number, &text("\\boxed{25}")), [1.0]);
+    assert_eq!(score(&*task("aime24"), &number, &text("\\boxed{26}")), [0.0]);
+    let decimal = doc(json!({"problem": "How many?", "answer": 27.0}));
+    assert_eq!(score(&*task("amc23"), &decimal, &text("It is $27$.")), [1.0]);
+    assert_eq!(score(&*task("amc23"), &decimal, &text("It is $28$.")), [0.0]);
+}
+
+#[test]
+fn humaneval_runs_the_tests() {
+    let programs = Programs { isolation: Isolation::None, answers: 10 };
+    let task = find(&["humaneval".to_owned()], programs).expect("a task").remove(0);
+    let row = doc(json!({
+        "prompt": "def twice(x):\n", "entry_point": "twice", "canonical_solution": "    return 2 * x\n",
+        "test": "def check(candidate):\n    assert candidate(3) == 6\n",
+    }));
+    assert_eq!(score(&*task, &row, &text("    return x + x")), [1.0, 1.0]);
+    for wrong in ["    return 3 * x", "    return", "  syntax error", "    raise SystemExit(0)"] {
+        assert_eq!(score(&*task, &row, &text(wrong)), [0.0, 0.0], "{wrong}");
+    }
+    let answers: Vec<Response> =
+        (0..10).flat_map(|i| text(if i < 2 { "    return 2 * x" } else { "    return 0" })).collect();
+    let outcome = crate::eval::aggregate::over_repeats(&*task, &row, &answers).expect("graded");
+    assert_eq!(outcome.metrics["pass@1,create_test"].number(), 0.2);
+    assert_eq!(outcome.metrics["pass@10,create_test"].number(), 1.0, "one of the ten is right");
+}
+
 #[test]
 fn names_are_tasks_groups_or_files() {
-    assert_eq!(find(&["mmlu".to_owned()]).expect("a group").len(), 57);
-    assert_eq!(find(&["mmlu_stem".to_owned(), "mmlu_anatomy".to_owned()]).expect("once each").len(), 19);
-    let refusal = find(&["gsm8".to_owned()]).err().expect("no such task").to_string();
+    assert_eq!(found(&["mmlu"]).expect("a group").len(), 57);
+    assert_eq!(found(&["mmlu_stem", "mmlu_anatomy"]).expect("once each").len(), 19);
+    let refusal = found(&["gsm8"]).err().expect("no such task").to_string();
     assert!(refusal.contains("did you mean `gsm8k`"), "{refusal}");
-    let all: Vec<String> = all().iter().map(|task| task.info().name.clone()).collect();
+    let all: Vec<String> = all(Programs::default()).iter().map(|task| task.info().name.clone()).collect();
     assert_eq!(all, names(), "the table's names");
     assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len(), "a name for each");
 }

@@ -1,0 +1,100 @@
+use serde_json::Value;
+
+use super::*;
+
+fn golden() -> Value {
+    serde_json::from_str(include_str!("../../../../tests/fixtures/stats.json")).expect("fixtures")
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().expect("a list").iter().map(|number| number.as_f64().expect("a number")).collect()
+}
+
+fn near(ours: f64, golden: &Value, relative: f64) {
+    let golden = golden.as_f64().expect("a number");
+    let size = golden.abs().max(ours.abs());
+    assert!((ours - golden).abs() <= relative * size || size < 1e-290, "{ours} and {golden}");
+}
+
+#[test]
+fn standard_errors_are_lm_evals() {
+    for case in golden()["mean"].as_array().expect("cases") {
+        let values = numbers(&case["values"]);
+        assert_eq!(mean(&values), case["mean"].as_f64().expect("a mean"));
+        assert_eq!(mean_stderr(&values), case["stderr"].as_f64().expect("a standard error"));
+    }
+}
+
+#[test]
+fn intervals_and_tests_are_scipys_and_statsmodels() {
+    let golden = golden();
+    for case in golden["wilson"].as_array().expect("cases") {
+        let [right, n, level, low, high] = numbers(case)[..] else { panic!("{case}") };
+        let interval = wilson(right as usize, n as usize, level);
+        near(interval.low, &low.into(), 1e-12);
+        near(interval.high, &high.into(), 1e-12);
+    }
+    for case in golden["binomial"].as_array().expect("cases") {
+        near(binomial_two_sided(numbers(case)[0] as usize, numbers(case)[1] as usize), &case[2], 1e-10);
+    }
+    for case in golden["t"].as_array().expect("cases") {
+        near(t_two_sided(numbers(case)[0], numbers(case)[1]), &case[2], 1e-10);
+    }
+    for case in golden["quantile"].as_array().expect("cases") {
+        let freedom = numbers(case)[1];
+        let ours =
+            if freedom == 0.0 { normal_quantile(numbers(case)[0]) } else { t_quantile(numbers(case)[0], freedom) };
+        near(ours, &case[2], 1e-9);
+    }
+    for case in golden["pass_at_k"].as_array().expect("cases") {
+        let [n, correct, k] = [0, 1, 2].map(|at| numbers(case)[at] as usize);
+        near(pass_at_k(n, correct, k).expect("enough"), &case[3], 1e-12);
+    }
+    assert_eq!(pass_at_k(3, 1, 4), None);
+}
+
+#[test]
+fn comparisons_are_those_of_scipy() {
+    let golden = golden();
+    for case in golden["paired"].as_array().expect("cases") {
+        let (a, b) = (numbers(&case["a"]), numbers(&case["b"]));
+        let compared = paired::compare(&a, &b, 0.95).expect("pairs");
+        near(compared.difference, &case["difference"], 1e-13);
+        near(compared.p, &case["p"], 1e-10);
+        near(compared.interval.low, &case["low"], 1e-9);
+        near(compared.interval.high, &case["high"], 1e-9);
+        let resampled =
+            paired::bootstrap_interval(&a.iter().zip(&b).map(|(a, b)| b - a).collect::<Vec<_>>(), 0.95, 4000, 1);
+        let width = compared.interval.high - compared.interval.low;
+        assert!((resampled.low - compared.interval.low).abs() < width / 4.0, "{resampled:?} {compared:?}");
+        assert!((resampled.high - compared.interval.high).abs() < width / 4.0, "{resampled:?} {compared:?}");
+    }
+}
+
+#[test]
+fn what_is_noise_is_said_to_be() {
+    let right = |n: usize| -> Vec<f64> { (0..100).map(|at| f64::from(u8::from(at < n))).collect() };
+    let same = paired::compare(&right(50), &right(50), 0.95).expect("pairs");
+    assert_eq!((same.gained, same.lost, same.p), (0, 0, 1.0));
+    assert!(same.within_noise(0.95));
+    let better = paired::compare(&right(50), &right(56), 0.95).expect("pairs");
+    assert_eq!((better.gained, better.lost), (6, 0));
+    near(better.p, &(2.0 / 64.0).into(), 1e-12);
+    assert!(!better.within_noise(0.95) && better.within_noise(0.99));
+    let five = paired::compare(&right(50), &right(55), 0.95).expect("pairs");
+    assert!(five.within_noise(0.95), "{five:?}");
+    assert_eq!(paired::compare(&[], &[], 0.95), None);
+    assert_eq!(paired::compare(&[1.0], &[1.0, 0.0], 0.95), None);
+    let one = paired::compare(&[0.5], &[0.7], 0.95).expect("a pair");
+    assert!(one.within_noise(0.95) && one.interval.high.is_infinite(), "{one:?}");
+    let level = paired::compare(&[0.5, 0.25], &[0.5, 0.25], 0.95).expect("pairs");
+    assert_eq!((level.p, level.test), (1.0, paired::Test::PairedT));
+}
+
+#[test]
+fn the_ends_of_wilsons_interval_stay_within() {
+    let none = wilson(0, 10, 0.95);
+    assert!(none.low == 0.0 && none.high > 0.2 && none.high < 0.4, "{none:?}");
+    let all = wilson(10, 10, 0.95);
+    assert!(all.high == 1.0 && (all.low - (1.0 - none.high)).abs() < 1e-12, "{all:?}");
+}

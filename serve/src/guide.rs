@@ -38,6 +38,7 @@ impl Guide {
         Box::new(Follower {
             matcher: self.grammar.as_ref().map(|grammar| Mutex::new(grammar.matcher())),
             purse: self.budget.clone().map(Purse::new),
+            span: tracing::Span::current(),
         })
     }
 }
@@ -46,6 +47,8 @@ impl Guide {
 struct Follower {
     matcher: Option<Mutex<Matcher>>,
     purse: Option<Purse>,
+    /// The request's: the device thread, which asks for masks, is in none.
+    span: tracing::Span,
 }
 
 impl TokenMask for Follower {
@@ -55,7 +58,7 @@ impl TokenMask for Follower {
             None => bits.fill(u32::MAX),
             Some(matcher) => match unlocked(matcher).compute_mask_or_eos() {
                 Ok(mask) => bits.iter_mut().zip(mask.as_slice()).for_each(|(word, &allowed)| *word = allowed),
-                Err(error) => tracing::warn!("no token is allowed: {error}"),
+                Err(error) => self.span.in_scope(|| tracing::warn!("no token is allowed: {error}")),
             },
         }
         let Some(token) = self.purse.as_ref().and_then(Purse::demands) else { return };
@@ -78,7 +81,7 @@ impl TokenMask for Follower {
             return;
         }
         if let Err(error) = matcher.consume_token(token) {
-            tracing::warn!("token {token} was drawn against the form: {error}");
+            self.span.in_scope(|| tracing::warn!("token {token} was drawn against the form: {error}"));
         }
     }
 }

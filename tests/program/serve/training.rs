@@ -173,8 +173,8 @@ fn the_learning_rate_changes_at_a_boundary_and_survives() {
     set(json!({"lr": 1e-3, "steps": 3})).refused(400, Some("steps"), "unknown_parameter");
     assert_eq!(set(json!({"lr": 4e-3})).ok(), json!({"lr_requested": 4e-3}));
     server.post("/v1/train/save", &json!({})).ok();
-    wait_until("saved again", || saved() == 2);
-    assert_eq!(state().get("lr"), Some(&json!(4e-3)));
+    wait_until("amended", || state().get("lr") == Some(&json!(4e-3)));
+    assert_eq!(saved(), 1, "its weights are not written again");
     server.post("/v1/train/resume", &json!({})).ok();
     wait_until("going on", || status(&server)["last_lr"] == json!(4e-3));
     let events = server.get("/v1/train/events").ok()["events"].clone();
@@ -235,7 +235,12 @@ fn another_server_passes_the_control_plane_on() {
 fn a_run_that_does_not_answer_is_given_up() {
     let deaf = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}/base", deaf.local_addr().expect("an address"));
-    let server = Server::tiny(&["--train-control-url", &url, "--request-timeout", "1"]);
+    let log = tempfile::NamedTempFile::new().expect("a file");
+    let args = ["--train-control-url", &url, "--request-timeout", "1", "--drain-timeout", "3"];
+    let mut command = Server::command(&fixture("tiny-chat"), &args);
+    command.stderr(log.reopen().expect("the file"));
+    let mut server = Server::launch(command);
+    wait_until("ready", || server.get("/ready").status == 200);
     server.get("/v1/train/status").refused(504, None, "timeout");
     let (mut heard, mut bytes) = (deaf.accept().expect("a connection").0, [0; 40]);
     heard.read_exact(&mut bytes).expect("a request");
@@ -247,9 +252,10 @@ fn a_run_that_does_not_answer_is_given_up() {
     heard.read_exact(&mut bytes).expect("a request");
     heard.write_all(answer.as_bytes()).expect("sent");
     read_events(&mut stream, "metric");
-    let mut server = server;
     server.signal("TERM");
     assert_eq!(server.child.wait().expect("it ends").code(), Some(0));
+    let log = std::fs::read_to_string(log.path()).expect("a log");
+    assert!(log.contains("stopping") && !log.contains("the time to stop is over"), "{log}");
 }
 
 #[test]

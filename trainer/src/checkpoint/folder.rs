@@ -57,9 +57,14 @@ impl Checkpoints {
         if checkpoint.parent() == Some(&root) { self.link(&file_name(checkpoint)) } else { Ok(()) }
     }
 
+    /// Name of the checkpoint of a step.
+    pub(super) fn name(step: u64) -> String {
+        format!("step_{step:06}")
+    }
+
     /// Fills a temporary folder, syncs it, and gives it the name of `step`.
     pub(super) fn publish(&self, step: u64, fill: &dyn Fn(&Path) -> Result<()>) -> Result<PathBuf> {
-        let name = format!("step_{step:06}");
+        let name = Self::name(step);
         let (temporary, path) = (self.root.join(format!("{TEMPORARY}{name}")), self.root.join(&name));
         fs::create_dir(&temporary).map_err(Error::io(&temporary))?;
         let written = fill(&temporary).and_then(|()| sync_tree(&temporary));

@@ -68,6 +68,15 @@ impl Checkpoints {
         })
     }
 
+    /// Tells the newest checkpoint what was decided since it was written. `None` where it is of another step.
+    ///
+    /// # Errors
+    /// When it cannot be written: then it is as it was.
+    pub fn amend(&self, trainer: &TrainerState) -> Result<Option<PathBuf>> {
+        let newest = self.latest()?.filter(|path| path.ends_with(Self::name(trainer.step)));
+        newest.map(|path| trainer.write(&path).map(|()| path)).transpose()
+    }
+
     /// Reads a checkpoint folder back, with its tensors in the order of `current`'s.
     ///
     /// # Errors

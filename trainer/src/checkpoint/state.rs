@@ -66,10 +66,13 @@ impl TrainerState {
         }
     }
 
+    /// Replaces the file in one step, so that a checkpoint is whole while it is amended.
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(FILE);
+        let (path, temporary) = (folder.join(FILE), folder.join(format!("{FILE}.tmp")));
         let text = serde_json::to_string_pretty(self).expect("plain numbers and texts");
-        fs::write(&path, text).map_err(Error::io(&path))
+        fs::write(&temporary, text).map_err(Error::io(&temporary))?;
+        fs::File::open(&temporary).and_then(|file| file.sync_all()).map_err(Error::io(&temporary))?;
+        fs::rename(&temporary, &path).map_err(Error::io(&path))
     }
 
     pub(super) fn read(folder: &Path) -> Result<Self> {

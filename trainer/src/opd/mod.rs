@@ -323,11 +323,17 @@ impl Run<'_> {
         if self.json { summary::print_line(metrics.as_json()) } else { Ok(()) }
     }
 
-    /// Writes a checkpoint unless this step has one that knows all.
+    /// Writes a checkpoint unless this step has one; that one may lack a learning rate that was set since.
     fn save(&mut self) -> Result<PathBuf> {
-        if self.saved == Some((self.state.step, self.state.lr))
-            && let Some(path) = self.folder.checkpoints.latest()?
-        {
+        let now = (self.state.step, self.state.lr);
+        let known = match self.saved {
+            Some(saved) if saved == now => self.folder.checkpoints.latest()?,
+            Some((step, _)) if step == now.0 => {
+                self.folder.checkpoints.amend(&self.state)?.inspect(|_| self.saved = Some(now))
+            }
+            _ => None,
+        };
+        if let Some(path) = known {
             return Ok(path);
         }
         let _span = self.span("checkpoint", self.state.step);
@@ -339,7 +345,7 @@ impl Run<'_> {
         self.state.samples_bytes = self.samples.bytes();
         self.state.seconds = self.phases.seconds().clone();
         let path = self.folder.checkpoints.save(&self.setup.export, &weights, &self.state)?;
-        self.saved = Some((self.state.step, self.state.lr));
+        self.saved = Some(now);
         self.progress.line(&format!("saved      {}", path.display()));
         self.control.saved(self.state.step, &path.display().to_string());
         Ok(path)

@@ -1,11 +1,13 @@
 // The second half of low-rank branches on a few rows: y += scale * down B^T for up to three maps side by side, in one
-// launch. Bound by the bytes of y, B and down. Products of many rows are left to cuBLASLt.
+// launch; after the two maps of a gated MLP also the gate. Bound by latency at decoding's rows: so a warp has little to do
+// and reads y while it waits for B. Products of many rows are left to cuBLASLt.
 //
 // y [rows, y_stride] bf16; map i has the columns up to `end_i`, `b_i` [its columns, rank_i] and the ranks after those of
 // the maps before it in `down` [rows, down_stride]. A rank of 0 is a map without a branch. Borders and ranks are multiples
-// of 8. A warp does 16 rows by 32 columns: block 128, grid (ceil(columns / 128), ceil(rows / 16)). A row's bits do not
-// depend on its neighbours.
+// of 8. A warp does two tiles of 16 rows by 8 columns: block 128, grid (ceil(tiles of a row / 8), ceil(rows / 16)). A row's
+// bits do not depend on its neighbours.
 #include "common.cuh"
+#include "swiglu.cuh"
 
 struct Map {
     const bf16* b;
@@ -13,17 +15,24 @@ struct Map {
     float scale;
 };
 
+// 16 rows of `down`; the first `count` of them are there.
+struct Rows {
+    const bf16* down;
+    int stride, count;
+};
+
 __forceinline__ unsigned pair_at(const bf16* p) {
     return *reinterpret_cast<const unsigned*>(p);
 }
 
-// 16 rows from `down` (the first `rows` of them count) by the 8 columns from `column` on.
-__forceinline__ void multiply(float (&d)[4], const Map& map, const bf16* down, int stride, int rows, int column) {
+// down B^T in the 8 columns from `column` on.
+__forceinline__ void multiply(float (&d)[4], const Map& map, const Rows& rows, int column) {
     const int group = lane_id() >> 2, pair = (lane_id() & 3) * 2;
-    const bf16* low = down + (long long)group * stride + map.first_rank + pair;
-    const bf16* high = low + 8LL * stride;
+    const bf16* low = rows.down + (long long)group * rows.stride + map.first_rank + pair;
+    const bf16* high = low + 8LL * rows.stride;
     const bf16* b = map.b + (long long)(column - map.start + group) * map.rank + pair;
-    const bool has_low = group < rows, has_high = group + 8 < rows;
+    const bool has_low = group < rows.count, has_high = group + 8 < rows.count;
+#pragma unroll 2
     for (int k = 0; k < map.rank; k += 16) {
         const bool whole = k + 8 < map.rank;
         const unsigned a0 = has_low ? pair_at(low + k) : 0, a1 = has_high ? pair_at(high + k) : 0;
@@ -33,28 +42,66 @@ __forceinline__ void multiply(float (&d)[4], const Map& map, const bf16* down, i
     }
 }
 
-__forceinline__ void add_pair(bf16* y, float x0, float x1) {
-    unsigned* word = reinterpret_cast<unsigned*>(y);
-    *word = pack_bf16(low_float(*word) + x0, high_float(*word) + x1);
+// A lane's four values of y + scale * down B^T, in two words: rows `group` and `group + 8`. `y` is the first row's.
+__forceinline__ void sums(unsigned (&words)[2], const bf16* y, long long stride, const Map& map, const Rows& rows,
+                          int column) {
+    const int group = lane_id() >> 2, pair = (lane_id() & 3) * 2;
+    const bf16* from = y + group * stride + column + pair;
+    const unsigned low = group < rows.count ? pair_at(from) : 0;
+    const unsigned high = group + 8 < rows.count ? pair_at(from + 8 * stride) : 0;
+    float d[4] = {};
+    multiply(d, map, rows, column);
+    words[0] = pack_bf16(fmaf(map.scale, d[0], low_float(low)), fmaf(map.scale, d[1], high_float(low)));
+    words[1] = pack_bf16(fmaf(map.scale, d[2], low_float(high)), fmaf(map.scale, d[3], high_float(high)));
+}
+
+// Writes a lane's words to its rows of `y`, which is the first row's.
+__forceinline__ void store(bf16* y, long long stride, const unsigned (&words)[2], int count, int column) {
+    const int group = lane_id() >> 2, pair = (lane_id() & 3) * 2;
+    bf16* to = y + group * stride + column + pair;
+    if (group < count) *reinterpret_cast<unsigned*>(to) = words[0];
+    if (group + 8 < count) *reinterpret_cast<unsigned*>(to + 8 * stride) = words[1];
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-    lora_up(bf16* y, long long y_stride, const bf16* down, int down_stride, int rows, const bf16* b0, const bf16* b1,
-            const bf16* b2, int end0, int end1, int end2, int rank0, int rank1, int rank2, float scale0, float scale1,
-            float scale2) {
+    lora_up(bf16* y, long long y_stride, const bf16* down, int down_stride, int row_count, const bf16* b0,
+            const bf16* b1, const bf16* b2, int end0, int end1, int end2, int rank0, int rank1, int rank2, float scale0,
+            float scale1, float scale2) {
     take_turn();
-    const int first_row = blockIdx.y * 16, left = rows - first_row;
-    const int group = lane_id() >> 2, pair = (lane_id() & 3) * 2;
-    const int first = (blockIdx.x * 4 + (threadIdx.x >> 5)) * 32;
-    for (int column = first; column < min(first + 32, end2); column += 8) {
+    const int first_row = blockIdx.y * 16, first = (blockIdx.x * 4 + (threadIdx.x >> 5)) * 16;
+    const Rows rows{down + (long long)first_row * down_stride, down_stride, row_count - first_row};
+    bf16* tile = y + first_row * y_stride;
+    unsigned words[2][2];
+    bool changed[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int column = first + 8 * i;
         const Map map = column < end0   ? Map{b0, 0, rank0, 0, scale0}
                         : column < end1 ? Map{b1, end0, rank1, rank0, scale1}
                                         : Map{b2, end1, rank2, rank0 + rank1, scale2};
-        if (map.rank == 0) continue;
-        float d[4] = {};
-        multiply(d, map, down + (long long)first_row * down_stride, down_stride, left, column);
-        bf16* to = y + (first_row + group) * y_stride + column + pair;
-        if (group < left) add_pair(to, map.scale * d[0], map.scale * d[1]);
-        if (group + 8 < left) add_pair(to + 8 * y_stride, map.scale * d[2], map.scale * d[3]);
+        changed[i] = column < end2 && map.rank > 0;
+        if (changed[i]) sums(words[i], tile, y_stride, map, rows, column);
     }
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        if (changed[i]) store(tile, y_stride, words[i], rows.count, first + 8 * i);
+}
+
+// y = silu(gate) * up of the two maps' columns with their branches added, rounded as `lora_up` and `swiglu_forward` one
+// after another round: gate_up [rows, 2 inner], y [rows, inner].
+extern "C" __global__ void __launch_bounds__(128)
+    lora_up_swiglu(const bf16* gate_up, bf16* y, int inner, const bf16* down, int down_stride, int row_count,
+                   const bf16* b0, const bf16* b1, int rank0, int rank1, float scale0, float scale1) {
+    take_turn();
+    const int first_row = blockIdx.y * 16, column = (blockIdx.x * 4 + (threadIdx.x >> 5)) * 8;
+    if (column >= inner) return;
+    const Rows rows{down + (long long)first_row * down_stride, down_stride, row_count - first_row};
+    const bf16* tile = gate_up + 2LL * first_row * inner;
+    unsigned gates[2], ups[2];
+    sums(gates, tile, 2 * inner, Map{b0, 0, rank0, 0, scale0}, rows, column);
+    sums(ups, tile, 2 * inner, Map{b1, inner, rank1, rank0, scale1}, rows, inner + column);
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        gates[i] = pack_bf16(gated(low_float(gates[i]), low_float(ups[i])), gated(high_float(gates[i]), high_float(ups[i])));
+    store(y + (long long)first_row * inner, inner, gates, rows.count, column);
 }

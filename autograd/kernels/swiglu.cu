@@ -2,10 +2,7 @@
 //
 // A thread does eight columns: grid (ceil(I / 8 / threads), T). Rows come from blockIdx.y and, past 65535, a loop.
 #include "common.cuh"
-
-__forceinline__ float sigmoid(float x) {
-    return 1.0f / (1.0f + __expf(-x));
-}
+#include "swiglu.cuh"
 
 extern "C" __global__ void swiglu_forward(const bf16* gate_up, bf16* y, int rows, int inner) {
     take_turn();
@@ -16,7 +13,7 @@ extern "C" __global__ void swiglu_forward(const bf16* gate_up, bf16* y, int rows
         float g[8], u[8];
         load8(gates, g), load8(gates + inner, u);
 #pragma unroll
-        for (int j = 0; j < 8; j++) g[j] = g[j] * sigmoid(g[j]) * u[j];
+        for (int j = 0; j < 8; j++) g[j] = gated(g[j], u[j]);
         store8(y + (long long)row * inner + column, g);
     }
 }

@@ -10,8 +10,39 @@ use crate::{Error, Result, Tensor, TensorId};
 type Segment = Arc<dyn Fn(&mut Tape, &Tensor) -> Result<Tensor> + Send + Sync>;
 
 enum Node {
-    Op(Box<dyn Op>, Recorded),
+    Op { op: Box<dyn Op>, inputs: Vec<Input>, needs: Vec<bool>, kept: Vec<Tensor>, output: TensorId },
     Checkpoint { segment: Segment, input: Tensor, output: TensorId },
+}
+
+/// What an op was given.
+enum Input {
+    Kept(Tensor),
+    /// The output of the op recorded at `node`, which is cheap.
+    Again {
+        id: TensorId,
+        node: usize,
+    },
+}
+
+impl Input {
+    fn id(&self) -> TensorId {
+        match self {
+            Self::Kept(tensor) => tensor.id(),
+            Self::Again { id, .. } => *id,
+        }
+    }
+
+    /// Its value; `nodes` are those before the op that has this input.
+    fn value(&self, nodes: &[Node]) -> Result<Tensor> {
+        let node = match self {
+            Self::Kept(tensor) => return Ok(tensor.clone()),
+            Self::Again { node, .. } => &nodes[*node],
+        };
+        let Node::Op { op, inputs, .. } = node else { unreachable!("only ops are cheap") };
+        let inputs = inputs.iter().map(|input| input.value(nodes)).collect::<Result<Vec<_>>>()?;
+        let inputs: Vec<&Tensor> = inputs.iter().collect();
+        Ok(op.forward(&inputs, &vec![false; inputs.len()])?.0)
+    }
 }
 
 /// Records the ops whose result depends on a watched tensor.
@@ -24,6 +55,8 @@ pub struct Tape {
     /// Watched leaves and everything computed from them.
     tracked: HashSet<TensorId>,
     leaves: HashSet<TensorId>,
+    /// Outputs of cheap ops, and where those are in `nodes`: they are computed again instead of kept.
+    cheap: HashMap<TensorId, usize>,
 }
 
 /// Gradients of the watched leaves.
@@ -94,11 +127,19 @@ impl Tape {
         let (output, kept) = op.forward(inputs, &needs)?;
         if needs.contains(&true) {
             self.tracked.insert(output.id());
-            let inputs = inputs.iter().map(|&t| t.clone()).collect();
-            let record = Recorded { inputs, needs, kept: kept.clone(), output: output.clone() };
-            self.nodes.push(Node::Op(Box::new(op), record));
+            let inputs = inputs.iter().map(|&t| self.input(t)).collect();
+            if op.is_cheap() {
+                self.cheap.insert(output.id(), self.nodes.len());
+            }
+            let (op, kept, output) = (Box::new(op), kept.clone(), output.id());
+            self.nodes.push(Node::Op { op, inputs, needs, kept, output });
         }
         Ok((output, kept))
+    }
+
+    fn input(&self, tensor: &Tensor) -> Input {
+        let id = tensor.id();
+        self.cheap.get(&id).map_or_else(|| Input::Kept(tensor.clone()), |&node| Input::Again { id, node })
     }
 
     /// Runs `segment` on `input` keeping only `input` and what the segment captures; backward runs it a second time.
@@ -120,20 +161,19 @@ impl Tape {
         Ok(output)
     }
 
-    /// Bytes of what the record keeps beside its leaves: outputs of ops, and what they need of their own.
+    /// Bytes of what the record keeps beside its leaves and constants.
     #[must_use]
     pub fn kept_bytes(&self) -> usize {
         let mut seen = HashSet::new();
         let mut bytes = |t: &Tensor| if seen.insert(t.id()) { t.bytes() } else { 0 };
         let kept = self.nodes.iter().map(|node| match node {
-            Node::Op(_, record) => {
-                let own: usize = record.kept.iter().map(&mut bytes).sum();
-                let computed = record
-                    .inputs
-                    .iter()
-                    .zip(&record.needs)
-                    .filter(|(input, need)| **need && !self.leaves.contains(&input.id()));
-                own + bytes(&record.output) + computed.map(|(input, _)| bytes(input)).sum::<usize>()
+            Node::Op { inputs, needs, kept, .. } => {
+                let own: usize = kept.iter().map(&mut bytes).sum();
+                let computed = inputs.iter().zip(needs).filter_map(|(input, need)| match input {
+                    Input::Kept(tensor) if *need && !self.leaves.contains(&tensor.id()) => Some(tensor),
+                    _ => None,
+                });
+                own + computed.map(&mut bytes).sum::<usize>()
             }
             Node::Checkpoint { input, .. } => bytes(input),
         });
@@ -151,7 +191,8 @@ impl Tape {
     /// As [`Tape::backward`], added to `sums` of earlier calls, so that no gradient lies in memory twice.
     ///
     /// Nodes are visited in reverse order of recording, so sums are always formed in the same order. Kept activations
-    /// are freed as the walk passes them.
+    /// are freed as the walk passes them, and outputs of cheap ops ([`Op::is_cheap`]) computed again
+    /// (<https://arxiv.org/abs/2205.05198>).
     ///
     /// # Errors
     /// [`Error::NotRecorded`] when nothing watched leads to `root`; otherwise what the ops refuse.
@@ -163,24 +204,25 @@ impl Tape {
         common_device("backward", &[root, &seed])?;
         ensure(root.shape() == seed.shape(), "backward", "root and seed of one shape", &[root, &seed])?;
         grads.add(root.id(), seed)?;
-        let Self { nodes, tracked, leaves, .. } = self;
-        for node in nodes.into_iter().rev() {
+        let Self { mut nodes, tracked, leaves, .. } = self;
+        while let Some(node) = nodes.pop() {
             match node {
-                Node::Op(op, record) => {
-                    let Some(grad) = take(&mut grads, record.output.id(), &leaves) else { continue };
-                    let inputs = op.backward(&record, &grad)?;
-                    debug_assert_eq!(inputs.len(), record.inputs.len(), "{} gradients", op.name());
-                    for (input, grad) in record.inputs.iter().zip(inputs) {
+                Node::Op { op, inputs, needs, kept, output } => {
+                    let Some(grad) = take(&mut grads, output, &leaves) else { continue };
+                    let ids: Vec<TensorId> = inputs.iter().map(Input::id).collect();
+                    let inputs = inputs.iter().map(|input| input.value(&nodes)).collect::<Result<_>>()?;
+                    let found = op.backward(&Recorded { inputs, needs, kept }, &grad)?;
+                    debug_assert_eq!(found.len(), ids.len(), "{} gradients", op.name());
+                    for (id, grad) in ids.into_iter().zip(found) {
                         if let Some(grad) = grad {
-                            grads.add(input.id(), grad)?;
+                            grads.add(id, grad)?;
                         }
                     }
                 }
                 Node::Checkpoint { segment, input, output } => {
                     let Some(grad) = take(&mut grads, output, &leaves) else { continue };
                     // Whatever the segment uses of this tape gets its share: leaves, its input, values it captured.
-                    let mut inner =
-                        Self { recording: true, tracked: tracked.clone(), leaves: tracked.clone(), nodes: vec![] };
+                    let mut inner = Self { tracked: tracked.clone(), leaves: tracked.clone(), ..Self::recording() };
                     let again = segment(&mut inner, &input)?;
                     if inner.tracks(&again) {
                         for (id, grad) in inner.backward(&again, grad)?.0 {

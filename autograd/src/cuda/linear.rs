@@ -99,7 +99,27 @@ pub(crate) fn low_rank_up(y: &Array, down: &Array, maps: &[Up<'_>], rows: usize)
         .chain(maps.map(|m| Arg::I32(m.rank as i32)))
         .chain(maps.map(|m| Arg::F32(m.scale)))
         .collect();
-    y.gpu().launch("lora_up", [blocks(stride, 128), blocks(rows, 16), 1], [128, 1, 1], 0, &args)
+    y.gpu().launch("lora_up", [blocks(stride, 64), blocks(rows, 16), 1], [128, 1, 1], 0, &args)
+}
+
+/// [`low_rank_up`] of gate and up, which have as many columns each, and `y = silu(gate) * up` of that, in one kernel.
+pub(crate) fn low_rank_up_gated(
+    y: &Array,
+    gate_up: &Array,
+    down: &Array,
+    maps: [Up<'_>; 2],
+    rows: usize,
+) -> Result<()> {
+    let (inner, ranks) = (maps[0].columns, maps[0].rank + maps[1].rank);
+    let int = |v: usize| Arg::I32(v as i32);
+    let head = [gate_up.arg(), y.arg(), int(inner), down.arg(), int(ranks), int(rows)];
+    let args: Vec<Arg> = head
+        .into_iter()
+        .chain(maps.map(|m| m.b.map_or(Arg::Ptr(0), Array::arg)))
+        .chain(maps.map(|m| int(m.rank)))
+        .chain(maps.map(|m| Arg::F32(m.scale)))
+        .collect();
+    y.gpu().launch("lora_up_swiglu", [blocks(inner, 32), blocks(rows, 16), 1], [128, 1, 1], 0, &args)
 }
 
 /// `dx = factor * dy W (+ onto)`: dy `[t, n]`, w `[n, k]`.

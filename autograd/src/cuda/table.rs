@@ -25,6 +25,7 @@ pub(super) const HEADERS: &[(&str, &str)] = &[
     ("extras.cuh", text!("extras.cuh")),
     ("logits.cuh", text!("logits.cuh")),
     ("mma.cuh", text!("mma.cuh")),
+    ("swiglu.cuh", text!("swiglu.cuh")),
 ];
 
 /// All kernels. To add a file, add its entry here.
@@ -115,7 +116,7 @@ pub(super) const FILES: &[File] = &[
         kernels: &["adjust_logits", "count_tokens", "mark_prompt"],
     },
     File { name: "listed.cu", source: text!("listed.cu"), kernels: &["list_log_probs"] },
-    File { name: "lora.cu", source: text!("lora.cu"), kernels: &["lora_up"] },
+    File { name: "lora.cu", source: text!("lora.cu"), kernels: &["lora_up", "lora_up_swiglu"] },
     File {
         name: "matmul_fixed.cu",
         source: text!("matmul_fixed.cu"),
@@ -160,6 +161,7 @@ pub(super) const OVERLAPPING: &[&str] = &[
     "few_rows_6",
     "few_rows_8",
     "lora_up",
+    "lora_up_swiglu",
     "qk_norm_rope_paged",
     "rms_norm_forward",
     "swiglu_forward",

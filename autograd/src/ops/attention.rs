@@ -134,6 +134,12 @@ pub(crate) fn check_window(op: &'static str, window: Option<usize>) -> Result<()
     Ok(())
 }
 
+/// The output, and what backward wants: the logarithms of the sums, and the output again.
+fn with_kept(out: Tensor, log_sums: Option<Tensor>) -> (Tensor, Vec<Tensor>) {
+    let kept = log_sums.map_or(vec![], |sums| vec![sums, out.clone()]);
+    (out, kept)
+}
+
 impl Op for Attention {
     fn name(&self) -> &'static str {
         "attention"
@@ -165,14 +171,14 @@ impl Op for Attention {
         let mut out = vec![0.0; shape[0] * shape[1]];
         let mut log_sums = needs[0].then(|| vec![0.0; qkv.rows() * self.heads]);
         attend(&mut out, log_sums.as_deref_mut(), qkv.raw(), &blocks, &spans, heads);
-        let kept = log_sums.map(|l| Tensor::cpu(l, [qkv.rows(), self.heads]));
-        (Tensor::cpu(out, shape), kept.into_iter().collect())
+        let log_sums = log_sums.map(|l| Tensor::cpu(l, [qkv.rows(), self.heads]));
+        with_kept(Tensor::cpu(out, shape), log_sums)
     }
 
     fn cpu_backward(&self, record: &Recorded, grad: &Tensor) -> Vec<Option<Tensor>> {
         let qkv = &record.inputs[0];
-        let saved =
-            Saved { qkv: qkv.raw(), out: record.output.raw(), log_sums: record.kept[0].raw(), dout: grad.raw() };
+        let [log_sums, out] = [0, 1].map(|i| record.kept[i].raw());
+        let saved = Saved { qkv: qkv.raw(), out, log_sums, dout: grad.raw() };
         let grads = attend_backward(&saved, self.sequences.borders(), self.heads(qkv.cols()));
         vec![Some(Tensor::cpu(grads, qkv.shape()))]
     }
@@ -181,14 +187,14 @@ impl Op for Attention {
         let (qkv, heads) = (inputs[0], self.heads(inputs[0].cols()));
         let gpu = qkv.array().gpu();
         let (out, log_sums) = cuda::attention::packed(qkv.array(), self.sequences.on(gpu, heads)?, heads, needs[0])?;
-        let kept = log_sums.map(|l| Tensor::cuda(l, [qkv.rows(), self.heads]));
-        Ok((Tensor::cuda(out, [qkv.rows(), heads.query * heads.dim]), kept.into_iter().collect()))
+        let log_sums = log_sums.map(|l| Tensor::cuda(l, [qkv.rows(), self.heads]));
+        Ok(with_kept(Tensor::cuda(out, [qkv.rows(), heads.query * heads.dim]), log_sums))
     }
 
     fn cuda_backward(&self, record: &Recorded, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let qkv = &record.inputs[0];
         let heads = self.heads(qkv.cols());
-        let saved = [qkv, &record.output, &record.kept[0], grad].map(Tensor::array);
+        let saved = [qkv, &record.kept[1], &record.kept[0], grad].map(Tensor::array);
         let borders = self.sequences.on(qkv.array().gpu(), heads)?;
         Ok(vec![Some(Tensor::cuda(cuda::attention::packed_backward(saved, borders, heads)?, qkv.shape()))])
     }
@@ -200,6 +206,7 @@ impl Op for Attention {
             portable_sequence(heads, portable_parts(heads, &rows))
         });
         let (out, log_sums): (Vec<_>, Vec<_>) = per_sequence.map(|[o, l]| (o, l)).unzip();
-        vec![burn::Tensor::cat(out, 0), burn::Tensor::cat(log_sums, 0)]
+        let out = burn::Tensor::cat(out, 0);
+        vec![out.clone(), burn::Tensor::cat(log_sums, 0), out]
     }
 }

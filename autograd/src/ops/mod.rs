@@ -47,8 +47,6 @@ pub struct Recorded {
     pub needs: Vec<bool>,
     /// What forward kept for backward.
     pub kept: Vec<Tensor>,
-    /// Its output.
-    pub output: Tensor,
 }
 
 /// A differentiable op. There is no default for any direction: an op without a gradient does not compile.
@@ -58,6 +56,12 @@ pub trait Op: Send + 'static {
 
     /// Positions of the inputs that are multiplied by, so that `Cpu` wants them in panels; all others are plain rows.
     fn weights(&self) -> Vec<usize>;
+
+    /// Whether its output is computed again on the way back instead of kept: the op only passes its bytes once, so that
+    /// this costs little time, and gives the same bits. Its inputs are kept then.
+    fn is_cheap(&self) -> bool {
+        false
+    }
 
     /// Shapes and ranges of the inputs.
     ///
@@ -119,7 +123,7 @@ pub trait Op: Send + 'static {
     /// # Errors
     /// A gradient on another device.
     fn backward(&self, record: &Recorded, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Ok(match common_device(self.name(), &[&record.output, grad])? {
+        Ok(match common_device(self.name(), &[&record.inputs[0], grad])? {
             Device::Cpu => self.cpu_backward(record, grad),
             Device::Cuda(_) => self.cuda_backward(record, grad)?,
             Device::Portable => {

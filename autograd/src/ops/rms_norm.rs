@@ -27,6 +27,10 @@ impl Op for RmsNorm {
         vec![]
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
         let w = inputs[1];
         let fits = w.rows() == 1 && w.cols() > 0 && inputs[0].cols().is_multiple_of(w.cols());

@@ -130,6 +130,10 @@ impl Op for QkRope {
         vec![]
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
         let x = inputs[0];
         let fits = x.rows() == self.positions.len() && x.cols() == self.row_len();

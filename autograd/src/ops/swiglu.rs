@@ -24,6 +24,10 @@ impl Op for SwiGlu {
         vec![]
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
         let width = inputs[0].cols();
         ensure(width > 0 && width.is_multiple_of(2), self.name(), "gate and up side by side, [T, 2 I]", inputs)

@@ -187,25 +187,32 @@ impl Rows<'_> {
         self.values(self.config.hidden_size)
     }
 
-    /// Every output of a layer's ops, and what they keep beside: its own output included, its input not.
-    pub(super) fn layer(&self) -> u64 {
+    /// What a layer's ops keep for the way back, its own output included, its input not.
+    pub(super) fn kept(&self) -> u64 {
         let (inner, [queries, qkv]) = (self.config.intermediate_size, self.attention_widths());
         let log_sums = block(self.device, self.count * self.config.num_heads as u64 * F32);
-        // Two norms, two residual sums; qkv before and after the rotation; gate and up, and their product.
-        4 * self.hidden()
-            + 2 * self.values(qkv)
+        // Two residual sums; qkv before the rotation; attention; gate and up.
+        2 * self.hidden()
+            + self.values(qkv)
             + self.values(queries)
             + self.values(2 * inner)
-            + self.values(inner)
             + self.values(self.ranks as usize)
             + log_sums
     }
 
-    /// Gradients that are alive together on the way back through a layer.
-    pub(super) fn backward(&self) -> u64 {
+    /// Every output of a layer's ops: what it keeps, and what is computed again.
+    pub(super) fn layer(&self) -> u64 {
         let (inner, [_, qkv]) = (self.config.intermediate_size, self.attention_widths());
+        // Two norms; qkv after the rotation; the product of gate and up.
+        self.kept() + 2 * self.hidden() + self.values(qkv) + self.values(inner)
+    }
+
+    /// Gradients that are alive together on the way back through a layer, and what is computed again for them.
+    pub(super) fn backward(&self) -> u64 {
+        let (inner, [queries, qkv]) = (self.config.intermediate_size, self.attention_widths());
         let mlp = self.values(2 * inner) + self.values(inner);
-        3 * self.hidden() + mlp.max(2 * self.values(qkv)) + self.values(self.ranks as usize)
+        let attention = 2 * self.values(qkv) + self.values(queries);
+        3 * self.hidden() + mlp.max(attention) + self.values(self.ranks as usize)
     }
 
     /// One step of decoding for each row: a layer, logits in f32, and partial sums of attention over `pages` pages.

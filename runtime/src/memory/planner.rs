@@ -234,12 +234,12 @@ impl<'a> Planner<'a> {
         }
         let rows = self.student.rows(self.device, trained, work.micro_batch);
         let kept = (self.student.config.num_layers - recomputed) as u64;
-        let again = if recomputed > 0 && kept == 0 { rows.layer() } else { 0 };
+        let again = if recomputed > 0 && kept == 0 { rows.kept() } else { 0 };
         let teacher = self.teacher.as_ref();
         let graded = teacher.map_or(0, |slot| slot.rows(self.device, None, work.micro_batch).hidden());
         // Hidden states before and after the last norm, of the scored rows, and their gradient.
         let ends = 4 * rows.hidden() + graded;
-        let training = kept * rows.layer() + recomputed as u64 * rows.hidden() + again + ends + rows.backward();
+        let training = kept * rows.kept() + recomputed as u64 * rows.hidden() + again + ends + rows.backward();
         let grading = teacher.map_or(0, |slot| forward(slot, None, work.micro_batch));
         // Blocks of many sizes leave holes.
         let most = training.max(grading).max(requests);

@@ -48,7 +48,7 @@ fn spec(device: Device, trainable: Option<Trainable>) -> RuntimeSpec {
             teacher_generates: true,
         }),
         engine: EngineConfig {
-            token_budget: 64,
+            token_budget: 16,
             max_running: 4,
             max_waiting: 8,
             kv_bytes: 0,
@@ -123,12 +123,12 @@ fn planned_activations_are_those_that_are_kept() {
         let rows = planner.student.rows(Device::Cpu, planner.branches.as_ref(), MICRO_BATCH);
         // A layer that runs again keeps its output, the next one's input.
         let saved = kept(&spec, layers - 1) - kept(&spec, layers);
-        assert_eq!(saved, rows.layer() - rows.hidden(), "what one layer keeps");
+        assert_eq!(saved, rows.kept() - rows.hidden(), "what one layer keeps");
         for recomputed in 0..=layers {
             let (planned, kept) = (planner.activations(recomputed), kept(&spec, recomputed));
             assert!(planned >= kept, "{recomputed} of {layers} again: {planned} planned, {kept} kept");
             // Beside what is kept: gradients under way, hidden states of the loss, a layer that runs again.
-            let beside = rows.backward() + 5 * rows.hidden() + rows.layer();
+            let beside = rows.backward() + 5 * rows.hidden() + rows.kept();
             assert!(planned <= kept + beside + planned / 16, "{recomputed} again: {planned} planned, {kept} kept");
         }
     }

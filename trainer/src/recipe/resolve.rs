@@ -271,7 +271,7 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
     )?;
     let longest = raw.rollout.max_prompt_tokens + raw.rollout.max_new_tokens;
     let tokens_per_microbatch =
-        *runtime.tokens_per_microbatch.get_or_insert(longest.max(if gpu { 8192 } else { 2048 }));
+        *runtime.tokens_per_microbatch.get_or_insert(longest.max(if gpu { 4096 } else { 2048 }));
     if tokens_per_microbatch < longest {
         let rule = format!(
             "at least `rollout.max_prompt_tokens` + `rollout.max_new_tokens` ({longest}), one sequence of full length"

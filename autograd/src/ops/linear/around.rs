@@ -27,14 +27,21 @@ pub struct Around<'a> {
 pub fn project_within(tape: &mut Tape, x: &Tensor, maps: &[Projection<'_>], around: Around<'_>) -> Result<Tensor> {
     let (op, inputs) = linear_of(x, maps, around.residual);
     let recorded = inputs.iter().chain(around.norm.iter().map(|(w, _)| w)).any(|t| tape.tracks(t));
-    if matches!(x.device(), Device::Cuda(_)) && !recorded {
+    let fused = matches!(x.device(), Device::Cuda(_)) && !recorded;
+    if fused {
         op.check_all(&inputs)?;
         if let Some(y) = few_rows(&op, &inputs, around)? {
             return Ok(y);
         }
     }
     let normed = around.norm.map(|(w, eps)| rms_norm(tape, x, w, eps)).transpose()?;
-    let y = super::project(tape, normed.as_ref().unwrap_or(x), maps, around.residual)?;
+    let x = normed.as_ref().unwrap_or(x);
+    if fused && around.swiglu {
+        let (op, inputs) = linear_of(x, maps, around.residual);
+        op.check_all(&inputs)?;
+        return gpu::gated(&op, &inputs);
+    }
+    let y = super::project(tape, x, maps, around.residual)?;
     if around.swiglu { swiglu(tape, &y) } else { Ok(y) }
 }
 
@@ -72,10 +79,6 @@ fn few_rows(op: &Linear, inputs: &[&Tensor], around: Around<'_>) -> Result<Optio
         return Ok(None);
     }
     product.run()?;
-    if !branches.is_empty() {
-        gpu::add_branches(&y, &down, &places, inputs)?;
-    }
-    let y = Tensor::cuda(y, [t, columns]);
-    let activated = (around.swiglu && !gate).then(|| swiglu(&mut Tape::off(), &y)).transpose()?;
-    Ok(Some(activated.unwrap_or(y)))
+    let (y, down) = (Tensor::cuda(y, [t, columns]), (!branches.is_empty()).then_some(&down));
+    gpu::finish(y, down, &places, inputs, around.swiglu && !gate).map(Some)
 }

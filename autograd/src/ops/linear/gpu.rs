@@ -5,11 +5,13 @@ use super::{Branch, Linear, LowRank, Places, Recorded};
 use crate::cuda::aside::Aside;
 use crate::cuda::few_rows::ROWS;
 use crate::cuda::linear::{
-    Columns, FEW_ROWS, Onto, Up, input_gradient, low_rank_up, product, product_aside, weight_gradient,
+    Columns, FEW_ROWS, Onto, Up, input_gradient, low_rank_up, low_rank_up_gated, product, product_aside,
+    weight_gradient,
 };
 use crate::cuda::rows::{add, column_sums};
 use crate::cuda::{Array, DType};
-use crate::{Result, Tensor};
+use crate::ops::swiglu;
+use crate::{Result, Tape, Tensor};
 
 /// A weight's rows are as long as they are apart.
 fn whole(w: &Tensor) -> Columns<'_> {
@@ -18,6 +20,21 @@ fn whole(w: &Tensor) -> Columns<'_> {
 
 /// Keeps the branches' `drop(x) A^T` side by side, when there are branches.
 pub(super) fn forward(op: &Linear, inputs: &[&Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
+    let (y, down) = halves(op, inputs)?;
+    if let Some(down) = &down {
+        add_branches(y.array(), down, &op.places(), inputs)?;
+    }
+    Ok((y, down.into_iter().collect()))
+}
+
+/// [`swiglu`] of the maps, for which no tape asks.
+pub(super) fn gated(op: &Linear, inputs: &[&Tensor]) -> Result<Tensor> {
+    let (y, down) = halves(op, inputs)?;
+    finish(y, down.as_ref(), &op.places(), inputs, true)
+}
+
+/// The maps without their branches, and `drop(x) A^T` of these.
+fn halves(op: &Linear, inputs: &[&Tensor]) -> Result<(Tensor, Option<Tensor>)> {
     let (x, places) = (inputs[0], op.places());
     let (t, k) = (x.rows(), x.cols());
     let stride: usize = places.iter().map(|p| inputs[p.w].rows()).sum();
@@ -37,15 +54,37 @@ pub(super) fn forward(op: &Linear, inputs: &[&Tensor]) -> Result<(Tensor, Vec<Te
             first += w.rows();
         }
     }
+    let y = Tensor::cuda(y, [t, stride]);
     if branches.is_empty() {
-        return Ok((Tensor::cuda(y, [t, stride]), vec![]));
+        return Ok((y, None));
     }
     let down = match aside {
         None => branches.down(inputs)?,
         Some((aside, down)) => aside.join().map(|()| down)?,
     };
-    add_branches(&y, &down, &places, inputs)?;
-    Ok((Tensor::cuda(y, [t, stride]), vec![down]))
+    Ok((y, Some(down)))
+}
+
+/// Adds the branches to `y`, and takes [`swiglu`] of that when there is a `gate`: few rows of both take one kernel.
+pub(super) fn finish(
+    y: Tensor,
+    down: Option<&Tensor>,
+    places: &[Places],
+    inputs: &[&Tensor],
+    gate: bool,
+) -> Result<Tensor> {
+    if let Some(down) = down {
+        let [t, width] = y.shape();
+        let maps = ups(places, inputs);
+        let pair = maps.as_array().filter(|[a, b]| gate && few_ups(&maps, y.array(), t) && a.columns == b.columns);
+        if let Some(&maps) = pair {
+            let out = Array::uninit(y.array().gpu(), t * width / 2, DType::Bf16)?;
+            low_rank_up_gated(&out, y.array(), down.array(), maps, t)?;
+            return Ok(Tensor::cuda(out, [t, width / 2]));
+        }
+        add_branches(y.array(), down, places, inputs)?;
+    }
+    if gate { swiglu(&mut Tape::off(), &y) } else { Ok(y) }
 }
 
 /// The parts that have a branch: places of a and b, and the rest.
@@ -107,9 +146,8 @@ impl Branches {
     }
 }
 
-/// Adds `scale * down B^T` of every branch to its columns of y.
-pub(super) fn add_branches(y: &Array, down: &Tensor, places: &[Places], inputs: &[&Tensor]) -> Result<()> {
-    let [t, ranks] = down.shape();
+/// The second halves of all branches.
+fn ups<'a>(places: &[Places], inputs: &[&'a Tensor]) -> Vec<Up<'a>> {
     let up = |part: &Places| match part.low_rank {
         None => Up { b: None, columns: inputs[part.w].rows(), rank: 0, scale: 0.0 },
         Some(([_, b], branch)) => {
@@ -117,10 +155,21 @@ pub(super) fn add_branches(y: &Array, down: &Tensor, places: &[Places], inputs: 
             Up { b: Some(b.array()), columns: b.rows(), rank: b.cols(), scale: branch.scale }
         }
     };
-    let maps: Vec<Up<'_>> = places.iter().map(up).collect();
+    places.iter().map(up).collect()
+}
+
+/// Whether one kernel takes all of `maps` for `t` rows.
+fn few_ups(maps: &[Up<'_>], y: &Array, t: usize) -> bool {
     let whole_vectors = maps.iter().all(|m| m.columns.is_multiple_of(8) && m.rank.is_multiple_of(8));
     let few = t <= FEW_ROWS || y.gpu().is_deterministic();
-    if few && maps.len() <= 3 && whole_vectors {
+    few && maps.len() <= 3 && whole_vectors
+}
+
+/// Adds `scale * down B^T` of every branch to its columns of y.
+fn add_branches(y: &Array, down: &Tensor, places: &[Places], inputs: &[&Tensor]) -> Result<()> {
+    let [t, ranks] = down.shape();
+    let maps = ups(places, inputs);
+    if few_ups(&maps, y, t) {
         return low_rank_up(y, down.array(), &maps, t);
     }
     let stride: usize = maps.iter().map(|m| m.columns).sum();

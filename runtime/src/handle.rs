@@ -101,7 +101,7 @@ impl Generation {
     pub fn next_event(&mut self) -> Option<GenerateEvent> {
         self.ticket.as_ref()?;
         let event = self.events.recv().unwrap_or_else(|_| GenerateEvent::Failed(self.ending.error()));
-        if !matches!(event, GenerateEvent::Token(_)) {
+        if matches!(event, GenerateEvent::Done { .. } | GenerateEvent::Failed(_)) {
             self.ticket = None;
         }
         Some(event)
@@ -116,11 +116,12 @@ impl Generation {
             Generated { tokens: vec![], text: String::new(), reason: FinishReason::Cancelled, cached_tokens: 0 };
         while let Some(event) = self.next_event() {
             match event {
+                GenerateEvent::Started { .. } => {}
                 GenerateEvent::Token(token) => {
                     generated.text.push_str(&token.text);
                     generated.tokens.push(token);
                 }
-                GenerateEvent::Done { reason, text, cached_tokens, .. } => {
+                GenerateEvent::Done { reason, text, cached_tokens } => {
                     generated.text.push_str(&text);
                     generated.reason = reason;
                     generated.cached_tokens = cached_tokens;

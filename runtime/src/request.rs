@@ -247,6 +247,11 @@ pub struct TokenEvent {
 /// What arrives on a generation's stream.
 #[derive(Debug)]
 pub enum GenerateEvent {
+    /// Its first step begins.
+    Started {
+        /// Seconds since its arrival at the device thread.
+        queue_seconds: f64,
+    },
     /// The next token.
     Token(TokenEvent),
     /// The end. `text` is what the detokenizer still held.
@@ -257,8 +262,6 @@ pub enum GenerateEvent {
         text: String,
         /// Prompt tokens that came from the prefix cache.
         cached_tokens: usize,
-        /// Seconds from its arrival at the device thread to its first step.
-        queue_seconds: f64,
     },
     /// The request failed; nothing follows.
     Failed(crate::Error),

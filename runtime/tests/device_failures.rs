@@ -80,7 +80,7 @@ fn a_lost_card_ends_all_requests_and_refuses_later_ones() {
     }
     let runtime = start();
     let mut running: Vec<_> = (0..3).map(|index| runtime.generate(request(index)).expect("submitted")).collect();
-    assert!(matches!(running[0].next_event(), Some(GenerateEvent::Token(_))), "it runs");
+    assert!(matches!(running[0].next_event(), Some(GenerateEvent::Started { .. })), "it runs");
     let gpu = Gpu::get(0).expect("a GPU");
     let trap =
         compile("trap.cu", "extern \"C\" __global__ void lose() { asm(\"trap;\"); }", gpu.arch()).expect("compiles");

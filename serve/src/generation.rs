@@ -92,6 +92,7 @@ impl Running {
             watch.prompt(prompt.len());
             for copy in 0..job.copies {
                 let Some(params) = params.clone() else {
+                    watch.nothing(tickets.len());
                     tickets.push(None);
                     continue;
                 };
@@ -120,30 +121,33 @@ impl Running {
 
     /// The next event of any sequence; `None` when all have ended.
     pub(crate) async fn next(&mut self) -> Option<Result<(usize, Event), ApiError>> {
-        if self.open == 0 {
-            return None;
+        while self.open > 0 {
+            let Ok(received) = tokio::time::timeout_at(self.deadline, self.events.recv()).await else {
+                return Some(Err(self.fail(ApiError::timeout(self.timeout.as_secs()))));
+            };
+            let Some((choice, at, event)) = received else {
+                let why = "the device thread has ended; the server's log says why";
+                return Some(Err(self.fail(ApiError::unavailable(why))));
+            };
+            return Some(match event {
+                GenerateEvent::Started { queue_seconds } => {
+                    self.watch.begin(choice, queue_seconds);
+                    continue;
+                }
+                GenerateEvent::Token(token) => {
+                    self.watch.token(choice, at, token.version);
+                    Ok((choice, Event::Token(token)))
+                }
+                GenerateEvent::Done { reason, text, cached_tokens } => {
+                    self.watch.end(choice, at, reason, cached_tokens);
+                    self.tickets[choice] = None;
+                    self.open -= 1;
+                    Ok((choice, Event::End { reason, text, cached_tokens }))
+                }
+                GenerateEvent::Failed(error) => Err(self.fail(error.into())),
+            });
         }
-        let Ok(received) = tokio::time::timeout_at(self.deadline, self.events.recv()).await else {
-            return Some(Err(self.fail(ApiError::timeout(self.timeout.as_secs()))));
-        };
-        let Some((choice, at, event)) = received else {
-            return Some(Err(
-                self.fail(ApiError::unavailable("the device thread has ended; the server's log says why"))
-            ));
-        };
-        Some(match event {
-            GenerateEvent::Token(token) => {
-                self.watch.token(choice, at, token.version);
-                Ok((choice, Event::Token(token)))
-            }
-            GenerateEvent::Done { reason, text, cached_tokens, queue_seconds } => {
-                self.watch.end(choice, at, reason, cached_tokens, queue_seconds);
-                self.tickets[choice] = None;
-                self.open -= 1;
-                Ok((choice, Event::End { reason, text, cached_tokens }))
-            }
-            GenerateEvent::Failed(error) => Err(self.fail(error.into())),
-        })
+        None
     }
 
     /// What lines of the log about this request are under.

@@ -29,7 +29,6 @@ pub(super) struct Generation {
     /// Prompt tokens that the first step did not compute; `None` before it.
     cached_tokens: Option<usize>,
     arrived: Instant,
-    queue_seconds: f64,
 }
 
 /// Tokens that the caller allows, from draw to draw.
@@ -106,7 +105,6 @@ impl Generation {
             events,
             cached_tokens: None,
             arrived: Instant::now(),
-            queue_seconds: 0.0,
         })
     }
 
@@ -120,7 +118,8 @@ impl Generation {
     /// A GPU that is out of memory.
     pub(super) fn start(&mut self, start: usize, prompt: &[u32], config: &ModelConfig) -> Result<()> {
         self.cached_tokens = Some(start);
-        self.queue_seconds = self.arrived.elapsed().as_secs_f64();
+        // Whether anybody listens is asked with the first token.
+        drop(self.events.send(GenerateEvent::Started { queue_seconds: self.arrived.elapsed().as_secs_f64() }));
         if let Sampler::Card { ordinal, extras } = &mut self.sampler {
             let make = |rules: &Rules<'_>| Extras::new(*ordinal, config.vocab_size, rules);
             *extras = with_rules(&self.params, prompt, config, make)?;
@@ -236,8 +235,7 @@ impl Generation {
             Ok(text) => text,
             Err(e) => return self.fail(e),
         };
-        let (cached_tokens, queue_seconds) = (self.cached_tokens.unwrap_or(0), self.queue_seconds);
-        let done = GenerateEvent::Done { reason, text, cached_tokens, queue_seconds };
+        let done = GenerateEvent::Done { reason, text, cached_tokens: self.cached_tokens.unwrap_or(0) };
         // Nobody listens any more: the request is over in any case.
         drop(self.events.send(done));
         Progress::Ended(reason)

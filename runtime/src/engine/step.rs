@@ -297,13 +297,13 @@ mod tests {
         }
         let unlucky: Vec<GenerateEvent> = unlucky.iter().collect();
         assert!(
-            matches!(&unlucky[..], [GenerateEvent::Token(_), GenerateEvent::Failed(e)]
+            matches!(&unlucky[..], [GenerateEvent::Started { .. }, GenerateEvent::Token(_), GenerateEvent::Failed(e)]
             if e.to_string() == "no memory"),
             "{unlucky:?}"
         );
         let lucky: Vec<GenerateEvent> = lucky.iter().collect();
         assert!(matches!(&lucky[..], [.., GenerateEvent::Done { reason: FinishReason::Length, .. }]), "{lucky:?}");
         let stats = slot.scheduler.stats();
-        assert_eq!((lucky.len(), stats.free_pages), (4, stats.total_pages));
+        assert_eq!((lucky.len(), stats.free_pages), (5, stats.total_pages));
     }
 }

@@ -28,8 +28,8 @@ pub(crate) struct Watch {
 
 #[derive(Clone, Default)]
 struct Sequence {
-    /// From its arrival to its first step; known when it has ended.
-    queued: Option<Duration>,
+    /// When its first step began.
+    begun: Option<Instant>,
     first: Option<Instant>,
     last: Option<Instant>,
     tokens: usize,
@@ -61,9 +61,20 @@ impl Watch {
         self.model.prompt_length.observe(tokens as f64);
     }
 
+    /// No token is asked of a sequence: it is never submitted.
+    pub(crate) fn nothing(&mut self, sequence: usize) {
+        self.sequences[sequence].outcome = Some(Outcome::Length);
+    }
+
     /// What lines of the log about this request are under.
     pub(crate) fn span(&self) -> &tracing::Span {
         &self.span
+    }
+
+    /// The first step of a sequence began, `queued` seconds after its arrival.
+    pub(crate) fn begin(&mut self, sequence: usize, queued: f64) {
+        self.model.queued.observe(queued);
+        self.sequences[sequence].begun = Duration::try_from_secs_f64(queued).ok().map(|queued| self.started + queued);
     }
 
     /// A token of weights `version` came at `at`.
@@ -79,19 +90,10 @@ impl Watch {
         self.model.generated_tokens.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A sequence ended at `at`, having waited `queued` seconds for its first step.
-    pub(crate) fn end(
-        &mut self,
-        sequence: usize,
-        at: Instant,
-        reason: FinishReason,
-        cached_tokens: usize,
-        queued: f64,
-    ) {
-        self.model.queued.observe(queued);
+    /// A sequence ended at `at`.
+    pub(crate) fn end(&mut self, sequence: usize, at: Instant, reason: FinishReason, cached_tokens: usize) {
         let one = &mut self.sequences[sequence];
         one.outcome = Some(reason.into());
-        one.queued = Duration::try_from_secs_f64(queued).ok();
         self.model.whole.observe((at - self.started).as_secs_f64());
         self.model.generated_length.observe(one.tokens as f64);
         // Copies share their prompt in any case; what the first one found counts.
@@ -107,19 +109,23 @@ impl Watch {
         self.scope.fail(why.to_owned());
     }
 
-    /// Tells the request's span what it took: of each sequence the time in the queue, to the first token, and to the last one.
+    /// Tells the request's span what it took: of each sequence the time in the queue, to the first token, and to the last one,
+    /// as far as it came.
     fn trace(&self, outcomes: &[Outcome], generated: usize) {
         if !self.scope.is_recorded() {
             return;
         }
+        let now = Instant::now();
         for (number, one) in self.sequences.iter().enumerate() {
             let child = |name, from: Instant, to: Instant, more: Vec<KeyValue>| {
                 let number = KeyValue::new("arle.sequence", number as i64);
                 self.scope.child(name, [from.into_std(), to.into_std()], [vec![number], more].concat());
             };
-            if let Some(begun) = one.queued.map(|queued| self.started + queued) {
-                child("queue", self.started, begun, vec![]);
-                child("prefill", begun, one.first.unwrap_or(begun).max(begun), vec![]);
+            if one.begun.is_some() || one.outcome.is_none() {
+                child("queue", self.started, one.begun.unwrap_or(now), vec![]);
+            }
+            if let Some(begun) = one.begun {
+                child("prefill", begun, one.first.unwrap_or(now).max(begun), vec![]);
             }
             if let (Some(first), Some(last)) = (one.first, one.last) {
                 child("decode", first, last, vec![KeyValue::new("gen_ai.usage.output_tokens", one.tokens as i64)]);

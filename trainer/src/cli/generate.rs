@@ -219,11 +219,12 @@ fn follow(args: &GenerateArgs, mut generation: Generation, prompt_len: usize) ->
     let (mut events, mut text) = (Vec::<TokenEvent>::new(), String::new());
     while let Some(event) = generation.next_event() {
         match event {
+            GenerateEvent::Started { .. } => {}
             GenerateEvent::Token(token) => {
                 show(args, &mut text, &token.text)?;
                 events.push(token);
             }
-            GenerateEvent::Done { reason, text: rest, cached_tokens, .. } => {
+            GenerateEvent::Done { reason, text: rest, cached_tokens } => {
                 show(args, &mut text, &rest)?;
                 return finish(args, &events, &text, reason, [prompt_len, cached_tokens]);
             }

@@ -97,6 +97,7 @@ fn arrivals(mut generation: Generation, start: Instant) -> Result<Vec<f64>> {
     let mut times = Vec::new();
     while let Some(event) = generation.next_event() {
         match event {
+            GenerateEvent::Started { .. } => {}
             GenerateEvent::Token(_) => times.push(start.elapsed().as_secs_f64()),
             GenerateEvent::Done { .. } => break,
             GenerateEvent::Failed(error) => return Err(error.into()),

@@ -228,6 +228,7 @@ impl Open {
     fn take(&mut self, piece: usize, happened: Happened) -> Result<bool> {
         let answer = &mut self.answers[piece];
         match happened {
+            Happened::Generated(GenerateEvent::Started { .. }) => return Ok(false),
             Happened::Generated(GenerateEvent::Token(token)) => {
                 answer.text.push_str(&token.text);
                 answer.token_ids.push(token.token);

@@ -1,5 +1,6 @@
 //! From texts and conversations to token ids, off the event loop.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use runtime::text::Message;
@@ -45,6 +46,7 @@ impl Input {
 
     fn encode_now(self, model: &Model, field: &'static str) -> Result<Vec<Prompt>, ApiError> {
         let text = |text: String| -> Result<Prompt, ApiError> {
+            may_fit(&text, model, field)?;
             Ok(Prompt { ids: model.tokenizer()?.encode(&text, true)?, text: Some(text) })
         };
         let ids = |ids| Prompt { ids, text: None };
@@ -61,6 +63,20 @@ impl Input {
             check_ids(&prompt.ids, model, field)?;
         }
         Ok(prompts)
+    }
+}
+
+/// Refuses what is longer than the model's context; `tokens` says how long it is.
+pub(crate) fn too_long(tokens: impl Display, context: usize, field: &'static str) -> ApiError {
+    ApiError::too_long(format!("{tokens} tokens exceed the model's context of {context}; send fewer")).about(field)
+}
+
+/// Refuses a text that is far too long before its tokens are made, which would take seconds.
+fn may_fit(text: &str, model: &Model, field: &'static str) -> Result<(), ApiError> {
+    let context = model.context();
+    match model.tokenizer()?.surely_exceeds(text, context) {
+        true => Err(too_long(format!("more than {context}"), context, field)),
+        false => Ok(()),
     }
 }
 
@@ -106,6 +122,7 @@ impl Conversation {
             let template = model.chat_template()?;
             let rendered = template.render(&self.messages, self.answer, self.tools.as_ref(), &self.variables);
             let text = rendered.map_err(|error| ApiError::from(error).about(self.field))?;
+            may_fit(&text, &model, self.field)?;
             // A template writes the special tokens itself.
             let ids = model.tokenizer()?.encode(&text, false)?;
             check_ids(&ids, &model, self.field)?;

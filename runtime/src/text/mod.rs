@@ -1,6 +1,7 @@
 //! Text and token ids: tokenizers, incremental decoding, chat templates.
 
 mod chat;
+mod cover;
 mod detokenizer;
 mod gguf;
 mod python;

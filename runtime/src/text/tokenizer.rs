@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tokenizers::{AddedToken, DecoderWrapper};
 
+use super::cover::Cover;
 use crate::{Error, Result};
 
 /// Turns text into token ids and back, exactly as Hugging Face's `tokenizer.json` defines it.
@@ -18,6 +19,7 @@ pub struct Tokenizer {
     special: BTreeSet<u32>,
     vocab_size: usize,
     fingerprint: OnceLock<String>,
+    cover: OnceLock<Option<Cover>>,
 }
 
 impl Tokenizer {
@@ -56,6 +58,7 @@ impl Tokenizer {
             inner,
             config,
             fingerprint: OnceLock::new(),
+            cover: OnceLock::new(),
         }
     }
 
@@ -64,6 +67,19 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, add_special).map_err(|e| Error::Tokenizer(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Whether a text has more than `most` tokens for sure: of a text that is far longer this is known long before
+    /// [`Self::encode`] would be through. Never true of another one.
+    pub fn surely_exceeds(&self, text: &str, most: usize) -> bool {
+        // What is not much longer is left to `encode`.
+        text.len() / 4 > most && self.exceeds(text, most)
+    }
+
+    /// [`Self::surely_exceeds`] of a text of any length.
+    pub(super) fn exceeds(&self, text: &str, most: usize) -> bool {
+        let cover = self.cover.get_or_init(|| Cover::new(&self.inner)).as_ref();
+        cover.is_some_and(|cover| cover.exceeds(&self.inner, text, most))
     }
 
     /// Text of token ids; bytes that are not UTF-8 become U+FFFD. Ids beyond the vocabulary, which models

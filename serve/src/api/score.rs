@@ -20,7 +20,7 @@ use crate::openapi::Operation;
 use crate::openapi::schema::{
     Members, any_of, count, integer, list, named, nullable, number, number_above, one_of, text, token_id,
 };
-use crate::prompt::{Input, check_ids, describe_input};
+use crate::prompt::{Input, check_ids, describe_input, too_long};
 use crate::sampling::MAX_ALTERNATIVES;
 
 /// Bytes that one id with its log-probability takes in JSON, generously.
@@ -196,7 +196,7 @@ pub(super) fn fits(tokens: usize, context: usize, field: &'static str) -> Result
     if tokens <= context {
         return Ok(());
     }
-    Err(ApiError::too_long(format!("{tokens} tokens exceed the model's context of {context}; send fewer")).about(field))
+    Err(too_long(tokens, context, field))
 }
 
 pub(crate) fn describe() -> Operation {

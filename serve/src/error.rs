@@ -70,3 +70,14 @@ pub enum Error {
         source: Box<runtime::Error>,
     },
 }
+
+impl Error {
+    /// Whether an option or an environment variable has a value that it cannot have.
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::Open { .. } | Self::TrainUrl { .. } | Self::Telemetry(_) | Self::Models(_) | Self::Origin(_)
+        )
+    }
+}

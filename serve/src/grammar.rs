@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::api_error::ApiError;
 use crate::fields::Fields;
 use crate::models::Model;
-use crate::openapi::schema::{Members, Schema, any, any_of, boolean, map, one_of, some, text};
+use crate::openapi::schema::{Members, Schema, any, any_of, boolean, map, one_of, some, text, word};
 use crate::prompt::off_loop;
 
 /// A form, as a request asks for it.
@@ -35,10 +35,10 @@ impl Form {
     pub(crate) fn take(fields: &mut Fields) -> Result<Option<Self>, ApiError> {
         const FIELD: &str = "response_format";
         let Some(format) = fields.take::<Value>(FIELD)? else { return Ok(None) };
-        Self::of_format(&format, &format["json_schema"], FIELD, "json_schema.schema")
+        Self::of_format(&format, &format["json_schema"], FIELD, "json_schema.")
     }
 
-    /// A format whose schema stands in `holder`, at `path` below `field`.
+    /// A format whose schema and its name stand in `holder`, at `path` below `field`.
     pub(crate) fn of_format(
         format: &Value,
         holder: &Value,
@@ -48,10 +48,19 @@ impl Form {
         match format["type"].as_str() {
             Some("text") => Ok(None),
             Some("json_object") => Ok(Some(Self::Schema(json!({"type": "object"})))),
-            Some("json_schema") => match &holder["schema"] {
-                schema @ (Value::Object(_) | Value::Bool(_)) => Ok(Some(Self::Schema(schema.clone()))),
-                _ => Err(ApiError::invalid(field, format!("`{field}.{path}` is missing"))),
-            },
+            Some("json_schema") => {
+                let wrong = |what: &str| Err(ApiError::invalid(field, format!("`{field}.{path}{what}")));
+                match (&holder["name"], &holder["schema"]) {
+                    (Value::String(name), _) if !is_name(name) => {
+                        wrong(&format!("name` is \"{name}\": must be 1 to {MAX_NAME} of a-z, A-Z, 0-9, _ and -"))
+                    }
+                    (Value::String(_), schema @ (Value::Object(_) | Value::Bool(_))) => {
+                        Ok(Some(Self::Schema(schema.clone())))
+                    }
+                    (Value::String(_), _) => wrong("schema` is missing"),
+                    _ => wrong("name` is missing"),
+                }
+            }
             _ => Err(ApiError::invalid(field, format!("`{field}.type` must be text, json_object or json_schema"))),
         }
     }
@@ -83,6 +92,15 @@ impl Form {
             Self::Lark(lark) => GrammarWithLexer::from_lark(lark),
         }
     }
+}
+
+/// Characters of a form's name, at most.
+const MAX_NAME: usize = 64;
+
+/// As OpenAI allows the name of a schema.
+fn is_name(name: &str) -> bool {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(known)
 }
 
 /// White space as Python writes it: free white space could go on for ever.
@@ -156,12 +174,17 @@ pub(crate) fn describe_structured() -> Schema {
 /// What [`Form::take`] reads.
 pub(crate) fn describe_format() -> Schema {
     let kind = |name: &str| Members::new().always("type", one_of(&[name]), "");
-    let schema = Members::new().always("schema", describe_schema(), "").open();
+    let schema = describe_named_schema(Members::new()).open();
     any_of([
         kind("text").open(),
         kind("json_object").open(),
         kind("json_schema").always("json_schema", schema, "").open(),
     ])
+}
+
+/// A schema under a name, which answers do not depend on.
+pub(crate) fn describe_named_schema(members: Members) -> Members {
+    members.always("name", word(MAX_NAME), "").always("schema", describe_schema(), "")
 }
 
 /// A JSON schema that refers to itself only.

@@ -30,6 +30,7 @@ pub(crate) fn routes() -> Vec<Route> {
         Route::get(Key, "/v1/models/{*model}", models::retrieve, models::describe_retrieve()),
         Route::post(Key, "/v1/chat/completions", chat::create, chat::describe()),
         Route::post(Key, "/v1/responses", responses::create, responses::describe()),
+        Route::post(Key, "/v1/responses/input_tokens", responses::count_input, responses::describe_count()),
         Route::post(Key, "/v1/completions", completions::create, completions::describe()),
         Route::post(Key, "/v1/embeddings", embeddings::create, embeddings::describe()),
         Route::post(Key, "/v1/score", score::create, score::describe()),

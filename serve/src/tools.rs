@@ -13,6 +13,8 @@ pub(crate) struct Tools {
     /// As chat templates know them.
     tools: Vec<Value>,
     choice: Choice,
+    /// Names of those that may be called; `None` is all.
+    allowed: Option<Vec<String>>,
     parallel: bool,
 }
 
@@ -25,13 +27,21 @@ pub(crate) struct Given {
     pub(crate) place: &'static str,
 }
 
-/// What `tool_choice` says.
-#[derive(Debug)]
+/// Whether calls are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Choice {
     None,
     Auto,
     Required,
-    Named(String),
+}
+
+/// What `tool_choice` says.
+struct Chosen {
+    choice: Choice,
+    /// Only these functions.
+    allowed: Option<Vec<String>>,
+    /// One call and no more.
+    single: bool,
 }
 
 /// What one call looks like, and how many there may be.
@@ -42,32 +52,59 @@ pub(crate) struct Calls {
     pub(crate) several: bool,
 }
 
-impl Choice {
-    fn new(choice: Option<Value>, tools: &[Value]) -> Result<Self, ApiError> {
+impl Chosen {
+    fn new(choice: Option<&Value>, tools: &[Value]) -> Result<Self, ApiError> {
         let invalid = |why: String| ApiError::invalid("tool_choice", format!("`tool_choice`: {why}"));
-        let choice = match choice {
-            None if tools.is_empty() => Self::None,
-            None => Self::Auto,
-            Some(Value::String(choice)) => match choice.as_str() {
-                "none" => Self::None,
-                "auto" if tools.is_empty() => Self::None,
-                "auto" => Self::Auto,
-                "required" => Self::Required,
-                other => return Err(invalid(format!("\"{other}\" is not none, auto or required"))),
-            },
-            Some(choice) => match choice["function"]["name"].as_str().filter(|_| choice["type"] == "function") {
-                Some(name) => Self::Named(name.to_owned()),
-                None => return Err(invalid(format!("{choice} names no function"))),
-            },
-        };
-        match &choice {
-            Self::Required if tools.is_empty() => Err(invalid("\"required\" needs `tools`".to_owned())),
-            Self::Named(name) if !tools.iter().any(|tool| tool["function"]["name"] == json!(name)) => {
-                Err(invalid(format!("`tools` has no function \"{name}\"")))
+        let any = |choice| Self { choice, allowed: None, single: false };
+        let chosen = match choice {
+            None => any(Choice::Auto),
+            Some(Value::String(mode)) if mode == "none" => any(Choice::None),
+            Some(Value::String(mode)) => {
+                any(mode_of(mode).ok_or_else(|| invalid(format!("\"{mode}\" is not none, auto or required")))?)
             }
-            _ => Ok(choice),
+            Some(choice) if choice["type"] == "allowed_tools" => {
+                Self::among(&choice["allowed_tools"]).map_err(invalid)?
+            }
+            Some(choice) => {
+                let name = function_name(choice).ok_or_else(|| invalid(format!("{choice} names no function")))?;
+                Self { choice: Choice::Required, allowed: Some(vec![name]), single: true }
+            }
+        };
+        for name in chosen.allowed.iter().flatten() {
+            if !tools.iter().any(|tool| tool["function"]["name"] == json!(name)) {
+                return Err(invalid(format!("`tools` has no function \"{name}\"")));
+            }
+        }
+        let nothing = chosen.allowed.as_ref().map_or(tools.is_empty(), Vec::is_empty);
+        match chosen.choice {
+            Choice::Required if nothing => Err(invalid("\"required\" needs a tool to call".to_owned())),
+            Choice::Auto if nothing => Ok(any(Choice::None)),
+            _ => Ok(chosen),
         }
     }
+
+    /// Chat's `allowed_tools`: a mode, and the functions that it is about.
+    fn among(given: &Value) -> Result<Self, String> {
+        let mode = given["mode"].as_str().and_then(mode_of);
+        let choice = mode.ok_or_else(|| format!("the mode {} is not auto or required", given["mode"]))?;
+        let tools = given["tools"].as_array().ok_or("a list of allowed tools is needed")?;
+        let name = |tool| function_name(tool).ok_or_else(|| format!("the allowed tool {tool} names no function"));
+        Ok(Self { choice, allowed: Some(tools.iter().map(name).collect::<Result<_, _>>()?), single: false })
+    }
+}
+
+/// The modes in which calls may be made.
+fn mode_of(mode: &str) -> Option<Choice> {
+    match mode {
+        "auto" => Some(Choice::Auto),
+        "required" => Some(Choice::Required),
+        _ => None,
+    }
+}
+
+/// The function that a choice names.
+fn function_name(choice: &Value) -> Option<String> {
+    choice["function"]["name"].as_str().filter(|_| choice["type"] == "function").map(str::to_owned)
 }
 
 impl Tools {
@@ -83,18 +120,27 @@ impl Tools {
     }
 
     pub(crate) fn new(Given { tools, choice, parallel, place }: Given, model: &Model) -> Result<Self, ApiError> {
-        let choice = Choice::new(choice, &tools)?;
+        let Chosen { choice, allowed, single } = Chosen::new(choice.as_ref(), &tools)?;
         tools.iter().enumerate().try_for_each(|(index, tool)| check(index, tool, place))?;
-        if !matches!(choice, Choice::None) && !model.chat_template()?.source().contains("tools") {
+        if choice != Choice::None && !model.chat_template()?.source().contains("tools") {
             let message = format!("the chat template of {} has no place for tools", model.name());
             return Err(ApiError::unsupported("tools", message));
         }
-        Ok(Self { tools, choice, parallel: parallel.unwrap_or(true) })
+        Ok(Self { tools, choice, allowed, parallel: parallel.unwrap_or(true) && !single })
     }
 
-    /// As the chat template gets them; `None` when the model must not call.
+    /// As the chat template gets them, all of them whichever are allowed, so that the prompt stays the same; `None` when the
+    /// model must not call.
     pub(crate) fn offered(&self) -> Option<Value> {
-        (!matches!(self.choice, Choice::None)).then(|| json!(self.tools))
+        (self.choice != Choice::None).then(|| json!(self.tools))
+    }
+
+    fn callable(&self) -> Vec<&Value> {
+        let allowed = |tool: &&Value| {
+            let names = self.allowed.as_ref();
+            names.is_none_or(|names| names.iter().any(|name| tool["function"]["name"] == json!(name)))
+        };
+        self.tools.iter().filter(allowed).collect()
     }
 
     /// Whether only the first call counts.
@@ -104,28 +150,17 @@ impl Tools {
 
     /// The calls of which an answer must consist, by the schemas of their functions.
     pub(crate) fn demanded(&self) -> Result<Option<Calls>, ApiError> {
-        match &self.choice {
-            Choice::None | Choice::Auto => Ok(None),
-            Choice::Required => calls(&self.tools.iter().collect::<Vec<_>>(), self.parallel, true).map(Some),
-            Choice::Named(name) => {
-                let named: Vec<&Value> =
-                    self.tools.iter().filter(|tool| tool["function"]["name"] == json!(name)).collect();
-                calls(&named, false, true).map(Some)
-            }
-        }
+        (self.choice == Choice::Required).then(|| calls(&self.callable(), self.parallel, true)).transpose()
     }
 
     /// The calls that the model may make if it chooses to; arguments keep to the schemas of functions that are `strict`.
     pub(crate) fn possible(&self) -> Result<Option<Calls>, ApiError> {
-        match self.choice {
-            Choice::Auto => calls(&self.tools.iter().collect::<Vec<_>>(), self.parallel, false).map(Some),
-            _ => Ok(None),
-        }
+        (self.choice == Choice::Auto).then(|| calls(&self.callable(), self.parallel, false)).transpose()
     }
 
-    /// Whether a call that the model chooses to make must keep to a schema.
-    pub(crate) fn any_strict(&self) -> bool {
-        matches!(self.choice, Choice::Auto) && self.tools.iter().any(is_strict)
+    /// Whether a call that the model chooses to make is not free: its arguments have a schema, or not all functions are allowed.
+    pub(crate) fn are_bound(&self) -> bool {
+        self.choice == Choice::Auto && (self.allowed.is_some() || self.tools.iter().any(is_strict))
     }
 }
 

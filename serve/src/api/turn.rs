@@ -19,8 +19,8 @@ use crate::sampling::Sampling;
 use crate::thinking::Thinking;
 use crate::tools::Tools;
 
-/// What is asked for.
-pub(super) struct Turn {
+/// What the model is asked: all that its prompt depends on.
+pub(super) struct Question {
     pub(super) model: Arc<Model>,
     pub(super) messages: Vec<Message>,
     /// The field that has the messages.
@@ -29,6 +29,20 @@ pub(super) struct Turn {
     /// The form of the content, and the field that asks for it.
     pub(super) form: Option<(Form, &'static str)>,
     pub(super) thinking: Thinking,
+}
+
+/// A question as the model reads it.
+pub(super) struct Asked {
+    pub(super) prompt: Vec<u32>,
+    reading: Reading,
+    thinking: Thinking,
+    /// What the answer must consist of, if that is given, and the field that gives it.
+    body: Option<(Body, &'static str)>,
+}
+
+/// What is asked for.
+pub(super) struct Turn {
+    pub(super) question: Question,
     pub(super) sampling: Sampling,
     /// Answers to the same prompt.
     pub(super) copies: usize,
@@ -41,40 +55,42 @@ pub(super) struct Ready {
     pub(super) job: Job,
 }
 
+impl Question {
+    /// Renders and measures.
+    pub(super) async fn ask(self) -> Result<Asked, ApiError> {
+        let Self { model, messages, field, tools, form, mut thinking } = self;
+        let body = body(form, &tools)?;
+        if body.as_ref().is_some_and(|(body, _)| !matches!(body, Body::Text(_))) {
+            thinking.spare(&model)?;
+        }
+        let offered = tools.offered();
+        let markers = Markers { reasoning: thinking.marked, calls: offered.is_some() };
+        let variables = thinking.variables.clone();
+        let conversation = Conversation { messages, tools: offered, variables, answer: true, field };
+        let Prompt { ids: prompt, text } = conversation.encode(&model).await?;
+        fits(prompt.len(), model.context(), field)?;
+        let prompt_thinks = thinking.marked && text.is_some_and(|text| text.trim_end().ends_with("<think>"));
+        let reading = Reading { markers, prompt_thinks, single_call: tools.is_single() };
+        Ok(Asked { prompt, reading, thinking, body })
+    }
+}
+
 impl Turn {
     /// Renders, measures and checks; nothing is submitted yet.
-    pub(super) async fn prepare(mut self, app: &App) -> Result<Ready, ApiError> {
-        let model = self.model;
-        let body = body(self.form, &self.tools)?;
-        if let Some((body, _)) = &body {
-            self.sampling.check_form()?;
-            if !matches!(body, Body::Text(_)) {
-                self.thinking.spare(&model)?;
-            }
-        }
-        let offered = self.tools.offered();
-        let markers = Markers { reasoning: self.thinking.marked, calls: offered.is_some() };
-        let conversation = Conversation {
-            messages: self.messages,
-            tools: offered,
-            variables: self.thinking.variables.clone(),
-            answer: true,
-            field: self.field,
-        };
-        let Prompt { ids: prompt, text } = conversation.encode(&model).await?;
-        let prompt_thinks = self.thinking.marked && text.is_some_and(|text| text.trim_end().ends_with("<think>"));
-        fits(prompt.len(), model.context(), self.field)?;
+    pub(super) async fn prepare(self, app: &App) -> Result<Ready, ApiError> {
+        let model = Arc::clone(&self.question.model);
+        let Asked { prompt, reading, thinking, body } = self.question.ask().await?;
         let pages = model.of(&app.runtime.snapshot()).scheduler.total_pages;
         let params = self.sampling.params(&model, prompt.len(), room(&model, pages, prompt.len()), usize::MAX)?;
         let grammar = match body {
             None => None,
             Some((body, field)) => {
-                let layout = Layout { thoughts: self.thinking.thoughts(prompt_thinks), body };
+                self.sampling.check_form()?;
+                let layout = Layout { thoughts: thinking.thoughts(reading.prompt_thinks), body };
                 Some(model.grammars.compile(layout.grammars(), &model, field).await?)
             }
         };
-        let guide = Guide::new(grammar, self.thinking.budget(&model, prompt_thinks)?);
-        let reading = Reading { markers, prompt_thinks, single_call: self.tools.is_single() };
+        let guide = Guide::new(grammar, thinking.budget(&model, reading.prompt_thinks)?);
         let job = Job { model, prompts: vec![(prompt.clone(), params)], copies: self.copies, guide };
         Ok(Ready { prompt, reading, job })
     }
@@ -92,7 +108,7 @@ fn body(form: Option<(Form, &'static str)>, tools: &Tools) -> Result<Option<(Bod
             Some(calls) => Some((Body::Either(form, calls), field)),
             None => Some((Body::Form(form), field)),
         },
-        (None, None) if tools.any_strict() => tools.possible()?.map(|calls| (Body::Text(calls), "tools")),
+        (None, None) if tools.are_bound() => tools.possible()?.map(|calls| (Body::Text(calls), "tools")),
         (None, None) => None,
     })
 }

@@ -28,6 +28,11 @@ pub(crate) fn some_text() -> Schema {
     of_type(Type::String).min_length(Some(1)).into()
 }
 
+/// A text of letters, digits, `_` and `-`.
+pub(crate) fn word(most: usize) -> Schema {
+    of_type(Type::String).pattern(Some(format!("^[a-zA-Z0-9_-]{{1,{most}}}$"))).into()
+}
+
 pub(crate) fn boolean() -> Schema {
     of_type(Type::Boolean).into()
 }

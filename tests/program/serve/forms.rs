@@ -89,6 +89,11 @@ fn texts_keep_to_their_form() {
     wrong(json!({"structured_outputs": {"regex": "("}}), 400, "structured_outputs");
     wrong(json!({"structured_outputs": {"regex": "a", "choice": ["a"]}}), 400, "structured_outputs");
     wrong(json!({"response_format": {"type": "xml"}}), 400, "response_format");
+    // Every schema has a name, as OpenAI has it.
+    for name in [json!(null), json!(""), json!("two words"), json!("n".repeat(65)), json!(5)] {
+        let format = json!({"type": "json_schema", "json_schema": {"name": name, "schema": {}}});
+        wrong(json!({"response_format": format}), 400, "response_format");
+    }
     wrong(json!({"response_format": {"type": "json_object"}, "ignore_eos": true}), 400, "ignore_eos");
     wrong(
         json!({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}),
@@ -133,6 +138,60 @@ fn a_call_that_is_demanded_is_made() {
     refused(json!({"tools": [strict]}), "tools[0].function.strict");
     let plain = Server::tiny(&[]);
     plain.post(CHAT, &ask(&json!({"tools": tools}))).refused(400, Some("tools"), "unsupported_parameter");
+}
+
+fn allowed(mode: &str, names: &[&str]) -> Value {
+    let tools: Vec<Value> = names.iter().map(|name| json!({"type": "function", "function": {"name": name}})).collect();
+    json!({"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}})
+}
+
+#[test]
+fn only_allowed_tools_are_called() {
+    let (model, _) = with_tools();
+    respell(&model, "<tool_call>");
+    model.set("config.json", "max_position_embeddings", json!(2048));
+    let server = Server::start(&model.path(), &[]);
+    let tools = json!([tool("walk"), tool("drive"), tool("swim")]);
+    let ask = |more: &Value| {
+        let mut body = ask(&json!({"tools": tools, "max_tokens": 300}));
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        body
+    };
+    let called = |answer: &Value| -> Vec<String> {
+        let calls = answer["choices"][0]["message"]["tool_calls"].as_array().cloned().unwrap_or_default();
+        calls.iter().map(|call| call["function"]["name"].as_str().expect("a name").to_owned()).collect()
+    };
+    let (mut calls, mut texts) = (0, 0);
+    for seed in 0..12 {
+        let more = json!({"tool_choice": allowed("auto", &["walk", "swim"]), "logit_bias": {"1": 4}, "seed": seed});
+        let answer = server.post(CHAT, &ask(&more)).ok();
+        let names = called(&answer);
+        assert!(names.iter().all(|name| name != "drive"), "{names:?}");
+        calls += names.len();
+        texts += usize::from(names.is_empty());
+    }
+    assert!(calls > 3 && texts > 1, "{calls} {texts}");
+    for seed in 0..4 {
+        let more = json!({"tool_choice": allowed("required", &["drive", "swim"]), "seed": seed});
+        let names = called(&server.post(CHAT, &ask(&more)).ok());
+        assert!(!names.is_empty() && names.iter().all(|name| name != "walk"), "{names:?}");
+    }
+    // All tools stay in the prompt, so that its beginning can be found again.
+    let prompt =
+        |choice: Value| server.post(CHAT, &ask(&json!({"tool_choice": choice}))).ok()["usage"]["prompt_tokens"].clone();
+    assert_eq!(prompt(allowed("auto", &["walk"])), prompt(json!("auto")));
+    // Nothing is allowed: then nothing is called, as with "none".
+    assert_eq!(prompt(allowed("auto", &[])), prompt(json!("none")));
+    for wrong in [
+        allowed("required", &[]),
+        allowed("auto", &["fly"]),
+        allowed("never", &["walk"]),
+        json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto"}}),
+        json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"type": "mcp"}]}}),
+        json!({"type": "allowed_tools"}),
+    ] {
+        server.post(CHAT, &ask(&json!({"tool_choice": wrong}))).refused(400, Some("tool_choice"), "invalid_parameter");
+    }
 }
 
 /// A token for the marker, which a bias makes likely: what comes behind it is the schema's all the same, and what stands

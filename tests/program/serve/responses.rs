@@ -167,6 +167,14 @@ fn calls_are_items_and_come_back_as_such() {
     let named = server.post(RESPONSES, &ask(&with(more.clone(), &json!({"tool_choice": choice})))).ok();
     assert_eq!((named["output"].as_array().map(Vec::len), &named["output"][0]["name"]), (Some(1), &json!("drive")));
     assert_eq!(named["tool_choice"], choice);
+    // Of both only one may be called.
+    let some = json!({"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "walk"}]});
+    for seed in 0..4 {
+        let few = with(more.clone(), &json!({"tool_choice": some, "seed": seed}));
+        let few = server.post(RESPONSES, &ask(&few)).ok();
+        assert!(few["output"].as_array().expect("items").iter().all(|item| item["name"] == "walk"), "{few}");
+        assert_eq!(few["tool_choice"], some);
+    }
     // The items go on as the conversation.
     let mut input = vec![json!({"role": "user", "content": "How far?"}), named["output"][0].clone()];
     let call = &named["output"][0]["call_id"];
@@ -188,6 +196,11 @@ fn calls_are_items_and_come_back_as_such() {
         "tool_choice",
         "invalid_parameter",
     );
+    // In chat's form.
+    let chats = json!({"type": "function", "function": {"name": "walk"}});
+    refused(json!({"tools": tools, "tool_choice": chats}), "tool_choice", "invalid_parameter");
+    let fly = json!({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "fly"}]});
+    refused(json!({"tools": tools, "tool_choice": fly}), "tool_choice", "invalid_parameter");
 }
 
 #[test]
@@ -220,6 +233,7 @@ fn what_is_not_honoured_is_refused_by_name() {
         (json!({"background": true}), "background"),
         (json!({"prompt": {"id": "pmpt_1"}}), "prompt"),
         (json!({"truncation": "auto"}), "truncation"),
+        (json!({"context_management": []}), "context_management"),
         (json!({"text": {"verbosity": "low"}}), "text.verbosity"),
         (json!({"reasoning": {"summary": "auto"}}), "reasoning.summary"),
         (json!({"reasoning": {"effort": "high"}}), "reasoning.effort"),
@@ -232,6 +246,8 @@ fn what_is_not_honoured_is_refused_by_name() {
         (json!({"max_output_tokens": -1}), "max_output_tokens"),
         (json!({"text": {"format": {"type": "xml"}}}), "text.format"),
         (json!({"text": {"format": {"type": "json_schema", "name": "x"}}}), "text.format"),
+        (json!({"text": {"format": {"type": "json_schema", "schema": {}}}}), "text.format"),
+        (json!({"text": {"format": {"type": "json_schema", "name": "a b", "schema": {}}}}), "text.format"),
         (json!({"metadata": {"a": 1}}), "metadata"),
         (json!({"stream_options": {"include_obfuscation": false}}), "stream_options"),
     ] {
@@ -248,4 +264,34 @@ fn what_is_not_honoured_is_refused_by_name() {
     );
     server.get("/v1/responses/resp_1").refused(404, None, "route_not_found");
     server.get(RESPONSES).refused(405, None, "method_not_allowed");
+}
+
+/// What is counted is what a response with the same fields reports.
+#[test]
+fn input_tokens_are_those_of_the_response() {
+    let (_model, server) = with_tools();
+    const COUNT: &str = "/v1/responses/input_tokens";
+    let flat = with(json!({"type": "function"}), &tool("walk")["function"]);
+    let format = json!({"type": "json_schema", "name": "n", "schema": {"const": 5}});
+    for more in [
+        json!({"input": "How far?"}),
+        json!({"input": "How far?", "instructions": "Be brief.", "truncation": "disabled"}),
+        json!({"input": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": [flat]}),
+        json!({"input": "c", "tools": [flat], "tool_choice": "none", "parallel_tool_calls": false}),
+        json!({"input": "d", "tools": [flat], "tool_choice": "required"}),
+        json!({"input": "e", "text": {"format": format}, "reasoning": {"effort": "none"}}),
+    ] {
+        let counted = server.post(COUNT, &more).ok();
+        let response = server.post(RESPONSES, &with(more.clone(), &json!({"max_output_tokens": 0}))).ok();
+        let want = json!({"object": "response.input_tokens", "input_tokens": response["usage"]["input_tokens"]});
+        assert_eq!(counted, want, "{more}");
+    }
+    let refused = |more: Value, field: &str, code: &str| server.post(COUNT, &more).refused(400, Some(field), code);
+    refused(json!({"input": "a", "personality": "friendly"}), "personality", "unsupported_parameter");
+    refused(json!({"input": "a", "conversation": "conv_1"}), "conversation", "unsupported_parameter");
+    refused(json!({"input": "a", "temperature": 1}), "temperature", "unknown_parameter");
+    refused(json!({"input": "a", "tool_choice": "required"}), "tool_choice", "invalid_parameter");
+    refused(json!({"input": "the sea ".repeat(1000)}), "input", "context_length_exceeded");
+    refused(json!({"input": "the sea ".repeat(100_000)}), "input", "context_length_exceeded");
+    server.post(COUNT, &json!({"input": "a", "model": "x"})).refused(404, Some("model"), "model_not_found");
 }

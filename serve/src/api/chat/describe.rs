@@ -58,7 +58,7 @@ fn body() -> Members {
         .maybe("prompt_logprobs", alternatives(), "Alternatives to each token of the prompt.")
         .maybe("return_token_ids", boolean(), "Token ids of prompt and answer.")
         .maybe("tools", list(tool()), "Functions that the model may call.")
-        .maybe("tool_choice", tool_choice(), "`required` and a named function are enforced.")
+        .maybe("tool_choice", tool_choice(), "`required`, a named function and the allowed tools are enforced.")
         .maybe("parallel_tool_calls", boolean(), "Whether more than one call counts.")
         .maybe("response_format", describe_format(), "The answer has this form.")
         .maybe("structured_outputs", describe_structured(), "The answer has this form.")
@@ -85,9 +85,12 @@ fn tool() -> Schema {
 }
 
 fn tool_choice() -> Schema {
-    let function = Members::new().always("name", text(), "").open();
-    let named = Members::new().always("type", one_of(&["function"]), "").always("function", function, "").open();
-    any_of([one_of(&["none", "auto", "required"]), named])
+    let function = || Members::new().always("name", text(), "").open();
+    let named = || Members::new().always("type", one_of(&["function"]), "").always("function", function(), "").open();
+    let some = Members::new().always("mode", one_of(&["auto", "required"]), "").always("tools", list(named()), "");
+    let allowed =
+        Members::new().always("type", one_of(&["allowed_tools"]), "").always("allowed_tools", some.open(), "");
+    any_of([one_of(&["none", "auto", "required"]), named(), allowed.open()])
 }
 
 /// A call, in a message or, with its place, in a chunk.

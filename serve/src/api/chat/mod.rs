@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::envelope::{Envelope, Streaming, Usage};
 use super::score::alternatives;
-use super::turn::{Ready, Turn};
+use super::turn::{Question, Ready, Turn};
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::{Fields, NO_EFFECT};
@@ -46,8 +46,8 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
     unsupported(&mut fields)?;
     fields.accept(NO_EFFECT);
     fields.finish()?;
-    let turn = Turn { model: Arc::clone(&model), messages, field: "messages", tools, form, thinking, sampling, copies };
-    let Ready { prompt, reading, job } = turn.prepare(&app).await?;
+    let question = Question { model: Arc::clone(&model), messages, field: "messages", tools, form, thinking };
+    let Ready { prompt, reading, job } = Turn { question, sampling, copies }.prepare(&app).await?;
     let prompt_logprobs = match prompt_logprobs {
         None => None,
         Some(top) => {

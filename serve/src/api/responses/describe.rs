@@ -1,11 +1,9 @@
 //! The description of `POST /v1/responses`.
 
-use serde_json::json;
-
 use super::request::{LOGPROBS, OF_OTHER_ITEMS};
 use crate::api::envelope::describe_versions;
 use crate::fields::describe_no_effect;
-use crate::grammar::describe_schema;
+use crate::grammar::describe_named_schema;
 use crate::openapi::Operation;
 use crate::openapi::schema::{
     Members, Schema, any, any_of, boolean, count, exactly, integer, list, map, named, null, nullable, one_of,
@@ -13,6 +11,8 @@ use crate::openapi::schema::{
 };
 use crate::sampling::{self, MAX_ALTERNATIVES};
 use crate::thinking::describe_budget;
+
+const STORED: &str = "Nothing but `null` is honoured: nothing is stored.";
 
 pub(crate) fn describe() -> Operation {
     let event = Members::new()
@@ -32,13 +32,11 @@ pub(crate) fn describe() -> Operation {
 
 fn body() -> Members {
     let nothing = "Nothing but `null` is honoured.";
-    let stored = "Nothing but `null` is honoured: nothing is stored.";
     let include = [&[LOGPROBS], OF_OTHER_ITEMS].concat();
     let obfuscation = Members::new().maybe("include_obfuscation", boolean(), "Accepted; it changes no result.");
     Members::new()
         .maybe("model", text(), "The first one when it is left out.")
-        .maybe("input", any_of([text(), list(input_item())]), "The conversation.")
-        .maybe("instructions", text(), "A system message before it.")
+        .and(describe_conversation())
         .maybe("max_output_tokens", count(), "The rest of the context when it is left out.")
         .and(sampling::describe())
         .maybe("stream", boolean(), "The response as server-sent events.")
@@ -49,25 +47,41 @@ fn body() -> Members {
             "The first is honoured; there are no items that the others are about.",
         )
         .maybe("top_logprobs", integer(0..=MAX_ALTERNATIVES as i128), "Needs log-probabilities in `include`.")
-        .maybe("tools", list(tool()), "Functions that the model may call.")
-        .maybe("tool_choice", tool_choice(), "`required` and a named function are enforced.")
-        .maybe("parallel_tool_calls", boolean(), "Whether more than one call counts.")
-        .maybe("text", Members::new().maybe("format", format(), "").maybe("verbosity", null(), nothing).sent(), "")
-        .maybe("reasoning", reasoning(), "")
-        .and(describe_budget())
-        .maybe("previous_response_id", null(), stored)
-        .maybe("conversation", null(), stored)
-        .maybe("prompt", null(), stored)
+        .and(describe_question())
+        .maybe("prompt", null(), STORED)
         .maybe("background", exactly(false), "Nothing is stored, so nothing could be fetched later.")
         .maybe("background_options", null(), nothing)
-        .maybe("truncation", exactly("disabled"), "Nothing is left out of a conversation.")
-        .maybe("context_management", exactly(json!([])), "Nothing is left out of a conversation.")
+        .maybe("context_management", null(), nothing)
         .maybe("moderation", null(), nothing)
         .maybe("image", null(), nothing)
         .maybe("access_programs", null(), nothing)
         .maybe("max_tool_calls", any(), "Accepted; it limits tools that run on the server, of which there are none.")
         .and(describe_no_effect())
         .maybe("metadata", map(text()), "Repeated in the response.")
+}
+
+/// The conversation to answer.
+pub(super) fn describe_conversation() -> Members {
+    Members::new().maybe("input", any_of([text(), list(input_item())]), "The conversation.").maybe(
+        "instructions",
+        text(),
+        "A system message before it.",
+    )
+}
+
+/// What else the prompt depends on.
+pub(super) fn describe_question() -> Members {
+    let nothing = "Nothing but `null` is honoured.";
+    Members::new()
+        .maybe("tools", list(tool()), "Functions that the model may call.")
+        .maybe("tool_choice", tool_choice(), "`required`, a named function and the allowed tools are enforced.")
+        .maybe("parallel_tool_calls", boolean(), "Whether more than one call counts.")
+        .maybe("text", Members::new().maybe("format", format(), "").maybe("verbosity", null(), nothing).sent(), "")
+        .maybe("reasoning", reasoning(), "")
+        .and(describe_budget())
+        .maybe("previous_response_id", null(), STORED)
+        .maybe("conversation", null(), STORED)
+        .maybe("truncation", exactly("disabled"), "Nothing is left out of a conversation.")
 }
 
 fn input_item() -> Schema {
@@ -105,17 +119,17 @@ fn tool() -> Schema {
 }
 
 fn tool_choice() -> Schema {
-    let named = Members::new().always("type", one_of(&["function"]), "").always("name", text(), "").open();
-    any_of([one_of(&["none", "auto", "required"]), named])
+    let named = || Members::new().always("type", one_of(&["function"]), "").always("name", text(), "").open();
+    let allowed = Members::new()
+        .always("type", one_of(&["allowed_tools"]), "")
+        .always("mode", one_of(&["auto", "required"]), "")
+        .always("tools", list(named()), "");
+    any_of([one_of(&["none", "auto", "required"]), named(), allowed.open()])
 }
 
 fn format() -> Schema {
     let kind = |name: &str| Members::new().always("type", one_of(&[name]), "");
-    any_of([
-        kind("text").open(),
-        kind("json_object").open(),
-        kind("json_schema").always("schema", describe_schema(), "").open(),
-    ])
+    any_of([kind("text").open(), kind("json_object").open(), describe_named_schema(kind("json_schema")).open()])
 }
 
 fn reasoning() -> Schema {

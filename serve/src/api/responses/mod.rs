@@ -2,8 +2,10 @@
 
 mod describe;
 mod input;
+mod input_tokens;
 mod object;
 mod output;
+mod question;
 mod request;
 mod stream;
 
@@ -19,6 +21,7 @@ use crate::fields::Fields;
 use crate::generation::Running;
 use crate::sse;
 pub(crate) use describe::describe;
+pub(crate) use input_tokens::{count_input, describe_count};
 use object::Head;
 use output::Output;
 use request::Request;

@@ -8,6 +8,8 @@ use crate::{Error, Result};
 
 /// What a half-written or half-deleted checkpoint is called.
 const TEMPORARY: &str = ".tmp-";
+/// What a whole checkpoint is called while the one that takes its place gets its name.
+const ASIDE: &str = ".aside-";
 const LATEST: &str = "latest";
 
 /// The `checkpoints` folder of a run.
@@ -18,7 +20,7 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Opens (or makes) the folder and removes what a killed run left half-written.
+    /// Opens (or makes) the folder, puts back what a killed run had put aside, and removes what it left half-written.
     ///
     /// # Errors
     /// When the folder cannot be made or cleaned.
@@ -30,7 +32,9 @@ impl Checkpoints {
                 remove(&path)?;
             }
         }
-        Ok(Self { root, keep_last })
+        let checkpoints = Self { root, keep_last };
+        checkpoints.put_back()?;
+        Ok(checkpoints)
     }
 
     /// The newest checkpoint, through the link or else by name.
@@ -72,15 +76,32 @@ impl Checkpoints {
             remove(&temporary)?;
             return Err(error);
         }
+        let aside = self.root.join(format!("{ASIDE}{name}"));
         if path.exists() {
             // Left by a run that went further than the checkpoint which this one was resumed from.
-            self.discard(&path)?;
+            fs::rename(&path, &aside).map_err(Error::io(&path))?;
         }
-        fs::rename(&temporary, &path).map_err(Error::io(&path))?;
+        let renamed = fs::rename(&temporary, &path).map_err(Error::io(&path));
+        self.put_back()?;
+        renamed?;
         sync_folder(&self.root)?;
         self.link(&name)?;
         self.drop_old(step)?;
         Ok(path)
+    }
+
+    /// Gives checkpoints that are aside their names again, or removes those that have been replaced.
+    fn put_back(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.root).map_err(Error::io(&self.root))? {
+            let aside = entry.map_err(Error::io(&self.root))?.path();
+            let Some(path) = file_name(&aside).strip_prefix(ASIDE).map(|name| self.root.join(name)) else { continue };
+            if path.exists() {
+                self.discard(&aside)?;
+            } else {
+                fs::rename(&aside, &path).map_err(Error::io(&aside))?;
+            }
+        }
+        Ok(())
     }
 
     /// Replaces the `latest` link in one step.

@@ -121,6 +121,30 @@ fn what_a_kill_leaves_is_removed_and_never_loaded() {
     assert!(checkpoints.latest().expect("readable").expect("there is one").ends_with("step_000001"));
 }
 
+/// Between the renames of a checkpoint that takes another's place the old one is aside, whole.
+#[test]
+fn a_kill_while_a_checkpoint_is_replaced_costs_neither() {
+    let run = tempfile::tempdir().expect("a folder");
+    let root = run.path().join("checkpoints");
+    let first = |checkpoints: &Checkpoints| {
+        let path = checkpoints.latest().expect("readable").expect("there is one");
+        Checkpoints::load(&path, &export(), &weights(0.5)).expect("loads").0.weights[0].values[0]
+    };
+    let checkpoints = open(run.path());
+    checkpoints.save(&export(), &weights(0.1), &state(1)).expect("saves");
+    // Before the new one has its name.
+    fs::rename(root.join("step_000001"), root.join(".aside-step_000001")).expect("renamed");
+    fs::create_dir(root.join(".tmp-step_000001")).expect("made");
+    let checkpoints = open(run.path());
+    assert_eq!((names(&root), first(&checkpoints)), (vec!["latest".to_owned(), "step_000001".to_owned()], 0.1));
+    // Behind it.
+    fs::rename(root.join("step_000001"), root.join(".aside-step_000001")).expect("renamed");
+    checkpoints.save(&export(), &weights(0.2), &state(1)).expect("saves");
+    fs::create_dir(root.join(".aside-step_000001")).expect("made");
+    let checkpoints = open(run.path());
+    assert_eq!((names(&root), first(&checkpoints)), (vec!["latest".to_owned(), "step_000001".to_owned()], 0.2));
+}
+
 #[test]
 fn a_failed_write_leaves_everything_as_it_was() {
     let run = tempfile::tempdir().expect("a folder");

@@ -113,6 +113,9 @@ fn settings_without_effect_are_refused() {
     let opd = ["bench", "--model", &model, "--device", "cpu", "--opd", "--teacher", &teacher];
     let refused = |more: &[&str], words: &[&str]| arle(&[&opd, more].concat()).refused(2, words);
     refused(&["--set", "teacher.model=x"], &["--set teacher.model", "no effect"]);
+    refused(&["--set", "rollout.group_sise=2"], &["unknown key `rollout.group_sise`", "`rollout.group_size`"]);
+    refused(&["--set", "rollot.group_size=2"], &["unknown key `rollot`"]);
+    refused(&["--set", "teacher.modle=x"], &["unknown key `teacher.modle`", "`teacher.model`"]);
     refused(&["--set", "runtime.device=portable"], &["--set runtime.device", "--device"]);
     refused(&["--set", "runtime.kv_bytes=8MiB"], &["--set runtime.kv_bytes", "--kv-bytes"]);
     refused(&["--full", "--set", "lora.r=4"], &["--set lora.r", "--full"]);

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::serve::client::{self, Server, free_port};
 use crate::support::{TRAIN, Workshop, command, finish, fixture, read_json};
 
 const CHECKPOINT_FILES: [&str; 4] =
@@ -281,17 +282,30 @@ const LONG_STEPS: [&str; 10] = [
     "eval.at_end=false",
 ];
 
+/// A run of such steps, to be asked what it does.
+fn start_long(workshop: &Workshop) -> Server {
+    let address = format!("127.0.0.1:{}", free_port());
+    let child = start(workshop.command("run", &[&LONG_STEPS[..], &["--serve", &address]].concat()));
+    Server { child, address }
+}
+
+/// Waits until it has a checkpoint of its first step and is generating again: it is in the second.
+fn wait_for_second_step(workshop: &Workshop, run: &Server) {
+    client::wait_until("saved", || workshop.path("run/checkpoints/latest").exists());
+    client::wait_until("in the second step", || run.stat("arle_num_requests_running") > 0.0);
+}
+
 #[test]
 fn a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint() {
     let workshop = Workshop::new();
-    let mut child = start(workshop.command("run", &LONG_STEPS));
-    let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
-    wait_until(&mut child, || workshop.path("run/checkpoints/latest").exists());
-    interrupt(&child);
+    let mut run = start_long(&workshop);
+    let mut stderr = BufReader::new(run.child.stderr.take().expect("a pipe"));
+    wait_for_second_step(&workshop, &run);
+    interrupt(&run.child);
     read_until(&mut stderr, "stopping after this step");
-    interrupt(&child);
+    interrupt(&run.child);
     read_until(&mut stderr, "stopped at once; --resume continues");
-    assert_eq!(child.wait().expect("a child").code(), Some(130));
+    assert_eq!(run.child.wait().expect("a child").code(), Some(130));
     assert_whole(&workshop, "run");
     assert_eq!(workshop.names("run/checkpoints"), ["latest", "step_000001"]);
     assert_eq!(workshop.metrics("run").len(), 1, "the step was not finished");
@@ -303,13 +317,13 @@ fn a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint() {
 #[test]
 fn a_second_ctrl_c_is_heard_when_nobody_reads_the_answer_to_the_first() {
     let workshop = Workshop::new();
-    let mut child = start(workshop.command("run", &LONG_STEPS));
-    drop(child.stderr.take());
-    wait_until(&mut child, || workshop.path("run/checkpoints/latest").exists());
-    interrupt(&child);
+    let mut run = start_long(&workshop);
+    drop(run.child.stderr.take());
+    wait_for_second_step(&workshop, &run);
+    interrupt(&run.child);
     sleep(Duration::from_millis(50));
-    interrupt(&child);
-    assert_eq!(child.wait().expect("a child").code(), Some(130));
+    interrupt(&run.child);
+    assert_eq!(run.child.wait().expect("a child").code(), Some(130));
     assert_eq!(workshop.names("run/checkpoints"), ["latest", "step_000001"]);
     assert_eq!(workshop.metrics("run").len(), 1, "the step was not finished");
 }

@@ -5,8 +5,8 @@ use std::str::FromStr;
 use autograd::Device;
 use autograd::cuda::Gpu;
 
-use crate::Result;
 use crate::progress::Progress;
+use crate::{Error, Result};
 
 /// The device that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,11 +30,15 @@ impl FromStr for Choice {
 }
 
 impl Choice {
-    /// Says what has to be said, and refuses a GPU that cannot be used, before anything is loaded.
+    /// Says what has to be said, and refuses a GPU that cannot be used, or not `deterministic`, before anything is loaded.
     ///
     /// # Errors
-    /// A missing card, driver or library.
-    pub fn start(&self, progress: Progress) -> Result<()> {
+    /// A missing card, driver or library; a device that cannot be deterministic.
+    pub fn start(&self, deterministic: bool, progress: Progress) -> Result<()> {
+        if deterministic && self.device == Device::Portable {
+            let rule = "left out on portable, where results depend on the batch (cpu always is, cuda can be)";
+            return Err(Error::value("--deterministic", true, rule));
+        }
         if let Some(note) = &self.note {
             progress.line(note);
         }

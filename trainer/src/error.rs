@@ -174,6 +174,12 @@ pub enum Error {
         /// Tries.
         tries: u32,
     },
+    /// Ctrl-C while a teacher elsewhere was waited for.
+    #[error("interrupted while the teacher {url} was waited for")]
+    WaitInterrupted {
+        /// Its server.
+        url: String,
+    },
     /// The runtime refused or failed.
     #[error(transparent)]
     Runtime(#[from] runtime::Error),
@@ -192,10 +198,11 @@ impl Error {
             | Self::Value { .. }
             | Self::NoEffect { .. }
             | Self::Missing { .. } => 2,
-            Self::Interrupted { .. } | Self::EvaluationInterrupted { .. } => 130,
+            Self::Interrupted { .. } | Self::EvaluationInterrupted { .. } | Self::WaitInterrupted { .. } => 130,
             Self::Stopped { source, .. } => source.exit_code(),
             Self::Runtime(error) if error.is_device_lost() => 3,
             Self::TeacherLost { .. } => 4,
+            Self::Serve(error) if error.is_usage() => 2,
             _ => 1,
         }
     }

@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::progress::say;
+
+/// A wait looks this often whether it is to end.
+const GLANCE: Duration = Duration::from_millis(50);
 
 /// Whether someone asked to stop.
 #[derive(Debug, Clone, Default)]
@@ -62,6 +66,18 @@ impl Interrupt {
     /// Stops the run at the next boundary.
     pub(crate) fn ask(&self) {
         self.0.asked.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits; false as soon as someone asks to stop.
+    pub(crate) fn wait(&self, time: Duration) -> bool {
+        let begun = Instant::now();
+        while !self.asked() {
+            match time.checked_sub(begun.elapsed()) {
+                None => return true,
+                Some(left) => std::thread::sleep(left.min(GLANCE)),
+            }
+        }
+        false
     }
 
     /// Whether to stop at this boundary.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running `arle serve`, killed when it is dropped.
 pub(crate) struct Server {
-    pub(super) child: Child,
+    pub(crate) child: Child,
     pub(crate) address: String,
 }
 
@@ -77,7 +77,7 @@ impl Server {
     }
 
     /// The value of a metric without labels besides the model's.
-    pub(super) fn stat(&self, name: &str) -> f64 {
+    pub(crate) fn stat(&self, name: &str) -> f64 {
         let stats = self.get("/v1/stats").json();
         stats[name][0]["value"].as_f64().unwrap_or_else(|| panic!("{name} is not in {stats}"))
     }
@@ -98,9 +98,15 @@ impl Drop for Server {
     }
 }
 
+/// A port that is free again when a program takes it; nobody else here asks for a certain one.
+pub(crate) fn free_port() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    listener.port().to_string()
+}
+
 /// Repeats a question until the answer is yes.
 #[track_caller]
-pub(super) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < PATIENCE, "still not {what}");

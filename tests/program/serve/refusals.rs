@@ -114,6 +114,6 @@ fn an_address_for_everybody_needs_a_key() {
     let model = crate::support::fixture("tiny-chat");
     let ended =
         crate::support::arle(&["serve", "--model", &model, "--device", "cpu", "--host", "0.0.0.0", "--port", "0"]);
-    assert_eq!(ended.code, Some(1));
+    assert_eq!(ended.code, Some(2));
     assert!(ended.stderr.contains("--api-key-file"), "{}", ended.stderr);
 }

@@ -1,12 +1,12 @@
 //! A served teacher: the run is the one with the teacher in it, whatever becomes of the server meanwhile.
 
-use std::net::TcpListener;
-use std::process::{Child, Stdio};
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::{Map, Value};
 
-use super::client::{Server, wait_until};
-use crate::support::{Model, Workshop};
+use super::client::{Server, free_port, wait_until};
+use crate::support::{Model, TRAIN, Workshop, command};
 
 type Line = Map<String, Value>;
 
@@ -175,6 +175,40 @@ fn a_server_that_stays_away_costs_one_step() {
     assert_eq!(workshop.metrics("cut"), workshop.metrics("whole"));
 }
 
+/// Ctrl-C ends the wait for a server that stays away, with all steps before it; the pauses of 40 tries would take an hour.
+#[test]
+fn ctrl_c_ends_the_wait_for_a_server() {
+    let port = free_port();
+    let server = Server::tiny(&["--port", &port]);
+    let workshop = recipe_for(&server.address);
+    let steps = ["schedule.max_steps=120", "eval.every=0", "checkpoint.every=0", "teacher.retries=40"];
+    workshop.train("whole", &set(&steps)).ok();
+    // Not `--json`, which says nothing on stderr.
+    let (recipe, out) = (workshop.name("recipe.toml"), workshop.name("cut"));
+    let mut command = command(TRAIN, &[&[recipe.as_str(), "--out", &out], &set(&steps)[..]].concat());
+    let mut run = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    wait_until("training", || lines(&workshop, "cut") >= 5);
+    drop(server);
+    // By the fifth failure a pause is 8 seconds long.
+    let mut said = BufReader::new(run.stderr.take().expect("piped"));
+    let mut line = String::new();
+    while !line.contains("(5 of 40)") {
+        line.clear();
+        assert!(said.read_line(&mut line).expect("text") > 0, "it ended");
+    }
+    let id = run.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().expect("kill runs").success());
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).expect("text");
+    let step = lines(&workshop, "cut") - 1;
+    assert_eq!(run.wait().expect("it ends").code(), Some(130), "{rest}");
+    assert!(!rest.contains("(6 of 40)"), "the pause was not waited for: {rest}");
+    assert!(rest.contains(&format!("interrupted after step {step}; continue with --resume")), "{rest}");
+    let _again = Server::tiny(&["--port", &port]);
+    workshop.train("cut", &[&["--resume"], &set(&steps)[..]].concat()).ok();
+    assert_eq!(workshop.metrics("cut"), workshop.metrics("whole"));
+}
+
 #[test]
 fn a_teacher_that_cannot_be_compared_is_refused() {
     let model = Model::copy("tiny-chat");
@@ -203,11 +237,6 @@ fn a_teacher_that_cannot_be_compared_is_refused() {
     refused(&["teacher.url=127.0.0.1"], &["`teacher.url`", "http://HOST:PORT"]);
     refused(&["teacher.kind=self"], &["`teacher.url` has no effect"]);
     refused(&["teacher.offload=true"], &["`teacher.offload` has no effect"]);
-}
-
-fn free_port() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
-    listener.port().to_string()
 }
 
 fn start(workshop: &Workshop, run: &str, more: &[&str]) -> Child {

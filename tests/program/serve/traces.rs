@@ -12,7 +12,7 @@ use prost::Message;
 use serde_json::{Value, json};
 
 use super::client::{Server, wait_until};
-use crate::support::{Workshop, arle, finish, fixture};
+use crate::support::{Model, Workshop, arle, finish, fixture};
 
 /// Takes spans over HTTP, as OTLP has it.
 struct Collector {
@@ -173,6 +173,36 @@ fn a_request_has_a_span_within_the_clients_trace() {
     wait_until("counted", || server.stat("arle_trace_spans_delivered_total") == collector.spans().len() as f64);
 }
 
+/// What a client that leaves has had: nothing of it but the time in the queue, or the work until it left.
+#[test]
+fn an_aborted_sequence_has_its_spans() {
+    let collector = Collector::start();
+    let model = Model::copy("tiny-chat");
+    model.set("config.json", "max_position_embeddings", json!(100_000));
+    let mut command = Server::command(&model.path(), &["--max-running", "1", "--kv-bytes", "64MiB"]);
+    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url).env("OTEL_BSP_SCHEDULE_DELAY", "20");
+    let server = Server::launch(command);
+    wait_until("ready", || server.get("/ready").status == 200);
+    let body = json!({"prompt": "a", "max_tokens": 50_000, "ignore_eos": true, "stream": true}).to_string();
+    let running = server.open("POST", "/v1/completions", &[("x-request-id", "running")], &body);
+    wait_until("running", || server.stat("arle_num_requests_running") == 1.0);
+    let waiting = server.open("POST", "/v1/completions", &[("x-request-id", "waiting")], &body);
+    wait_until("waiting", || server.stat("arle_num_requests_waiting") == 1.0);
+    drop(waiting);
+    wait_until("gone", || server.stat("arle_num_requests_waiting") == 0.0);
+    drop(running);
+    let of = |id: &str| {
+        let spans = || collector.spans().into_iter().filter(|span| span.name == "POST /v1/completions");
+        let named = || spans().find(|span| attribute(&span.attributes, "arle.request_id") == id);
+        wait_until(id, || named().is_some_and(|span| !collector.children(&span).is_empty()));
+        named().expect("it has come")
+    };
+    let (left, cut) = (of("waiting"), of("running"));
+    assert_eq!(names(&collector.children(&left)), ["tokenize", "queue"]);
+    assert_eq!(attribute(&left.attributes, "gen_ai.response.finish_reasons"), json!(["abort"]));
+    assert_eq!(names(&collector.children(&cut)), ["tokenize", "queue", "prefill", "decode"]);
+}
+
 /// A collector that takes connections and says nothing, and a queue of two.
 #[test]
 fn a_deaf_collector_costs_spans_and_no_request() {
@@ -237,5 +267,5 @@ fn settings_of_traces_that_are_not_honoured_are_refused() {
     let model = fixture("tiny-chat");
     let ended =
         arle(&["serve", "--model", &model, "--device", "cpu", "--port", "0", "--otlp-endpoint", "localhost:4318"]);
-    ended.refused(1, &["--otlp-endpoint", "http://localhost:4318"]);
+    ended.refused(2, &["--otlp-endpoint", "http://localhost:4318"]);
 }

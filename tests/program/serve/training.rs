@@ -6,14 +6,12 @@ use std::process::{Child, Stdio};
 
 use serde_json::{Value, json};
 
-use super::client::{Response, Server, wait_until};
+use super::client::{Response, Server, free_port, wait_until};
 use crate::support::{Workshop, arle, fixture, read_json};
 
 /// A run that nobody would wait for the end of.
 fn start(workshop: &Workshop, run: &str, args: &[&str]) -> Server {
-    // The port is free again when the run takes it; nobody else here asks for a certain one.
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
-    let address = format!("127.0.0.1:{port}");
+    let address = format!("127.0.0.1:{}", free_port());
     let mut command =
         workshop.command(run, &[&["--serve", &address, "--set", "schedule.max_steps=100000"], args].concat());
     let child: Child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts");
@@ -276,5 +274,5 @@ fn a_server_without_a_run_says_so() {
         "https://x",
     ];
     let ended = arle(&address);
-    assert!(ended.code == Some(1) && ended.stderr.contains("https is not supported"), "{ended:?}");
+    assert!(ended.code == Some(2) && ended.stderr.contains("https is not supported"), "{ended:?}");
 }

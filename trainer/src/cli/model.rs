@@ -47,7 +47,7 @@ pub(super) struct ModelArgs {
 
 impl ModelArgs {
     pub(super) fn open(&self, progress: Progress) -> Result<Arc<ModelFiles>> {
-        self.device.start(progress)?;
+        self.device.start(self.deterministic, progress)?;
         opd::open(&self.model, progress)
     }
 

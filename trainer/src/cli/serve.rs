@@ -92,7 +92,7 @@ pub(super) struct ServeArgs {
 #[derive(Debug, Args)]
 struct Limits {
     /// Sequences computed at once [default: 256 on a GPU, 32 else].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
     max_running: Option<usize>,
     /// Sequences that may wait besides; one more is refused with 429.
     #[arg(long, default_value_t = 512, value_name = "N")]
@@ -102,7 +102,7 @@ struct Limits {
     #[arg(long, value_name = "SIZE")]
     kv_bytes: Option<KvSize>,
     /// Tokens computed in one step, at most [default: 16384 on a GPU, 512 else].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
     token_budget: Option<usize>,
     /// Adapters at a time, those of --adapter included [default: as many as --adapter gives]; KV memory is planned for all.
     #[arg(long, value_name = "N")]
@@ -156,6 +156,10 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(unit).ok_or_else(|| "more bytes than there can be".to_owned())
 }
 
+fn parse_count(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&count| count > 0).ok_or_else(|| "expected a number of at least 1".to_owned())
+}
+
 fn parse_adapter(text: &str) -> Result<(String, PathBuf), String> {
     let (name, folder) =
         text.split_once('=').ok_or("expected NAME=DIR, as in pirate=runs/quickstart/checkpoints/latest")?;
@@ -168,7 +172,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
     let progress = Progress::new(false);
     let stop = Stop::default();
     listen_for_signals(stop.clone())?;
-    args.device.start(progress)?;
+    args.device.start(args.deterministic, progress)?;
     let student = args.student(progress)?;
     let teacher = args.teacher.as_ref().map(|source| opd::open(source, progress)).transpose()?;
     if let Some(teacher) = &teacher {

@@ -66,7 +66,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     let recipe = &options.recipe;
     let progress = Progress::new(options.json);
     RunFolder::check(&options.folder, recipe, options.resume.as_ref())?;
-    let setup = Setup::new(recipe, options.serve.is_some(), progress)?;
+    let setup = Setup::new(recipe, options.serve.is_some(), interrupt, progress)?;
     interrupt.begin();
     // Only now: a run that cannot start leaves nothing behind.
     let folder = RunFolder::open(&options.folder, recipe, options.resume.as_ref())?;
@@ -215,8 +215,11 @@ impl Run<'_> {
         }
     }
 
-    /// The error of a step; when only the teacher's server was lost, all steps before it are kept.
+    /// The error of a step; when only the teacher's server was lost, or no longer waited for, all steps before it are kept.
     fn kept(&mut self, error: Error) -> Error {
+        if matches!(error, Error::WaitInterrupted { .. }) {
+            return self.save().map_or_else(|unsaved| unsaved, |_| Error::Interrupted { step: self.state.step });
+        }
         if matches!(error, Error::TeacherLost { .. })
             && self.state.step > 0
             && let Err(unsaved) = self.save()
@@ -312,7 +315,9 @@ impl Run<'_> {
     /// A measurement that Ctrl-C stopped ends the run as a step boundary does.
     fn stoppable<T>(&self, measured: Result<T>) -> Result<T> {
         measured.map_err(|error| match error {
-            Error::EvaluationInterrupted { .. } => Error::Interrupted { step: self.state.step },
+            Error::EvaluationInterrupted { .. } | Error::WaitInterrupted { .. } => {
+                Error::Interrupted { step: self.state.step }
+            }
             other => other,
         })
     }

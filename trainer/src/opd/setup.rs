@@ -12,6 +12,7 @@ use runtime::source::ModelSource;
 use super::benchmark;
 use crate::checkpoint::{ADAPTER_WEIGHTS, AdapterConfig, Export, ModelExport};
 use crate::data::{Row, Rows};
+use crate::interrupt::Interrupt;
 use crate::memory::{self, Purpose};
 use crate::progress::Progress;
 use crate::prompt::{Encoder, Example};
@@ -51,12 +52,12 @@ pub(crate) fn open(source: &str, progress: Progress) -> Result<Arc<ModelFiles>> 
 }
 
 impl Setup {
-    /// Loads everything; with `served`, the teacher answers requests too.
+    /// Loads everything; with `served`, the teacher answers requests too. Waiting for a teacher elsewhere ends with `interrupt`.
     ///
     /// # Errors
     /// Models that cannot be compared, rows that do not fit, more memory than there is.
-    pub(super) fn new(recipe: &Recipe, served: bool, progress: Progress) -> Result<Self> {
-        recipe.runtime.device.start(progress)?;
+    pub(super) fn new(recipe: &Recipe, served: bool, interrupt: &Interrupt, progress: Progress) -> Result<Self> {
+        recipe.runtime.device.start(recipe.runtime.deterministic, progress)?;
         let rows = Rows::load(&recipe.data)?;
         let student = open(&recipe.student.model, progress)?;
         let student_slot = SlotSpec {
@@ -72,7 +73,9 @@ impl Setup {
             guard::compare(&student, &teacher.files)?;
         }
         let remote = match recipe.teacher.as_ref().map(|teacher| &teacher.weights) {
-            Some(TeacherWeights::Remote(remote)) => Some(RemoteTeacher::connect(remote, &student, progress)?),
+            Some(TeacherWeights::Remote(remote)) => {
+                Some(RemoteTeacher::connect(remote, &student, interrupt, progress)?)
+            }
             _ => None,
         };
         let context = recipe.teacher.as_ref().and_then(|teacher| teacher.context.clone());

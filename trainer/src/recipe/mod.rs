@@ -304,6 +304,16 @@ impl Recipe {
         resolve::resolve(raw, name)
     }
 
+    /// Refuses overrides of keys that no recipe has.
+    ///
+    /// # Errors
+    /// The first such key.
+    pub(crate) fn check_keys(overrides: &[Override]) -> Result<()> {
+        let mut table = toml::Table::new();
+        overrides.iter().try_for_each(|change| change.apply(&mut table))?;
+        keys::check(&table)
+    }
+
     /// The recipe with every default filled in; parses to the same run.
     #[must_use]
     pub fn to_toml(&self) -> String {

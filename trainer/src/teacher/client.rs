@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 use crate::recipe::Remote;
 use crate::{Error, Result};
@@ -21,6 +22,7 @@ pub(super) struct Client {
     url: String,
     key: Option<String>,
     retries: u32,
+    interrupt: Interrupt,
     progress: Progress,
 }
 
@@ -47,7 +49,7 @@ impl Answer {
 impl Client {
     /// # Errors
     /// A key file that cannot be read, or has no key.
-    pub(super) fn new(remote: &Remote, progress: Progress) -> Result<Self> {
+    pub(super) fn new(remote: &Remote, interrupt: Interrupt, progress: Progress) -> Result<Self> {
         let key = match &remote.api_key_file {
             None => None,
             Some(path) => {
@@ -64,7 +66,7 @@ impl Client {
             .max_idle_connections_per_host(remote.concurrency)
             .build()
             .into();
-        Ok(Self { agent, url: remote.url.clone(), key, retries: remote.retries, progress })
+        Ok(Self { agent, url: remote.url.clone(), key, retries: remote.retries, interrupt, progress })
     }
 
     /// An error of this server's.
@@ -126,7 +128,9 @@ impl Client {
                 "teacher    {path}: {}; again in {seconds:.1} s ({tried} of {})",
                 failure.what, self.retries
             ));
-            std::thread::sleep(wait);
+            if !self.interrupt.wait(wait) {
+                return Err(Error::WaitInterrupted { url: self.url.clone() });
+            }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
         unreachable!("the loop ends by itself")

@@ -19,6 +19,7 @@ use runtime::request::TrainSequence;
 use runtime::sampler::SamplingParams;
 use runtime::train::{GivenTeacher, Needs};
 
+use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 use crate::recipe::{Api, Remote, RemoteRows};
 use crate::{Error, Result};
@@ -77,12 +78,18 @@ pub(crate) struct Written {
 }
 
 impl RemoteTeacher {
-    /// Asks the server what it is, and whether it reads and ends texts as the student does.
+    /// Asks the server what it is, and whether it reads and ends texts as the student does. No pause between two tries outlasts
+    /// `interrupt`.
     ///
     /// # Errors
     /// A server that does not answer, gives no log-probabilities, or has another vocabulary.
-    pub(crate) fn connect(remote: &Remote, student: &ModelFiles, progress: Progress) -> Result<Self> {
-        let client = Client::new(remote, progress)?;
+    pub(crate) fn connect(
+        remote: &Remote,
+        student: &ModelFiles,
+        interrupt: &Interrupt,
+        progress: Progress,
+    ) -> Result<Self> {
+        let client = Client::new(remote, interrupt.clone(), progress)?;
         let server = match remote.api {
             Api::Arle => Server::Arle(Arle::connect(client, remote, student)?),
             Api::OpenAi => Server::OpenAi(OpenAi::connect(client, remote, student)?),

@@ -49,7 +49,7 @@ fn remote(url: &str) -> Remote {
 }
 
 fn post(url: &str) -> Result<String> {
-    let client = Client::new(&remote(url), Progress::new(true))?;
+    let client = Client::new(&remote(url), Interrupt::default(), Progress::new(true))?;
     client.post("/v1/score", &serde_json::json!({})).map(|answer| String::from_utf8(answer.body).expect("text"))
 }
 
@@ -107,7 +107,9 @@ fn another_kind_of_server_is_told_apart() {
     let unlike = "HTTP/1.1 200 OK\r\ncontent-length: 17\r\nconnection: close\r\n\r\n{\"eos_token\": \"x\"}";
     for response in [missing, unlike] {
         let (url, _server) = scripted(vec![response]);
-        let error = RemoteTeacher::connect(&remote(&url), &student, Progress::new(true)).err().expect("refused");
+        let error = RemoteTeacher::connect(&remote(&url), &student, &Interrupt::default(), Progress::new(true))
+            .err()
+            .expect("refused");
         assert!(error.to_string().contains("`teacher.api = \"openai\"`"), "{error}");
     }
 }
@@ -120,7 +122,7 @@ fn a_key_is_sent_as_a_bearer() {
     let (url, server) = scripted(vec![OK]);
     let client = |path: &std::path::Path| {
         let remote = Remote { api_key_file: Some(path.to_owned()), ..remote(&url) };
-        Client::new(&remote, Progress::new(true))
+        Client::new(&remote, Interrupt::default(), Progress::new(true))
     };
     client(&path).expect("a key").get("/x", Some(("model", "a b"))).expect("answered");
     let head = server.join().expect("it ends").remove(0).to_ascii_lowercase();

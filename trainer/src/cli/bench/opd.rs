@@ -140,6 +140,7 @@ fn recipe(args: &BenchArgs) -> Result<Recipe> {
     }
     let text = toml::to_string(&raw).map_err(|e| Error::value("bench", "the arguments", e.to_string()))?;
     let overrides: Vec<Override> = opd.set.iter().map(|text| Override::parse(text)).collect::<Result<_>>()?;
+    Recipe::check_keys(&overrides)?;
     for change in &overrides {
         check_has_effect(&change.key(), opd.full)?;
     }

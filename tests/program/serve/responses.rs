@@ -249,6 +249,7 @@ fn what_is_not_honoured_is_refused_by_name() {
         (json!({"text": {"format": {"type": "json_schema", "schema": {}}}}), "text.format"),
         (json!({"text": {"format": {"type": "json_schema", "name": "a b", "schema": {}}}}), "text.format"),
         (json!({"metadata": {"a": 1}}), "metadata"),
+        (json!({"max_tool_calls": {}}), "max_tool_calls"),
         (json!({"stream_options": {"include_obfuscation": false}}), "stream_options"),
     ] {
         server.post(RESPONSES, &ask(&more)).refused(400, Some(field), "invalid_parameter");

@@ -1,5 +1,6 @@
 //! The description of `POST /v1/responses`.
 
+use super::input::STATUSES;
 use super::request::{LOGPROBS, OF_OTHER_ITEMS};
 use crate::api::envelope::describe_versions;
 use crate::fields::describe_no_effect;
@@ -55,7 +56,11 @@ fn body() -> Members {
         .maybe("moderation", null(), nothing)
         .maybe("image", null(), nothing)
         .maybe("access_programs", null(), nothing)
-        .maybe("max_tool_calls", any(), "Accepted; it limits tools that run on the server, of which there are none.")
+        .maybe(
+            "max_tool_calls",
+            integer(i128::from(i64::MIN)..=i128::from(i64::MAX)),
+            "Accepted; it limits tools that run on the server, of which there are none.",
+        )
         .and(describe_no_effect())
         .maybe("metadata", map(text()), "Repeated in the response.")
 }
@@ -88,12 +93,13 @@ fn input_item() -> Schema {
     let part = |kinds: &[&str], member: &'static str| {
         Members::new().always("type", one_of(kinds), "").always(member, text(), "").open()
     };
-    let content = || {
+    let parts = || {
         let texts = part(&["input_text", "output_text", "reasoning_text"], "text");
-        any_of([text(), list(any_of([texts, part(&["refusal"], "refusal")]))])
+        list(any_of([texts, part(&["refusal"], "refusal")]))
     };
+    let content = || any_of([text(), parts()]);
     let kind = |name: &str| Members::new().always("type", one_of(&[name]), "");
-    let known = |members: Members| members.maybe("id", any(), "").maybe("status", any(), "").sent();
+    let known = |members: Members| members.maybe("id", text(), "").maybe("status", one_of(STATUSES), "").sent();
     let message = Members::new()
         .maybe("type", one_of(&["message"]), "")
         .always("role", one_of(&["user", "assistant", "system", "developer"]), "`developer` is `system`.")
@@ -104,7 +110,7 @@ fn input_item() -> Schema {
         "JSON as text.",
     );
     let output = kind("function_call_output").always("call_id", text(), "That of a call before it.");
-    let thought = kind("reasoning").maybe("summary", list(any()), "").maybe("content", content(), "");
+    let thought = kind("reasoning").maybe("summary", list(any()), "").maybe("content", parts(), "");
     any_of([known(message), known(call), known(output.always("output", content(), "")), known(thought)])
 }
 
@@ -146,7 +152,7 @@ fn item() -> Schema {
     Members::new()
         .always("type", one_of(&["message", "reasoning", "function_call"]), "")
         .always("id", text(), "")
-        .always("status", one_of(&["in_progress", "completed", "incomplete"]), "")
+        .always("status", one_of(STATUSES), "")
         .open()
 }
 

@@ -6,6 +6,9 @@ use serde_json::{Map, Value, json};
 
 use crate::api_error::ApiError;
 
+/// What may have become of an item.
+pub(super) const STATUSES: &[&str] = &["in_progress", "completed", "incomplete"];
+
 /// What a model says in one go is one message: reasoning, then text, then calls. Items of it are joined.
 #[derive(Default)]
 struct Messages {
@@ -69,6 +72,12 @@ impl Messages {
         if let Some(key) = unknown {
             return wrong(&format!(".{key}"), "unknown field; remove it");
         }
+        if item.get("id").is_some_and(|id| !id.is_string()) {
+            return wrong(".id", "a string is needed");
+        }
+        if item.get("status").is_some_and(|status| !STATUSES.iter().any(|known| status == known)) {
+            return wrong(".status", "must be in_progress, completed or incomplete");
+        }
         match kind.as_deref() {
             Some("function_call") => self.call(&item),
             Some("function_call_output") => self.output(&item),
@@ -95,12 +104,20 @@ impl Messages {
     }
 
     fn reasoning(&mut self, item: &Map<String, Value>) -> Result<(), Wrong> {
-        let parts = |field: &str| item.get(field).and_then(Value::as_array).is_some_and(|parts| !parts.is_empty());
-        if !parts("content") {
+        let summary = match item.get("summary") {
+            None => &[][..],
+            Some(Value::Array(parts)) => parts,
+            Some(_) => return wrong(".summary", "a list is needed"),
+        };
+        let content = match item.get("content") {
+            None => String::new(),
+            Some(Value::String(_)) => return wrong(".content", "a list of parts is needed"),
+            content => text(content, ".content")?,
+        };
+        if content.is_empty() {
             let what = "a summary is not what was thought; send `content`, or leave the item out";
-            return if parts("summary") { wrong(".summary", what) } else { Ok(()) };
+            return if summary.is_empty() { Ok(()) } else { wrong(".summary", what) };
         }
-        let content = text(item.get("content"), ".content")?;
         let message = self.assistant(&["reasoning_content", "content", "tool_calls"]);
         message.insert("reasoning_content".into(), json!(content));
         Ok(())
@@ -219,11 +236,16 @@ mod tests {
             (json!({"role": "user"}), "input[0].content"),
             (json!({"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}), "input[0].content[0]"),
             (json!({"role": "user", "content": "x", "name": "me"}), "input[0].name"),
+            (json!({"role": "user", "content": "x", "id": 5}), "input[0].id"),
+            (json!({"role": "user", "content": "x", "status": "lost"}), "input[0].status"),
             (json!({"type": "item_reference", "id": "msg_1"}), "input[0].type"),
             (json!({"type": "web_search_call", "id": "ws_1"}), "input[0].type"),
             (json!({"type": "function_call", "call_id": "a", "name": "f"}), "input[0].arguments"),
             (json!({"type": "function_call_output", "call_id": "a", "output": "x"}), "input[0].call_id"),
             (json!({"type": "reasoning", "summary": [{"type": "summary_text", "text": "x"}]}), "input[0].summary"),
+            (json!({"type": "reasoning", "summary": "x"}), "input[0].summary"),
+            (json!({"type": "reasoning", "summary": [], "content": {}}), "input[0].content"),
+            (json!({"type": "reasoning", "summary": [], "content": "x"}), "input[0].content"),
             (json!({"type": "reasoning", "summary": [], "encrypted_content": "x"}), "input[0].encrypted_content"),
         ] {
             let error = messages(None, Some(json!([item]))).expect_err("wrong");

@@ -87,8 +87,7 @@ fn unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     fields.only("image", &[], "only text is read")?;
     fields.only("access_programs", &[], "there are none")?;
     // It limits tools that run on the server, of which there are none.
-    fields.accept(&["max_tool_calls"]);
-    Ok(())
+    fields.take::<i64>("max_tool_calls").map(drop)
 }
 
 /// Whether `include` asks for log-probabilities.

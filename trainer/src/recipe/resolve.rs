@@ -49,6 +49,7 @@ pub(super) fn resolve(mut raw: RawRecipe, name: &str) -> Result<Recipe> {
         optim,
         schedule,
         length,
+        max_seconds: raw.schedule.max_seconds,
         eval,
         checkpoint: raw.checkpoint.clone(),
         mismatch: raw.log.mismatch,

@@ -51,6 +51,29 @@ fn a_run_prints_its_metrics_and_stores_them() {
 }
 
 #[test]
+fn a_run_ends_when_its_seconds_are_used_up() {
+    let workshop = Workshop::new();
+    let summary = |more: &[&str], seconds: &str| {
+        let length = format!("schedule.max_seconds={seconds}");
+        let long = ["--set", "schedule.max_steps=100000", "--set", "eval.every=0", "--set", &length];
+        let text = workshop.train("run", &[&long, more].concat()).ok();
+        crate::support::json_lines(&text).pop().expect("a summary")
+    };
+    let first = summary(&[], "1e-6");
+    assert_eq!(first["steps"], 1, "a step is never cut");
+    let held_out = |step: usize| workshop.metrics("run")[step].contains_key("eval/kl");
+    assert!(held_out(0) && held_out(1), "measured at both ends");
+    assert_eq!(workshop.names("run/checkpoints"), ["latest", "step_000001"]);
+    // The seconds of the first part count: with them used up no step is taken, with more there are.
+    assert_eq!(summary(&["--resume"], "1e-6")["steps"], 1);
+    let steps = summary(&["--resume"], "0.5")["steps"].as_u64().expect("a number");
+    assert!(steps > 1 && steps < 100_000, "{steps}");
+    let lines = workshop.metrics_with_times("run");
+    let seconds: f64 = lines[1..].iter().map(|line| number(line, "time/step")).sum();
+    assert!(seconds >= 0.5, "{seconds}");
+}
+
+#[test]
 fn the_student_comes_closer_to_its_prompted_teacher() {
     let workshop = Workshop::new();
     let run = |set: &[&str], name| {

@@ -9,9 +9,10 @@ use crate::{Error, Result};
 
 /// Keys that may change between a run and its continuation: none of them changes what a step computes, only how many
 /// steps there are, what is seen of them and where their memory is.
-const FREE: [&str; 9] = [
+const FREE: [&str; 10] = [
     "schedule.max_steps",
     "schedule.epochs",
+    "schedule.max_seconds",
     "eval.",
     "checkpoint.",
     "log.",

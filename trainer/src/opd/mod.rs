@@ -176,7 +176,7 @@ impl Run<'_> {
         if self.state.step == 0 && self.saved.is_none() {
             self.measure_before()?;
         }
-        while self.state.step < self.total {
+        while !self.is_over() {
             loop {
                 if let Some(lr) = self.control.take_lr() {
                     self.state.lr = Some(lr);
@@ -276,10 +276,16 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Whether all steps are taken, or the seconds that they may take are used up.
+    fn is_over(&self) -> bool {
+        let taken = self.phases.total() - self.phases.get("eval");
+        self.state.step >= self.total || self.recipe.max_seconds.is_some_and(|most| taken >= most)
+    }
+
     fn is_eval_due(&self) -> bool {
         let Some(eval) = &self.recipe.eval else { return false };
         let periodic = eval.every > 0 && self.state.step.is_multiple_of(eval.every);
-        periodic || (eval.at_end && self.state.step == self.total)
+        periodic || (eval.at_end && self.is_over())
     }
 
     fn measure(&mut self, metrics: &mut Metrics, scope: &Scope) -> Result<()> {

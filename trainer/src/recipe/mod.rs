@@ -48,6 +48,8 @@ pub struct Recipe {
     pub schedule: Schedule,
     /// How long the run is.
     pub length: Length,
+    /// Seconds of steps after which it ends before that.
+    pub max_seconds: Option<f64>,
     /// Held-out measurements; `None` without held-out rows.
     pub eval: Option<Eval>,
     /// What is kept on disk.

@@ -261,7 +261,8 @@ pub struct RawRuntime {
     /// sequences of full length need.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_bytes: Option<KvSize>,
-    /// Tokens of one training micro-batch, at most. Default: 2048, on a GPU 4096, or one sequence of full length.
+    /// Tokens of one training micro-batch, at most. Default: 2048, on a GPU 4096 and with a
+    /// `[lora]` 8192, or one sequence of full length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_microbatch: Option<usize>,
     /// Keep only each layer's input during the forward pass and compute the layer again in the backward pass: `true` for

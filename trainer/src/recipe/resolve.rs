@@ -49,6 +49,7 @@ pub(super) fn resolve(mut raw: RawRecipe, name: &str) -> Result<Recipe> {
         optim,
         schedule,
         length,
+        max_seconds: raw.schedule.max_seconds,
         eval,
         checkpoint: raw.checkpoint.clone(),
         mismatch: raw.log.mismatch,
@@ -270,8 +271,13 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
         *runtime.max_running.get_or_insert(per_step.min(if gpu { 256 } else { 64 })),
     )?;
     let longest = raw.rollout.max_prompt_tokens + raw.rollout.max_new_tokens;
-    let tokens_per_microbatch =
-        *runtime.tokens_per_microbatch.get_or_insert(longest.max(if gpu { 4096 } else { 2048 }));
+    // Larger ones are 3 % faster and take 3 GB more (0.6B on an H200); where every weight is trained, that is missed.
+    let usual = match (gpu, &raw.lora) {
+        (false, _) => 2048,
+        (true, Some(_)) => 8192,
+        (true, None) => 4096,
+    };
+    let tokens_per_microbatch = *runtime.tokens_per_microbatch.get_or_insert(longest.max(usual));
     if tokens_per_microbatch < longest {
         let rule = format!(
             "at least `rollout.max_prompt_tokens` + `rollout.max_new_tokens` ({longest}), one sequence of full length"

@@ -116,6 +116,8 @@ fn a_value_outside_its_domain_names_key_value_and_limit() {
     assert!(
         refusal(&["optim.offload=true"]).contains("`optim.offload` is true, must be false unless the run is on a GPU")
     );
+    assert!(refusal(&["schedule.max_seconds=0"]).contains("greater than 0"));
+    assert!(refusal(&["schedule.max_seconds=9", "schedule.kind=cosine"]).contains("constant"));
     assert!(refusal(&["runtime.tokens_per_microbatch=100"]).contains("at least `rollout.max_prompt_tokens`"));
 }
 

@@ -92,6 +92,10 @@ pub struct RawSchedule {
     /// Passes over the training rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<u64>,
+    /// End the run before that after the step in which its steps have taken so many seconds together; held-out
+    /// measurements and checkpoints do not count. With `kind = "constant"` alone: no rate follows the clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_seconds: Option<f64>,
     /// `linear` and `cosine`: the rate at the end over the rate at the top. Default 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_lr_ratio: Option<f64>,
@@ -99,6 +103,13 @@ pub struct RawSchedule {
 
 impl Default for RawSchedule {
     fn default() -> Self {
-        Self { kind: "constant".to_owned(), warmup_steps: 0, max_steps: None, epochs: None, min_lr_ratio: None }
+        Self {
+            kind: "constant".to_owned(),
+            warmup_steps: 0,
+            max_steps: None,
+            epochs: None,
+            max_seconds: None,
+            min_lr_ratio: None,
+        }
     }
 }

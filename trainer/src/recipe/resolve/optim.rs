@@ -50,6 +50,13 @@ pub(super) fn schedule(raw: &mut RawRecipe, lr: f64) -> Result<(Schedule, Length
         }
         other => return Err(Error::value("schedule.kind", format!("{other:?}"), "one of constant, linear, cosine")),
     };
+    if let Some(seconds) = schedule.max_seconds {
+        positive("schedule.max_seconds", seconds)?;
+        if shape != Shape::Constant {
+            let rule = "absent unless `schedule.kind` is constant: a rate that follows the clock cannot be repeated";
+            return Err(Error::value("schedule.max_seconds", seconds, rule));
+        }
+    }
     let length = match (schedule.max_steps, schedule.epochs) {
         (Some(_), Some(_)) => {
             return Err(Error::NoEffect {

@@ -13,3 +13,4 @@ mod serve;
 mod support;
 mod teacher;
 mod training;
+mod usage;

@@ -51,15 +51,18 @@ def main():
     if a.influence:
         influence(model.cuda() if torch.cuda.is_available() else model, tokenizer, a.influence, a.drop)
         return
+    # The weights are plain by now, but transformers remembers where they came from and would not save them.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     model.save_pretrained(a.folder)
     tokenizer.save_pretrained(a.folder)
     if a.layers:
         kept = [int(i) for i in a.layers.split(",")]
         model.model.layers = torch.nn.ModuleList(model.model.layers[i] for i in kept)
         model.config.num_hidden_layers = len(kept)
-        for field in ("layer_types",):
-            if getattr(model.config, field, None):
-                setattr(model.config, field, [getattr(model.config, field)[i] for i in kept])
+        if getattr(model.config, "layer_types", None):
+            model.config.layer_types = [model.config.layer_types[i] for i in kept]
         for index, layer in enumerate(model.model.layers):
             layer.self_attn.layer_idx = index
         model.save_pretrained(f"{a.folder}-student")

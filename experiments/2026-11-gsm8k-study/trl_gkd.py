@@ -24,7 +24,7 @@ def parse():
     p.add_argument("--out", required=True, type=pathlib.Path)
     p.add_argument("--batch", type=int, default=64)
     p.add_argument("--micro", type=int, default=32)
-    p.add_argument("--new", type=int, default=256)
+    p.add_argument("--new", type=int, default=200)
     p.add_argument("--lr", type=float, default=5e-5)
     return p.parse_args()
 
@@ -53,12 +53,13 @@ def main():
     if cuda:
         student, teacher = student.cuda(), teacher.cuda()
     tokenizer = AutoTokenizer.from_pretrained(a.teacher, padding_side="left")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     rows = [json.loads(line) for line in a.prompts.read_text().splitlines()]
-    data = Dataset.from_list([{"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]} for row in rows])
+    data = Dataset.from_list([{"messages": [*row["prompt"], {"role": "assistant", "content": row["completion"]}]} for row in rows])
     config = GKDConfig(
         output_dir=str(a.out / "trainer"), per_device_train_batch_size=a.micro, gradient_accumulation_steps=a.batch // a.micro,
         max_steps=100_000, learning_rate=a.lr, lr_scheduler_type="constant_with_warmup", warmup_steps=5, optim="adamw_torch_fused" if cuda else "adamw_torch",
-        lmbda=0.5, beta=0.5, seq_kd=True, temperature=1.0, max_new_tokens=a.new, max_length=320 + a.new, gradient_checkpointing=False, bf16=cuda,
+        lmbda=0.5, beta=0.5, seq_kd=True, temperature=1.0, max_new_tokens=a.new, max_length=600 + a.new, gradient_checkpointing=False, bf16=cuda,
         use_cpu=not cuda, report_to="none", save_strategy="no", logging_steps=10**6, disable_tqdm=True, seed=0)
     budget = Budget(a.seconds)
     GKDTrainer(model=student, teacher_model=teacher, args=config, processing_class=tokenizer, train_dataset=data, callbacks=[budget]).train()

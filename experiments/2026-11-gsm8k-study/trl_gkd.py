@@ -1,7 +1,7 @@
 """TRL's GKDTrainer for `run`: the same student, teacher, questions, mix of completions and seconds.
 
 Its defaults but for what the study fixes (beta 0.5, half of the completions by the teacher, temperature 1, learning rate, batch of
-64), no gradient checkpointing (faster), fused AdamW, bf16. As many sequences at a time as fit: --micro. Writes the student, and
+32), no gradient checkpointing (faster), fused AdamW, bf16. As many sequences at a time as fit: --micro. Writes the student, and
 told.json with seconds, steps and tokens.
 """
 import argparse
@@ -22,8 +22,8 @@ def parse():
     p.add_argument("--prompts", required=True, type=pathlib.Path)
     p.add_argument("--seconds", type=float, required=True)
     p.add_argument("--out", required=True, type=pathlib.Path)
-    p.add_argument("--batch", type=int, default=64)
-    p.add_argument("--micro", type=int, default=32)
+    p.add_argument("--batch", type=int, default=32)
+    p.add_argument("--micro", type=int, default=8)
     p.add_argument("--new", type=int, default=200)
     p.add_argument("--lr", type=float, default=5e-5)
     return p.parse_args()

@@ -23,9 +23,11 @@ pub(super) fn rounded(bytes: usize) -> usize {
     bytes.next_multiple_of(step)
 }
 
-/// The size of the segment for a block that found no place.
-pub(super) fn segment_for(block: usize) -> usize {
-    block.next_multiple_of(PAGE).max(SEGMENT)
+/// Sizes of a segment for a block that found no place, in the order in which they are asked for. What was `planned` for
+/// all that follows comes first, and not more: the rest of the limit is planned for others.
+pub(super) fn segments_for(block: usize, planned: usize) -> [usize; 3] {
+    let usual = block.next_multiple_of(PAGE).max(SEGMENT);
+    [if planned >= block { planned } else { usual }, usual, block]
 }
 
 struct Block {
@@ -145,6 +147,17 @@ mod tests {
         }
         assert_eq!(rounded(0), GRAIN);
         assert_eq!(rounded(8 << 20), 8 << 20);
+    }
+
+    #[test]
+    fn a_planned_segment_is_taken_as_planned() {
+        let [small, large] = [3 << 20, 100 << 20];
+        assert_eq!(segments_for(small, 0), [SEGMENT, SEGMENT, small]);
+        assert_eq!(segments_for(large + 1, 0)[0], large + PAGE);
+        // Two of less than the usual size fit where there is room for two as planned.
+        assert_eq!(segments_for(small, 44 << 20)[0], 44 << 20);
+        assert_eq!(segments_for(small, large)[0], large);
+        assert_eq!(segments_for(large, small), [large, large, large]);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use super::arena::{Arena, rounded, segment_for};
+use super::arena::{Arena, GRAIN, rounded, segments_for};
 use super::driver::cu;
 use super::gpu::{Gpu, lock};
 use super::graph::Private;
@@ -201,8 +201,8 @@ impl Gpu {
     /// everything cached has gone back. False when there is no room.
     fn grow(&self, pool: &mut Pool, home: Option<&Arc<Private>>, block: usize) -> Result<bool> {
         // Graphs keep their addresses, so memory that grows with the captured sizes could not give the small pieces back.
-        let first = home.filter(|home| lock(&home.arena).reserved() == 0).map(|_| pool.graph_segment);
-        let sizes = [segment_for(block).max(first.unwrap_or(0)), segment_for(block), block];
+        let planned = home.filter(|home| lock(&home.arena).reserved() == 0).map_or(0, |_| pool.graph_segment);
+        let sizes = segments_for(block, planned);
         for released in [false, true] {
             // Freeing waits for the stream, which a capture does not allow.
             if released && (self.is_capturing() || self.release(pool)? == 0) {
@@ -220,14 +220,15 @@ impl Gpu {
         Ok(false)
     }
 
-    /// Sets memory aside in one piece, from which buffers are then made: the arena of a memory plan.
+    /// Sets memory aside in one piece, from which buffers are then made: the arena of a memory plan. Less than a whole
+    /// grain (512 bytes) is left out, so that what the limit leaves for others is not touched.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] when the card, or the limit, has no room.
     pub fn reserve(&'static self, bytes: usize) -> Result<()> {
         let _turn = self.enter()?;
         let mut pool = lock(&self.pool);
-        let bytes = bytes.next_multiple_of(super::arena::GRAIN);
+        let bytes = bytes / GRAIN * GRAIN;
         for released in [false, true] {
             if released && (self.is_capturing() || self.release(&mut pool)? == 0) {
                 break;
@@ -249,7 +250,7 @@ impl Gpu {
 
     /// What a [`super::GraphMemory`] takes in one piece when it first takes something: what its largest graph needs.
     pub fn set_graph_segment(&self, bytes: usize) {
-        lock(&self.pool).graph_segment = bytes.next_multiple_of(super::arena::GRAIN);
+        lock(&self.pool).graph_segment = bytes;
     }
 
     /// The counters.

@@ -284,8 +284,8 @@ impl<'a> Planner<'a> {
         let rows = graph_rows(self.spec.engine.max_running);
         // An eighth more: blocks of many sizes leave holes.
         let step = |slot: &Slot| slot.rows(self.device, self.branches.as_ref(), rows + rows / 8).decode(pages);
-        // Results and inputs of every graph stay.
-        self.generating().map(step).max().unwrap_or(0) + (16 << 20)
+        // Results and inputs of every graph stay. Whole pages of the driver: every model's segment has to fit the plan.
+        (self.generating().map(step).max().unwrap_or(0) + (16 << 20)).next_multiple_of(2 << 20)
     }
 
     fn graphs(&self) -> u64 {

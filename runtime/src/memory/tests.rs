@@ -214,6 +214,15 @@ fn a_gpu_has_masters_copies_and_workspace_and_offloading_takes_them_away() {
     assert!(there.pinned > here.pinned);
 }
 
+/// The allocator takes a segment for each model's graphs, to the byte, and what is left of the limit for everything else.
+#[test]
+fn the_graphs_of_both_models_fit_what_is_planned_for_them() {
+    let spec = spec(Device::Cuda(0), Some(Trainable::Full));
+    let plan = plan(&spec, Checkpointing::Off, None);
+    assert_eq!(plan.get(Entry::Graphs), 2 * plan.graph_segment);
+    assert!(plan.graph_segment.is_multiple_of(2 << 20) && plan.graph_segment > 16 << 20, "{}", plan.graph_segment);
+}
+
 #[test]
 fn the_graph_of_most_rows_is_the_largest() {
     for count in 1..600 {

@@ -86,7 +86,7 @@ fn a_run_answers_and_is_steered_while_it_trains() {
 }
 
 /// Reads a stream of events until one of this kind has come; each as its id, its kind and its data.
-fn read_events(stream: &mut BufReader<TcpStream>, until: &str) -> Vec<(u64, String, Value)> {
+fn read_events(stream: &mut BufReader<Chunks>, until: &str) -> Vec<(u64, String, Value)> {
     let mut events = Vec::new();
     let (mut id, mut kind) = (0, String::new());
     loop {
@@ -105,9 +105,41 @@ fn read_events(stream: &mut BufReader<TcpStream>, until: &str) -> Vec<(u64, Stri
     }
 }
 
-fn follow(server: &Server, path: &str, headers: &[(&str, &str)]) -> BufReader<TcpStream> {
+fn follow(server: &Server, path: &str, headers: &[(&str, &str)]) -> BufReader<Chunks> {
     let headers = [&[("accept", "text/event-stream")], headers].concat();
-    BufReader::new(server.open("GET", path, &headers, ""))
+    let stream = BufReader::new(server.open("GET", path, &headers, ""));
+    BufReader::new(Chunks { stream, headed: false, left: 0 })
+}
+
+/// The body of an answer in chunks, whose borders a server may put anywhere (RFC 9112, section 7.1).
+struct Chunks {
+    stream: BufReader<TcpStream>,
+    /// The head of the answer is read.
+    headed: bool,
+    left: usize,
+}
+
+impl Read for Chunks {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let mut line = String::new();
+        while !self.headed {
+            line.clear();
+            self.headed = self.stream.read_line(&mut line)? <= 2;
+        }
+        while self.left == 0 {
+            line.clear();
+            if self.stream.read_line(&mut line)? == 0 || line.trim() == "0" {
+                return Ok(0);
+            }
+            // The end of the chunk before is an empty line.
+            self.left =
+                if line.trim().is_empty() { 0 } else { usize::from_str_radix(line.trim(), 16).expect("a size") };
+        }
+        let most = into.len().min(self.left);
+        let read = self.stream.read(&mut into[..most])?;
+        self.left -= read;
+        Ok(read)
+    }
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! `arle-train RECIPE`: distil a language model.
 
-use std::process::ExitCode;
-
 use clap::Parser;
 use trainer::cli::{TrainArgs, finish};
 
@@ -9,7 +7,7 @@ use trainer::cli::{TrainArgs, finish};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> ExitCode {
+fn main() {
     trainer::memory::keep_freed_pages();
     finish(TrainArgs::parse().run())
 }

@@ -1,7 +1,5 @@
 //! `arle`: generate, score, measure.
 
-use std::process::ExitCode;
-
 use clap::Parser;
 use trainer::cli::{Arle, finish};
 
@@ -9,7 +7,7 @@ use trainer::cli::{Arle, finish};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> ExitCode {
+fn main() {
     trainer::memory::keep_freed_pages();
     finish(Arle::parse().run())
 }

@@ -14,7 +14,6 @@ mod train;
 use std::error::Error as _;
 use std::io::Write;
 use std::path::Path;
-use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use serde_json::Value;
@@ -78,10 +77,16 @@ impl Arle {
     }
 }
 
-/// Turns the end of a program into its exit code; an error goes to stderr with its causes.
-#[must_use]
-pub fn finish(result: Result<()>) -> ExitCode {
-    let Err(error) = result else { return ExitCode::SUCCESS };
+/// Ends the program with the exit code of `result`; an error goes to stderr with its causes.
+pub fn finish(result: Result<()>) -> ! {
+    let code = result.map_or_else(|error| tell(&error), |()| 0);
+    // SAFETY: ends the process at once. Everything that was written is with the system by now. The thread of the device
+    // may still run, and the driver's exit handlers, which are left out so, would take the card from under it.
+    unsafe { libc::_exit(i32::from(code)) }
+}
+
+/// Prints an error; its exit code.
+fn tell(error: &Error) -> u8 {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -93,7 +98,7 @@ pub fn finish(result: Result<()>) -> ExitCode {
         cause = error.source();
     }
     say(&format!("error: {text}"));
-    ExitCode::from(error.exit_code())
+    error.exit_code()
 }
 
 /// Writes to stdout. A reader that went away (`| head`) is not an error.

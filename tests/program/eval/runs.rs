@@ -37,6 +37,14 @@ fn results_have_the_librarys_names_and_samples_say_how_they_came() {
     let arc = samples(data.path("out/samples_arc_easy.jsonl"));
     let right = arc.iter().filter(|sample| sample["correct"] == true).count();
     assert_eq!(number("arc_easy", "acc,none"), right as f64 / 8.0);
+    // Wilson (1927) for `right` of 8, solved for p: |p - right / 8| = z sqrt(p (1 - p) / 8).
+    let interval = &printed["wilson_95"]["arc_easy"]["acc,none"];
+    for end in interval.as_array().expect("two ends").iter().map(|end| end.as_f64().expect("a number")) {
+        let distance = (end - right as f64 / 8.0).abs();
+        let expected = 1.959_963_985 * (end * (1.0 - end) / 8.0).sqrt();
+        assert!((distance - expected).abs() < 1e-6, "{interval}, {right} right");
+    }
+    assert_eq!(printed["wilson_95"].get("wikitext"), None, "no score of right and wrong");
     assert_eq!(arc[1]["prompt"], "Question: What is moon?\nAnswer:");
     assert_eq!(arc[1]["choices"], json!([" a", " bb", " moon", " dddd"]));
     let [first, second] = [&arc[1]["responses"][0], &arc[1]["responses"][2]];

@@ -51,6 +51,10 @@ pub(super) fn results(
         let info = run.task.info();
         let name = info.name.clone();
         results.results.insert(name.clone(), task_result(run));
+        let intervals = intervals(run);
+        if !intervals.is_empty() {
+            results.wilson_95.insert(name.clone(), intervals);
+        }
         results.group_subtasks.insert(name.clone(), Vec::new());
         results.versions.insert(name.clone(), version(&info.version));
         results.n_shot.insert(name.clone(), run.shots);
@@ -137,6 +141,21 @@ fn task_result(run: &Run) -> TaskResult {
         result.values.insert(metric.stderr_key(), stderr.map_or_else(|| json!("N/A"), |stderr| json!(stderr)));
     }
     result
+}
+
+/// Wilson's intervals of the metrics that are means of right and wrong.
+fn intervals(run: &Run) -> BTreeMap<String, [f64; 2]> {
+    let means = run.task.info().metrics.iter().filter(|metric| metric.aggregation == Aggregation::Mean);
+    let scores = means.map(|metric| (metric.key(), values(run, &metric.key())));
+    scores.filter_map(|(key, values)| Some((key, proportion(&values)?))).collect()
+}
+
+/// The interval of a proportion; none of other numbers.
+fn proportion(values: &[MetricValue]) -> Option<[f64; 2]> {
+    let is = |value: &MetricValue, what: f64| *value == MetricValue::Number(what);
+    let right = values.iter().filter(|value| is(value, 1.0)).count();
+    let all = values.iter().all(|value| is(value, 0.0) || is(value, 1.0));
+    (all && !values.is_empty()).then(|| stats::wilson(right, values.len(), 0.95)).map(|i| [i.low, i.high])
 }
 
 /// Means of the groups all of whose tasks were evaluated, weighted by the tasks' sizes.

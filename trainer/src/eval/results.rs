@@ -55,6 +55,9 @@ pub struct Results {
     pub config: Map<String, Value>,
     /// SHA-256 over the hashes of all documents asked, by task.
     pub task_hashes: BTreeMap<String, String>,
+    /// Wilson's 95 % interval of every score of right and wrong answers, by task and key; a field of ours.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub wilson_95: BTreeMap<String, BTreeMap<String, [f64; 2]>>,
     /// Everything else: `date`, `git_hash`, `model_name`, `chat_template_sha`, `max_length`, ...
     #[serde(flatten)]
     pub more: Map<String, Value>,

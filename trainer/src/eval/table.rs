@@ -4,12 +4,12 @@ use serde_json::Value;
 
 use super::results::{Results, TaskResult};
 
-const HEADINGS: [&str; 8] = ["task", "version", "filter", "n-shot", "metric", "value", "stderr", "n"];
+const HEADINGS: [&str; 9] = ["task", "version", "filter", "n-shot", "metric", "value", "stderr", "95 % (Wilson)", "n"];
 
 /// A table of all results: the groups after the tasks.
 #[must_use]
 pub fn table(results: &Results) -> String {
-    let mut rows: Vec<[String; 8]> = vec![HEADINGS.map(str::to_owned)];
+    let mut rows: Vec<[String; 9]> = vec![HEADINGS.map(str::to_owned)];
     let tasks = results.results.iter().filter(|(name, _)| !results.groups.contains_key(*name));
     for (name, result) in tasks.chain(&results.groups) {
         rows.extend(rows_of(name, result, results));
@@ -28,7 +28,7 @@ pub fn table(results: &Results) -> String {
     text
 }
 
-fn rows_of(name: &str, result: &TaskResult, results: &Results) -> Vec<[String; 8]> {
+fn rows_of(name: &str, result: &TaskResult, results: &Results) -> Vec<[String; 9]> {
     let plain = |value: Option<&Value>| value.map_or_else(String::new, |value| value.to_string().replace('"', ""));
     let number = |value: Option<&Value>| match value.and_then(Value::as_f64) {
         Some(number) => format!("{number:.4}"),
@@ -38,6 +38,7 @@ fn rows_of(name: &str, result: &TaskResult, results: &Results) -> Vec<[String; 8
     metrics
         .map(|(key, value)| {
             let (metric, filter) = key.split_once(',').unwrap_or((key, "none"));
+            let interval = results.wilson_95.get(name).and_then(|intervals| intervals.get(key));
             let better = results.higher_is_better.get(name).and_then(|metrics| metrics.get(metric));
             let arrow = better.map_or("", |&higher| if higher { " (up)" } else { " (down)" });
             [
@@ -48,6 +49,7 @@ fn rows_of(name: &str, result: &TaskResult, results: &Results) -> Vec<[String; 8
                 format!("{metric}{arrow}"),
                 number(Some(value)),
                 number(result.values.get(&format!("{metric}_stderr,{filter}"))),
+                interval.map_or_else(String::new, |[low, high]| format!("{low:.4} - {high:.4}")),
                 result.sample_len.to_string(),
             ]
         })

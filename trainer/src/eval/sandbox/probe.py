@@ -28,7 +28,7 @@ fails("send to the network", send)
 if [name for _, name in socket.if_nameindex() if name != "lo"]:
     raise SystemError("sees a network interface")
 fails("read a file of the host", lambda: open(secret))
-fails("write over a program of the host", lambda: open(outside, "ab"))
+fails("write over a program of the host", lambda: open(outside, "r+b"))
 fails("read the password file", lambda: open("/etc/shadow"))
 fails("see processes of the host", lambda: os.listdir("/proc/" + str(host)))
 fails("signal a process of the host", lambda: os.kill(host, 0) if os.getpid() != host else os.kill(-1, 0))

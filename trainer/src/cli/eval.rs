@@ -199,7 +199,9 @@ fn show(results: &Results) -> Result<()> {
     let cut = results.config.get("truncated_requests").and_then(Value::as_u64).filter(|&count| count > 0);
     let note = cut
         .map_or_else(String::new, |count| format!("{count} prompts were cut at their beginning (--left-truncate)\n"));
-    print(&format!("{}{note}", eval::table(results)))
+    let seeds = ["fewshot_seed", "seed"].map(|key| results.config.get(key).and_then(Value::as_u64).unwrap_or(0));
+    let seeds = format!("seeds: examples {}, sampling {}\n", seeds[0], seeds[1]);
+    print(&format!("{}{seeds}{note}", eval::table(results)))
 }
 
 fn show_comparison(a: &Path, b: &Path, as_json: bool) -> Result<()> {

@@ -51,7 +51,8 @@ pub(super) fn results(
         let info = run.task.info();
         let name = info.name.clone();
         results.results.insert(name.clone(), task_result(run));
-        let intervals = intervals(run);
+        // A mean of several answers to one question is no proportion of questions.
+        let intervals = if options.repeats == 1 { intervals(run) } else { BTreeMap::new() };
         if !intervals.is_empty() {
             results.wilson_95.insert(name.clone(), intervals);
         }
@@ -166,12 +167,25 @@ fn add_groups(results: &mut Results) {
             members.iter().flat_map(|m| tasks_of.get(m).cloned().unwrap_or_else(|| vec![m.clone()])).collect();
         if tasks.iter().all(|task| results.results.contains_key(task)) {
             let result = group_result(&group, &tasks, results);
+            if let Some(interval) = group_interval(&result, &tasks, results) {
+                results.wilson_95.insert(group.clone(), interval);
+            }
             results.results.insert(group.clone(), result.clone());
             results.groups.insert(group.clone(), result);
             results.group_subtasks.insert(group.clone(), members);
         }
         tasks_of.insert(group, tasks);
     }
+}
+
+/// That of all members' answers together, when each has one.
+fn group_interval(group: &TaskResult, tasks: &[String], results: &Results) -> Option<BTreeMap<String, [f64; 2]>> {
+    let key = "acc,none";
+    let all = tasks.iter().all(|task| results.wilson_95.get(task).is_some_and(|of| of.contains_key(key)));
+    let score = group.values.get(key).and_then(Value::as_f64).filter(|_| all)?;
+    let right = (score * group.sample_len as f64).round() as usize;
+    let interval = stats::wilson(right, group.sample_len, 0.95);
+    Some(BTreeMap::from([(key.to_owned(), [interval.low, interval.high])]))
 }
 
 fn group_result(group: &str, tasks: &[String], results: &Results) -> TaskResult {

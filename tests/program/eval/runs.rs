@@ -72,6 +72,14 @@ fn numbers(folder: &str, data: &Data) -> Vec<Value> {
 }
 
 #[test]
+fn the_table_ends_with_the_seeds() {
+    let data = Data::new();
+    let shown = run(&data.eval(&["--tasks", "arc_easy", "--seed", "7", "--sampling-seed", "8"])).ok();
+    assert!(shown.ends_with("\nseeds: examples 7, sampling 8\n"), "{shown}");
+    assert!(shown.contains("95 % (Wilson)"), "{shown}");
+}
+
+#[test]
 fn a_server_gives_the_same_numbers() {
     let data = Data::new();
     let more = ["--tasks", TASKS, "--num-fewshot", "0", "--max-gen-toks", "8", "--max-length", "200", "--out"];

@@ -199,8 +199,11 @@ fn show(results: &Results) -> Result<()> {
     let cut = results.config.get("truncated_requests").and_then(Value::as_u64).filter(|&count| count > 0);
     let note = cut
         .map_or_else(String::new, |count| format!("{count} prompts were cut at their beginning (--left-truncate)\n"));
-    let seeds = ["fewshot_seed", "seed"].map(|key| results.config.get(key).and_then(Value::as_u64).unwrap_or(0));
-    let seeds = format!("seeds: examples {}, sampling {}\n", seeds[0], seeds[1]);
+    let config = json!(results.config);
+    let sampling = config.get("sampling_seed").or_else(|| config.pointer("/sampling/seed"));
+    let seeds = [("examples", config.get("fewshot_seed")), ("sampling", sampling)];
+    let seeds = seeds.into_iter().filter_map(|(what, seed)| Some(format!("{what} {}", seed?)));
+    let seeds = format!("seeds: {}\n", seeds.collect::<Vec<_>>().join(", "));
     print(&format!("{}{seeds}{note}", eval::table(results)))
 }
 

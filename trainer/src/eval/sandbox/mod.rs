@@ -20,7 +20,7 @@ mod supervise;
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -142,7 +142,7 @@ impl Sandbox {
         };
         let sandbox = Self { python, limits, root };
         if isolation == Isolation::Namespaces {
-            sandbox.check()?;
+            sandbox.check(&std::env::current_exe().map_err(refused)?)?;
         }
         Ok(sandbox)
     }
@@ -179,12 +179,11 @@ impl Sandbox {
         Ok(all.into_iter().map(|(_, verdict)| verdict).collect())
     }
 
-    /// Runs a program that tries to get out.
-    fn check(&self) -> Result<()> {
+    /// Runs a program that tries to get out; `outside` is a program of the host.
+    fn check(&self, outside: &Path) -> Result<()> {
         let listener = TcpListener::bind("127.0.0.1:0").map_err(refused)?;
         let port = listener.local_addr().map_err(refused)?.port();
         let secret = tempfile::NamedTempFile::new().map_err(refused)?;
-        let outside = std::env::current_exe().map_err(refused)?;
         let probe = include_str!("probe.py");
         let (secret, outside) = (secret.path().to_string_lossy().into_owned(), outside.to_string_lossy().into_owned());
         let head = format!("port, secret, outside, host = {port}, {secret:?}, {outside:?}, {}\n", std::process::id());

@@ -205,9 +205,9 @@ fn verdict(watched: &Watched, ended: &Ended, password: &str, limits: Limits) -> 
         return Verdict::WallTime;
     }
     match (exit, signal) {
-        (_, Some(libc::SIGKILL | libc::SIGXCPU))
-            if ended.cpu + Duration::from_millis(200) >= Duration::from_secs(limits.cpu_seconds) =>
-        {
+        // The kernel's limit counts ticks of the clock, `cpu` is measured: on a busy machine a program that forks is stopped
+        // well before its measured time is up. Whoever else kills (the kernel, out of memory) seldom waits for half of it.
+        (_, Some(libc::SIGKILL | libc::SIGXCPU)) if 2 * ended.cpu >= Duration::from_secs(limits.cpu_seconds) => {
             Verdict::CpuTime
         }
         (_, Some(signal)) => Verdict::Signal(signal),
@@ -226,5 +226,25 @@ fn raised(printed: &str) -> Verdict {
             Verdict::Raised(line.chars().take(200).collect())
         }
         _ => Verdict::LeftEarly,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kill_after_much_work_is_the_processor_limit() {
+        let limits = Limits { cpu_seconds: 1, ..Limits::default() };
+        let watched = Watched { result: Vec::new(), tail: Vec::new(), too_much: false };
+        let killed = |cpu, status| verdict(&watched, &Ended { status, cpu, in_time: true }, "", limits);
+        let milliseconds = Duration::from_millis;
+        // As a wait reports it, and as the first process of a namespace hands it on.
+        for status in [libc::SIGKILL, (128 + libc::SIGKILL) << 8] {
+            assert_eq!(killed(milliseconds(1004), status), Verdict::CpuTime);
+            assert_eq!(killed(milliseconds(640), status), Verdict::CpuTime, "ticks ran ahead of the measured time");
+            assert_eq!(killed(milliseconds(40), status), Verdict::Signal(libc::SIGKILL));
+        }
+        assert_eq!(killed(milliseconds(1004), libc::SIGSEGV), Verdict::Signal(libc::SIGSEGV));
     }
 }

@@ -85,6 +85,28 @@ fn the_host_is_out_of_reach() {
 }
 
 #[test]
+fn programs_of_the_host_and_interpreters_may_live_in_tmp() {
+    let Some(sandbox) = sandbox() else { return };
+    let outside = tempfile::NamedTempFile::new_in("/tmp").expect("a file");
+    sandbox.check(outside.path()).expect("a program directly in /tmp is out of reach");
+    // A virtual environment, as `python3 -m venv` makes it, without its packages.
+    let folder = tempfile::tempdir_in("/tmp").expect("a folder");
+    fs::create_dir(folder.path().join("bin")).expect("made");
+    let (executable, home) = (folder.path().join("bin/python3"), sandbox.python.executable.parent().expect("a folder"));
+    std::os::unix::fs::symlink(&sandbox.python.executable, &executable).expect("linked");
+    fs::write(folder.path().join("pyvenv.cfg"), format!("home = {}\n", home.display())).expect("written");
+    let prefixes: Vec<PathBuf> = [folder.path().to_owned()].into_iter().chain(sandbox.python.prefixes).collect();
+    let root = isolate::Root::new(&prefixes, limits().files).expect("a root");
+    let sandbox = Sandbox { python: Python { executable, prefixes }, root: Some(root), ..sandbox };
+    sandbox.check(outside.path()).expect("an interpreter in /tmp");
+    let inside = folder.path().join("pyvenv.cfg");
+    let program = format!("import sys\nassert sys.prefix == {:?}\nopen({inside:?}).read()\n", folder.path());
+    assert_eq!(sandbox.run(&program).expect("it starts"), Verdict::Passed);
+    let over = sandbox.run(&format!("open({inside:?}, 'r+b')")).expect("it starts");
+    assert!(matches!(&over, Verdict::Raised(line) if line.contains("Error")), "{over}");
+}
+
+#[test]
 fn nothing_outlives_its_program() {
     let Some(sandbox) = sandbox() else { return };
     // A grandchild in a session of its own, which would go on for a minute.

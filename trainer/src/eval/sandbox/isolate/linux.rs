@@ -10,14 +10,19 @@ use std::path::{Path, PathBuf};
 /// Folders of the system that an interpreter needs; `/etc` is not among them.
 const SYSTEM: [&str; 6] = ["/usr", "/lib", "/lib64", "/lib32", "/bin", "/nix/store"];
 const DEVICES: [&str; 4] = ["/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"];
-/// Where the new root is put together; a file system in memory covers it, in the program's mount namespace only.
-const STAGE: &str = "/tmp";
+/// Where the new root is put together; a file system in memory covers it, in the program's mount namespace only. Nothing that
+/// is mounted from may lie below it, as it is covered by then: an interpreter can live in `/tmp`, none lives in `/proc`.
+const STAGE: &str = "/proc";
+/// Where a program starts and may write.
+const OWN: &str = "/tmp";
 /// Users that no system gives out; the process's number is added.
 const FIRST_USER: libc::uid_t = 2_000_000_000;
 
 /// What the root of a program is made of. Everything is prepared here, as the child may not allocate.
 #[derive(Debug)]
 pub(in super::super) struct Root {
+    /// The program's own folder, below the stage.
+    own: CString,
     /// Below the stage, parents before children.
     folders: Vec<CString>,
     links: Vec<(CString, CString)>,
@@ -42,6 +47,7 @@ impl Root {
         // SAFETY: neither call touches memory.
         let (user, group) = unsafe { (libc::geteuid(), libc::getegid()) };
         let mut root = Self {
+            own: staged(Path::new(OWN))?,
             folders: Vec::new(),
             links: Vec::new(),
             mounts: Vec::new(),
@@ -50,7 +56,7 @@ impl Root {
             users: c(format!("1000 {user} 1"))?,
             groups: c(format!("1000 {group} 1"))?,
         };
-        let mut folders = BTreeSet::from([PathBuf::from("/tmp"), PathBuf::from("/dev")]);
+        let mut folders = BTreeSet::from([PathBuf::from(OWN), PathBuf::from("/dev")]);
         let system = SYSTEM.iter().map(PathBuf::from).chain(prefixes.iter().cloned());
         let covered = |path: &Path| SYSTEM.iter().any(|system| path != Path::new(system) && path.starts_with(system));
         for path in system.filter(|path| path.exists() && !covered(path)) {
@@ -109,7 +115,7 @@ impl Root {
             done(unsafe { libc::mkdir(folder.as_ptr(), 0o755) })?;
         }
         // SAFETY: as above.
-        done(unsafe { libc::chmod(c"/tmp/tmp".as_ptr(), 0o777) })?;
+        done(unsafe { libc::chmod(self.own.as_ptr(), 0o777) })?;
         for (to, at) in &self.links {
             // SAFETY: as above.
             done(unsafe { libc::symlink(to.as_ptr(), at.as_ptr()) })?;

@@ -13,10 +13,11 @@ pub fn between_dollars(response: &str) -> &str {
     }
 }
 
-/// aime's extraction: the last box where there is one, else as [`between_dollars`].
+/// aime's extraction: the last `\boxed` where there is one (`\fbox` does not count), else as [`between_dollars`].
 #[must_use]
 pub fn boxed_or_dollars(response: &str) -> &str {
-    last_boxed(response).unwrap_or_else(|| between_dollars(response))
+    let boxed = if response.contains(r"\boxed") { last_boxed(response) } else { None };
+    boxed.unwrap_or_else(|| between_dollars(response))
 }
 
 /// Whether two answers are equal.

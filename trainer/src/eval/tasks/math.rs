@@ -62,9 +62,8 @@ impl Mathematics {
             Set::Amc => ("amc23", "1.0", "AMC 2023, numbers", 0),
         };
         let metrics = match set {
-            Set::Minerva => vec![Metric::mean(EXACT), Metric::mean(EQUAL)],
             Set::Boxed => vec![Metric::mean(EQUAL)],
-            Set::Aime | Set::Amc => vec![Metric::mean(EXACT)],
+            Set::Minerva | Set::Aime | Set::Amc => vec![Metric::mean(EXACT), Metric::mean(EQUAL)],
         };
         let info = TaskInfo {
             name: name.to_owned(),
@@ -163,8 +162,10 @@ impl Task for Mathematics {
                 report(EQUAL, answer::math_equal(&said, &text(doc, "answer")));
             }
             Set::Boxed => _ = report(EQUAL, answer::math_equal(&extracted, &gold)),
-            Set::Aime => _ = report(EXACT, competition::aime(&extracted, &gold)),
-            Set::Amc => _ = report(EXACT, competition::amc(&extracted, &gold)),
+            Set::Aime | Set::Amc => {
+                report(EXACT, competition::exact(&extracted, &gold));
+                report(EQUAL, competition::equal(&extracted, &gold));
+            }
         }
         outcome.extracted.insert("none".to_owned(), extracted);
         Ok(outcome)

@@ -147,4 +147,6 @@ fn unknown(name: &str) -> Error {
 }
 
 #[cfg(test)]
+mod fixtures;
+#[cfg(test)]
 mod tests;

@@ -177,11 +177,11 @@ fn mathematics_reads_final_answers() {
     assert_eq!(score(&*boxed, &row, &text("\\boxed{3} no, \\boxed{\\dfrac{1}{2}}.")), [1.0]);
     assert_eq!(score(&*boxed, &row, &text("\\frac{1}{2}")), [0.0], "no box");
     let number = doc(json!({"problem": "How many?", "answer": "025"}));
-    assert_eq!(score(&*task("aime24"), &number, &text("\\boxed{25}")), [1.0]);
-    assert_eq!(score(&*task("aime24"), &number, &text("\\boxed{26}")), [0.0]);
+    assert_eq!(score(&*task("aime24"), &number, &text("\\boxed{25}")), [1.0, 1.0]);
+    assert_eq!(score(&*task("aime24"), &number, &text("\\boxed{26}")), [0.0, 0.0]);
     let decimal = doc(json!({"problem": "How many?", "answer": 27.0}));
-    assert_eq!(score(&*task("amc23"), &decimal, &text("It is $27$.")), [1.0]);
-    assert_eq!(score(&*task("amc23"), &decimal, &text("It is $28$.")), [0.0]);
+    assert_eq!(score(&*task("amc23"), &decimal, &text("It is $27$.")), [1.0, 1.0]);
+    assert_eq!(score(&*task("amc23"), &decimal, &text("It is $28$.")), [0.0, 0.0]);
 }
 
 #[test]

@@ -79,6 +79,7 @@ def whole_answers(data, folder, name):
 class Writer:
     def __init__(self, data, folder, library, new):
         self.data, self.folder, self.library, self.new = data, folder, Path(library), new
+        folder.mkdir(parents=True, exist_ok=True)
 
     def task(self, name, files, body):
         files = ", ".join(f'{split}: "{path}"' for split, path in files.items())
@@ -102,6 +103,7 @@ class Writer:
         passage = query.replace("{{query}}", "{{query[9:]}}").replace("choices", '["no", "yes"]')
         self.task("boolq", rows("boolq/boolq.jsonl"), CHOICE.replace(", {metric: acc_norm}", "") + passage)
         contexts = "doc_to_text: gold\ndoc_to_choice: context_options\ndoc_to_target: continuation\n"
+        contexts += "fewshot_split: test\n"
         acc = "output_type: multiple_choice\nmetric_list: [{metric: acc}]\n"
         self.task("winogrande", rows("winogrande/winogrande.jsonl"), acc + contexts)
         ctx = 'doc_to_text: "{{ctx}}"\ndoc_to_choice: endings\ndoc_to_target: label\n'
@@ -128,14 +130,18 @@ class Writer:
         rolling += "metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]\n"
         self.task("wikitext", {"test": articles(self.data, self.folder)}, rolling)
 
-    def answers(self):
+    def gsm8k(self):
         gsm8k = {split: self.data / f"gsm8k/{split}.jsonl" for split in ("train", "test")}
         self.task("gsm8k", gsm8k, GSM8K + generation('["Question:", "</s>", "<|im_end|>"]', self.new))
+
+    def gsm8k_cot(self):
         # The eight examples are the library's, read out of its own file.
         own = (self.library / "tasks/gsm8k/gsm8k-cot.yaml").read_text()
         examples = own[own.index("fewshot_config:") : own.index("filter_list:")]
         cot = COT + examples + generation('["Q:", "</s>", "<|im_end|>"]', self.new)
-        self.task("gsm8k_cot", {"test": gsm8k["test"]}, cot)
+        self.task("gsm8k_cot", {"test": self.data / "gsm8k/test.jsonl"}, cot)
+
+    def mathematics(self):
         self.functions("aime/utils.py", "aime_utils")
         asked = 'doc_to_text: "Question: {{problem}}\\nAnswer:"\ndoc_to_target: answer\n'
         asked += "process_results: !function aime_utils.process_results\n"
@@ -155,9 +161,10 @@ class Writer:
 
 def write(data, folder, library, new=NEW):
     """Writes all tasks into `folder`, each as `local_NAME`; `library` is the installed package's folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     writer = Writer(data, folder, library, new)
     writer.choices()
     writer.subjects()
     writer.texts()
-    writer.answers()
+    writer.gsm8k()
+    writer.gsm8k_cot()
+    writer.mathematics()

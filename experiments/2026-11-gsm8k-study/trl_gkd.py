@@ -1,7 +1,7 @@
 """TRL's GKDTrainer for `run`: the same student, teacher, questions, mix of completions and seconds.
 
 Its defaults but for what the study fixes (beta 0.5, half of the completions by the teacher, temperature 1, learning rate, batch of
-32), no gradient checkpointing (faster), fused AdamW, bf16. As many sequences at a time as fit: --micro. Writes the student, and
+32), fused AdamW, bf16. As many sequences at a time as fit: --micro. Writes the student, and
 told.json with seconds, steps and peak memory.
 """
 import argparse
@@ -60,7 +60,7 @@ def main():
     config = GKDConfig(
         output_dir=str(a.out / "trainer"), per_device_train_batch_size=a.micro, gradient_accumulation_steps=a.batch // a.micro,
         max_steps=100_000, learning_rate=a.lr, lr_scheduler_type="constant_with_warmup", warmup_steps=5, optim="adamw_torch_fused" if cuda else "adamw_torch",
-        lmbda=0.5, beta=0.5, seq_kd=True, temperature=1.0, max_new_tokens=a.new, max_length=600 + a.new, gradient_checkpointing=False, bf16=cuda,
+        lmbda=0.5, beta=0.5, seq_kd=True, temperature=1.0, max_new_tokens=a.new, max_length=600 + a.new, bf16=cuda,
         use_cpu=not cuda, report_to="none", save_strategy="no", logging_steps=10**6, disable_tqdm=True, seed=0)
     budget = Budget(a.seconds)
     GKDTrainer(model=student, teacher_model=teacher, args=config, processing_class=tokenizer, train_dataset=data, callbacks=[budget]).train()

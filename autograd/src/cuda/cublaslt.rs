@@ -87,7 +87,8 @@ pub(super) fn functions() -> Result<&'static Functions> {
     Ok(functions)
 }
 
-/// `Ok` for success, else the status by name.
+/// `Ok` for success, else the status by name. A card that is lost shows itself here as a failure of the library at first: the
+/// driver is asked.
 pub(super) fn check(call: impl FnOnce() -> String, status: Status) -> Result<()> {
     let (code, text) = match status {
         0 => return Ok(()),
@@ -101,5 +102,9 @@ pub(super) fn check(call: impl FnOnce() -> String, status: Status) -> Result<()>
         15 => ("NOT_SUPPORTED", "this combination of types, layouts and epilogue does not exist"),
         _ => ("unknown status", "see cublasStatus_t"),
     };
+    // SAFETY: waits for the context that the failed call worked in.
+    if let Err(lost @ Error::DeviceLost { .. }) = unsafe { driver::cu!(cuCtxSynchronize()) } {
+        return Err(lost);
+    }
     Err(Error::Cuda { call: call(), code: format!("CUBLAS_STATUS {status} {code}"), text: text.to_owned() })
 }

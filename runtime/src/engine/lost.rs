@@ -12,16 +12,13 @@ impl Engine {
         errors.into_iter().for_each(|error| self.watch::<()>(&Err(error)));
     }
 
-    /// Ends everything that runs once an error says, or the device shows, that it is lost.
+    /// Ends everything that runs once an error says that the device is lost.
     pub(super) fn watch<T>(&mut self, result: &Result<T>) {
         let Err(Error::Op(error)) = result else { return };
-        let lost = match error {
-            autograd::Error::DeviceLost { .. } => Some(error.clone()),
-            // A library's error may only be the first sign.
-            autograd::Error::Cuda { .. } => self.student.device().synchronize().err().filter(|e| e.is_device_lost()),
-            _ => None,
-        };
-        let Some(lost) = lost.map(Error::Op).filter(|_| self.lost.is_none()) else { return };
+        if !error.is_device_lost() || self.lost.is_some() {
+            return;
+        }
+        let lost = Error::Op(error.clone());
         self.slots().for_each(|slot| SlotEngine::fail_all(slot, &lost));
         self.lost = Some(lost);
     }

@@ -231,11 +231,11 @@ impl Run<'_> {
 
     /// Held-out measurements before the first step.
     fn measure_before(&mut self) -> Result<()> {
-        if let Some(benchmarks) = &self.benchmarks {
-            self.state.teacher_scores = self.stoppable(benchmarks.of_teacher())?;
-        }
         if !self.recipe.eval.as_ref().is_some_and(|eval| eval.at_start) {
             return Ok(());
+        }
+        if let Some(benchmarks) = &self.benchmarks {
+            self.state.teacher_scores = self.stoppable(benchmarks.of_teacher())?;
         }
         let mut metrics = Metrics::at(0);
         let scope = self.span("held_out", 0);

@@ -173,7 +173,7 @@ pub struct RawEval {
     /// Tokens of a held-out completion, at most. Default `rollout.max_new_tokens`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<usize>,
-    /// Measure before the first step. Default true.
+    /// Measure before the first step, and ask the teacher the tasks. Default true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at_start: Option<bool>,
     /// Measure after the last step. Default true.
@@ -183,7 +183,7 @@ pub struct RawEval {
     /// `teacher.context_column`: these prompts have no columns). Default: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sample_prompts: Vec<String>,
-    /// Tasks of `arle eval` that the student is asked at every measurement, and the teacher once. Default: none.
+    /// Tasks of `arle eval` that the student is asked at every measurement, and the teacher at the start. Default: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<String>,
     /// Folder with the tasks' data.

@@ -218,7 +218,8 @@ impl<'a> Planner<'a> {
         [all + more, if training.offload.optimizer { 0 } else { states * all }]
     }
 
-    /// The most of: a micro-batch in training, the teacher's forward, a step of requests, a text to score.
+    /// The most of: a micro-batch in training (or measured, without one), the teacher's forward, a step of requests, a text
+    /// to score.
     pub(super) fn activations(&self, recomputed: usize) -> u64 {
         let work = self.workload;
         let trained = self.branches.as_ref();
@@ -229,7 +230,7 @@ impl<'a> Planner<'a> {
         let step = self.spec.engine.token_budget.min(self.spec.engine.max_running.saturating_mul(work.longest));
         let requests = self.slots().map(|slot| forward(slot, trained, step.max(work.longest_scored)));
         let requests = requests.max().unwrap_or(0);
-        if self.spec.training.is_none() {
+        if work.micro_batch == 0 {
             return requests;
         }
         let rows = self.student.rows(self.device, trained, work.micro_batch);
@@ -239,7 +240,10 @@ impl<'a> Planner<'a> {
         let graded = teacher.map_or(0, |slot| slot.rows(self.device, None, work.micro_batch).hidden());
         // Hidden states before and after the last norm, of the scored rows, and their gradient.
         let ends = 4 * rows.hidden() + graded;
-        let training = kept * rows.kept() + recomputed as u64 * rows.hidden() + again + ends + rows.backward();
+        let training = match self.spec.training {
+            Some(_) => kept * rows.kept() + recomputed as u64 * rows.hidden() + again + ends + rows.backward(),
+            None => forward(&self.student, None, work.micro_batch) + ends,
+        };
         let grading = teacher.map_or(0, |slot| forward(slot, None, work.micro_batch));
         // Blocks of many sizes leave holes.
         let most = training.max(grading).max(requests);
@@ -255,7 +259,7 @@ impl<'a> Planner<'a> {
         // What a teacher elsewhere says waits on the host: of the micro-batch that runs, and twice, as it came and put
         // together, of the one after it.
         let waiting = 3 * (self.workload.micro_batch * given) as u64;
-        let loss = match (self.spec.training.is_some(), self.on_gpu()) {
+        let loss = match (self.workload.micro_batch > 0, self.on_gpu()) {
             (false, _) => 0,
             (true, true) => ops::gpu_loss_bytes(self.workload.micro_batch, vocab, models) as u64,
             (true, false) => 3 * HEAD_ROWS * vocab as u64 * 4 + waiting,

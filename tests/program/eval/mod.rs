@@ -1,6 +1,7 @@
 //! `arle eval` as a process, on a tiny model and rows of our own.
 
 mod compare;
+mod held_out;
 mod refusals;
 mod resume;
 mod runs;

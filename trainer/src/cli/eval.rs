@@ -1,5 +1,7 @@
 //! `arle eval`
 
+mod held_out;
+
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
@@ -17,6 +19,7 @@ use crate::eval::{self, LocalSettings, Options, RemoteSettings, Results, compare
 use crate::interrupt::{Interrupt, Words};
 use crate::progress::Progress;
 use crate::{Error, Result};
+use held_out::HeldOutArgs;
 
 const EXAMPLES: &str = "Examples:
   arle eval --list
@@ -25,10 +28,14 @@ const EXAMPLES: &str = "Examples:
   arle eval --url http://127.0.0.1:8000 --served-model m --data ./data --tasks hellaswag --concurrency 16
   arle eval --model ./model --tasks ./capitals.toml --apply-chat-template
   arle eval --compare runs/eval/base runs/eval/student
+  arle eval --model ./student --teacher ./teacher --prompts held_out.jsonl --max-gen-toks 128
 
 Prompts, few-shot examples, answers and numbers are those of lm-evaluation-harness 0.4.13. --data names a folder with a folder
 for each task (gsm8k/test.jsonl, mmlu/test/*.csv, ...); files are checked by their SHA-256, nothing is downloaded. A task of
 your own is a TOML file with its data beside it (trainer/src/eval/tasks/*.toml are examples).
+
+--teacher measures how far the model is from another one on a file of prompts, as `eval/...` of a training run: KL divergences both
+ways, agreement, the teacher's opinion of what the model writes. A run with the same rows, seed and limits has the same numbers.
 
 --out keeps results.json and one samples_TASK.jsonl a task. The same command with the same --out goes on where it was stopped.";
 
@@ -93,9 +100,9 @@ pub(super) struct EvalArgs {
     /// Grade what follows the last of these, such as </think>.
     #[arg(long, value_name = "TEXT")]
     think_end: Option<String>,
-    /// Divides the logits of generated answers; 0 is greedy.
-    #[arg(long, default_value_t = 0.0, value_name = "T")]
-    temperature: f32,
+    /// Divides the logits of generated answers; 0 is greedy [default: 0, with --teacher 1].
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
     /// Keep the fewest tokens with this much probability.
     #[arg(long, value_name = "P")]
     top_p: Option<f32>,
@@ -116,6 +123,8 @@ pub(super) struct EvalArgs {
     json: bool,
     #[command(flatten)]
     local: LocalArgs,
+    #[command(flatten)]
+    held_out: HeldOutArgs,
     #[command(flatten)]
     remote: RemoteArgs,
 }
@@ -178,21 +187,19 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
     if let Some([a, b]) = args.compare.as_deref() {
         return show_comparison(a, b, args.json);
     }
+    if args.held_out.teacher.is_some() {
+        return held_out::run(&args);
+    }
     args.check()?;
     let progress = Progress::new(args.json);
     let options = args.options()?;
     let interrupt =
         Interrupt::listen(&WORDS).map_err(|e| Error::Models { what: format!("Ctrl-C cannot be handled: {e}") })?;
-    let out = args.out.clone();
     let results = match &args.url {
         Some(url) => eval::ask_server(options, args.server(url)?, &interrupt, progress)?,
         None => args.evaluate_model(options, &interrupt, progress)?,
     };
-    if let Some(out) = &out {
-        eval::write_results(out, &results)?;
-        progress.line(&format!("results    {}", out.join("results.json").display()));
-    }
-    if args.json { print_json(&json!(results)) } else { show(&results) }
+    args.finish(&results, progress)
 }
 
 fn show(results: &Results) -> Result<()> {
@@ -213,6 +220,19 @@ fn show_comparison(a: &Path, b: &Path, as_json: bool) -> Result<()> {
 }
 
 impl EvalArgs {
+    fn temperature(&self) -> f32 {
+        self.temperature.unwrap_or(0.0)
+    }
+
+    /// Keeps and shows results.
+    fn finish(&self, results: &Results, progress: Progress) -> Result<()> {
+        if let Some(out) = &self.out {
+            eval::write_results(out, results)?;
+            progress.line(&format!("results    {}", out.join("results.json").display()));
+        }
+        if self.json { print_json(&json!(results)) } else { show(results) }
+    }
+
     /// Refuses what has no effect or no meaning.
     fn check(&self) -> Result<()> {
         let idle = |key: &str, given: bool, because: &str| {
@@ -235,7 +255,7 @@ impl EvalArgs {
                 return Err(Error::value(key, 0, "at least 1"));
             }
         }
-        let greedy = self.temperature == 0.0;
+        let greedy = self.temperature() == 0.0;
         idle("--repeats", greedy && self.repeats > 1, "with --temperature 0, which answers the same every time")?;
         idle("--top-p", greedy && self.top_p.is_some(), "with --temperature 0 (greedy)")
     }
@@ -270,7 +290,7 @@ impl EvalArgs {
             Ok::<_, Error>(text.lines().next().unwrap_or_default().trim().to_owned())
         });
         let mut sampling = Map::from_iter([
-            ("temperature".to_owned(), json!(self.temperature)),
+            ("temperature".to_owned(), json!(self.temperature())),
             ("seed".to_owned(), json!(self.sampling_seed)),
         ]);
         sampling.extend(self.top_p.map(|p| ("top_p".to_owned(), json!(p))));
@@ -304,7 +324,7 @@ impl EvalArgs {
                 .map_err(|e| Error::value("--chat-template-kwargs", text, format!("a JSON object: {e}")))?,
         };
         let sampling = SamplingParams {
-            temperature: self.temperature,
+            temperature: self.temperature(),
             top_p: self.top_p.unwrap_or(1.0),
             seed: self.sampling_seed,
             ..SamplingParams::default()

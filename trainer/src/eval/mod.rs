@@ -90,6 +90,7 @@ pub(crate) fn ask_server(
 /// # Errors
 /// A folder that cannot be written.
 pub(crate) fn write_results(folder: &Path, results: &Results) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let path = folder.join("results.json");
     let text = serde_json::to_string_pretty(results).map_err(|e| Error::io(&path)(e.into()))?;
     let temporary = path.with_extension("json.tmp");

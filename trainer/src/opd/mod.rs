@@ -5,6 +5,7 @@ mod benchmark;
 mod eval;
 mod folder;
 mod graded;
+mod held_out;
 mod phases;
 mod rollout;
 mod serving;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 pub use folder::Resume;
+pub(crate) use held_out::{higher_is_better, measure as measure_held_out};
 pub(crate) use setup::{open, start};
 pub(crate) use step::{Outcome, Stepper};
 
@@ -36,7 +38,7 @@ use folder::RunFolder;
 use phases::Phases;
 use serve::{KeyValue, Scope, ServeConfig, Traces};
 use serving::Serving;
-use setup::Setup;
+use setup::{Setup, Use};
 use summary::Summary;
 
 /// Steps in a row that may be skipped for a loss or gradient that is not finite.
@@ -66,7 +68,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     let recipe = &options.recipe;
     let progress = Progress::new(options.json);
     RunFolder::check(&options.folder, recipe, options.resume.as_ref())?;
-    let setup = Setup::new(recipe, options.serve.is_some(), interrupt, progress)?;
+    let setup = Setup::new(recipe, Use::Training { served: options.serve.is_some() }, interrupt, progress)?;
     interrupt.begin();
     // Only now: a run that cannot start leaves nothing behind.
     let folder = RunFolder::open(&options.folder, recipe, options.resume.as_ref())?;

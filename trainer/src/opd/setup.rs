@@ -6,7 +6,7 @@ use std::sync::Arc;
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
 use runtime::memory::{KvWish, MemoryPlan, Workload};
-use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec};
+use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec, Training};
 use runtime::source::ModelSource;
 
 use super::benchmark;
@@ -51,12 +51,21 @@ pub(crate) fn open(source: &str, progress: Progress) -> Result<Arc<ModelFiles>> 
     Ok(Arc::new(ModelSource::parse(source)?.open(&|line| progress.line(line))?))
 }
 
+/// What a recipe is set up for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    /// Steps; `served`: the teacher answers requests too.
+    Training { served: bool },
+    /// Its held-out rows are measured, nothing is trained.
+    Measuring,
+}
+
 impl Setup {
-    /// Loads everything; with `served`, the teacher answers requests too. Waiting for a teacher elsewhere ends with `interrupt`.
+    /// Loads everything. Waiting for a teacher elsewhere ends with `interrupt`.
     ///
     /// # Errors
     /// Models that cannot be compared, rows that do not fit, more memory than there is.
-    pub(super) fn new(recipe: &Recipe, served: bool, interrupt: &Interrupt, progress: Progress) -> Result<Self> {
+    pub(super) fn new(recipe: &Recipe, what_for: Use, interrupt: &Interrupt, progress: Progress) -> Result<Self> {
         recipe.runtime.device.start(recipe.runtime.deterministic, progress)?;
         let rows = Rows::load(&recipe.data)?;
         let student = open(&recipe.student.model, progress)?;
@@ -79,10 +88,15 @@ impl Setup {
             _ => None,
         };
         let context = recipe.teacher.as_ref().and_then(|teacher| teacher.context.clone());
-        warn_if_nothing_to_learn(recipe, progress);
+        if what_for != Use::Measuring {
+            warn_if_nothing_to_learn(recipe, progress);
+        }
         let encoder = Encoder::new(Arc::clone(&student), recipe.data.chat, recipe.data.system_prompt.clone(), context)?;
         let fits = Fits { recipe, context: student.config.max_position_embeddings };
-        let train = fits.encode(&encoder, &rows.train, recipe.rollout.max_new_tokens)?;
+        let train = match what_for {
+            Use::Training { .. } => fits.encode(&encoder, &rows.train, recipe.rollout.max_new_tokens)?,
+            Use::Measuring => Vec::new(),
+        };
         let held_out = match &recipe.eval {
             None => Vec::new(),
             Some(eval) => {
@@ -108,14 +122,20 @@ impl Setup {
             None => Export::Model(Box::new(ModelExport::new(Arc::clone(&student), recipe.student.layers.clone()))),
         };
         let teacher = teacher_slot.as_ref().map(|slot| Arc::clone(&slot.files));
-        let mut training = recipe.training();
-        training.teacher_generates |= served;
+        let (training, purpose) = match what_for {
+            Use::Training { served } => {
+                let training = recipe.training();
+                let teacher_generates = training.teacher_generates || served;
+                (Some(Training { teacher_generates, ..training }), Purpose::Training)
+            }
+            Use::Measuring => (None, Purpose::Command),
+        };
         let mut spec = RuntimeSpec {
             device: recipe.runtime.device.device,
             deterministic: recipe.runtime.deterministic,
             student: student_slot,
             teacher: teacher_slot,
-            training: Some(training),
+            training,
             engine: EngineConfig {
                 token_budget: recipe.runtime.token_budget,
                 max_running: recipe.runtime.max_running,
@@ -125,7 +145,7 @@ impl Setup {
                 overlap: EngineConfig::usual_overlap(recipe.runtime.device.device),
             },
         };
-        let (runtime, _) = start(&mut spec, &workload, Purpose::Training, progress)?;
+        let (runtime, _) = start(&mut spec, &workload, purpose, progress)?;
         Ok(Self { runtime, encoder, train, held_out, export, student, teacher, remote })
     }
 }

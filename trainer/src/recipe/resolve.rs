@@ -70,12 +70,12 @@ fn within(key: &str, value: f64, low: f64, high: f64) -> Result<f64> {
     ))
 }
 
-/// `value` if it is finite and above zero.
 /// A learning rate.
 pub(crate) fn learning_rate(key: &str, value: f64) -> Result<f64> {
     positive(key, value)
 }
 
+/// `value` if it is finite and above zero.
 fn positive(key: &str, value: f64) -> Result<f64> {
     if value > 0.0 && value.is_finite() { Ok(value) } else { Err(Error::value(key, value, "greater than 0")) }
 }

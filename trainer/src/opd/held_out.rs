@@ -1,0 +1,172 @@
+//! Held-out measurements: how far the student is from the teacher on prompts that it is never trained on.
+//!
+//! | name | on | is |
+//! |---|---|---|
+//! | `kl` | the student's own completions | KL(student ‖ teacher), mean per token |
+//! | `kl_forward` | the same | KL(teacher ‖ student) |
+//! | `agreement` | the same | how often both prefer the same token |
+//! | `teacher_nll` | the same | -ln p_teacher of the student's tokens |
+//! | `kl_teacher_samples` | completions of the teacher's | KL(teacher ‖ student) |
+//! | `perplexity` | the same | exp of the student's mean -ln q |
+//!
+//! Of a teacher that only says what it thinks of given tokens, `kl` is its estimate by the student's samples, and what needs
+//! its distributions or its own completions is left out.
+
+use std::sync::Arc;
+
+use runtime::request::{Slot, TrainRequest, TrainSequence};
+use runtime::train::Loss;
+
+use super::batch::{Completion, Source, split};
+use super::graded::{self, Asked};
+use super::rollout::{Purpose, generate, params, request};
+use super::setup::{Setup, Use};
+use super::step::Sums;
+use crate::Result;
+use crate::interrupt::Interrupt;
+use crate::loss::HeldOut;
+use crate::progress::Progress;
+use crate::prompt::Example;
+use crate::recipe::Recipe;
+use crate::teacher::RemoteTeacher;
+
+/// What is measured, by name.
+pub(crate) type Measured = Vec<(&'static str, f64)>;
+
+/// Whether more is better of a measurement; nothing where that cannot be said.
+pub(crate) fn higher_is_better(measurement: &str) -> Option<bool> {
+    match measurement {
+        "agreement" | "agreement_teacher_samples" => Some(true),
+        "kl" | "kl_forward" | "kl_teacher_samples" | "teacher_nll" | "perplexity" => Some(false),
+        _ => None,
+    }
+}
+
+/// Measures the models of `setup` on its held-out rows.
+pub(super) struct Distance<'a> {
+    recipe: &'a Recipe,
+    setup: &'a Setup,
+    /// New tokens of a completion, at most.
+    max_new_tokens: usize,
+    progress: Progress,
+}
+
+impl<'a> Distance<'a> {
+    pub(super) fn new(recipe: &'a Recipe, setup: &'a Setup, max_new_tokens: usize, progress: Progress) -> Self {
+        Self { recipe, setup, max_new_tokens, progress }
+    }
+
+    /// Whether the teacher can write completions.
+    pub(super) fn teacher_writes(&self) -> bool {
+        self.setup.remote.as_ref().is_none_or(RemoteTeacher::writes)
+    }
+
+    /// The teacher's completion of every row.
+    ///
+    /// # Errors
+    /// What the runtime, or the teacher's server, refuses.
+    pub(super) fn of_teacher(&self) -> Result<Vec<Vec<u32>>> {
+        let completions = self.complete(Slot::Teacher)?;
+        Ok(completions.iter().map(|c| c.sequence.tokens[c.sequence.prompt_len..].to_vec()).collect())
+    }
+
+    /// All measurements; those on the teacher's completions where there are any.
+    ///
+    /// # Errors
+    /// What the runtime refuses.
+    pub(super) fn measure(&self, teachers: &[Vec<u32>]) -> Result<Measured> {
+        let own = self.complete(Slot::Student)?;
+        let count = own.len() as f64;
+        let mean_length = own.iter().map(Completion::len).sum::<usize>() as f64 / count;
+        let truncated = own.iter().filter(|c| c.truncated).count() as f64 / count;
+        let own = self.forward(own)?;
+        let teacher_nll = own.mean("teacher_logprob").map(|mean| -mean);
+        let estimate = own.mean("student_logprob").zip(teacher_nll).map(|(student, nll)| student + nll);
+        let mut measured = vec![
+            ("mean_length", Some(mean_length)),
+            ("truncated_fraction", Some(truncated)),
+            ("kl", own.mean("reverse_kl").or(estimate)),
+            ("kl_forward", own.mean("forward_kl")),
+            ("agreement", own.mean("agreement")),
+            ("entropy", own.mean("entropy")),
+            ("teacher_nll", teacher_nll),
+        ];
+        if !teachers.is_empty() {
+            let given = self.setup.held_out.iter().zip(teachers);
+            let given = self.forward(given.map(|(example, tokens)| Completion::given(example, tokens)).collect())?;
+            let perplexity = |name: &str| given.mean(name).map(|mean| (-mean).exp());
+            measured.extend([
+                ("kl_teacher_samples", given.mean("forward_kl")),
+                ("agreement_teacher_samples", given.mean("agreement")),
+                ("perplexity", perplexity("student_logprob")),
+                ("teacher_perplexity", perplexity("teacher_logprob")),
+            ]);
+        }
+        Ok(measured.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
+    }
+
+    /// One completion of every held-out row. The same random numbers every time, so that only the weights differ.
+    fn complete(&self, slot: Slot) -> Result<Vec<Completion>> {
+        let purpose = if slot == Slot::Student { Purpose::HeldOut } else { Purpose::HeldOutTeacher };
+        let sampling = params(&self.recipe.rollout.sampling, self.max_new_tokens, self.recipe.runtime.seed);
+        let rows = &self.setup.held_out;
+        if let (Slot::Teacher, Some(remote)) = (slot, &self.setup.remote) {
+            let prompt = |(row, example)| (prompt_of(example, slot), purpose.index(row as u64));
+            let written = remote.write(&rows.iter().enumerate().map(prompt).collect::<Vec<_>>(), &sampling)?;
+            return Ok(rows.iter().zip(&written).map(|(row, written)| Completion::written(row, written)).collect());
+        }
+        let requests = rows
+            .iter()
+            .enumerate()
+            .map(|(row, example)| request(slot, prompt_of(example, slot), sampling.clone(), purpose.index(row as u64)));
+        let bar = self.progress.bar("eval", (rows.len() * self.max_new_tokens) as u64, "tokens");
+        let generated = generate(&self.setup.runtime, requests, &bar)?;
+        Ok(rows
+            .iter()
+            .zip(&generated)
+            .map(|(row, generated)| Completion::sampled(row, generated, Source::Other))
+            .collect())
+    }
+
+    fn forward(&self, completions: Vec<Completion>) -> Result<Sums> {
+        let mut sums = Sums::default();
+        let bar = self.progress.bar("eval", completions.iter().map(Completion::len).sum::<usize>() as u64, "tokens");
+        let batches = split(completions, self.recipe.runtime.tokens_per_microbatch);
+        let run = |_, sequences: &[TrainSequence], asked: Asked| {
+            let report = self.setup.runtime.forward_backward(TrainRequest {
+                sequences: sequences.to_vec(),
+                loss: Arc::new(HeldOut),
+                normalizer: 1.0,
+                backward: false,
+                dropout_key: 0,
+                teacher: asked.teacher,
+            })?;
+            bar.inc(report.tokens as u64);
+            sums.add(&report);
+            Ok(())
+        };
+        graded::each(self.setup.remote.as_ref(), &batches, |_| HeldOut.needs(), run)?;
+        bar.finish_and_clear();
+        Ok(sums)
+    }
+}
+
+/// What the model in `slot` is asked.
+pub(super) fn prompt_of(example: &Example, slot: Slot) -> Vec<u32> {
+    match slot {
+        Slot::Student | Slot::Adapter(_) => example.prompt.clone(),
+        Slot::Teacher => example.teacher_prompt.as_ref().unwrap_or(&example.prompt).clone(),
+    }
+}
+
+/// Measures a recipe's models without training them.
+///
+/// # Errors
+/// What the recipe's data, models or teacher refuse; more memory than there is.
+pub(crate) fn measure(recipe: &Recipe, interrupt: &Interrupt, progress: Progress) -> Result<(usize, Measured)> {
+    let setup = Setup::new(recipe, Use::Measuring, interrupt, progress)?;
+    let max_new_tokens = recipe.eval.as_ref().map_or(recipe.rollout.max_new_tokens, |eval| eval.max_new_tokens);
+    let distance = Distance::new(recipe, &setup, max_new_tokens, progress);
+    let teachers = if distance.teacher_writes() { distance.of_teacher()? } else { Vec::new() };
+    Ok((setup.held_out.len(), distance.measure(&teachers)?))
+}

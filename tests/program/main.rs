@@ -3,6 +3,7 @@
 mod adapter;
 mod bad_files;
 mod bench;
+mod best;
 mod command_line;
 mod data;
 mod eval;

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::Best;
 use crate::{Error, Result};
 
 /// What a half-written or half-deleted checkpoint is called.
@@ -11,6 +12,7 @@ const TEMPORARY: &str = ".tmp-";
 /// What a whole checkpoint is called while the one that takes its place gets its name.
 const ASIDE: &str = ".aside-";
 const LATEST: &str = "latest";
+const BEST: &str = "best";
 
 /// The `checkpoints` folder of a run.
 #[derive(Debug, Clone)]
@@ -58,7 +60,25 @@ impl Checkpoints {
     /// When the link cannot be replaced.
     pub fn rewind(&self, checkpoint: &Path) -> Result<()> {
         let root = fs::canonicalize(&self.root).map_err(Error::io(&self.root))?;
-        if checkpoint.parent() == Some(&root) { self.link(&file_name(checkpoint)) } else { Ok(()) }
+        if checkpoint.parent() == Some(&root) { self.link(LATEST, &file_name(checkpoint)) } else { Ok(()) }
+    }
+
+    /// Whether the checkpoint of a step is there.
+    pub(crate) fn has(&self, step: u64) -> bool {
+        self.root.join(Self::name(step)).is_dir()
+    }
+
+    /// Points `best` at the best checkpoint, or removes the link where there is none.
+    ///
+    /// # Errors
+    /// When the link cannot be replaced.
+    pub(crate) fn link_best(&self, best: Option<&Best>) -> Result<()> {
+        let link = self.root.join(BEST);
+        match best {
+            Some(best) => self.link(BEST, &Self::name(best.step)),
+            None if fs::symlink_metadata(&link).is_ok() => remove(&link),
+            None => Ok(()),
+        }
     }
 
     /// Name of the checkpoint of a step.
@@ -67,7 +87,12 @@ impl Checkpoints {
     }
 
     /// Fills a temporary folder, syncs it, and gives it the name of `step`.
-    pub(super) fn publish(&self, step: u64, fill: &dyn Fn(&Path) -> Result<()>) -> Result<PathBuf> {
+    pub(super) fn publish(
+        &self,
+        step: u64,
+        best: Option<&Best>,
+        fill: &dyn Fn(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
         let name = Self::name(step);
         let (temporary, path) = (self.root.join(format!("{TEMPORARY}{name}")), self.root.join(&name));
         fs::create_dir(&temporary).map_err(Error::io(&temporary))?;
@@ -85,8 +110,9 @@ impl Checkpoints {
         self.put_back()?;
         renamed?;
         sync_folder(&self.root)?;
-        self.link(&name)?;
-        self.drop_old(step)?;
+        self.link(LATEST, &name)?;
+        self.link_best(best)?;
+        self.drop_old(step, best)?;
         Ok(path)
     }
 
@@ -104,17 +130,18 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Replaces the `latest` link in one step.
-    fn link(&self, name: &str) -> Result<()> {
-        let (temporary, link) = (self.root.join(format!("{TEMPORARY}{LATEST}")), self.root.join(LATEST));
+    /// Replaces a link in one step.
+    fn link(&self, link: &str, name: &str) -> Result<()> {
+        let (temporary, link) = (self.root.join(format!("{TEMPORARY}{link}")), self.root.join(link));
         std::os::unix::fs::symlink(name, &temporary).map_err(Error::io(&temporary))?;
         fs::rename(&temporary, &link).map_err(Error::io(&link))?;
         sync_folder(&self.root)
     }
 
-    /// Removes checkpoints after `step` (of an abandoned continuation) and all but the newest `keep_last`.
-    fn drop_old(&self, step: u64) -> Result<()> {
-        let (kept, abandoned): (Vec<_>, Vec<_>) = self.steps()?.into_iter().partition(|(saved, _)| *saved <= step);
+    /// Removes checkpoints after `step` (of an abandoned continuation) and all but the newest `keep_last` and the best.
+    fn drop_old(&self, step: u64, best: Option<&Best>) -> Result<()> {
+        let steps = self.steps()?.into_iter().filter(|(saved, _)| best.is_none_or(|best| *saved != best.step));
+        let (kept, abandoned): (Vec<_>, Vec<_>) = steps.partition(|(saved, _)| *saved <= step);
         let surplus = kept.len().saturating_sub(self.keep_last);
         for (_, path) in kept.into_iter().take(surplus).chain(abandoned) {
             self.discard(&path)?;

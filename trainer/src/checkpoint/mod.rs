@@ -4,6 +4,7 @@
 //! checkpoints/step_000123/   adapter_model.safetensors + adapter_config.json   (or model.safetensors + config + tokenizer)
 //!                            optimizer.safetensors   trainer_state.json
 //! checkpoints/latest         a link to the newest
+//! checkpoints/best           a link to the best, where `checkpoint.best` says what that is
 //! ```
 
 mod adapter;
@@ -19,7 +20,7 @@ use runtime::request::TrainState;
 pub use adapter::AdapterConfig;
 pub use folder::Checkpoints;
 pub use model::ModelExport;
-pub use state::TrainerState;
+pub use state::{Best, TrainerState};
 
 use crate::Result;
 
@@ -56,12 +57,12 @@ impl Export {
 }
 
 impl Checkpoints {
-    /// Writes a checkpoint, points `latest` at it, and drops those beyond `keep_last`.
+    /// Writes a checkpoint, points `latest` at it and `best` at the best, and drops the others beyond `keep_last`.
     ///
     /// # Errors
     /// When something cannot be written: then the checkpoints from before are as they were.
     pub fn save(&self, export: &Export, weights: &TrainState, trainer: &TrainerState) -> Result<PathBuf> {
-        self.publish(trainer.step, &|folder: &Path| {
+        self.publish(trainer.step, trainer.best.as_ref(), &|folder: &Path| {
             export.write(folder, weights)?;
             tensors::write(&folder.join(OPTIMIZER), &weights.moments)?;
             trainer.write(folder)

@@ -41,8 +41,23 @@ pub struct TrainerState {
     /// The teacher's scores on `eval.tasks`, for the summary.
     #[serde(default)]
     pub teacher_scores: BTreeMap<String, f64>,
+    /// The best step up to now, where the recipe says what is best.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<Best>,
     /// Seconds by phase up to now, for the summary.
     pub seconds: BTreeMap<String, f64>,
+}
+
+/// The step with the best value of a measurement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Best {
+    /// Its name.
+    pub metric: String,
+    /// The step, which has a checkpoint.
+    pub step: u64,
+    /// Its value.
+    pub value: f64,
 }
 
 impl TrainerState {
@@ -62,6 +77,7 @@ impl TrainerState {
             samples_bytes: 0,
             held_out_before: BTreeMap::new(),
             teacher_scores: BTreeMap::new(),
+            best: None,
             seconds: BTreeMap::new(),
         }
     }

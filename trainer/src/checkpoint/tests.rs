@@ -150,7 +150,7 @@ fn a_failed_write_leaves_everything_as_it_was() {
     let run = tempfile::tempdir().expect("a folder");
     let checkpoints = open(run.path());
     checkpoints.save(&export(), &weights(0.1), &state(1)).expect("saves");
-    let full = checkpoints.publish(2, &|folder: &Path| {
+    let full = checkpoints.publish(2, None, &|folder: &Path| {
         fs::write(folder.join("half"), b"half").expect("written");
         Err(Error::Io { path: folder.join("half"), source: std::io::ErrorKind::StorageFull.into() })
     });
@@ -189,4 +189,28 @@ fn a_damaged_checkpoint_names_the_file() {
             .to_string()
             .contains("trainer_state.json")
     );
+}
+
+#[test]
+fn the_best_stays_until_a_better_one_takes_its_place() {
+    let run = tempfile::tempdir().expect("a folder");
+    let checkpoints = open(run.path());
+    let save = |step, best: Option<u64>| {
+        let mut state = state(step);
+        state.best = best.map(|step| Best { metric: "eval/kl".to_owned(), step, value: 0.5 });
+        checkpoints.save(&export(), &weights(0.1), &state).expect("saves");
+    };
+    save(1, Some(1));
+    for step in 2..5 {
+        save(step, Some(1));
+    }
+    let folder = run.path().join("checkpoints");
+    assert_eq!(names(&folder), ["best", "latest", "step_000001", "step_000003", "step_000004"]);
+    assert_eq!(fs::read_link(folder.join("best")).expect("a link"), PathBuf::from("step_000001"));
+    save(5, Some(5));
+    assert_eq!(names(&folder), ["best", "latest", "step_000003", "step_000004", "step_000005"]);
+    assert!(checkpoints.has(5) && !checkpoints.has(1));
+    save(6, None);
+    checkpoints.link_best(None).expect("removed");
+    assert_eq!(names(&folder), ["latest", "step_000005", "step_000006"]);
 }

@@ -135,15 +135,18 @@ pub(super) fn max_length(benchmark: &Benchmark, student: &ModelFiles) -> Result<
     }
 }
 
-/// Every number of every task and group, standard errors left out: `eval/gsm8k/exact_match,strict-match`; the filter of
-/// metrics with one filter is not named.
+/// `eval/gsm8k/exact_match,strict-match`; the filter of metrics with one filter is not named.
+pub(super) fn score_name(task: &str, key: &str) -> String {
+    format!("eval/{task}/{}", key.strip_suffix(",none").unwrap_or(key))
+}
+
+/// Every number of every task and group, standard errors left out.
 fn scores(results: &Results) -> BTreeMap<String, f64> {
     let mut scores = BTreeMap::new();
     for (task, result) in &results.results {
         let numbers = result.values.iter().filter(|(key, _)| !key.contains("_stderr,"));
         for (key, value) in numbers.filter_map(|(key, value)| Some((key, value.as_f64()?))) {
-            let key = key.strip_suffix(",none").unwrap_or(key);
-            scores.insert(format!("eval/{task}/{key}"), value);
+            scores.insert(score_name(task, key), value);
         }
     }
     scores

@@ -33,14 +33,16 @@ use crate::teacher::RemoteTeacher;
 /// What is measured, by name.
 pub(crate) type Measured = Vec<(&'static str, f64)>;
 
-/// Whether more is better of a measurement; nothing where that cannot be said.
-pub(crate) fn higher_is_better(measurement: &str) -> Option<bool> {
-    match measurement {
-        "agreement" | "agreement_teacher_samples" => Some(true),
-        "kl" | "kl_forward" | "kl_teacher_samples" | "teacher_nll" | "perplexity" => Some(false),
-        _ => None,
-    }
-}
+/// Measurements of which one value is better than another, and whether more is.
+pub(crate) const BETTER: [(&str, bool); 7] = [
+    ("agreement", true),
+    ("agreement_teacher_samples", true),
+    ("kl", false),
+    ("kl_forward", false),
+    ("kl_teacher_samples", false),
+    ("perplexity", false),
+    ("teacher_nll", false),
+];
 
 /// Measures the models of `setup` on its held-out rows.
 pub(super) struct Distance<'a> {

@@ -2,6 +2,7 @@
 
 mod batch;
 mod benchmark;
+mod best;
 mod eval;
 mod folder;
 mod graded;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 pub use folder::Resume;
-pub(crate) use held_out::{higher_is_better, measure as measure_held_out};
+pub(crate) use held_out::{BETTER, measure as measure_held_out};
 pub(crate) use setup::{open, start};
 pub(crate) use step::{Outcome, Stepper};
 
@@ -33,6 +34,7 @@ use crate::recipe::Recipe;
 use crate::schedule::Schedule;
 use crate::{Error, Result};
 use benchmark::Benchmarks;
+use best::BestBy;
 use eval::Evaluator;
 use folder::RunFolder;
 use phases::Phases;
@@ -69,6 +71,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     let progress = Progress::new(options.json);
     RunFolder::check(&options.folder, recipe, options.resume.as_ref())?;
     let setup = Setup::new(recipe, Use::Training { served: options.serve.is_some() }, interrupt, progress)?;
+    let best_by = BestBy::of(recipe, !setup.held_out.is_empty())?;
     interrupt.begin();
     // Only now: a run that cannot start leaves nothing behind.
     let folder = RunFolder::open(&options.folder, recipe, options.resume.as_ref())?;
@@ -95,6 +98,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         cursor: Cursor::new(setup.train.len(), recipe.data.shuffle.then_some(recipe.data.seed), state.rows_seen),
         total: recipe.length.steps(setup.train.len(), recipe.rollout.prompts_per_step),
         phases: Phases::from_seconds(state.seconds.clone()),
+        best_by,
         last: None,
         saved: folder.resume_from.as_ref().map(|_| (state.step, state.lr)),
         recipe,
@@ -124,6 +128,12 @@ fn restore(recipe: &Recipe, setup: &Setup, folder: &RunFolder, progress: Progres
     setup.runtime.restore_state(weights)?;
     setup.runtime.publish()?;
     folder.checkpoints.rewind(path)?;
+    // A best one that has been dropped since, on the way that is abandoned now, cannot be kept any more.
+    let best = state.best.take_if(|best| !folder.checkpoints.has(best.step));
+    if let Some(best) = best {
+        progress.line(&format!("best       that of step {} is gone; the next measurement counts", best.step));
+    }
+    folder.checkpoints.link_best(state.best.as_ref())?;
     progress.line(&format!("resume     {} (step {})", path.display(), state.step));
     if let Some(lr) = state.lr {
         progress
@@ -150,6 +160,8 @@ struct Run<'a> {
     total: u64,
     phases: Phases,
     state: TrainerState,
+    /// What tells the best checkpoint.
+    best_by: Option<BestBy>,
     /// The newest metrics with held-out measurements.
     last: Option<Metrics>,
     /// Step and operator's learning rate of the newest checkpoint.
@@ -167,6 +179,7 @@ impl Run<'_> {
             before: &self.state.held_out_before,
             after: self.last.as_ref(),
             teacher: &self.state.teacher_scores,
+            best: self.state.best.as_ref().filter(|_| self.best_by.is_some()),
             phases: &self.phases,
             steps: self.state.step,
             gpu: self.setup.runtime.stats()?.gpu,
@@ -272,10 +285,20 @@ impl Run<'_> {
         let numbers = metrics.named().filter(|(name, _)| *name != "step");
         scope.set(numbers.map(|(name, value)| KeyValue::new(format!("arle.{name}"), value)).collect());
         self.write(&metrics)?;
+        self.keep_if_best(&metrics)?;
         if self.state.non_finite >= MAX_NON_FINITE {
             return Err(Error::NonFinite { step: self.state.step, times: self.state.non_finite });
         }
         Ok(())
+    }
+
+    /// Keeps a checkpoint of this step where no step before it measured better.
+    fn keep_if_best(&mut self, metrics: &Metrics) -> Result<()> {
+        let Some(by) = &self.best_by else { return Ok(()) };
+        let Some(best) = by.improved(metrics, self.state.step, self.state.best.as_ref()) else { return Ok(()) };
+        self.progress.line(&format!("best       {} {:.4}", best.metric, best.value));
+        self.state.best = Some(best);
+        self.save().map(drop)
     }
 
     /// Whether all steps are taken, or the seconds that they may take are used up.

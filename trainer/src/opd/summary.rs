@@ -8,6 +8,7 @@ use runtime::request::GpuStats;
 use serde_json::{Map, Value, json};
 
 use super::phases::Phases;
+use crate::checkpoint::Best;
 use crate::memory::Bytes;
 use crate::metrics::Metrics;
 use crate::progress::say;
@@ -94,6 +95,8 @@ pub(super) struct Summary<'a> {
     pub(super) after: Option<&'a Metrics>,
     /// The teacher's scores on tasks.
     pub(super) teacher: &'a BTreeMap<String, f64>,
+    /// The best step by `checkpoint.best`.
+    pub(super) best: Option<&'a Best>,
     pub(super) phases: &'a Phases,
     pub(super) steps: u64,
     pub(super) gpu: Option<GpuStats>,
@@ -124,6 +127,11 @@ impl Summary<'_> {
             self.checkpoint.display(),
             self.folder.join("metrics.jsonl").display()
         );
+        if let Some(best) = self.best {
+            let path = self.folder.join("checkpoints/best");
+            text +=
+                &format!("  best       {} (step {}, {} {:.4})\n", path.display(), best.step, best.metric, best.value);
+        }
         text += &format!("  try it     {}", self.next_command());
         say(&text);
         Ok(())
@@ -164,6 +172,7 @@ impl Summary<'_> {
             ("teacher", json!(self.teacher)),
             ("seconds", json!(self.phases.seconds())),
             ("checkpoint", json!(self.checkpoint)),
+            ("best", json!(self.best)),
         ];
         fields.extend(self.gpu.as_ref().map(|gpu| ("gpu_peak_bytes", json!(gpu.memory.peak_in_use))));
         print_line(&fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())

@@ -217,11 +217,15 @@ pub struct Checkpoint {
     pub every: u64,
     /// Checkpoints kept.
     pub keep_last: usize,
+    /// Keep besides, as `best`, the one with the best value of a measurement, such as `eval/kl` or `eval/arc_easy/acc`; a
+    /// better one is saved as it is measured. Default: none is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best: Option<String>,
 }
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { every: 50, keep_last: 3 }
+        Self { every: 50, keep_last: 3, best: None }
     }
 }
 

@@ -29,6 +29,9 @@ pub(super) fn resolve(mut raw: RawRecipe, name: &str) -> Result<Recipe> {
     if raw.checkpoint.keep_last == 0 {
         return Err(Error::value("checkpoint.keep_last", 0, "at least 1"));
     }
+    if eval.is_none() {
+        idle("checkpoint.best", raw.checkpoint.best.as_ref(), "where nothing is measured ([eval])")?;
+    }
     let runtime = runtime(&mut raw)?;
     let name = raw.log.name.get_or_insert_with(|| name.to_owned()).clone();
     if name.is_empty() || !name.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)) || name.starts_with('.') {

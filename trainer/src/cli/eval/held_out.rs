@@ -59,11 +59,11 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         [(format!("{name},none"), json!(value)), (format!("{name}_stderr,none"), json!("N/A"))]
     });
     let result = TaskResult { alias: NAME.to_owned(), sample_len: rows, values: values.collect() };
-    let better = measured.iter().filter_map(|&(name, _)| Some((name.to_owned(), opd::higher_is_better(name)?)));
+    let better = opd::BETTER.map(|(name, higher)| (name.to_owned(), higher));
     let mut results = Results::default();
     results.results.insert(NAME.to_owned(), result);
     results.versions.insert(NAME.to_owned(), json!(1));
-    results.higher_is_better.insert(NAME.to_owned(), better.collect());
+    results.higher_is_better.insert(NAME.to_owned(), better.into());
     results.n_samples.insert(NAME.to_owned(), SampleCounts { original: rows, effective: rows });
     results.config = config(args, &recipe)?;
     args.finish(&results, progress)

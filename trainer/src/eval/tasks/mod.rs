@@ -122,6 +122,14 @@ fn check_new(task: &Definition, found: &[Box<dyn Task>]) -> Result<()> {
     Ok(())
 }
 
+/// The groups all of whose tasks are among these.
+#[must_use]
+pub fn whole_groups(tasks: &[Box<dyn Task>]) -> Vec<String> {
+    let asked = |member: &String| tasks.iter().any(|task| task.info().name == *member);
+    let groups = groups().into_iter().map(|(group, _)| group);
+    groups.filter(|group| members(group).is_some_and(|members| members.iter().all(asked))).collect()
+}
+
 /// Whether a group holds a task, itself or in one of its groups.
 #[must_use]
 pub fn holds(group: &str, task: &str) -> bool {

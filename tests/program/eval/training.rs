@@ -26,6 +26,10 @@ fn scores_are_in_the_metrics_and_in_the_summary_beside_the_teachers() {
     assert_eq!(summary["after"][key], measured[2].1);
     assert!(summary["teacher"][key].is_f64(), "{summary}");
     assert!(summary["after"]["eval/kl"].is_f64(), "held-out rows are measured too");
+    let compared = summary["compared"].as_array().expect("rows").iter().find(|row| row["metric"] == "acc,none");
+    let compared = compared.expect("the accuracy");
+    assert_eq!((&compared["a"], &compared["b"]), (&summary["before"][key], &summary["after"][key]));
+    assert!(compared["interval"][0].is_f64() && compared["within_noise"].is_boolean(), "{compared}");
     let first = samples(workshop.path("run/eval/step_000000/samples_arc_easy.jsonl"));
     let last = samples(workshop.path("run/eval/step_000004/samples_arc_easy.jsonl"));
     let logprob = |sample: &Value| sample["responses"][0]["logprob"].as_f64().expect("a number");

@@ -50,7 +50,7 @@ impl<'a> Benchmarks<'a> {
     /// # Errors
     /// Data that cannot be used; what the runtime refuses; [`Error::EvaluationInterrupted`].
     pub(super) fn measure(&self, step: u64, metrics: &mut Metrics) -> Result<()> {
-        let results = self.ask(Slot::Student, &format!("step_{step:06}"))?;
+        let results = self.ask(Slot::Student, &folder_of(step))?;
         for (name, value) in scores(&results) {
             metrics.set(&name, value);
         }
@@ -133,6 +133,11 @@ pub(super) fn max_length(benchmark: &Benchmark, student: &ModelFiles) -> Result<
             Err(Error::value("eval.max_length", length, format!("at most the model's context of {context}")))
         }
     }
+}
+
+/// Where a run keeps the answers of the student at a step, below `eval`.
+pub(super) fn folder_of(step: u64) -> String {
+    format!("step_{step:06}")
 }
 
 /// `eval/gsm8k/exact_match,strict-match`; the filter of metrics with one filter is not named.

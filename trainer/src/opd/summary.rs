@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::phases::Phases;
 use crate::checkpoint::Best;
+use crate::eval::compare;
 use crate::memory::Bytes;
 use crate::metrics::Metrics;
 use crate::progress::say;
@@ -95,6 +96,8 @@ pub(super) struct Summary<'a> {
     pub(super) after: Option<&'a Metrics>,
     /// The teacher's scores on tasks.
     pub(super) teacher: &'a BTreeMap<String, f64>,
+    /// The tasks before and after, question by question; why not, where that cannot be said.
+    pub(super) compared: std::result::Result<Vec<compare::Row>, String>,
     /// The best step by `checkpoint.best`.
     pub(super) best: Option<&'a Best>,
     pub(super) phases: &'a Phases,
@@ -112,6 +115,11 @@ impl Summary<'_> {
             for (name, value) in after.as_json().iter().filter(|(name, _)| name.starts_with("eval/")) {
                 text += &self.row(name, value.as_f64().unwrap_or(f64::NAN));
             }
+        }
+        match &self.compared {
+            Ok(rows) if rows.is_empty() => {}
+            Ok(rows) => text += &format!("\ntasks, A before and B after:\n{}", compare::text(rows)),
+            Err(why) => text += &format!("\ntasks before and after are not compared: {why}\n"),
         }
         text += &format!("\n  {:<28} {:>10} {:>10}\n", "phase", "seconds", "share");
         for (phase, seconds) in self.phases.seconds() {
@@ -173,6 +181,7 @@ impl Summary<'_> {
             ("seconds", json!(self.phases.seconds())),
             ("checkpoint", json!(self.checkpoint)),
             ("best", json!(self.best)),
+            ("compared", self.compared.as_ref().map_or_else(|why| json!(why), |rows| compare::json(rows))),
         ];
         fields.extend(self.gpu.as_ref().map(|gpu| ("gpu_peak_bytes", json!(gpu.memory.peak_in_use))));
         print_line(&fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())

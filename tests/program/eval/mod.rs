@@ -3,6 +3,7 @@
 mod compare;
 mod held_out;
 mod refusals;
+mod report;
 mod resume;
 mod runs;
 mod training;

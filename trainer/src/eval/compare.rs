@@ -12,17 +12,17 @@ use super::stats::paired::{self, Comparison};
 use crate::{Error, Result};
 
 /// Confidence of the intervals, and of what is called noise.
-const LEVEL: f64 = 0.95;
+pub(super) const LEVEL: f64 = 0.95;
 
 /// One metric of one task in both runs.
 #[derive(Debug)]
 pub struct Row {
-    task: String,
-    metric: String,
-    compared: Comparison,
+    pub(super) task: String,
+    pub(super) metric: String,
+    pub(super) compared: Comparison,
     /// Documents that are right in B only, and in A only, where the metric is about right and wrong.
-    gained: Vec<usize>,
-    lost: Vec<usize>,
+    pub(super) gained: Vec<usize>,
+    pub(super) lost: Vec<usize>,
 }
 
 /// Compares the tasks that both folders have, metric by metric.
@@ -47,7 +47,8 @@ pub fn compare(a: &Path, b: &Path) -> Result<Vec<Row>> {
 
 type Run = (Header, Vec<Sample>);
 
-fn samples_of(folder: &Path) -> Result<BTreeMap<String, Run>> {
+/// The samples of every task in a folder.
+pub(super) fn samples_of(folder: &Path) -> Result<BTreeMap<String, Run>> {
     let mut runs = BTreeMap::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let path = entry.map_err(Error::io(folder))?.path();

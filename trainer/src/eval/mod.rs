@@ -19,6 +19,7 @@ pub mod grade;
 mod grading;
 mod metric;
 mod random;
+pub(crate) mod report;
 mod results;
 mod runner;
 mod sample;

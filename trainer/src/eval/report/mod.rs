@@ -1,0 +1,49 @@
+//! A report for people: one HTML file that needs nothing else.
+//!
+//! It shows what a folder holds: scores with intervals, scores by step where the folder is a training run's, calibration,
+//! lengths, and examples; of two folders also their differences.
+
+mod calibration;
+mod chart;
+mod load;
+mod page;
+mod sections;
+
+use std::path::Path;
+
+use super::compare;
+use crate::{Error, Result};
+use load::Run;
+
+/// Writes the report of one folder, or of two beside each other. Each is an evaluation's `--out`, or a training run's folder
+/// (its last scores, and how they came about).
+///
+/// # Errors
+/// Folders that are neither; two whose tasks are not comparable; a file that cannot be written.
+pub(crate) fn write(file: &Path, folders: &[&Path]) -> Result<()> {
+    let runs = folders.iter().map(|folder| Run::load(folder)).collect::<Result<Vec<Run>>>()?;
+    let compared = match &runs[..] {
+        [a, b] => compare::compare(a.answers()?, b.answers()?)?,
+        _ => Vec::new(),
+    };
+    let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
+    let mut body = sections::about(&runs);
+    body += &sections::scores(&runs);
+    if let [a, b] = &runs[..] {
+        body += &sections::differences([a, b], &compared);
+    }
+    body += &sections::curves(&runs);
+    body += &sections::calibration(&runs);
+    body += &sections::lengths(&runs);
+    body += &match &runs[..] {
+        [a, b] => sections::changed([a, b], &compared),
+        _ => sections::examples(&runs[0]),
+    };
+    let html = page::page(&format!("Evaluation of {}", names.join(" and ")), &body);
+    let temporary = file.with_extension("html.tmp");
+    std::fs::write(&temporary, html).map_err(Error::io(&temporary))?;
+    std::fs::rename(&temporary, file).map_err(Error::io(file))
+}
+
+#[cfg(test)]
+mod tests;

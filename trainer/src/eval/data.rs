@@ -5,11 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use runtime::source::DataSet;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::task::Doc;
+use crate::progress::Progress;
 use crate::{Error, Result};
+
+/// What the name of a data set of the hub begins with.
+pub(crate) const HUB: &str = "hf:";
 
 /// Sums of the files that the tasks were compared with lm-evaluation-harness on. Scores on other files are not
 /// comparable.
@@ -37,10 +42,11 @@ const KNOWN_FOLDERS: [(&str, &str); 2] = [
     ("mmlu/test", "beb70992dc542f455829a80d5f9122ef438ce720c64b74ce28fa0714d6229c39"),
 ];
 
-/// Where the tasks' data is.
+/// Where the tasks' data is: a folder of this machine, or a data set of the hub with the same files.
 #[derive(Debug)]
 pub struct DataFolder {
     root: PathBuf,
+    hub: Option<(DataSet, Progress)>,
     /// Whether files that differ from the known ones are taken.
     any_version: bool,
     /// SHA-256 of everything that was read, by its path in the folder.
@@ -51,7 +57,31 @@ impl DataFolder {
     /// A folder; with `any_version` its files may differ from the known ones.
     #[must_use]
     pub fn new(root: PathBuf, any_version: bool) -> Self {
-        Self { root, any_version, sums: Mutex::default() }
+        Self { root, hub: None, any_version, sums: Mutex::default() }
+    }
+
+    /// The same of `hf:org/name[@revision]`, whose files are downloaded as tasks read them and kept in the hub's usual cache,
+    /// or of a folder's path.
+    ///
+    /// # Errors
+    /// A data set that cannot be had.
+    pub(crate) fn open(place: &Path, any_version: bool, progress: Progress) -> Result<Self> {
+        match place.to_str().filter(|text| text.starts_with(HUB)) {
+            None => Ok(Self::new(place.to_owned(), any_version)),
+            Some(text) => {
+                let hub = DataSet::open(text, &|line| progress.line(line))?;
+                let folder = Self::new(hub.snapshot().clone(), any_version);
+                Ok(Self { hub: Some((hub, progress)), ..folder })
+            }
+        }
+    }
+
+    /// Where a file is, which may have to be downloaded first.
+    fn path(&self, file: &str) -> Result<PathBuf> {
+        match &self.hub {
+            Some((hub, progress)) => Ok(hub.get(file, &|line| progress.line(line))?),
+            None => Ok(self.root.join(file)),
+        }
     }
 
     /// Where it is.
@@ -71,7 +101,7 @@ impl DataFolder {
     /// # Errors
     /// When it is missing, or is not the known one.
     pub fn text(&self, file: &str) -> Result<String> {
-        let path = self.root.join(file);
+        let path = self.path(file)?;
         let bytes = fs::read(&path).map_err(|source| self.unreadable(file, source))?;
         let known = KNOWN.iter().find(|(name, _)| *name == file).map(|(_, sum)| *sum);
         self.check(file, &sum_of(&bytes), known)?;
@@ -126,7 +156,10 @@ impl DataFolder {
     /// As [`Self::csv`]; a folder that is not the known one.
     pub fn csv_in(&self, folder: &str, file: &str) -> Result<Vec<Doc>> {
         if !self.sums().contains_key(folder) {
-            let path = self.root.join(folder);
+            let path = match &self.hub {
+                Some((hub, progress)) => hub.get_folder(folder, &|line| progress.line(line))?,
+                None => self.root.join(folder),
+            };
             let mut files = Vec::new();
             for entry in fs::read_dir(&path).map_err(|source| self.unreadable(folder, source))? {
                 files.push(entry.map_err(Error::io(&path))?.path());

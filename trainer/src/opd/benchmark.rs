@@ -103,7 +103,7 @@ impl<'a> Benchmarks<'a> {
         let b = self.benchmark;
         Ok(Options {
             tasks: tasks::find(&b.tasks, tasks::Programs::default())?,
-            data: DataFolder::new(b.data.clone(), b.any_data),
+            data: DataFolder::open(&b.data, b.any_data, self.progress)?,
             limit: b.limit,
             shots: b.num_fewshot,
             seed: eval::FEW_SHOT_SEED,

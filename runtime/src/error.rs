@@ -17,7 +17,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A model source could not be turned into files.
-    #[error("model source \"{model}\": {detail}")]
+    #[error("source \"{model}\": {detail}")]
     Source {
         /// The source as it was written.
         model: String,

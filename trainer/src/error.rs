@@ -84,6 +84,18 @@ pub enum Error {
         /// Which key to change.
         remedy: &'static str,
     },
+    /// The longest sequence does not fit the memory that was given to keys and values.
+    #[error("the KV memory of each model is {got}, but one sequence of {longest} tokens needs {need}; {remedy}")]
+    KvTooSmall {
+        /// The memory.
+        got: Bytes,
+        /// What the sequence needs.
+        need: Bytes,
+        /// Its tokens.
+        longest: usize,
+        /// Which keys to change.
+        remedy: &'static str,
+    },
     /// A run folder or checkpoint that cannot be used.
     #[error("{path}: {what}")]
     RunFolder {

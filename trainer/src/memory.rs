@@ -29,7 +29,18 @@ pub(crate) fn plan(
     purpose: Purpose,
     progress: Progress,
 ) -> Result<MemoryPlan> {
-    let plan = MemoryPlan::of(spec, workload, available(spec.device)?)?;
+    let plan = MemoryPlan::of(spec, workload, available(spec.device)?).map_err(|error| match error {
+        runtime::Error::KvTooSmall { got, need, longest } => {
+            let remedy = match purpose {
+                Purpose::Training => {
+                    "raise `runtime.kv_bytes`, or lower `rollout.max_new_tokens`, `eval.max_new_tokens` or `eval.max_length`"
+                }
+                Purpose::Command => "raise --kv-bytes, or lower --max-length or the number of new tokens",
+            };
+            Error::KvTooSmall { got, need, longest, remedy }
+        }
+        other => other.into(),
+    })?;
     let room = plan.available.map_or_else(String::new, |bytes| format!(" (available: {})", Bytes(bytes)));
     progress.line(&format!("memory     {}: {plan}{room}", describe(plan.device)?));
     let [recomputed, layers] = plan.recomputed;

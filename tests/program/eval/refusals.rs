@@ -16,6 +16,7 @@ fn a_run_that_cannot_mean_anything_is_refused() {
     refused(&["--tasks", "wikitext", "--num-fewshot", "1"], 2, &["wikitext", "no examples"]);
     refused(&["--tasks", "arc_easy", "--max-length", "300"], 2, &["--max-length", "256"]);
     refused(&["--tasks", "arc_easy", "--max-length", "100", "--batch-tokens", "50"], 2, &["--batch-tokens", "100"]);
+    refused(&["--tasks", "arc_easy", "--kv-bytes", "1KiB"], 1, &["--kv-bytes", "--max-length", "256 tokens"]);
     refused(&["--tasks", "gsm8k"], 1, &["documents do not fit", "256 new ones", "--max-gen-toks", "--left-truncate"]);
     refused(&["--tasks", "piqa"], 1, &["piqa.jsonl", "--data"]);
     let (model, folder) = (fixture("tiny-chat"), data.name(""));

@@ -48,6 +48,13 @@ fn tasks_are_checked_before_the_run() {
     };
     refused("limit = 0\n", 2, &["eval.limit"]);
     refused("max_length = 1000\n", 2, &["eval.max_length", "256"]);
+    let kv = ["--set", "runtime.kv_bytes=1KiB"];
+    let recipe_with_tasks = recipe(&workshop, &data, "");
+    arle_train(&[&[recipe_with_tasks.as_str()], &kv[..]].concat()).refused(1, &["runtime.kv_bytes", "eval.max_length"]);
+    let dry = |set: &str| arle_train(&[&recipe_with_tasks, "--dry-run", "--set", set]);
+    dry("eval.tasks=[\"arc_esy\"]").refused(2, &["arc_esy", "arc_easy"]);
+    dry("checkpoint.best=eval/arc_easy/ac").refused(2, &["eval/arc_easy/ac", "eval/arc_easy/acc_norm", "eval/kl"]);
+    dry("checkpoint.best=eval/arc_easy/acc").ok();
     let recipe = workshop.name("recipe.toml");
     arle_train(&[&recipe, "--set", "eval.limit=3"]).refused(2, &["eval.limit", "eval.tasks"]);
     arle_train(&[&recipe, "--set", "eval.tasks=[\"arc_easy\"]"]).refused(2, &["eval.data"]);

@@ -80,6 +80,7 @@ impl TrainArgs {
         let recipe = Recipe::load(&self.recipe, &overrides)?;
         if self.dry_run {
             Rows::load(&recipe.data)?;
+            opd::check_measurements(&recipe)?;
             return print(&recipe.to_toml());
         }
         let interrupt = Interrupt::listen(&TRAINING)

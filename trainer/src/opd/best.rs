@@ -42,6 +42,17 @@ impl BestBy {
     }
 }
 
+/// Whether what a recipe says of measurements can be, as far as that is known without its models.
+///
+/// # Errors
+/// A task that nothing has; a best checkpoint by what is not measured.
+pub fn check_measurements(recipe: &Recipe) -> Result<()> {
+    if let Some(benchmark) = recipe.eval.as_ref().and_then(|eval| eval.benchmark.as_ref()) {
+        tasks::find(&benchmark.tasks, tasks::Programs::default())?;
+    }
+    BestBy::of(recipe, recipe.data.held_out.is_some()).map(drop)
+}
+
 /// What a run measures of which one value is better than another: names, and whether more is better.
 fn known(recipe: &Recipe, held_out: bool) -> Result<BTreeMap<String, bool>> {
     let mut known = BTreeMap::new();

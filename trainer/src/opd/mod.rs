@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+pub use best::check_measurements;
 pub use folder::Resume;
 pub(crate) use held_out::{BETTER, measure as measure_held_out};
 pub(crate) use setup::{open, start};

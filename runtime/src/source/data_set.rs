@@ -84,8 +84,8 @@ impl DataSet {
     /// As [`Self::get`].
     pub fn get_folder(&self, folder: &str, progress: &dyn Fn(&str)) -> Result<PathBuf> {
         if let Some((_, files)) = &self.remote {
-            let below = files.iter().filter(|file| file.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/')));
-            below.map(|file| self.get(file, progress).map(drop)).collect::<Result<()>>()?;
+            let is_below = |file: &&String| file.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'));
+            files.iter().filter(is_below).try_for_each(|file| self.get(file, progress).map(drop))?;
         }
         Ok(self.snapshot.join(folder))
     }

@@ -88,6 +88,8 @@ fn what_is_no_run_is_refused() {
     arle(&["eval", "--report", &file, &data.name("nowhere")]).refused(1, &["nowhere"]);
     arle(&["eval", "--report", &file, &data.name("arc_easy")]).refused(1, &["results.json", "metrics.jsonl"]);
     arle(&["eval", "--report", &file, &a, &data.name("arc_easy")]).refused(1, &["results.json"]);
+    arle(&["eval", "--report", &file, &a, "--tasks", "arc_easy"]).refused(2, &["--tasks", "--report"]);
+    arle(&["eval", "--compare", &a, &a, "--limit", "3"]).refused(2, &["--limit", "--compare"]);
     arle(&["eval", "--report", &file]).refused(2, &["--report", "RUN"]);
     assert!(!data.path("report.html").exists());
 }

@@ -47,6 +47,26 @@ const WORDS: Words = Words {
     at_once: "stopped at once",
 };
 
+/// Options of an evaluation, which mean nothing where finished ones are looked at.
+const ASKING: [&str; 16] = [
+    "tasks",
+    "data",
+    "any_data",
+    "limit",
+    "num_fewshot",
+    "seed",
+    "max_gen_toks",
+    "max_length",
+    "left_truncate",
+    "apply_chat_template",
+    "system",
+    "think_end",
+    "temperature",
+    "top_p",
+    "repeats",
+    "out",
+];
+
 /// Benchmarks: lm-evaluation-harness' tasks through the batched scheduler, or against a server.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, group = ArgGroup::new("who").args(["model", "url", "list", "compare", "report"]).required(true))]
@@ -61,10 +81,10 @@ pub(super) struct EvalArgs {
     #[arg(long)]
     list: bool,
     /// Compare two --out folders: paired differences with intervals, and what changed.
-    #[arg(long, num_args = 2, value_names = ["RUN_A", "RUN_B"])]
+    #[arg(long, num_args = 2, value_names = ["RUN_A", "RUN_B"], conflicts_with_all = ASKING)]
     compare: Option<Vec<PathBuf>>,
     /// Write a report of one or two folders as a HTML file; RUN is an --out folder or the folder of a training run.
-    #[arg(long, num_args = 2..=3, value_names = ["FILE", "RUN", "RUN_B"])]
+    #[arg(long, num_args = 2..=3, value_names = ["FILE", "RUN", "RUN_B"], conflicts_with_all = ASKING, conflicts_with = "json")]
     report: Option<Vec<PathBuf>>,
     /// Tasks, groups of tasks, or .toml files, separated by commas.
     #[arg(long, value_name = "TASKS", value_delimiter = ',')]
@@ -75,7 +95,7 @@ pub(super) struct EvalArgs {
     /// Take data files that are not the known ones; scores are then not comparable with others'.
     #[arg(long)]
     any_data: bool,
-    /// Only the first N documents of each task.
+    /// Only the first N documents of each task, or rows of --prompts.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// Few-shot examples before each question [default: the task's number].

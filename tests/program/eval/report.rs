@@ -81,6 +81,22 @@ fn a_training_run_is_shown_by_step() {
 }
 
 #[test]
+fn runs_without_tasks_show_what_they_measured() {
+    let workshop = Workshop::new();
+    workshop.train("a", &["--set", "eval.every=2"]).ok();
+    workshop.train("b", &["--set", "eval.every=2", "--set", "optim.lr=1e-3"]).ok();
+    workshop.train("c", &["--set", "eval.every=0", "--set", "eval.at_start=false", "--set", "eval.at_end=false"]).ok();
+    let (a, b, c, file) = (workshop.name("a"), workshop.name("b"), workshop.name("c"), workshop.name("report.html"));
+    arle(&["eval", "--report", &file, &a, &b]).ok();
+    let html = fs::read_to_string(&file).expect("a report");
+    assert_whole(&html);
+    let curve = html.split(">held out: kl</figcaption>").nth(1).and_then(|rest| rest.split("</figure>").next());
+    assert_eq!(curve.expect("a figure").matches("<polyline").count(), 2);
+    arle(&["eval", "--report", &file, &c]).ok();
+    assert!(fs::read_to_string(&file).expect("a report").contains("Nothing has been measured yet"));
+}
+
+#[test]
 fn what_is_no_run_is_refused() {
     let data = Data::new();
     let (a, file) = (data.name("a"), data.name("report.html"));

@@ -82,6 +82,18 @@ fn every_line_about_a_request_has_its_id() {
 }
 
 #[test]
+fn a_server_whose_log_nobody_reads_goes_on() {
+    let mut command = Server::command(&fixture("tiny-chat"), &[]);
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    command.stderr(writer);
+    let server = Server::launch(command);
+    drop(reader);
+    for _ in 0..2 {
+        assert_eq!(server.get("/nowhere").status, 404, "each answer is a line of the log");
+    }
+}
+
+#[test]
 fn a_log_that_nobody_can_choose_is_refused() {
     let mut command = Command::new(crate::support::ARLE);
     command.args(["serve", "--model", &fixture("tiny-chat"), "--device", "cpu"]).env("RUST_LOG", "=loud=");

@@ -94,7 +94,7 @@ struct Limits {
     /// Sequences computed at once [default: 256 on a GPU, 32 else].
     #[arg(long, value_name = "N", value_parser = parse_count)]
     max_running: Option<usize>,
-    /// Sequences that may wait besides; one more is refused with 429.
+    /// Sequences that may wait besides (0: none); one more is refused with 429.
     #[arg(long, default_value_t = 512, value_name = "N")]
     max_waiting: usize,
     /// Memory for keys and values: bytes (8589934592, 8GiB) or a share of what weights and workspace leave (60%) [default:
@@ -114,9 +114,9 @@ struct Limits {
     #[arg(long, default_value = "256MiB", value_name = "BYTES", value_parser = parse_bytes)]
     max_score_bytes: u64,
     /// Seconds after which a request ends with an error.
-    #[arg(long, default_value_t = 600, value_name = "S")]
+    #[arg(long, default_value_t = 600, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
     request_timeout: u64,
-    /// Seconds that running requests have when the server stops.
+    /// Seconds that running requests have when the server stops; 0 ends them.
     #[arg(long, default_value_t = 30, value_name = "S")]
     drain_timeout: u64,
 }

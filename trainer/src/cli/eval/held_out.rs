@@ -65,12 +65,12 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     results.versions.insert(NAME.to_owned(), json!(1));
     results.higher_is_better.insert(NAME.to_owned(), better.into());
     results.n_samples.insert(NAME.to_owned(), SampleCounts { original: rows, effective: rows });
-    results.config = config(args, &recipe)?;
+    results.config = config(args, &recipe);
     args.finish(&results, progress)
 }
 
-fn config(args: &EvalArgs, recipe: &Recipe) -> Result<Map<String, Value>> {
-    let recipe: Value = toml::from_str(&recipe.to_toml()).map_err(|e| Error::value("--set", "", e.to_string()))?;
+fn config(args: &EvalArgs, recipe: &Recipe) -> Map<String, Value> {
+    let recipe: Value = toml::from_str(&recipe.to_toml()).expect("a recipe writes TOML");
     let fields = [
         ("model", json!(args.model)),
         ("adapter", json!(args.local.adapter)),
@@ -79,7 +79,7 @@ fn config(args: &EvalArgs, recipe: &Recipe) -> Result<Map<String, Value>> {
         ("sampling_seed", recipe["runtime"]["seed"].clone()),
         ("recipe", recipe),
     ];
-    Ok(fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// The recipe of a run that would measure this and train nothing.

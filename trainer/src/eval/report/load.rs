@@ -20,8 +20,8 @@ pub(super) type Key = (String, String);
 pub(super) struct Run {
     pub(super) name: String,
     folder: PathBuf,
-    /// Where the newest answers are.
-    answers: Option<PathBuf>,
+    /// Where the newest answers are; a training run without tasks has none.
+    pub(super) answers: Option<PathBuf>,
     pub(super) results: Option<Results>,
     /// By task.
     pub(super) samples: BTreeMap<String, (Header, Vec<Sample>)>,
@@ -47,14 +47,6 @@ impl Run {
             return Err(Error::RunFolder { path: folder.to_owned(), what });
         }
         Ok(run)
-    }
-
-    /// The folder with the answers that are shown.
-    pub(super) fn answers(&self) -> Result<&Path> {
-        self.answers.as_deref().ok_or_else(|| {
-            let what = "has no answers to tasks (`eval.tasks`) that another run's could be compared with".to_owned();
-            Error::RunFolder { path: self.folder.clone(), what }
-        })
     }
 
     fn take_answers(&mut self, folder: &Path) -> Result<()> {

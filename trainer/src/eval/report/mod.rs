@@ -23,13 +23,15 @@ use load::Run;
 pub(crate) fn write(file: &Path, folders: &[&Path]) -> Result<()> {
     let runs = folders.iter().map(|folder| Run::load(folder)).collect::<Result<Vec<Run>>>()?;
     let compared = match &runs[..] {
-        [a, b] => compare::compare(a.answers()?, b.answers()?)?,
+        [Run { answers: Some(a), .. }, Run { answers: Some(b), .. }] => compare::compare(a, b)?,
         _ => Vec::new(),
     };
     let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
     let mut body = sections::about(&runs);
     body += &sections::scores(&runs);
-    if let [a, b] = &runs[..] {
+    if let [a, b] = &runs[..]
+        && !compared.is_empty()
+    {
         body += &sections::differences([a, b], &compared);
     }
     body += &sections::curves(&runs);
@@ -39,6 +41,9 @@ pub(crate) fn write(file: &Path, folders: &[&Path]) -> Result<()> {
         [a, b] => sections::changed([a, b], &compared),
         _ => sections::examples(&runs[0]),
     };
+    if body.is_empty() {
+        body = page::paragraph("Nothing has been measured yet.");
+    }
     let html = page::page(&format!("Evaluation of {}", names.join(" and ")), &body);
     let temporary = file.with_extension("html.tmp");
     std::fs::write(&temporary, html).map_err(Error::io(&temporary))?;

@@ -33,6 +33,19 @@ impl BestBy {
         }
     }
 
+    /// Refuses measurements that lack it: a teacher elsewhere may not tell what it needs.
+    ///
+    /// # Errors
+    /// Names those that there are.
+    pub(super) fn check(&self, metrics: &Metrics) -> Result<()> {
+        let measured = metrics.as_json();
+        if measured.contains_key(&self.name) {
+            return Ok(());
+        }
+        let names: Vec<&str> = measured.keys().map(String::as_str).filter(|name| name.starts_with("eval/")).collect();
+        Err(Error::value("checkpoint.best", &self.name, format!("something that is measured: {}", names.join(", "))))
+    }
+
     /// What `metrics` has of it, where that is better than `before`; of equals the earlier stays.
     pub(super) fn improved(&self, metrics: &Metrics, step: u64, before: Option<&Best>) -> Option<Best> {
         let value = metrics.get(&self.name)?;
@@ -93,6 +106,9 @@ mod tests {
         assert_eq!(by(true).improved(&metrics(0.6), 4, Some(&best(0.5))), Some(Best { step: 4, ..best(0.6) }));
         assert_eq!(by(true).improved(&metrics(f64::NAN), 4, Some(&best(0.5))), None);
         assert_eq!(by(true).improved(&metrics(f64::NAN), 4, None), None);
+        assert!(by(true).check(&metrics(f64::NAN)).is_ok(), "it was measured");
+        let lacking = BestBy { name: "eval/agreement".to_owned(), higher: true }.check(&metrics(0.5));
+        assert!(lacking.expect_err("not measured").to_string().contains("eval/kl"));
         let other = Best { metric: "eval/agreement".to_owned(), ..best(0.1) };
         assert!(by(false).improved(&metrics(0.5), 4, Some(&other)).is_some(), "another metric's value says nothing");
     }

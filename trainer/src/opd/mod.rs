@@ -342,6 +342,7 @@ impl Run<'_> {
             self.samples.write(sample)?;
             self.control.sample(sample);
         }
+        self.best_by.as_ref().map_or(Ok(()), |by| by.check(metrics))?;
         metrics.set("time/eval", phases.get("eval"));
         self.phases.merge(&phases);
         if self.evaluator.is_some() {

@@ -34,6 +34,14 @@ fn an_undamaged_copy_is_scored() {
 }
 
 #[test]
+fn a_folder_without_an_adapter_is_named() {
+    let model = Model::copy(LLAMA);
+    let folder = model.path();
+    let with = ["score", "--model", &folder, "--tokens", "1,2,3", "--adapter", &folder];
+    arle(&with).refused(1, &[&folder, "adapter_model.safetensors", "PEFT"]);
+}
+
+#[test]
 fn missing_files_are_named() {
     for (name, words) in [("config.json", ["config.json", "No such file"]), (WEIGHTS, [WEIGHTS, "neither"])] {
         let model = Model::copy(LLAMA);

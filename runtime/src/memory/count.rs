@@ -5,11 +5,11 @@ use std::path::Path;
 use autograd::kv::{KvShape, PAGE_TOKENS};
 use autograd::{Device, cuda};
 
-use crate::Result;
 use crate::config::ModelConfig;
 use crate::model::{Adapter, Form, Module, Part, TensorSpec, tensors};
 use crate::request::LoraConfig;
 use crate::weights::{SafetensorsWeights, WeightSource};
+use crate::{Error, Result};
 
 const F32: u64 = 4;
 
@@ -108,7 +108,12 @@ impl Branches {
 
     /// Those of the adapter in a folder.
     pub(super) fn in_folder(folder: &Path, layers: usize) -> Result<Self> {
-        let source = SafetensorsWeights::open(&folder.join("adapter_model.safetensors"))?;
+        let file = folder.join("adapter_model.safetensors");
+        if !file.is_file() {
+            let what = "there is no adapter here (adapter_model.safetensors); name the folder of a PEFT adapter";
+            return Err(Error::bad_file(folder, what));
+        }
+        let source = SafetensorsWeights::open(&file)?;
         let shapes = source.tensors();
         let tensors = shapes.values().map(|shape| shape.iter().map(|&n| n as u64).product()).collect();
         let ranks: u64 =

@@ -35,7 +35,7 @@ pub(crate) fn plan(
                 Purpose::Training => {
                     "raise `runtime.kv_bytes`, or lower `rollout.max_new_tokens`, `eval.max_new_tokens` or `eval.max_length`"
                 }
-                Purpose::Command => "raise --kv-bytes, or lower --max-length or the number of new tokens",
+                Purpose::Command => "raise --kv-bytes, or allow shorter sequences (fewer new tokens; --max-length of arle eval)",
             };
             Error::KvTooSmall { got, need, longest, remedy }
         }

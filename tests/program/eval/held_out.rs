@@ -56,7 +56,8 @@ fn what_has_no_effect_on_a_distance_is_refused() {
     refused(&with(&["--num-fewshot", "2"]), 2, &["--num-fewshot"]);
     refused(&with(&["--set", "optim.lr=1"]), 2, &["optim.lr", "teacher."]);
     refused(&with(&["--set", "teacher.sytem=1"]), 2, &["teacher.sytem"]);
-    refused(&with(&["--limit", "3"]), 2, &["3", "2 held-out rows"]);
+    refused(&with(&["--limit", "3"]), 2, &["--limit", "3", "2 held-out rows"]);
+    refused(&with(&["--concurrency", "3"]), 2, &["--concurrency"]);
     refused(&["--teacher", &model, "--prompts", "nowhere.jsonl"], 1, &["nowhere.jsonl"]);
     refused(&with(&["--max-gen-toks", "500"]), 1, &["500 new tokens", "context of 256"]);
 }

@@ -26,6 +26,9 @@ fn a_run_that_cannot_mean_anything_is_refused() {
     let nobody = ["eval", "--url", "http://127.0.0.1:9", "--served-model", "m", "--retries", "0"];
     let nobody = [&nobody[..], &["--data", &folder, "--any-data", "--tasks", "arc_easy"]].concat();
     arle(&nobody).refused(1, &["127.0.0.1:9", "/tokenize"]);
+    let adapted = [&nobody[..], &["--adapter", &folder]].concat();
+    arle(&adapted).refused(2, &["--adapter", "--url"]);
+    refused(&["--tasks", "arc_easy", "--concurrency", "2"], 2, &["--concurrency", "--model"]);
     let chat = [&nobody[..], &["--apply-chat-template"]].concat();
     arle(&chat).refused(2, &["--apply-chat-template", "log-probabilities"]);
 }

@@ -106,6 +106,8 @@ fn what_is_no_run_is_refused() {
     arle(&["eval", "--report", &file, &a, &data.name("arc_easy")]).refused(1, &["results.json"]);
     arle(&["eval", "--report", &file, &a, "--tasks", "arc_easy"]).refused(2, &["--tasks", "--report"]);
     arle(&["eval", "--compare", &a, &a, "--limit", "3"]).refused(2, &["--limit", "--compare"]);
+    arle(&["eval", "--compare", &a, &a, "--device", "cpu"]).refused(2, &["--compare", "--device"]);
+    arle(&["eval", "--report", &file, &a, "--adapter", &a]).refused(2, &["--report", "--adapter"]);
     arle(&["eval", "--report", &file]).refused(2, &["--report", "RUN"]);
     assert!(!data.path("report.html").exists());
 }

@@ -3,6 +3,7 @@
 mod held_out;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{ArgGroup, Args};
 use runtime::memory::KvSize;
@@ -34,7 +35,8 @@ const EXAMPLES: &str = "Examples:
 
 Prompts, few-shot examples, answers and numbers are those of lm-evaluation-harness 0.4.13. --data names a folder with a folder
 for each task (gsm8k/test.jsonl, mmlu/test/*.csv, ...); files are checked by their SHA-256. hf:org/name is a data set of the hub with
-the same files, or with those of one task; what is downloaded is said, and nothing else is. A task of your own is a TOML file with its data beside it (trainer/src/eval/tasks/*.toml are examples).
+the same files, or with those of one task; what is downloaded is said, and nothing else is. A task of your own is a TOML file with
+its data beside it (trainer/src/eval/tasks/*.toml are examples).
 
 --teacher measures how far the model is from another one on a file of prompts, as `eval/...` of a training run: KL divergences both
 ways, agreement, the teacher's opinion of what the model writes. A run with the same rows, seed and limits has the same numbers.
@@ -48,7 +50,7 @@ const WORDS: Words = Words {
 };
 
 /// Options of an evaluation, which mean nothing where finished ones are looked at.
-const ASKING: [&str; 16] = [
+const ASKING: [&str; 18] = [
     "tasks",
     "data",
     "any_data",
@@ -63,7 +65,9 @@ const ASKING: [&str; 16] = [
     "think_end",
     "temperature",
     "top_p",
+    "sampling_seed",
     "repeats",
+    "allow_unsandboxed_code",
     "out",
 ];
 
@@ -156,24 +160,25 @@ pub(super) struct EvalArgs {
 
 /// Where a --model runs.
 #[derive(Debug, Args)]
+#[group(conflicts_with_all = ["url", "list", "compare", "report"])]
 struct LocalArgs {
     /// PEFT adapter folder on the model.
-    #[arg(long, value_name = "DIR", requires = "model")]
+    #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     /// Keep only these layers of the model, such as 0,1,2,5.
-    #[arg(long, value_name = "LAYERS", value_delimiter = ',', requires = "model")]
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
     layers: Option<Vec<usize>>,
     /// Where to run: auto, cpu, cuda, cuda:N or portable; auto is cuda:0 where it can be used, else cpu.
     #[arg(long, default_value = "auto")]
     device: Choice,
     /// A sequence gives the same bits whatever runs beside it. The CPU always does so; a GPU is slower with it.
-    #[arg(long, requires = "model")]
+    #[arg(long)]
     deterministic: bool,
     /// Memory for keys and values in tokens [default: 16384, on a GPU 262144, or one sequence of --max-length].
-    #[arg(long, value_name = "B", requires = "model")]
+    #[arg(long, value_name = "B")]
     batch_tokens: Option<usize>,
     /// The same in bytes (8GiB) or as a share of what weights and workspace leave (60%).
-    #[arg(long, value_name = "SIZE", requires = "model", conflicts_with = "batch_tokens")]
+    #[arg(long, value_name = "SIZE", conflicts_with = "batch_tokens")]
     kv_bytes: Option<KvSize>,
     /// Print the memory plan and the progress of loading on stderr.
     #[arg(long, short)]
@@ -182,12 +187,13 @@ struct LocalArgs {
 
 /// How a --url is asked.
 #[derive(Debug, Args)]
+#[group(conflicts_with_all = ["model", "list", "compare", "report"])]
 struct RemoteArgs {
     /// The model's name on the server.
-    #[arg(long, value_name = "NAME", requires = "url")]
+    #[arg(long, value_name = "NAME")]
     served_model: Option<String>,
     /// File whose first line is the server's bearer key.
-    #[arg(long, value_name = "FILE", requires = "url")]
+    #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
     /// Requests at a time.
     #[arg(long, default_value_t = 8, value_name = "N")]
@@ -295,12 +301,13 @@ impl EvalArgs {
         let tasks = tasks::find(&self.tasks, tasks::Programs { isolation, answers: self.repeats })?;
         let needs_data = self.tasks.iter().any(|name| !name.ends_with(".toml"));
         if self.data.is_none() && needs_data {
-            let why = "the folder with the tasks' data (README, evaluation data), or hf:org/name; nothing is downloaded unasked".to_owned();
-            return Err(Error::Missing { key: "--data".to_owned(), why });
+            let why = "the folder with the tasks' data (README, evaluation data), or hf:org/name; nothing is downloaded \
+                       unasked";
+            return Err(Error::Missing { key: "--data".to_owned(), why: why.to_owned() });
         }
         Ok(Options {
             tasks,
-            data: DataFolder::open(self.data.as_deref().unwrap_or(Path::new("")), self.any_data, progress)?,
+            data: Arc::new(DataFolder::open(self.data.as_deref().unwrap_or(Path::new("")), self.any_data, progress)?),
             limit: self.limit,
             shots: self.num_fewshot,
             seed: self.seed,

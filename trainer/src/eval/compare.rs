@@ -30,15 +30,23 @@ pub struct Row {
 /// # Errors
 /// Folders without a common task, runs that are not complete, or that asked other documents.
 pub fn compare(a: &Path, b: &Path) -> Result<Vec<Row>> {
-    let (first, mut second) = (samples_of(a)?, samples_of(b)?);
+    compare_samples([a, b], &samples_of(a)?, &samples_of(b)?)
+}
+
+/// [`compare`] on samples that were read from these folders.
+///
+/// # Errors
+/// As [`compare`].
+pub(super) fn compare_samples(folders: [&Path; 2], first: &Samples, second: &Samples) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (task, first) in first {
-        if let Some(second) = second.remove(&task) {
-            check(&task, &first, &second, [a, b])?;
-            rows.extend(rows_of(&task, &first.1, &second.1));
+        if let Some(second) = second.get(task) {
+            check(task, first, second, folders)?;
+            rows.extend(rows_of(task, &first.1, &second.1));
         }
     }
     if rows.is_empty() {
+        let [a, b] = folders;
         let what = format!("has no task in common with {} (samples_TASK.jsonl)", b.display());
         return Err(Error::RunFolder { path: a.to_owned(), what });
     }
@@ -46,9 +54,11 @@ pub fn compare(a: &Path, b: &Path) -> Result<Vec<Row>> {
 }
 
 type Run = (Header, Vec<Sample>);
+/// What a folder holds, by task.
+pub(super) type Samples = BTreeMap<String, Run>;
 
 /// The samples of every task in a folder.
-pub(super) fn samples_of(folder: &Path) -> Result<BTreeMap<String, Run>> {
+pub(super) fn samples_of(folder: &Path) -> Result<Samples> {
     let mut runs = BTreeMap::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let path = entry.map_err(Error::io(folder))?.path();

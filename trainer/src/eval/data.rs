@@ -125,7 +125,14 @@ impl DataFolder {
             );
             return Err(Error::Data { path: self.root.join(name), line: None, what });
         }
-        self.sums.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), sum.to_owned());
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        let twice =
+            sums.iter().find(|(other, read)| other.as_str() != name && *read == sum).filter(|_| self.hub.is_some());
+        if let Some((other, _)) = twice {
+            let what = format!("the data set has one file for this and for {other}; ask one of their tasks at a time");
+            return Err(Error::Data { path: self.root.join(name), line: None, what });
+        }
+        sums.insert(name.to_owned(), sum.to_owned());
         Ok(())
     }
 

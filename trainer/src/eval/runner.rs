@@ -1,6 +1,7 @@
 //! Runs tasks: all their documents as one queue, with bounded work in flight; graded samples are written as they come.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
@@ -24,7 +25,7 @@ pub struct Options {
     /// The tasks.
     pub tasks: Vec<Box<dyn Task>>,
     /// Their data.
-    pub data: DataFolder,
+    pub data: Arc<DataFolder>,
     /// Only the first documents of each.
     pub limit: Option<usize>,
     /// Few-shot examples instead of each task's number.

@@ -13,7 +13,7 @@ use serde_json::{Map, json};
 use super::folder::RunFolder;
 use super::setup::Setup;
 use crate::eval::data::DataFolder;
-use crate::eval::{self, LocalSettings, Options, Results, tasks};
+use crate::eval::{self, LocalSettings, Options, Results, compare, tasks};
 use crate::interrupt::Interrupt;
 use crate::metrics::Metrics;
 use crate::progress::Progress;
@@ -27,6 +27,8 @@ const USUAL_TOKENS: usize = 256;
 pub(super) struct Benchmarks<'a> {
     recipe: &'a Recipe,
     benchmark: &'a Benchmark,
+    /// Opened once, so that a data set of the hub is at one commit during a run.
+    data: Arc<DataFolder>,
     setup: &'a Setup,
     folder: &'a RunFolder,
     interrupt: &'a Interrupt,
@@ -34,6 +36,8 @@ pub(super) struct Benchmarks<'a> {
 }
 
 impl<'a> Benchmarks<'a> {
+    /// # Errors
+    /// A data set that cannot be had.
     pub(super) fn new(
         recipe: &'a Recipe,
         benchmark: &'a Benchmark,
@@ -41,8 +45,9 @@ impl<'a> Benchmarks<'a> {
         folder: &'a RunFolder,
         interrupt: &'a Interrupt,
         progress: Progress,
-    ) -> Self {
-        Self { recipe, benchmark, setup, folder, interrupt, progress }
+    ) -> Result<Self> {
+        let data = Arc::new(DataFolder::open(&benchmark.data, benchmark.any_data, progress)?);
+        Ok(Self { recipe, benchmark, data, setup, folder, interrupt, progress })
     }
 
     /// Adds the student's scores to `metrics`, as `eval/TASK/METRIC`.
@@ -103,7 +108,7 @@ impl<'a> Benchmarks<'a> {
         let b = self.benchmark;
         Ok(Options {
             tasks: tasks::find(&b.tasks, tasks::Programs::default())?,
-            data: DataFolder::open(&b.data, b.any_data, self.progress)?,
+            data: Arc::clone(&self.data),
             limit: b.limit,
             shots: b.num_fewshot,
             seed: eval::FEW_SHOT_SEED,
@@ -135,8 +140,18 @@ pub(super) fn max_length(benchmark: &Benchmark, student: &ModelFiles) -> Result<
     }
 }
 
+/// The tasks before the first step and after the last, question by question, where both were asked.
+///
+/// # Errors
+/// As [`compare::compare`].
+pub(super) fn compared(folder: &RunFolder, last: u64) -> Result<Vec<compare::Row>> {
+    let [before, after] = [0, last].map(|step| folder.file("eval").join(folder_of(step)));
+    let both = last > 0 && before.is_dir() && after.is_dir();
+    if both { compare::compare(&before, &after) } else { Ok(Vec::new()) }
+}
+
 /// Where a run keeps the answers of the student at a step, below `eval`.
-pub(super) fn folder_of(step: u64) -> String {
+fn folder_of(step: u64) -> String {
     format!("step_{step:06}")
 }
 

@@ -161,12 +161,17 @@ pub(super) fn prompt_of(example: &Example, slot: Slot) -> Vec<u32> {
     }
 }
 
-/// Measures a recipe's models without training them.
+/// Measures a recipe's models without training them, telling the memory plan where `verbose`.
 ///
 /// # Errors
 /// What the recipe's data, models or teacher refuse; more memory than there is.
-pub(crate) fn measure(recipe: &Recipe, interrupt: &Interrupt, progress: Progress) -> Result<(usize, Measured)> {
-    let setup = Setup::new(recipe, Use::Measuring, interrupt, progress)?;
+pub(crate) fn measure(
+    recipe: &Recipe,
+    verbose: bool,
+    interrupt: &Interrupt,
+    progress: Progress,
+) -> Result<(usize, Measured)> {
+    let setup = Setup::new(recipe, Use::Measuring { verbose }, interrupt, progress)?;
     let max_new_tokens = recipe.eval.as_ref().map_or(recipe.rollout.max_new_tokens, |eval| eval.max_new_tokens);
     let distance = Distance::new(recipe, &setup, max_new_tokens, progress);
     let teachers = if distance.teacher_writes() { distance.of_teacher()? } else { Vec::new() };

@@ -28,7 +28,6 @@ pub(crate) use step::{Outcome, Stepper};
 use crate::checkpoint::{Checkpoints, TrainerState};
 use crate::control::Control;
 use crate::data::Cursor;
-use crate::eval::compare;
 use crate::interrupt::Interrupt;
 use crate::metrics::{JsonLines, Metrics};
 use crate::progress::Progress;
@@ -94,7 +93,8 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
             .eval
             .as_ref()
             .and_then(|eval| eval.benchmark.as_ref())
-            .map(|benchmark| Benchmarks::new(recipe, benchmark, &setup, &folder, interrupt, progress)),
+            .map(|benchmark| Benchmarks::new(recipe, benchmark, &setup, &folder, interrupt, progress))
+            .transpose()?,
         metrics: JsonLines::open(&folder.file("metrics.jsonl"), state.metrics_bytes)?,
         samples: JsonLines::open(&folder.file("samples.jsonl"), state.samples_bytes)?,
         cursor: Cursor::new(setup.train.len(), recipe.data.shuffle.then_some(recipe.data.seed), state.rows_seen),
@@ -181,21 +181,13 @@ impl Run<'_> {
             before: &self.state.held_out_before,
             after: self.last.as_ref(),
             teacher: &self.state.teacher_scores,
-            compared: self.compared().map_err(|why| why.to_string()),
+            compared: benchmark::compared(self.folder, self.state.step).map_err(|why| why.to_string()),
             best: self.state.best.as_ref().filter(|_| self.best_by.is_some()),
             phases: &self.phases,
             steps: self.state.step,
             gpu: self.setup.runtime.stats()?.gpu,
         };
         if self.json { summary.print_json() } else { summary.print() }
-    }
-
-    /// The tasks before the first step and after the last, where both were asked.
-    fn compared(&self) -> Result<Vec<compare::Row>> {
-        let folder = |step| self.folder.file("eval").join(benchmark::folder_of(step));
-        let (before, after) = (folder(0), folder(self.state.step));
-        let both = self.state.step > 0 && before.is_dir() && after.is_dir();
-        if both { compare::compare(&before, &after) } else { Ok(Vec::new()) }
     }
 
     fn take_steps(&mut self, interrupt: &Interrupt) -> Result<()> {

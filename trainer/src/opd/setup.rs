@@ -56,8 +56,8 @@ pub(crate) fn open(source: &str, progress: Progress) -> Result<Arc<ModelFiles>> 
 pub(super) enum Use {
     /// Steps; `served`: the teacher answers requests too.
     Training { served: bool },
-    /// Its held-out rows are measured, nothing is trained.
-    Measuring,
+    /// Its held-out rows are measured, nothing is trained; `verbose`: the memory plan is told.
+    Measuring { verbose: bool },
 }
 
 impl Setup {
@@ -88,14 +88,14 @@ impl Setup {
             _ => None,
         };
         let context = recipe.teacher.as_ref().and_then(|teacher| teacher.context.clone());
-        if what_for != Use::Measuring {
+        if matches!(what_for, Use::Training { .. }) {
             warn_if_nothing_to_learn(recipe, progress);
         }
         let encoder = Encoder::new(Arc::clone(&student), recipe.data.chat, recipe.data.system_prompt.clone(), context)?;
         let fits = Fits { recipe, context: student.config.max_position_embeddings };
         let train = match what_for {
             Use::Training { .. } => fits.encode(&encoder, &rows.train, recipe.rollout.max_new_tokens)?,
-            Use::Measuring => Vec::new(),
+            Use::Measuring { .. } => Vec::new(),
         };
         let held_out = match &recipe.eval {
             None => Vec::new(),
@@ -122,13 +122,13 @@ impl Setup {
             None => Export::Model(Box::new(ModelExport::new(Arc::clone(&student), recipe.student.layers.clone()))),
         };
         let teacher = teacher_slot.as_ref().map(|slot| Arc::clone(&slot.files));
-        let (training, purpose) = match what_for {
+        let (training, purpose, told) = match what_for {
             Use::Training { served } => {
                 let training = recipe.training();
                 let teacher_generates = training.teacher_generates || served;
-                (Some(Training { teacher_generates, ..training }), Purpose::Training)
+                (Some(Training { teacher_generates, ..training }), Purpose::Training, progress)
             }
-            Use::Measuring => (None, Purpose::Command),
+            Use::Measuring { verbose } => (None, Purpose::Command, progress.only_if(verbose)),
         };
         let mut spec = RuntimeSpec {
             device: recipe.runtime.device.device,
@@ -145,7 +145,7 @@ impl Setup {
                 overlap: EngineConfig::usual_overlap(recipe.runtime.device.device),
             },
         };
-        let (runtime, _) = start(&mut spec, &workload, purpose, progress)?;
+        let (runtime, _) = start(&mut spec, &workload, purpose, told)?;
         Ok(Self { runtime, encoder, train, held_out, export, student, teacher, remote })
     }
 }

@@ -54,7 +54,11 @@ const IDLE: [&str; 14] = [
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let progress = Progress::new(args.json);
     let recipe = recipe(args)?;
-    let (rows, measured) = opd::measure_held_out(&recipe, &Interrupt::default(), progress)?;
+    let measured = opd::measure_held_out(&recipe, args.local.verbose, &Interrupt::default(), progress);
+    let (rows, measured) = measured.map_err(|error| match error {
+        Error::Value { key, value, rule } if key == "eval.prompts" => Error::value("--limit", value, rule),
+        other => other,
+    })?;
     let values = measured.iter().flat_map(|&(name, value)| {
         [(format!("{name},none"), json!(value)), (format!("{name}_stderr,none"), json!("N/A"))]
     });

@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::chart::Point;
-use crate::eval::compare::samples_of;
+use crate::eval::compare::{Samples, samples_of};
 use crate::eval::results::Results;
-use crate::eval::sample::{Header, Sample};
 use crate::{Error, Result};
 
 /// A curve's name: task and metric key, or `held out` and the measurement.
@@ -24,7 +23,7 @@ pub(super) struct Run {
     pub(super) answers: Option<PathBuf>,
     pub(super) results: Option<Results>,
     /// By task.
-    pub(super) samples: BTreeMap<String, (Header, Vec<Sample>)>,
+    pub(super) samples: Samples,
     /// Values by step; of a training run only.
     pub(super) curves: BTreeMap<Key, Vec<Point>>,
     /// The teacher's scores under the same names.

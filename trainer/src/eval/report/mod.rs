@@ -23,7 +23,10 @@ use load::Run;
 pub(crate) fn write(file: &Path, folders: &[&Path]) -> Result<()> {
     let runs = folders.iter().map(|folder| Run::load(folder)).collect::<Result<Vec<Run>>>()?;
     let compared = match &runs[..] {
-        [Run { answers: Some(a), .. }, Run { answers: Some(b), .. }] => compare::compare(a, b)?,
+        [a, b] => match (&a.answers, &b.answers) {
+            (Some(first), Some(second)) => compare::compare_samples([first, second], &a.samples, &b.samples)?,
+            _ => Vec::new(),
+        },
         _ => Vec::new(),
     };
     let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();

@@ -1,4 +1,7 @@
-"""Draws accuracy against seconds of training, with 95 % intervals: plot.py results.jsonl OUT.svg   (needs matplotlib)."""
+"""Draws accuracy against seconds of training and against questions seen, with 95 % intervals of the last points.
+
+usage: plot.py results.jsonl OUT.svg   (needs matplotlib)
+"""
 
 import json
 import pathlib
@@ -17,21 +20,35 @@ def wilson(p, n, z=1.96):
     return p - (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n) - p
 
 
+def draw(axes, row, base, unit, style):
+    points = [base["points"][0], *row["points"]]
+    places, scores = [p[unit] for p in points], [100 * p[1] for p in points]
+    about = [[100 * end] for end in wilson(points[-1][1], row["n"])]
+    axes.plot(places, scores, marker="o", markersize=2.5, linewidth=1.2, **style)
+    axes.errorbar(places[-1:], scores[-1:], about, color=style["color"], elinewidth=0.8, capsize=2)
+
+
 def main(results, out):
     rows = [json.loads(line) for line in pathlib.Path(results).read_text().splitlines()]
     base = next(row for row in rows if row["arm"] == "base")
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
+    # Repetitions with other seeds have the colour of the first.
+    colours = {}
     for row in rows:
         if row is not base:
-            points = [base["points"][0], *row["points"]]
-            about = [[100 * end for end in ends] for ends in zip(*(wilson(p[1], row["n"]) for p in points))]
-            seconds, scores = [p[0] for p in points], [100 * p[1] for p in points]
-            axes.errorbar(seconds, scores, about, marker="o", markersize=3, linewidth=1.2, elinewidth=0.7, label=row["arm"])
-    axes.axhline(100 * base["teacher"], color="gray", linewidth=0.8, linestyle="--")
-    axes.text(0, 100 * base["teacher"], "teacher", va="bottom", color="gray")
-    axes.set(xlabel="seconds of training", ylabel=f"right answers, % of {base['n']}")
-    axes.legend(frameon=False, ncols=2)
-    axes.spines[["top", "right"]].set_visible(False)
+            colours.setdefault(row["arm"].partition(".")[0], f"C{len(colours)}")
+    figure, panels = pyplot.subplots(1, 2, figsize=(9.6, 4.2), sharey=True, layout="constrained")
+    for axes, unit, label in zip(panels, (0, 3), ("seconds of training", "questions seen")):
+        for row in rows:
+            if row is not base:
+                name, _, seed = row["arm"].partition(".")
+                draw(axes, row, base, unit, {"color": colours[name], "label": None if seed else name, "linestyle": ":" if seed else "-"})
+        axes.axhline(100 * base["teacher"], color="gray", linewidth=0.8, linestyle="--")
+        axes.text(0, 100 * base["teacher"], "teacher", va="bottom", color="gray")
+        axes.set(xlabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[1].set(xscale="symlog")
+    panels[0].set(ylabel=f"right answers, % of {base['n']}")
+    panels[0].legend(frameon=False, ncols=2, fontsize="small", loc="upper left", bbox_to_anchor=(0, 0.93))
     figure.savefig(out, metadata={"Date": None})
 
 

@@ -7,9 +7,12 @@ usage: to_transformers.py MODEL.gguf FOLDER [--layers 0,1,...] [--influence DATA
 needs: torch, transformers, gguf
 """
 import argparse
+import concurrent.futures
+import functools
 import json
 import pathlib
 
+import gguf
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -45,9 +48,16 @@ def influence(model, tokenizer, data, drop):
 
 def main():
     a = parse()
+    # transformers reads the whole file for each of configuration, tokenizer and weights.
+    gguf.GGUFReader = functools.cache(gguf.GGUFReader)
     load = {"gguf_file": a.gguf.name, "dtype": torch.bfloat16}
     tokenizer = AutoTokenizer.from_pretrained(a.gguf.parent, gguf_file=a.gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(a.gguf.parent, **load)
+    tensors = gguf.GGUFReader(str(a.gguf)).tensors
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        # transformers decodes one tensor after another, in this order.
+        plain = pool.map(gguf.dequantize, *zip(*((tensor.data, tensor.tensor_type) for tensor in tensors)))
+        gguf.dequantize = lambda *_: next(plain)
+        model = AutoModelForCausalLM.from_pretrained(a.gguf.parent, **load)
     if a.influence:
         influence(model.cuda() if torch.cuda.is_available() else model, tokenizer, a.influence, a.drop)
         return

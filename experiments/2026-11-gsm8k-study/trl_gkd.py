@@ -1,8 +1,8 @@
 """TRL's GKDTrainer for `run`: the same student, teacher, questions, mix of completions and seconds.
 
-Its defaults but for what the study fixes (beta 0.5, half of the completions by the teacher, temperature 1, learning rate, batch of
-32), fused AdamW, bf16. As many sequences at a time as fit: --micro. Writes the student, and
-told.json with seconds, steps and peak memory.
+Its defaults but for what the study fixes (beta 0.5, half of the completions by the teacher, temperature 1, learning rate, batch),
+fused AdamW, bf16, and no warm-up, which would take all its steps. As many sequences at a time as fit: --micro. Writes the student,
+and told.json with seconds, steps and peak memory.
 """
 import argparse
 import json
@@ -22,10 +22,10 @@ def parse():
     p.add_argument("--prompts", required=True, type=pathlib.Path)
     p.add_argument("--seconds", type=float, required=True)
     p.add_argument("--out", required=True, type=pathlib.Path)
-    p.add_argument("--batch", type=int, default=32)
-    p.add_argument("--micro", type=int, default=8)
-    p.add_argument("--new", type=int, default=200)
-    p.add_argument("--lr", type=float, default=5e-5)
+    p.add_argument("--batch", type=int, required=True)
+    p.add_argument("--micro", type=int, required=True)
+    p.add_argument("--new", type=int, required=True)
+    p.add_argument("--lr", type=float, required=True)
     return p.parse_args()
 
 
@@ -48,7 +48,7 @@ class Budget(TrainerCallback):
 def main():
     a = parse()
     cuda = torch.cuda.is_available()
-    # Steps of 5e-5 are lost in weights of bf16: the student has f32 ones and computes in bf16, as ours does.
+    # Small steps are lost in weights of bf16: the student has f32 ones and computes in bf16, as ours does.
     dtypes = [torch.float32, torch.bfloat16 if cuda else torch.float32]
     student, teacher = (AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa") for path, dtype in zip((a.student, a.teacher), dtypes))
     if cuda:
@@ -59,7 +59,7 @@ def main():
     data = Dataset.from_list([{"messages": [*row["prompt"], {"role": "assistant", "content": row["completion"]}]} for row in rows])
     config = GKDConfig(
         output_dir=str(a.out / "trainer"), per_device_train_batch_size=a.micro, gradient_accumulation_steps=a.batch // a.micro,
-        max_steps=100_000, learning_rate=a.lr, lr_scheduler_type="constant_with_warmup", warmup_steps=5, optim="adamw_torch_fused" if cuda else "adamw_torch",
+        max_steps=100_000, learning_rate=a.lr, lr_scheduler_type="constant", optim="adamw_torch_fused" if cuda else "adamw_torch",
         lmbda=0.5, beta=0.5, seq_kd=True, temperature=1.0, max_new_tokens=a.new, max_length=600 + a.new, bf16=cuda,
         use_cpu=not cuda, report_to="none", save_strategy="no", logging_steps=10**6, disable_tqdm=True, seed=0)
     budget = Budget(a.seconds)

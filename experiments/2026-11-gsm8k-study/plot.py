@@ -42,13 +42,11 @@ def main(results, out):
             if row is not base:
                 name, _, seed = row["arm"].partition(".")
                 draw(axes, row, base, unit, {"color": colours[name], "label": None if seed else name, "linestyle": ":" if seed else "-"})
-        axes.axhline(100 * base["teacher"], color="gray", linewidth=0.8, linestyle="--")
-        axes.text(0, 100 * base["teacher"], "teacher", va="bottom", color="gray")
         axes.set(xlabel=label)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[1].set(xscale="symlog")
-    panels[0].set(ylabel=f"right answers, % of {base['n']}")
-    panels[0].legend(frameon=False, ncols=2, fontsize="small", loc="upper left", bbox_to_anchor=(0, 0.93))
+    panels[0].set(ylabel=f"right answers, % of {base['n']:,}", ylim=(0, None))
+    panels[0].text(0, 1, f"the teacher: {base['teacher']:.1%}", transform=panels[0].transAxes, color="gray", va="bottom")
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
     figure.savefig(out, metadata={"Date": None})
 
 

@@ -2,6 +2,7 @@
 
 mod compare;
 mod held_out;
+mod hub;
 mod refusals;
 mod report;
 mod resume;

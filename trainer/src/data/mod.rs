@@ -2,7 +2,7 @@
 
 mod cursor;
 mod jsonl;
-mod parquet;
+pub(crate) mod parquet;
 mod row;
 
 use std::path::Path;

@@ -13,17 +13,24 @@ use crate::{Error, Result};
 
 pub(super) fn read(path: &Path) -> Result<Vec<Row>> {
     let shared = Arc::new(path.to_owned());
-    let refuse =
-        |e: parquet::errors::ParquetError| Error::Data { path: path.to_owned(), line: None, what: e.to_string() };
+    let rows = objects(path)?.into_iter().enumerate();
+    rows.map(|(index, row)| Row::from_json(row?, Origin { path: Arc::clone(&shared), line: index + 1 })).collect()
+}
+
+/// The rows of a file; each may be one that cannot be read, which its error says by row.
+///
+/// # Errors
+/// What is no Parquet file.
+pub(crate) fn objects(path: &Path) -> Result<Vec<Result<Map<String, Value>>>> {
+    let refuse = |line: Option<usize>, what: String| Error::Data { path: path.to_owned(), line, what };
     let file = File::open(path).map_err(Error::io(path))?;
-    let reader = SerializedFileReader::new(file).map_err(refuse)?;
-    let mut rows = Vec::new();
-    for (index, row) in reader.get_row_iter(None).map_err(refuse)?.enumerate() {
-        let origin = Origin { path: Arc::clone(&shared), line: index + 1 };
-        let object = row.map_err(|e| e.to_string()).and_then(|row| object(&row)).map_err(|what| origin.error(what))?;
-        rows.push(Row::from_json(object, origin)?);
-    }
-    Ok(rows)
+    let reader = SerializedFileReader::new(file).map_err(|e| refuse(None, e.to_string()))?;
+    let rows = reader.get_row_iter(None).map_err(|e| refuse(None, e.to_string()))?.enumerate();
+    let read = rows.map(|(index, row)| {
+        let row = row.map_err(|e| e.to_string()).and_then(|row| object(&row));
+        row.map_err(|what| refuse(Some(index + 1), what))
+    });
+    Ok(read.collect())
 }
 
 fn object(row: &ParquetRow) -> Result<Map<String, Value>, String> {

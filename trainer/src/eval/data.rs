@@ -9,11 +9,12 @@ use runtime::source::DataSet;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use super::hub::Hub;
 use super::task::Doc;
 use crate::progress::Progress;
 use crate::{Error, Result};
 
-/// What the name of a data set of the hub begins with.
+/// What the name of a data set of the hub begins with; alone, every task's own one.
 pub(crate) const HUB: &str = "hf:";
 
 /// Sums of the files that the tasks were compared with lm-evaluation-harness on. Scores on other files are not
@@ -42,11 +43,21 @@ const KNOWN_FOLDERS: [(&str, &str); 2] = [
     ("mmlu/test", "beb70992dc542f455829a80d5f9122ef438ce720c64b74ce28fa0714d6229c39"),
 ];
 
-/// Where the tasks' data is: a folder of this machine, or a data set of the hub with the same files.
+/// Where files are, beside their folder.
+#[derive(Debug)]
+enum Place {
+    Here,
+    /// A data set of the hub with the same files.
+    Copy(Box<DataSet>, Progress),
+    /// The data sets of the hub that the library asks.
+    Own(Hub),
+}
+
+/// Where the tasks' data is: a folder of this machine, a data set of the hub with the same files, or the hub.
 #[derive(Debug)]
 pub struct DataFolder {
     root: PathBuf,
-    hub: Option<(DataSet, Progress)>,
+    place: Place,
     /// Whether files that differ from the known ones are taken.
     any_version: bool,
     /// SHA-256 of everything that was read, by its path in the folder.
@@ -57,31 +68,43 @@ impl DataFolder {
     /// A folder; with `any_version` its files may differ from the known ones.
     #[must_use]
     pub fn new(root: PathBuf, any_version: bool) -> Self {
-        Self { root, hub: None, any_version, sums: Mutex::default() }
+        Self { root, place: Place::Here, any_version, sums: Mutex::default() }
     }
 
-    /// The same of `hf:org/name[@revision]`, whose files are downloaded as tasks read them and kept in the hub's usual cache,
-    /// or of a folder's path.
+    /// The same of a folder's path, or of `hf:org/name[@revision]`, whose files are downloaded as tasks read them and kept in the
+    /// hub's usual cache, or of `hf:`, where each task has the data set that lm-evaluation-harness takes.
     ///
     /// # Errors
     /// A data set that cannot be had.
     pub(crate) fn open(place: &Path, any_version: bool, progress: Progress) -> Result<Self> {
+        let folder = Self::new(place.to_owned(), any_version);
         match place.to_str().filter(|text| text.starts_with(HUB)) {
-            None => Ok(Self::new(place.to_owned(), any_version)),
+            None => Ok(folder),
+            Some(HUB) => Ok(Self { place: Place::Own(Hub::new(progress)), ..folder }),
             Some(text) => {
-                let hub = DataSet::open(text, &|line| progress.line(line))?;
-                let folder = Self::new(hub.snapshot().clone(), any_version);
-                Ok(Self { hub: Some((hub, progress)), ..folder })
+                let set = DataSet::open(text, &|line| progress.line(line))?;
+                Ok(Self { root: set.snapshot().clone(), place: Place::Copy(Box::new(set), progress), ..folder })
             }
         }
     }
 
     /// Where a file is, which may have to be downloaded first.
     fn path(&self, file: &str) -> Result<PathBuf> {
-        match &self.hub {
-            Some((hub, progress)) => Ok(hub.get(file, &|line| progress.line(line))?),
-            None => Ok(self.root.join(file)),
+        match &self.place {
+            Place::Copy(set, progress) => Ok(set.get(file, &|line| progress.line(line))?),
+            Place::Here | Place::Own(_) => Ok(self.root.join(file)),
         }
+    }
+
+    /// The rows of the hub that stand for a file, where they do.
+    ///
+    /// # Errors
+    /// A file that no data set stands for; rows that cannot be had, or have other columns.
+    pub(super) fn hub_rows(&self, file: &str) -> Result<Option<Vec<Doc>>> {
+        let Place::Own(hub) = &self.place else { return Ok(None) };
+        let rows = hub.rows(file)?;
+        self.sums.lock().unwrap_or_else(PoisonError::into_inner).insert(rows.source, rows.sum);
+        Ok(Some(rows.docs))
     }
 
     /// Where it is.
@@ -113,7 +136,8 @@ impl DataFolder {
         if source.kind() != std::io::ErrorKind::NotFound {
             return Error::Io { path, source };
         }
-        let what = "is not there; --data names the folder that has it (README, evaluation data)".to_owned();
+        let what =
+            "is not there; --data names the folder that has it, or hf: for the hub (trainer/EVALUATION.md)".to_owned();
         Error::Data { path, line: None, what }
     }
 
@@ -126,8 +150,10 @@ impl DataFolder {
             return Err(Error::Data { path: self.root.join(name), line: None, what });
         }
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
-        let twice =
-            sums.iter().find(|(other, read)| other.as_str() != name && *read == sum).filter(|_| self.hub.is_some());
+        let twice = sums
+            .iter()
+            .find(|(other, read)| other.as_str() != name && *read == sum)
+            .filter(|_| matches!(self.place, Place::Copy(..)));
         if let Some((other, _)) = twice {
             let what = format!("the data set has one file for this and for {other}; ask one of their tasks at a time");
             return Err(Error::Data { path: self.root.join(name), line: None, what });
@@ -141,13 +167,18 @@ impl DataFolder {
     /// # Errors
     /// When it is missing, not the known one, empty or malformed, by line.
     pub fn json_lines(&self, file: &str, fields: &[&str]) -> Result<Vec<Doc>> {
-        let text = self.text(file)?;
         let error = |line: usize, what: String| Error::Data { path: self.root.join(file), line: Some(line + 1), what };
+        let lacking = |doc: &Doc| Some(format!("has no `{}`", fields.iter().find(|field| !doc.contains_key(**field))?));
+        if let Some(docs) = self.hub_rows(file)? {
+            let bad = docs.iter().enumerate().find_map(|(number, doc)| Some((number, lacking(doc)?)));
+            return bad.map_or(Ok(docs), |(number, what)| Err(error(number, what)));
+        }
+        let text = self.text(file)?;
         let mut docs = Vec::new();
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let doc: Map<String, Value> = serde_json::from_str(line).map_err(|e| error(number, e.to_string()))?;
-            if let Some(field) = fields.iter().find(|field| !doc.contains_key(**field)) {
-                return Err(error(number, format!("has no `{field}`")));
+            if let Some(what) = lacking(&doc) {
+                return Err(error(number, what));
             }
             docs.push(doc);
         }
@@ -162,10 +193,13 @@ impl DataFolder {
     /// # Errors
     /// As [`Self::csv`]; a folder that is not the known one.
     pub fn csv_in(&self, folder: &str, file: &str) -> Result<Vec<Doc>> {
+        if let Some(docs) = self.hub_rows(file)? {
+            return Ok(docs);
+        }
         if !self.sums().contains_key(folder) {
-            let path = match &self.hub {
-                Some((hub, progress)) => hub.get_folder(folder, &|line| progress.line(line))?,
-                None => self.root.join(folder),
+            let path = match &self.place {
+                Place::Copy(set, progress) => set.get_folder(folder, &|line| progress.line(line))?,
+                Place::Here | Place::Own(_) => self.root.join(folder),
             };
             let mut files = Vec::new();
             for entry in fs::read_dir(&path).map_err(|source| self.unreadable(folder, source))? {
@@ -207,7 +241,7 @@ pub(super) fn sum_of(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

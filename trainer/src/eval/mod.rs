@@ -17,6 +17,7 @@ mod definition;
 mod encode;
 pub mod grade;
 mod grading;
+mod hub;
 mod metric;
 mod random;
 pub(crate) mod report;

@@ -186,7 +186,8 @@ pub struct RawEval {
     /// Tasks of `arle eval` that the student is asked at every measurement, and the teacher at the start. Default: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<String>,
-    /// Folder with the tasks' data, or a data set of the hub with the same files: `hf:org/name[@revision]`.
+    /// Folder with the tasks' data, or a data set of the hub with the same files: `hf:org/name[@revision]`; `hf:` takes each
+    /// task's own from the hub.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
     /// Take data files that are not the known ones. Default false.

@@ -97,6 +97,9 @@ impl Task for WikiText {
     }
 
     fn load(&self, data: &DataFolder) -> Result<Docs> {
+        if let Some(test) = data.hub_rows(FILE)? {
+            return Ok(Docs { test, pool: Vec::new() });
+        }
         let articles = articles(&data.text(FILE)?);
         if articles.is_empty() {
             let what = "no line is a title such as ` = Title = ` between blank lines".to_owned();

@@ -132,6 +132,7 @@ fn what_the_hub_does_not_have_is_refused() {
     let ask = |task: &str| eval(&hub, &cache, &["--tasks", task]);
     ask("amc23").refused(1, &["amc23/test.jsonl", "--data"]);
     ask("arc_easy").refused(1, &["allenai/ai2_arc", "not in the cache"]);
+    eval(&hub, &cache, &["--tasks", "arc_easy", "--any-data"]).refused(2, &["--any-data"]);
 
     // A data set that lacks a configuration, and one with other columns.
     let put = |place: &str, from: &str| {

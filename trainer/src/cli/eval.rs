@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::model::ModelArgs;
 use super::{print, print_json};
 use crate::device::Choice;
-use crate::eval::data::DataFolder;
+use crate::eval::data::{DataFolder, HUB};
 use crate::eval::sandbox::Isolation;
 use crate::eval::{self, LocalSettings, Options, RemoteSettings, Results, compare, report, tasks};
 use crate::interrupt::{Interrupt, Words};
@@ -292,6 +292,12 @@ impl EvalArgs {
                 return Err(Error::value(key, 0, "at least 1"));
             }
         }
+        let hub = self.data.as_deref() == Some(Path::new(HUB));
+        idle(
+            "--any-data",
+            hub && self.any_data,
+            "with --data hf:, whose data sets are taken as they are and named in the results",
+        )?;
         let greedy = self.temperature() == 0.0;
         idle("--repeats", greedy && self.repeats > 1, "with --temperature 0, which answers the same every time")?;
         idle("--top-p", greedy && self.top_p.is_some(), "with --temperature 0 (greedy)")

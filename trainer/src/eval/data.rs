@@ -72,18 +72,14 @@ impl DataFolder {
     }
 
     /// The same of a folder's path, or of `hf:org/name[@revision]`, whose files are downloaded as tasks read them and kept in the
-    /// hub's usual cache, or of `hf:`, where each task has the data set that lm-evaluation-harness takes.
+    /// hub's usual cache, or of `hf:`, where each task has the data set that lm-evaluation-harness takes, in any version.
     ///
     /// # Errors
-    /// A data set that cannot be had; `any_version` with `hf:`.
+    /// A data set that cannot be had.
     pub(crate) fn open(place: &Path, any_version: bool, progress: Progress) -> Result<Self> {
         let folder = Self::new(place.to_owned(), any_version);
         match place.to_str().filter(|text| text.starts_with(HUB)) {
             None => Ok(folder),
-            Some(HUB) if any_version => Err(Error::NoEffect {
-                key: "--any-data (eval.any_data)".to_owned(),
-                because: "on the hub's own data sets, of which any version is taken and named".to_owned(),
-            }),
             Some(HUB) => Ok(Self { place: Place::Own(Hub::new(progress)), ..folder }),
             Some(text) => {
                 let set = DataSet::open(text, &|line| progress.line(line))?;

@@ -176,6 +176,10 @@ fn a_key_without_effect_is_refused() {
     let without_held_out = MINIMAL.replace("eval_rows = 4", "");
     let error = load(&without_held_out, &["eval.every=5"]).expect_err("nothing to measure");
     assert!(error.to_string().contains("without held-out rows"), "{error}");
+    let hub = ["eval.tasks=[\"gsm8k\"]", "eval.data=\"hf:\"", "eval.any_data=true"];
+    assert!(refusal(&hub).contains("eval.any_data"));
+    // As a run writes it.
+    load(MINIMAL, &[hub[0], hub[1], "eval.any_data=false"]).expect("nothing idle");
 }
 
 #[test]

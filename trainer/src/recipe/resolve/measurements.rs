@@ -1,6 +1,9 @@
 //! `[eval]`: held-out rows, and tasks of `arle eval`.
 
+use std::path::Path;
+
 use super::{at_least_one, idle};
+use crate::eval::data::HUB;
 use crate::recipe::raw::RawRecipe;
 use crate::recipe::{Benchmark, Eval};
 use crate::{Error, Result};
@@ -63,6 +66,12 @@ fn benchmark(raw: &mut RawRecipe) -> Result<Option<Benchmark>> {
         let why = "`eval.tasks` need the folder with their data".to_owned();
         return Err(Error::Missing { key: "eval.data".to_owned(), why });
     };
+    let any = eval.any_data.filter(|any| *any && data == Path::new(HUB));
+    idle(
+        "eval.any_data",
+        any,
+        "with `eval.data = \"hf:\"`, whose data sets are taken as they are and named in the results",
+    )?;
     let counts =
         [("eval.limit", eval.limit), ("eval.max_gen_toks", eval.max_gen_toks), ("eval.max_length", eval.max_length)];
     for (key, value) in counts {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use regex::Regex;
 use runtime::source::DataSet;
@@ -187,9 +187,9 @@ fn capital(text: &str) -> String {
 
 /// Without the marks that the texts of `WikiHow` have.
 fn plain(text: &str) -> String {
-    let marks = Regex::new(r"\[.*?\]").expect("a fixed expression");
+    static MARKS: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\[.*?\]").expect("a fixed expression"));
     let text = text.trim().replace(" [title]", ". ");
-    marks.replace_all(&text, "").replace("  ", " ")
+    MARKS.replace_all(&text, "").replace("  ", " ")
 }
 
 fn piqa(row: Doc) -> Result<Doc, String> {

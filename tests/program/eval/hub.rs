@@ -134,7 +134,7 @@ fn what_the_hub_does_not_have_is_refused() {
     ask("arc_easy").refused(1, &["allenai/ai2_arc", "not in the cache"]);
     eval(&hub, &cache, &["--tasks", "arc_easy", "--any-data"]).refused(2, &["--any-data"]);
 
-    // A data set that lacks a configuration, and one with other columns.
+    // A data set that lacks a configuration.
     let put = |place: &str, from: &str| {
         let to = folder.path().join("hub").join(place);
         fs::create_dir_all(&to).expect("made");
@@ -142,6 +142,13 @@ fn what_the_hub_does_not_have_is_refused() {
     };
     put("allenai/ai2_arc/ARC-Challenge/test", "allenai/ai2_arc/ARC-Challenge/test");
     ask("arc_easy").refused(1, &["allenai/ai2_arc", "ARC-Easy/test", "no such part"]);
+    // One in more files than a cache can be known to hold, and one with other columns.
+    let more = folder.path().join("hub/allenai/winogrande/winogrande_xl/validation");
+    put("allenai/winogrande/winogrande_xl/validation", "allenai/winogrande/winogrande_xl/validation");
+    fs::copy(more.join("0000.parquet"), more.join("0001.parquet")).expect("copied");
+    let larger = ask("winogrande");
+    assert_eq!(larger.code, Some(1));
+    assert!(larger.stderr.contains("is in 2 files, must be in one"), "{}", larger.stderr);
     put("baber/piqa/default/validation", "openai/gsm8k/main/test");
     let other = ask("piqa");
     assert_eq!(other.code, Some(1));

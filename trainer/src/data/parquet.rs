@@ -14,23 +14,23 @@ use crate::{Error, Result};
 pub(super) fn read(path: &Path) -> Result<Vec<Row>> {
     let shared = Arc::new(path.to_owned());
     let rows = objects(path)?.into_iter().enumerate();
-    rows.map(|(index, row)| Row::from_json(row?, Origin { path: Arc::clone(&shared), line: index + 1 })).collect()
+    rows.map(|(index, row)| Row::from_json(row, Origin { path: Arc::clone(&shared), line: index + 1 })).collect()
 }
 
-/// The rows of a file; each may be one that cannot be read, which its error says by row.
+/// The rows of a file.
 ///
 /// # Errors
-/// What is no Parquet file.
-pub(crate) fn objects(path: &Path) -> Result<Vec<Result<Map<String, Value>>>> {
+/// What is no Parquet file; values that JSON has not, by row.
+pub(crate) fn objects(path: &Path) -> Result<Vec<Map<String, Value>>> {
     let refuse = |line: Option<usize>, what: String| Error::Data { path: path.to_owned(), line, what };
     let file = File::open(path).map_err(Error::io(path))?;
     let reader = SerializedFileReader::new(file).map_err(|e| refuse(None, e.to_string()))?;
     let rows = reader.get_row_iter(None).map_err(|e| refuse(None, e.to_string()))?.enumerate();
-    let read = rows.map(|(index, row)| {
+    rows.map(|(index, row)| {
         let row = row.map_err(|e| e.to_string()).and_then(|row| object(&row));
         row.map_err(|what| refuse(Some(index + 1), what))
-    });
-    Ok(read.collect())
+    })
+    .collect()
 }
 
 fn object(row: &ParquetRow) -> Result<Map<String, Value>, String> {

@@ -1,7 +1,7 @@
 //! The data sets of the hub that lm-evaluation-harness 0.4.13 asks, as rows of the tasks' files.
 //!
 //! The hub keeps every public data set as Parquet too, whatever it was uploaded as: on the branch `refs/convert/parquet`, in
-//! files `CONFIGURATION/SPLIT/0000.parquet` and on.
+//! a file `CONFIGURATION/SPLIT/0000.parquet`, and more where a part is larger than any of these.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,9 +11,8 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use regex::Regex;
 use runtime::source::DataSet;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
-use super::data::hex;
+use super::data::sum_of;
 use super::task::Doc;
 use crate::data::parquet;
 use crate::progress::Progress;
@@ -38,7 +37,7 @@ pub(super) struct Rows {
     pub(super) docs: Vec<Doc>,
     /// `hf:org/name@commit/configuration/split`.
     pub(super) source: String,
-    /// SHA-256 over its files, joined in the order of their names.
+    /// SHA-256 of its file.
     pub(super) sum: String,
 }
 
@@ -82,25 +81,23 @@ impl std::fmt::Debug for Hub {
 }
 
 fn read(split: &Split, folder: PathBuf, source: String) -> Result<Rows> {
-    let mut files = Vec::new();
-    let absent = |what: String| Error::Data { path: PathBuf::from(&source), line: None, what };
-    for entry in fs::read_dir(&folder).map_err(|e| absent(format!("the hub has no such part: {e}")))? {
-        files.push(entry.map_err(Error::io(&folder))?.path());
-    }
-    files.sort_unstable();
-    let (mut docs, mut sum) = (Vec::new(), Sha256::new());
-    for path in &files {
-        sum.update(fs::read(path).map_err(Error::io(path))?);
-        for row in parquet::objects(path)? {
-            let line = Some(docs.len() + 1);
-            let refuse = |what| Error::Data { path: PathBuf::from(&source), line, what };
-            docs.push((split.convert)(row?).map_err(refuse)?);
-        }
-    }
+    let refuse = |line: Option<usize>, what: String| Error::Data { path: PathBuf::from(&source), line, what };
+    let entries = fs::read_dir(&folder).map_err(|e| refuse(None, format!("the hub has no such part: {e}")))?;
+    let files = entries.collect::<std::io::Result<Vec<_>>>().map_err(Error::io(&folder))?;
+    // Without the hub nobody could say whether all files of a larger part are in the cache.
+    let [file] = files.as_slice() else {
+        return Err(refuse(None, format!("is in {} files, must be in one", files.len())));
+    };
+    let path = file.path();
+    let sum = sum_of(&fs::read(&path).map_err(Error::io(&path))?);
+    let rows = parquet::objects(&path)?.into_iter().enumerate();
+    let docs: Vec<Doc> = rows
+        .map(|(index, row)| (split.convert)(row).map_err(|what| refuse(Some(index + 1), what)))
+        .collect::<Result<_>>()?;
     if docs.is_empty() {
-        return Err(absent("has no rows".to_owned()));
+        return Err(refuse(None, "has no rows".to_owned()));
     }
-    Ok(Rows { docs, source, sum: hex(&sum.finalize()) })
+    Ok(Rows { docs, source, sum })
 }
 
 fn split(file: &str) -> Option<Split> {

@@ -42,8 +42,17 @@ def paired(rng, n, shift, binary):
     gained, lost = int((differences == 1).sum()), int((differences == -1).sum())
     # statsmodels' mcnemar(exact=True) is this binomial test.
     p = stats.binomtest(min(gained, lost), gained + lost, 0.5).pvalue if binary else stats.ttest_rel(b, a).pvalue
-    return {"a": a, "b": b, "difference": float(differences.mean()), "p": float(p), "low": float(interval.low),
-            "high": float(interval.high)}
+    low, high = agresti_min(gained, lost, n, p) if binary else (float(interval.low), float(interval.high))
+    return {"a": a, "b": b, "difference": float(differences.mean()), "p": float(p), "low": low, "high": high}
+
+
+def agresti_min(gained, lost, n, p):
+    """Agresti and Min 2005: 0.5 is added to each cell; what the exact test does not reject stays within."""
+    cells = np.array([gained, lost, (n - gained - lost) / 2, (n - gained - lost) / 2]) + 0.5
+    gained, lost = cells[0] / cells.sum(), cells[1] / cells.sum()
+    half = stats.norm.ppf(0.975) * np.sqrt((gained + lost - (gained - lost) ** 2) / cells.sum())
+    low, high = max(gained - lost - half, -1.0), min(gained - lost + half, 1.0)
+    return (float(low), float(high)) if p <= 0.05 else (float(min(low, 0)), float(max(high, 0)))
 
 
 def main():

@@ -16,6 +16,24 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A path leads to something that is no regular file.
+    #[error("{path}: is {kind}, and only regular files are read; give the path of one")]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+        /// What is there.
+        kind: &'static str,
+    },
+    /// A file is longer than its purpose can need.
+    #[error("{path}: has {length}, more than the {limit} that a file of its kind may have")]
+    FileTooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its length, as far as it was read.
+        length: crate::memory::Bytes,
+        /// The most that is read.
+        limit: crate::memory::Bytes,
+    },
     /// A model source could not be turned into files.
     #[error("source \"{model}\": {detail}")]
     Source {

@@ -9,7 +9,7 @@ use crate::config::ModelConfig;
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::weights::gguf::GgufFile;
 use crate::weights::{GgufWeights, RandomWeights, SafetensorsWeights, WeightSource};
-use crate::{Error, Result};
+use crate::{Error, Result, read};
 
 /// Everything that one directory or GGUF file says about a model.
 pub struct ModelFiles {
@@ -52,10 +52,7 @@ impl ModelFiles {
         if path.is_dir() {
             return Self::open_dir(path);
         }
-        if path.is_file() {
-            return Self::open_gguf(path);
-        }
-        Err(Error::Io { path: path.to_owned(), source: std::io::ErrorKind::NotFound.into() })
+        Self::open_gguf(path)
     }
 
     /// The tokenizer, or an error that says why there is none.
@@ -80,7 +77,7 @@ impl ModelFiles {
     /// # Errors
     /// A file that is not there, or not a configuration that the decoder can honour.
     pub fn random(path: &Path) -> Result<Self> {
-        let hf_config = read_json(path)?;
+        let hf_config: Value = read::json(path)?;
         let config = ModelConfig::from_hf(path, &hf_config, None)?;
         Ok(Self {
             weights: Arc::new(RandomWeights::new(path, &config)),
@@ -94,11 +91,11 @@ impl ModelFiles {
     }
 
     fn open_dir(dir: &Path) -> Result<Self> {
-        let hf_config = read_json(&dir.join("config.json"))?;
+        let hf_config: Value = read::json(&dir.join("config.json"))?;
         let generation_path = dir.join("generation_config.json");
-        let generation = generation_path.is_file().then(|| read_json(&generation_path)).transpose()?;
+        let generation: Option<Value> = read::if_there(read::json(&generation_path))?;
         let tokenizer =
-            dir.join("tokenizer.json").is_file().then(|| Tokenizer::from_dir(dir)).transpose()?.map(Arc::new);
+            dir.join("tokenizer.json").exists().then(|| Tokenizer::from_dir(dir)).transpose()?.map(Arc::new);
         Ok(Self {
             config: ModelConfig::from_hf(&dir.join("config.json"), &hf_config, generation.as_ref())?,
             weights: Arc::new(SafetensorsWeights::open(dir)?),
@@ -125,11 +122,6 @@ impl ModelFiles {
             path: path.to_owned(),
         })
     }
-}
-
-fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read(path).map_err(Error::io(path))?;
-    serde_json::from_slice(&text).map_err(|e| Error::bad_file(path, e.to_string()))
 }
 
 impl GenerationDefaults {

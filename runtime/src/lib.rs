@@ -11,6 +11,7 @@ mod handle;
 pub mod kv;
 pub mod memory;
 pub mod model;
+pub mod read;
 pub mod request;
 pub mod sampler;
 pub mod scheduler;

@@ -8,6 +8,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, header};
+use runtime::read;
 
 use crate::api_error::ApiError;
 use crate::app::Shared;
@@ -30,7 +31,7 @@ impl Keys {
     /// A file that cannot be read, has no key, or has one with characters that no header carries.
     pub fn read(path: &Path) -> Result<Self> {
         let error = |what: String| Error::Keys { path: path.to_owned(), what };
-        let text = std::fs::read_to_string(path).map_err(|e| error(e.to_string()))?;
+        let text = read::text(path, read::KEYS)?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let keys: Vec<String> = lines.map(str::to_owned).collect();
         if keys.is_empty() {

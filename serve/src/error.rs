@@ -20,7 +20,10 @@ pub enum Error {
     /// A socket or a thread could not be had.
     #[error("the server cannot run: {0}")]
     System(#[from] std::io::Error),
-    /// A key file that cannot be read.
+    /// A file that cannot be read.
+    #[error(transparent)]
+    File(#[from] runtime::Error),
+    /// A key file that cannot be used.
     #[error("{path}: {what}")]
     Keys {
         /// The file.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use runtime::read;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
@@ -24,7 +25,8 @@ impl TlsFiles {
     /// Reads both and checks that they belong together.
     pub(crate) fn acceptor(&self) -> Result<TlsAcceptor> {
         let chain = self.chain()?;
-        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| self.refuse_key(&error))?;
+        let key = PrivateKeyDer::from_pem_slice(&read::bytes(&self.key, read::KEYS)?)
+            .map_err(|error| self.refuse_key(&error))?;
         let versions =
             ServerConfig::builder_with_provider(Arc::new(default_provider())).with_safe_default_protocol_versions();
         let builder = versions.expect("ring has the default versions").with_no_client_auth();
@@ -41,8 +43,8 @@ impl TlsFiles {
 
     fn chain(&self) -> Result<Vec<CertificateDer<'static>>> {
         let unreadable = |error: pem::Error| refuse(&self.cert, describe(&error));
-        let chain = CertificateDer::pem_file_iter(&self.cert).map_err(unreadable)?;
-        let chain = chain.collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+        let pem = read::bytes(&self.cert, read::KEYS)?;
+        let chain = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
         if chain.is_empty() {
             return Err(refuse(&self.cert, "there is no CERTIFICATE in it; PEM is needed".to_owned()));
         }
@@ -64,8 +66,5 @@ fn refuse(path: &Path, what: String) -> Error {
 }
 
 fn describe(error: &pem::Error) -> String {
-    match error {
-        pem::Error::Io(error) => error.to_string(),
-        other => format!("is no PEM: {other}"),
-    }
+    format!("is no PEM: {error}")
 }

@@ -18,6 +18,9 @@ pub enum Error {
         /// What the parser said.
         what: String,
     },
+    /// A recipe that cannot be read.
+    #[error(transparent)]
+    UnreadableRecipe(runtime::Error),
     /// A key that no section has.
     #[error("unknown key `{key}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
     UnknownKey {
@@ -206,6 +209,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Syntax { .. }
+            | Self::UnreadableRecipe(_)
             | Self::UnknownKey { .. }
             | Self::Value { .. }
             | Self::NoEffect { .. }

@@ -19,5 +19,6 @@ pub mod prompt;
 pub mod recipe;
 pub mod schedule;
 mod teacher;
+mod terminal;
 
 pub use error::{Error, Result};

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use runtime::read;
 use serde_json::{Map, Value};
 
 use crate::{Error, Result};
@@ -57,6 +58,8 @@ impl JsonLines {
     /// When it is shorter than that, or cannot be opened.
     pub fn open(path: &Path, bytes: u64) -> Result<Self> {
         let io = || Error::io(path);
+        // A pipe or a device in its place would be waited for, or written without end.
+        read::if_there(read::open(path))?;
         let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(io())?;
         let length = file.metadata().map_err(io())?.len();
         if length < bytes {

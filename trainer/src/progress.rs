@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::terminal::visible;
+
 /// Where progress goes.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress {
@@ -60,5 +62,5 @@ impl Progress {
 /// A line on stderr. That nobody reads it any more (a closed terminal) must not stop a run, which would lose its
 /// checkpoint.
 pub(crate) fn say(text: &str) {
-    let _unread = writeln!(std::io::stderr(), "{text}");
+    let _unread = writeln!(std::io::stderr(), "{}", visible(text));
 }

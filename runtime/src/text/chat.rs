@@ -12,7 +12,7 @@ use super::python::{self, JsonStyle};
 use super::strftime;
 use super::tokenizer::Tokenizer;
 use crate::weights::gguf::GgufFile;
-use crate::{Error, Result};
+use crate::{Error, Result, read};
 
 /// One message of a conversation: an object with a `role` and, mostly, `content`; any other field
 /// (`tool_calls`, `reasoning_content`, ...) reaches the template as it is.
@@ -78,18 +78,13 @@ impl ChatTemplate {
     /// From `chat_template.jinja`, `tokenizer_config.json` or `chat_template.json` of a directory, in this
     /// order; `None` if there is no template.
     pub fn from_dir(dir: &Path, tokenizer: Option<&Tokenizer>) -> Result<Option<Self>> {
-        let path = dir.join("chat_template.jinja");
-        if path.is_file() {
-            let source = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let source = read::if_there(read::text(&dir.join("chat_template.jinja"), read::CONFIGURATION))?;
+        if let Some(source) = source {
             return Self::new(&source, tokenizer).map(Some);
         }
         for name in ["tokenizer_config.json", "chat_template.json"] {
             let path = dir.join(name);
-            if !path.is_file() {
-                continue;
-            }
-            let text = std::fs::read(&path).map_err(Error::io(&path))?;
-            let config: Value = serde_json::from_slice(&text).map_err(|e| Error::bad_file(&path, e.to_string()))?;
+            let Some(config) = read::if_there(read::json::<Value>(&path))? else { continue };
             match config.get("chat_template") {
                 None | Some(Value::Null) => {}
                 Some(Value::String(source)) => return Self::new(source, tokenizer).map(Some),

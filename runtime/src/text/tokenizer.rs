@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use tokenizers::{AddedToken, DecoderWrapper};
 
 use super::cover::Cover;
-use crate::{Error, Result};
+use crate::{Error, Result, read};
 
 /// Turns text into token ids and back, exactly as Hugging Face's `tokenizer.json` defines it.
 pub struct Tokenizer {
@@ -26,14 +26,9 @@ impl Tokenizer {
     /// From a directory with `tokenizer.json` and, usually, `tokenizer_config.json`.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        let bytes = read::bytes(&path, read::TEXT)?;
         let config_path = dir.join("tokenizer_config.json");
-        let config = if config_path.is_file() {
-            let bytes = std::fs::read(&config_path).map_err(Error::io(&config_path))?;
-            serde_json::from_slice(&bytes).map_err(|e| Error::bad_file(&config_path, e.to_string()))?
-        } else {
-            Map::new()
-        };
+        let config = read::if_there(read::json(&config_path))?.unwrap_or_default();
         let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| Error::bad_file(&path, e.to_string()))?;
         add_configured_tokens(&mut inner, &config, &config_path)?;
         Ok(Self::new(inner, config))

@@ -16,7 +16,7 @@ pub use self::gguf::GgufWeights;
 pub use self::random::RandomWeights;
 pub use self::safetensors::SafetensorsWeights;
 
-use crate::{Error, Result};
+use crate::{Error, Result, read};
 
 /// Named tensors that can be read as `f32`.
 pub trait WeightSource: Send + Sync {
@@ -71,7 +71,7 @@ fn check_rows(name: &str, shape: &[usize], rows: &Range<usize>) -> Result<()> {
 
 /// Maps a file read-only.
 fn map_file(path: &Path) -> Result<memmap2::Mmap> {
-    let file = std::fs::File::open(path).map_err(Error::io(path))?;
+    let file = read::open(path)?;
     // SAFETY: the map is read-only and private to this process's reads; a weight file that another
     // process truncates while it is mapped is outside what any loader can defend against.
     unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path))

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::quant::{self, Format};
 use super::{WeightSource, check_rows, map_file, row_len};
-use crate::{Error, Result};
+use crate::{Error, Result, read};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -87,8 +87,7 @@ impl SafetensorsWeights {
 
     fn open_sharded(dir: &Path) -> Result<Self> {
         let index_path = dir.join(INDEX);
-        let text = std::fs::read(&index_path).map_err(Error::io(&index_path))?;
-        let index: Index = serde_json::from_slice(&text).map_err(|e| Error::bad_file(&index_path, e.to_string()))?;
+        let index: Index = read::json(&index_path)?;
         let mut weights = Self::new(dir);
         for shard in index.weight_map.values().collect::<BTreeSet<_>>() {
             if Path::new(shard).components().count() != 1 || shard.contains("..") {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use runtime::read;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -93,7 +94,7 @@ impl TrainerState {
 
     pub(super) fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
-        let bytes = fs::read(&path).map_err(Error::io(&path))?;
+        let bytes = read::bytes(&path, read::CONFIGURATION)?;
         let malformed = |what: String| Error::RunFolder { path: path.clone(), what };
         let state: Self = serde_json::from_slice(&bytes).map_err(|e| malformed(e.to_string()))?;
         if state.format != FORMAT {

@@ -3,10 +3,14 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use runtime::read;
 use runtime::request::NamedTensor;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
 
 use crate::{Error, Result};
+
+/// The most that the crate accepts of a header, with its length.
+const MOST_HEADER: u64 = 100_000_008;
 
 fn malformed(path: &Path, what: impl ToString) -> Error {
     Error::RunFolder { path: path.to_owned(), what: what.to_string() }
@@ -30,7 +34,8 @@ pub(super) fn write(path: &Path, tensors: &[NamedTensor]) -> Result<()> {
 
 /// Reads the tensors that `like` names, in its order; the file has to hold these and no others.
 pub(super) fn read(path: &Path, like: &[NamedTensor]) -> Result<Vec<NamedTensor>> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let expected: u64 = like.iter().map(|tensor| (4 * tensor.shape.iter().product::<usize>()) as u64).sum();
+    let bytes = read::bytes(path, expected + MOST_HEADER)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| malformed(path, e))?;
     if file.len() != like.len() {
         return Err(malformed(path, format!("holds {} tensors, the run trains {}", file.len(), like.len())));

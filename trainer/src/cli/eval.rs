@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use clap::{ArgGroup, Args};
 use runtime::memory::KvSize;
+use runtime::read;
 use runtime::request::Slot;
 use runtime::sampler::SamplingParams;
 use serde_json::{Map, Value, json};
@@ -330,7 +331,7 @@ impl EvalArgs {
 
     fn server(&self, url: &str) -> Result<RemoteSettings> {
         let key = self.remote.api_key_file.as_ref().map(|path| {
-            let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+            let text = read::text(path, read::KEYS)?;
             Ok::<_, Error>(text.lines().next().unwrap_or_default().trim().to_owned())
         });
         let mut sampling = Map::from_iter([

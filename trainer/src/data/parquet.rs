@@ -1,11 +1,11 @@
 //! Parquet files, row by row, as the JSON objects they would be.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row as ParquetRow};
+use runtime::read;
 use serde_json::{Map, Value};
 
 use super::row::{Origin, Row};
@@ -23,7 +23,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Row>> {
 /// What is no Parquet file; values that JSON has not, by row.
 pub(crate) fn objects(path: &Path) -> Result<Vec<Map<String, Value>>> {
     let refuse = |line: Option<usize>, what: String| Error::Data { path: path.to_owned(), line, what };
-    let file = File::open(path).map_err(Error::io(path))?;
+    let file = read::open(path)?;
     let reader = SerializedFileReader::new(file).map_err(|e| refuse(None, e.to_string()))?;
     let rows = reader.get_row_iter(None).map_err(|e| refuse(None, e.to_string()))?.enumerate();
     rows.map(|(index, row)| {

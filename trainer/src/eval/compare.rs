@@ -11,7 +11,7 @@ use super::sample::{Header, Sample, read_samples};
 use super::stats::paired::{self, Comparison};
 use crate::{Error, Result};
 
-/// Confidence of the intervals, and of what is called noise.
+/// Confidence of the intervals, which also say what is noise.
 pub(super) const LEVEL: f64 = 0.95;
 
 /// One metric of one task in both runs.
@@ -120,14 +120,15 @@ pub fn text(rows: &[Row]) -> String {
     );
     for row in rows {
         let c = &row.compared;
-        let interval = format!("{:+.4} .. {:+.4}", c.interval.low, c.interval.high);
-        let noise = if c.within_noise(LEVEL) { "  within noise" } else { "" };
+        let interval = c.interval.map_or("not known".to_owned(), |i| format!("{:+.4} .. {:+.4}", i.low, i.high));
+        let noise = if c.within_noise() { "  within noise" } else { "" };
         text += &format!(
             "{:<20} {:<28} {:>6} {:>9.4} {:>9.4} {:>+9.4} {interval:>20} {:>8.4} {:>6} {:>6}{noise}\n",
             row.task, row.metric, c.n, c.a, c.b, c.difference, c.p, c.gained, c.lost
         );
     }
-    text + "p: McNemar's exact test where answers are right or wrong, else a paired t test. A perplexity's values are the \
+    text + "interval: Agresti and Min's for pairs, else Student's; a difference is within noise where it has 0. p: McNemar's \
+            exact test where answers are right or wrong, else a paired t test. A perplexity's values are the \
             log-probabilities of its documents.\n"
 }
 
@@ -144,11 +145,11 @@ pub fn json(rows: &[Row]) -> Value {
             "b": c.b,
             "difference": c.difference,
             "stderr": c.stderr,
-            "interval": [c.interval.low, c.interval.high],
+            "interval": c.interval.map(|interval| [interval.low, interval.high]),
             "level": LEVEL,
             "p": c.p,
             "test": c.test.name(),
-            "within_noise": c.within_noise(LEVEL),
+            "within_noise": c.within_noise(),
             "gained": row.gained,
             "lost": row.lost,
         })

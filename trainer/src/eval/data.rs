@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use runtime::read;
 use runtime::source::DataSet;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -125,20 +126,22 @@ impl DataFolder {
     /// When it is missing, or is not the known one.
     pub fn text(&self, file: &str) -> Result<String> {
         let path = self.path(file)?;
-        let bytes = fs::read(&path).map_err(|source| self.unreadable(file, source))?;
+        let bytes = read::bytes(&path, read::TEXT).map_err(|e| self.unreadable(file, e))?;
         let known = KNOWN.iter().find(|(name, _)| *name == file).map(|(_, sum)| *sum);
         self.check(file, &sum_of(&bytes), known)?;
         String::from_utf8(bytes).map_err(|e| Error::Data { path, line: None, what: e.to_string() })
     }
 
-    fn unreadable(&self, file: &str, source: std::io::Error) -> Error {
-        let path = self.root.join(file);
-        if source.kind() != std::io::ErrorKind::NotFound {
-            return Error::Io { path, source };
+    fn unreadable(&self, file: &str, error: runtime::Error) -> Error {
+        match error {
+            runtime::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Error::Data {
+                path: self.root.join(file),
+                line: None,
+                what: "is not there; --data names the folder that has it, or hf: for the hub (trainer/EVALUATION.md)"
+                    .to_owned(),
+            },
+            other => other.into(),
         }
-        let what =
-            "is not there; --data names the folder that has it, or hf: for the hub (trainer/EVALUATION.md)".to_owned();
-        Error::Data { path, line: None, what }
     }
 
     fn check(&self, name: &str, sum: &str, known: Option<&str>) -> Result<()> {
@@ -202,13 +205,13 @@ impl DataFolder {
                 Place::Here | Place::Own(_) => self.root.join(folder),
             };
             let mut files = Vec::new();
-            for entry in fs::read_dir(&path).map_err(|source| self.unreadable(folder, source))? {
+            for entry in fs::read_dir(&path).map_err(|e| self.unreadable(folder, runtime::Error::io(&path)(e)))? {
                 files.push(entry.map_err(Error::io(&path))?.path());
             }
             files.sort_unstable();
             let mut all = Sha256::new();
             for path in &files {
-                all.update(fs::read(path).map_err(Error::io(path))?);
+                all.update(read::bytes(path, read::TEXT)?);
             }
             let known = KNOWN_FOLDERS.iter().find(|(name, _)| *name == folder).map(|(_, sum)| *sum);
             self.check(folder, &hex(&all.finalize()), known)?;

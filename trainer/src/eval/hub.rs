@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use regex::Regex;
+use runtime::read;
 use runtime::source::DataSet;
 use serde_json::{Value, json};
 
@@ -89,7 +90,7 @@ fn read(split: &Split, folder: PathBuf, source: String) -> Result<Rows> {
         return Err(refuse(None, format!("is in {} files, must be in one", files.len())));
     };
     let path = file.path();
-    let sum = sum_of(&fs::read(&path).map_err(Error::io(&path))?);
+    let sum = sum_of(&read::bytes(&path, read::TEXT)?);
     let rows = parquet::objects(&path)?.into_iter().enumerate();
     let docs: Vec<Doc> = rows
         .map(|(index, row)| (split.convert)(row).map_err(|what| refuse(Some(index + 1), what)))

@@ -1,10 +1,11 @@
 //! One graded sample, and the file of them: append-only JSON lines behind a header that says what they belong to.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use runtime::read;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -82,11 +83,7 @@ impl SampleFile {
     /// # Errors
     /// A file of another configuration, naming what differs; one that is damaged or cannot be written.
     pub fn open(path: &Path, header: &Header) -> Result<(Self, Vec<Sample>)> {
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-            Err(source) => return Err(Error::Io { path: path.to_owned(), source }),
-        };
+        let text = read::if_there(read::text(path, read::TEXT))?.unwrap_or_default();
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(Error::io(path))?;
         file.set_len(whole as u64).map_err(Error::io(path))?;
@@ -124,7 +121,7 @@ impl SampleFile {
 /// # Errors
 /// A file that is no such file, or has a document twice.
 pub fn read_samples(path: &Path) -> Result<(Header, Vec<Sample>)> {
-    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = read::text(path, read::TEXT)?;
     parse(path, &text)
 }
 
@@ -167,6 +164,8 @@ fn difference(found: &Header, wanted: &Header) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use serde_json::json;
 
     use super::*;

@@ -1,7 +1,7 @@
 //! Uncertainty of scores.
 //!
 //! The standard errors of `results.json` are lm-evaluation-harness' (`stderr`). [`wilson`] is the interval that a score of right and wrong is reported with: unlike mean +- 2 stderr it stays within 0..1
-//! and is not empty at 0 and 1. [`mod@paired`] compares two runs on the same documents. Golden values are made by
+//! and is not empty at 0 and 1; [`score_interval`] is that of other scores. [`mod@paired`] compares two runs on the same documents. Golden values are made by
 //! `scripts/make_stats_fixtures.py` with scipy and statsmodels.
 
 mod distribution;
@@ -50,6 +50,26 @@ pub fn wilson(right: usize, n: usize, level: f64) -> Interval {
     let low = if p == 0.0 { 0.0 } else { centre - half };
     let high = if p == 1.0 { 1.0 } else { centre + half };
     Interval { low, high }
+}
+
+/// The interval of a mean of `n` scores between 0 and 1 by Agresti and Coull's adjustment (two scores of 0 and two of 1
+/// are added), so that few scores, or equal ones, leave doubt; within 0 and 1.
+#[must_use]
+pub fn score_interval(mean: f64, stderr: f64, n: usize, level: f64) -> Interval {
+    let n = n as f64;
+    // From the standard error back to the sum of squares.
+    let squares = n * mean * mean + (n - 1.0).max(0.0) * n * stderr * stderr;
+    let (sum, squares, n) = (n * mean + 2.0, squares + 2.0, n + 4.0);
+    let centre = sum / n;
+    let half = normal_quantile(0.5 + level / 2.0) * ((squares / n - centre * centre).max(0.0) / n).sqrt();
+    Interval { low: (centre - half).max(0.0).min(mean), high: (centre + half).min(1.0).max(mean) }
+}
+
+/// The interval of a perplexity, which is above 0: the standard error is one of its logarithm.
+#[must_use]
+pub fn perplexity_interval(perplexity: f64, stderr: f64, level: f64) -> Interval {
+    let factor = (normal_quantile(0.5 + level / 2.0) * stderr / perplexity).exp();
+    Interval { low: perplexity / factor, high: perplexity * factor }
 }
 
 /// Mean +- a quantile of Student's distribution times the standard error; infinite for fewer than two values.

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use runtime::read;
 use runtime::request::{GenerateRequest, Slot};
 use runtime::sampler::SamplingParams;
 use serde_json::{Map, Value, json};
@@ -50,22 +51,21 @@ impl<'a> Evaluator<'a> {
             return Ok(evaluator);
         }
         let path = folder.file("teacher_completions.json");
-        evaluator.teacher_completions = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
+        evaluator.teacher_completions = match read::if_there(read::bytes(&path, read::TEXT))? {
+            Some(bytes) => serde_json::from_slice(&bytes)
                 .ok()
                 .filter(|completions: &Vec<Vec<u32>>| completions.len() == setup.held_out.len())
                 .ok_or_else(|| Error::RunFolder {
                     path,
                     what: "is not one list of token ids for every held-out row; delete it".to_owned(),
                 })?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            None => {
                 let completions = evaluator.distance.of_teacher()?;
                 let temporary = path.with_extension("json.tmp");
                 fs::write(&temporary, json!(completions).to_string()).map_err(Error::io(&temporary))?;
                 fs::rename(&temporary, &path).map_err(Error::io(&path))?;
                 completions
             }
-            Err(source) => return Err(Error::Io { path, source }),
         };
         Ok(evaluator)
     }

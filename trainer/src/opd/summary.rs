@@ -14,6 +14,7 @@ use crate::memory::Bytes;
 use crate::metrics::Metrics;
 use crate::progress::say;
 use crate::recipe::Recipe;
+use crate::terminal::visible_json;
 use crate::{Error, Result};
 
 /// `step 3/40 ...`
@@ -82,7 +83,7 @@ fn percent(before: f64, after: f64) -> String {
 /// One JSON line on stdout.
 pub(super) fn print_line(object: &Map<String, Value>) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{}", Value::Object(object.clone()))
+    writeln!(stdout, "{}", visible_json(&Value::Object(object.clone()).to_string()))
         .and_then(|()| stdout.flush())
         .map_err(Error::io(Path::new("stdout")))
 }

@@ -13,6 +13,7 @@ mod resolve;
 use std::path::{Path, PathBuf};
 
 use runtime::memory::{Checkpointing, KvSize};
+use runtime::read;
 use runtime::request::{LoraConfig, Offload, Trainable, Training};
 
 pub use overrides::Override;
@@ -280,8 +281,7 @@ impl Recipe {
     /// # Errors
     /// Whatever is wrong with it, by key.
     pub fn load(path: &Path, overrides: &[Override]) -> Result<Self> {
-        let unreadable = |e: std::io::Error| Error::Syntax { origin: path.display().to_string(), what: e.to_string() };
-        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        let text = read::text(path, read::CONFIGURATION).map_err(Error::UnreadableRecipe)?;
         let name = path.file_stem().map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned());
         let folder = path.parent().unwrap_or(Path::new(""));
         Self::parse(&text, &path.display().to_string(), &name, folder, overrides)

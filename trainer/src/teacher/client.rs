@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use runtime::read;
 use serde_json::Value;
 
 use crate::interrupt::Interrupt;
@@ -53,7 +54,7 @@ impl Client {
         let key = match &remote.api_key_file {
             None => None,
             Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+                let text = read::text(path, read::KEYS)?;
                 let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
                 let first = lines.next().filter(|key| key.bytes().all(|b| b.is_ascii_graphic())).map(str::to_owned);
                 let wrong = || Error::value("teacher.api_key_file", path.display(), "a file whose first line is a key");

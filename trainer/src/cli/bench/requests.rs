@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use runtime::RuntimeHandle;
+use runtime::read;
 use runtime::request::{GenerateRequest, Slot};
 use serde::Deserialize;
 use serde_json::{Map, json};
@@ -57,7 +58,7 @@ pub(super) fn run(args: &BenchArgs, path: &Path, progress: Progress) -> Result<R
 }
 
 fn read(path: &Path) -> Result<Vec<Request>> {
-    let text = std::fs::read(path).map_err(Error::io(path))?;
+    let text = read::bytes(path, read::TEXT)?;
     let refuse = |what: String| Error::Data { path: path.to_owned(), line: None, what };
     let requests: Vec<Request> = serde_json::from_slice(&text).map_err(|e| refuse(e.to_string()))?;
     if requests.is_empty() { Err(refuse("there is no request in it".to_owned())) } else { Ok(requests) }

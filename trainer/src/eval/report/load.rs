@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use runtime::read;
 use serde_json::{Map, Value};
 
 use super::chart::Point;
-use crate::eval::compare::{Samples, samples_of};
+use crate::eval::compare::{self, Samples, samples_of};
 use crate::eval::results::Results;
+use crate::eval::stats;
 use crate::{Error, Result};
 
 /// A curve's name: task and metric key, or `held out` and the measurement.
@@ -85,7 +87,7 @@ impl Run {
 
     fn take_held_out(&mut self) -> Result<()> {
         let path = self.folder.join("metrics.jsonl");
-        let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let text = read::text(&path, read::TEXT)?;
         for (number, line) in text.lines().enumerate() {
             let metrics: Map<String, Value> = serde_json::from_str(line).map_err(|e| Error::Data {
                 path: path.clone(),
@@ -107,18 +109,26 @@ impl Run {
 
 fn read(folder: &Path) -> Result<Results> {
     let path = folder.join("results.json");
-    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let text = read::text(&path, read::TEXT)?;
     serde_json::from_str(&text).map_err(|e| Error::RunFolder { path, what: format!("is no results.json: {e}") })
 }
 
-/// Every number of every task, with its 95 % interval: Wilson's of a proportion, else two standard errors.
+/// Every number of every task, with its 95 % interval: Wilson's where answers are right or wrong, else one that keeps to
+/// the metric's bounds; none of a number without a standard error.
 pub(super) fn scores(results: &Results) -> Vec<(Key, f64, Option<[f64; 2]>)> {
     let mut scores = Vec::new();
     for (task, result) in &results.results {
         for (key, value) in result.values.iter().filter(|(key, _)| !key.contains("_stderr,")) {
             let Some(value) = value.as_f64() else { continue };
             let wilson = results.wilson_95.get(task).and_then(|intervals| intervals.get(key)).copied();
-            let about = || stderr_of(result, key).map(|stderr| [value - 1.96 * stderr, value + 1.96 * stderr]);
+            let about = || {
+                let stderr = stderr_of(result, key)?;
+                let interval = match value {
+                    0.0..=1.0 => stats::score_interval(value, stderr, result.sample_len, compare::LEVEL),
+                    _ => stats::perplexity_interval(value, stderr, compare::LEVEL),
+                };
+                Some([interval.low, interval.high])
+            };
             scores.push(((task.clone(), key.clone()), value, wilson.or_else(about)));
         }
     }

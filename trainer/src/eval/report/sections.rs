@@ -9,7 +9,7 @@ use super::chart::{Chart, Point, Series};
 use super::load::{Key, Run, scores as values_of, stderr_of};
 use super::page::{details, escape, labelled, paragraph, section, table};
 use crate::eval::ask::Response;
-use crate::eval::compare::{self, Row};
+use crate::eval::compare::Row;
 use crate::eval::sample::Sample;
 
 /// Examples of one kind that are shown of a task, at most.
@@ -82,7 +82,7 @@ pub(super) fn scores(runs: &[Run]) -> String {
         headings.pop();
         rows.iter_mut().for_each(|row| _ = row.pop());
     }
-    let note = "Intervals are Wilson's where answers are right or wrong, else 1.96 standard errors.";
+    let note = "Intervals are Wilson's where answers are right or wrong, Agresti and Coull's of other scores, of a perplexity those of its logarithm.";
     section("Scores", &(table(&headings, &rows) + &paragraph(note)))
 }
 
@@ -91,8 +91,8 @@ pub(super) fn differences([a, b]: [&Run; 2], compared: &[Row]) -> String {
     let mut rows = Vec::new();
     for row in compared {
         let c = &row.compared;
-        let interval = format!("{:+.4} – {:+.4}", c.interval.low, c.interval.high);
-        let verdict = if c.within_noise(compare::LEVEL) { "within noise" } else { "more than noise" };
+        let interval = c.interval.map_or("not known".to_owned(), |i| format!("{:+.4} – {:+.4}", i.low, i.high));
+        let verdict = if c.within_noise() { "within noise" } else { "more than noise" };
         let counts = [c.n, c.gained, c.lost].map(|count| count.to_string());
         let [n, gained, lost] = counts;
         let (difference, p) = (format!("{:+.4}", c.difference), number(c.p));

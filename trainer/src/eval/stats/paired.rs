@@ -4,7 +4,7 @@
 //! than two intervals that do not overlap would.
 
 use super::super::random::PythonRandom;
-use super::{Interval, binomial_two_sided, mean, mean_interval, mean_stderr, t_two_sided};
+use super::{Interval, binomial_two_sided, mean, mean_interval, mean_stderr, normal_quantile, t_two_sided};
 
 /// The comparison of B with A.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,8 +19,9 @@ pub struct Comparison {
     pub difference: f64,
     /// Its standard error; not a number for one document.
     pub stderr: f64,
-    /// Where the difference lies, at the level asked for.
-    pub interval: Interval,
+    /// Where the difference lies, at the level asked for; `None` of numbers without bounds that do not vary, which say
+    /// nothing about it.
+    pub interval: Option<Interval>,
     /// The chance of such a difference where there is none.
     pub p: f64,
     /// Which test `p` is of.
@@ -67,17 +68,35 @@ pub fn compare(a: &[f64], b: &[f64], level: f64) -> Option<Comparison> {
     } else {
         (paired_t(&differences), Test::PairedT)
     };
-    let (difference, interval) = (mean(&differences), mean_interval(&differences, level));
+    let bounded = a.iter().chain(b).all(|value| (0.0..=1.0).contains(value));
+    let difference = mean(&differences);
+    let interval = if bounded {
+        Some(bounded_interval(&differences, p, level))
+    } else {
+        (stderr > 0.0).then(|| mean_interval(&differences, level))
+    };
     Some(Comparison { n: a.len(), a: mean(a), b: mean(b), difference, stderr, interval, p, test, gained, lost })
 }
 
 impl Comparison {
-    /// Whether chance explains the difference: `p` is above 1 - `level`.
+    /// Whether chance explains the difference: the interval has 0, or there is none.
     #[must_use]
-    pub fn within_noise(&self, level: f64) -> bool {
-        // Also where p is not a number.
-        self.p.is_nan() || self.p > 1.0 - level
+    pub fn within_noise(&self) -> bool {
+        self.interval.is_none_or(|interval| interval.low <= 0.0 && interval.high >= 0.0)
     }
+}
+
+/// Where the mean difference of scores between 0 and 1 lies. Agresti and Min's adjustment for pairs (Statistics in Medicine
+/// 2005, 24:729): half a pair is added to each of the four outcomes right and wrong, so that few documents, or documents
+/// that agree, leave doubt; within -1 and 1. It has 0 wherever the test, whose chance is `p`, does not reject 0.
+fn bounded_interval(differences: &[f64], p: f64, level: f64) -> Interval {
+    let n = differences.len() as f64 + 2.0;
+    let mean = differences.iter().sum::<f64>() / n;
+    let squares = differences.iter().map(|difference| difference * difference).sum::<f64>() + 1.0;
+    let half = normal_quantile(0.5 + level / 2.0) * ((squares / n - mean * mean) / n).sqrt();
+    let (low, high) = ((mean - half).max(-1.0), (mean + half).min(1.0));
+    let rejected = p <= 1.0 - level;
+    if rejected { Interval { low, high } } else { Interval { low: low.min(0.0), high: high.max(0.0) } }
 }
 
 /// Of the differences; 1 where all are nought, not a number for one document.

@@ -5,8 +5,9 @@ mod math;
 mod mmlu;
 mod wikitext;
 
-use std::fs;
 use std::path::Path;
+
+use runtime::read;
 
 use super::definition::Definition;
 use super::sandbox::Isolation;
@@ -94,7 +95,7 @@ pub fn find(names: &[String], programs: Programs) -> Result<Vec<Box<dyn Task>>> 
     let mut found: Vec<Box<dyn Task>> = Vec::new();
     for name in names {
         if name.ends_with(".toml") {
-            let text = fs::read_to_string(name).map_err(Error::io(Path::new(name)))?;
+            let text = read::text(Path::new(name), read::CONFIGURATION)?;
             let folder = Path::new(name).parent().unwrap_or(Path::new(""));
             let task = Definition::parse(&text, name)?.with_data_in(folder);
             check_new(&task, &found)?;

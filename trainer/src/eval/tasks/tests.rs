@@ -217,8 +217,8 @@ fn names_are_tasks_groups_or_files() {
 #[test]
 fn a_row_that_cannot_be_used_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
-    fs::create_dir(folder.path().join("arc_easy")).expect("made");
-    let write = |text: &str| fs::write(folder.path().join("arc_easy/arc_easy.jsonl"), text).expect("written");
+    std::fs::create_dir(folder.path().join("arc_easy")).expect("made");
+    let write = |text: &str| std::fs::write(folder.path().join("arc_easy/arc_easy.jsonl"), text).expect("written");
     let load = || task("arc_easy").load(&DataFolder::new(folder.path().to_owned(), true)).expect_err("bad").to_string();
     let row = "{\"query\": \"Question: Why?\", \"choices\": [\"a\"], \"gold\": 0}\n";
     write(&format!("{row}{{\"query\": \"Question: Why?\", \"choices\": [\"a\"], \"gold\": 1}}\n"));

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use runtime::text::{ChatTemplate, Detokenizer, Message, Tokenizer};
+use runtime::text::{ChatTemplate, Detokenizer, Ending, Message, Tokenizer};
 use runtime::weights::gguf::GgufFile;
 use serde_json::{Map, Value};
 
@@ -81,7 +81,7 @@ fn saved_files_give_the_same_tokenizer() {
         assert_eq!(again.encode(text, true).unwrap(), tokenizer.encode(text, true).unwrap());
         let template = ChatTemplate::from_dir(dir.path(), Some(&again)).unwrap().unwrap();
         let eos = tokenizer.token(tokenizer.eos().unwrap()).unwrap();
-        assert_eq!(template.render(&[], false, None, &Map::new()).unwrap(), eos);
+        assert_eq!(template.render(&[], Ending::Closed, None, &Map::new()).unwrap(), eos);
     }
 }
 
@@ -184,8 +184,8 @@ fn conversations_render_as_in_transformers() {
         let template = ChatTemplate::new(source, Some(&tokenizer)).unwrap();
         let messages: Vec<Message> = serde_json::from_value(case["messages"].clone()).unwrap();
         let tools = Some(&case["tools"]).filter(|tools| !tools.is_null());
-        let add = case["add_generation_prompt"].as_bool().unwrap();
-        let got = template.render(&messages, add, tools, case["extra"].as_object().unwrap());
+        let ending = if case["add_generation_prompt"] == true { Ending::Answer } else { Ending::Closed };
+        let got = template.render(&messages, ending, tools, case["extra"].as_object().unwrap());
         assert_eq!(got.unwrap(), case["expected"].as_str().unwrap(), "{} {}", case["template"], case["conversation"]);
     }
     assert!(cases.len() > 50);
@@ -197,7 +197,7 @@ fn templates_are_found_where_transformers_looks() {
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
     let render = |tools: Option<&Value>| {
         let template = ChatTemplate::from_dir(dir.path(), None).unwrap()?;
-        Some(template.render(&[Message::new("user", "x")], false, tools, &Map::new()).unwrap())
+        Some(template.render(&[Message::new("user", "x")], Ending::Closed, tools, &Map::new()).unwrap())
     };
     assert_eq!(render(None), None);
     write("chat_template.json", r#"{"chat_template": "json"}"#);

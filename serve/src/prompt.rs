@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::sync::Arc;
 
-use runtime::text::Message;
+use runtime::text::{Ending, Message};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -108,8 +108,8 @@ pub(crate) struct Conversation {
     pub(crate) tools: Option<Value>,
     /// Variables for the template (`chat_template_kwargs`).
     pub(crate) variables: Map<String, Value>,
-    /// Whether an answer of the assistant begins.
-    pub(crate) answer: bool,
+    /// Whether an answer of the assistant begins, or the last message goes on.
+    pub(crate) ending: Ending,
     /// The field that they came from.
     pub(crate) field: &'static str,
 }
@@ -120,7 +120,7 @@ impl Conversation {
         let model = Arc::clone(model);
         let encode = off_loop(move || {
             let template = model.chat_template()?;
-            let rendered = template.render(&self.messages, self.answer, self.tools.as_ref(), &self.variables);
+            let rendered = template.render(&self.messages, self.ending, self.tools.as_ref(), &self.variables);
             let text = rendered.map_err(|error| ApiError::from(error).about(self.field))?;
             may_fit(&text, &model, self.field)?;
             // A template writes the special tokens itself.
@@ -132,8 +132,7 @@ impl Conversation {
     }
 }
 
-/// Messages as clients send them, in the form that templates know: text parts become one text, `developer` is `system`,
-/// and a tool call's arguments are an object.
+/// Messages as clients send them, checked.
 pub(crate) fn messages(given: Vec<Value>) -> Result<Vec<Message>, ApiError> {
     if given.is_empty() {
         return Err(ApiError::invalid("messages", "`messages` is empty; at least one is needed"));
@@ -153,52 +152,46 @@ fn at(index: usize, what: &str) -> ApiError {
 fn message(value: Value) -> Result<Message, String> {
     let Value::Object(mut fields) = value else { return Err("an object with role and content is needed".to_owned()) };
     match fields.get("role").and_then(Value::as_str) {
-        Some("developer") => drop(fields.insert("role".into(), json!("system"))),
-        Some("system" | "user" | "assistant" | "tool") => {}
+        Some("system" | "developer" | "user" | "assistant" | "tool") => {}
         _ => return Err("`role` must be system, developer, user, assistant or tool".to_owned()),
     }
     let calls = fields.get("tool_calls").is_some_and(|calls| calls.as_array().is_some_and(|calls| !calls.is_empty()));
-    let text = match fields.remove("content") {
-        Some(Value::String(text)) => text,
-        Some(Value::Array(parts)) => parts.iter().map(part).collect::<Result<Vec<_>, _>>()?.join("\n"),
-        None | Some(Value::Null) if calls => String::new(),
+    match fields.get_mut("content") {
+        Some(Value::String(_)) => {}
+        Some(Value::Array(parts)) => parts.iter_mut().try_for_each(check_part)?,
+        None | Some(Value::Null) if calls => {}
         None | Some(Value::Null) => return Err("`content` is missing".to_owned()),
         Some(other) => return Err(format!("`content` is {other}; a string or a list of text parts is needed")),
-    };
-    fields.insert("content".into(), json!(text));
-    match fields.get_mut("tool_calls") {
+    }
+    match fields.get("tool_calls") {
         None | Some(Value::Null) => {}
-        Some(Value::Array(calls)) => calls.iter_mut().try_for_each(parse_arguments)?,
+        Some(Value::Array(calls)) => calls.iter().try_for_each(check_call)?,
         Some(other) => return Err(format!("`tool_calls` is {other}; a list is needed")),
     }
-    // Templates ask whether a field is there; for clients `null` is its absence.
-    fields.retain(|_, value| !value.is_null());
     Message::try_from(fields)
 }
 
-/// The text of a content part.
-fn part(part: &Value) -> Result<&str, String> {
+/// A content part says text; templates know a refusal as such.
+fn check_part(part: &mut Value) -> Result<(), String> {
     match (part["type"].as_str(), part["text"].as_str(), part["refusal"].as_str()) {
-        (Some("text"), Some(text), _) | (Some("refusal"), _, Some(text)) => Ok(text),
+        (Some("text"), Some(_), _) => Ok(()),
+        (Some("refusal"), _, Some(text)) => {
+            *part = json!({"type": "text", "text": text});
+            Ok(())
+        }
         (Some(kind), ..) => Err(format!("a content part of type `{kind}` is not supported; only text is")),
         _ => Err("a content part needs `type` and `text`".to_owned()),
     }
 }
 
-/// On the wire arguments are JSON in a string; templates write them out as an object.
-fn parse_arguments(call: &mut Value) -> Result<(), String> {
-    let Some(arguments) = call.get_mut("function").and_then(|function| function.get_mut("arguments")) else {
-        return Err("a tool call needs `function` with `name` and `arguments`".to_owned());
-    };
-    match arguments {
-        Value::String(text) => {
-            let parsed: Value =
-                serde_json::from_str(text).map_err(|e| format!("the arguments of a tool call are not JSON: {e}"))?;
-            *arguments = parsed;
-            Ok(())
+/// On the wire arguments are JSON in a string; some clients send the object.
+fn check_call(call: &Value) -> Result<(), String> {
+    match call.get("function").and_then(|function| function.get("arguments")) {
+        Some(Value::String(_) | Value::Object(_)) => Ok(()),
+        Some(other) => {
+            Err(format!("the arguments of a tool call are {other}; JSON in a string or an object is needed"))
         }
-        Value::Object(_) => Ok(()),
-        other => Err(format!("the arguments of a tool call are {other}; JSON in a string or an object is needed")),
+        None => Err("a tool call needs `function` with `name` and `arguments`".to_owned()),
     }
 }
 
@@ -230,35 +223,25 @@ pub(crate) fn describe_messages() -> Schema {
 mod tests {
     use super::*;
 
-    fn content(value: Value) -> Result<String, String> {
-        messages(vec![value]).map(|m| m[0].content().unwrap_or_default().to_owned()).map_err(|e| e.message)
+    fn text(value: Value) -> Result<String, String> {
+        messages(vec![value]).map(|m| m[0].text()).map_err(|e| e.message)
     }
 
     #[test]
-    fn parts_are_joined_and_roles_are_checked() {
-        let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
-        assert_eq!(content(json!({"role": "user", "content": parts})).expect("text"), "a\nb");
-        let developer = messages(vec![json!({"role": "developer", "content": "x", "name": null})]).expect("valid");
-        assert_eq!((developer[0].role(), developer[0].fields().contains_key("name")), ("system", false));
+    fn parts_and_roles_are_checked() {
+        let parts = json!([{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]);
+        assert_eq!(text(json!({"role": "user", "content": parts})).expect("text"), "a\nb");
         for (bad, word) in [
             (json!({"role": "robot", "content": "x"}), "role"),
             (json!({"role": "user"}), "content"),
             (json!({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}), "image_url"),
-            (json!({"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]}), "arguments"),
             (json!({"role": "assistant", "tool_calls": [{"function": {"arguments": [1]}}]}), "arguments"),
+            (json!({"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}), "arguments"),
             (json!({"role": "assistant", "content": "x", "tool_calls": 5}), "tool_calls"),
             (json!("hello"), "object"),
         ] {
-            let error = content(bad).expect_err("refused");
+            let error = text(bad).expect_err("refused");
             assert!(error.starts_with("messages[0]") && error.contains(word), "{error}");
         }
-    }
-
-    #[test]
-    fn a_call_reaches_the_template_as_an_object() {
-        let call = json!({"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}});
-        let got = messages(vec![json!({"role": "assistant", "content": null, "tool_calls": [call]})]).expect("valid");
-        assert_eq!(got[0].fields()["tool_calls"][0]["function"]["arguments"], json!({"x": 1}));
-        assert_eq!(got[0].content(), Some(""));
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use runtime::files::ModelFiles;
-use runtime::text::{ChatTemplate, Message as ChatMessage, Tokenizer};
+use runtime::text::{ChatTemplate, Ending, Message as ChatMessage, Tokenizer};
 use serde_json::Map;
 
 use crate::data::{Message, Origin, Prompt, Row};
@@ -182,7 +182,8 @@ impl Encoder {
 /// A conversation as text.
 pub(crate) fn render(template: &ChatTemplate, messages: &[Message], answer_follows: bool) -> Result<String> {
     let messages: Vec<ChatMessage> = messages.iter().map(|m| ChatMessage::new(&m.role, &m.content)).collect();
-    Ok(template.render(&messages, answer_follows, None, &Map::new())?)
+    let ending = if answer_follows { Ending::Answer } else { Ending::Closed };
+    Ok(template.render(&messages, ending, None, &Map::new())?)
 }
 
 /// The student's messages with the privileged text in front: context and system prompts become one system message,

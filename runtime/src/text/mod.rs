@@ -3,11 +3,16 @@
 mod chat;
 mod cover;
 mod detokenizer;
+mod forms;
 mod gguf;
+mod jinja;
+mod message;
 mod python;
 mod strftime;
 mod tokenizer;
 
-pub use chat::{ChatTemplate, Message};
+pub use chat::{ChatTemplate, Ending};
 pub use detokenizer::Detokenizer;
+pub use jinja::{TemplateError, Templates};
+pub use message::Message;
 pub use tokenizer::Tokenizer;

@@ -4,6 +4,7 @@
 use serde_json::Value;
 
 /// The options of `json.dumps` that templates use.
+#[derive(Default)]
 pub(super) struct JsonStyle {
     /// One level of indentation; `None` puts everything on one line.
     pub(super) indent: Option<String>,

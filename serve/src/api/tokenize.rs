@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
+use runtime::text::Ending;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -32,7 +33,10 @@ pub(crate) async fn tokenize(State(app): State<Shared>, mut fields: Fields) -> R
                 messages: messages(given)?,
                 tools: fields.take("tools")?,
                 variables: fields.take("chat_template_kwargs")?.unwrap_or_default(),
-                answer: fields.take("add_generation_prompt")?.unwrap_or(true),
+                ending: match fields.take("add_generation_prompt")? {
+                    Some(false) => Ending::Closed,
+                    None | Some(true) => Ending::Answer,
+                },
                 field: "messages",
             };
             fields.finish()?;

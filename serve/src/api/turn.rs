@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use runtime::text::Message;
+use runtime::text::{Ending, Message};
 
 use super::score::fits;
 use crate::api_error::ApiError;
@@ -66,7 +66,7 @@ impl Question {
         let offered = tools.offered();
         let markers = Markers { reasoning: thinking.marked, calls: offered.is_some() };
         let variables = thinking.variables.clone();
-        let conversation = Conversation { messages, tools: offered, variables, answer: true, field };
+        let conversation = Conversation { messages, tools: offered, variables, ending: Ending::Answer, field };
         let Prompt { ids: prompt, text } = conversation.encode(&model).await?;
         fits(prompt.len(), model.context(), field)?;
         let prompt_thinks = thinking.marked && text.is_some_and(|text| text.trim_end().ends_with("<think>"));

@@ -74,7 +74,7 @@ impl Local {
         let templates = Arc::clone(files);
         let render = move |messages: &[Message]| {
             let messages: Vec<_> = messages.iter().map(|m| runtime::text::Message::new(&m.role, &m.content)).collect();
-            Ok(templates.chat_template()?.render(&messages, true, None, &variables)?)
+            Ok(templates.chat_template()?.render(&messages, runtime::text::Ending::Answer, None, &variables)?)
         };
         Ok(Self {
             runtime,

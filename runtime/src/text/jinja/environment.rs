@@ -1,0 +1,155 @@
+//! What chat templates can use: transformers' environment, on top of Jinja's.
+
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{Environment, ErrorKind, Output, State, syntax::SyntaxConfig};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use serde_json::Value as Json;
+
+use super::given::{Arguments, TextParts};
+use crate::text::python::{self, JsonStyle};
+use crate::text::strftime;
+
+/// The filter of what a namespace takes in.
+pub(super) const STORABLE: &str = "_storable";
+
+/// Values nest no deeper in a namespace or in JSON.
+const DEEPEST: usize = 128;
+
+/// Bytes that one unit of fuel stands for.
+const BYTES_PER_FUEL: usize = 64;
+
+/// transformers' environment: its block trimming, `tojson`, `raise_exception`, `strftime_now`, and Python's
+/// methods and spellings of values.
+pub(in crate::text) fn transformers() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().unwrap_or_default());
+    environment.set_unknown_method_callback(python_method);
+    environment.set_formatter(format_value);
+    environment.add_filter("tojson", to_json);
+    environment.add_test("string", is_string);
+    environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+        Err(invalid(message))
+    });
+    environment.add_function("strftime_now", |format: String| strftime::now(&format).map_err(invalid));
+    environment
+}
+
+pub(super) fn invalid(message: impl Into<String>) -> minijinja::Error {
+    minijinja::Error::new(ErrorKind::InvalidOperation, message.into())
+}
+
+/// Arguments of a call that came as text may be taken as such.
+fn is_string(value: &Value) -> bool {
+    value.kind() == ValueKind::String || value.downcast_object_ref::<Arguments>().is_some()
+}
+
+/// Methods of Python's strings, lists and dictionaries.
+fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, minijinja::Error> {
+    let text = match value.downcast_object_ref::<Arguments>() {
+        Some(arguments) if !matches!(method, "get" | "items" | "keys" | "values") => {
+            Some(Value::from(arguments.text.as_str()))
+        }
+        _ => None,
+    };
+    let value = text.as_ref().unwrap_or(value);
+    if value.downcast_object_ref::<TextParts>().is_some() && method != "count" {
+        return Err(invalid(format!("a list of text parts has no method `{method}`")));
+    }
+    if let Some(text) = value.as_str() {
+        state.consume_fuel((text.len() / BYTES_PER_FUEL) as u64)?;
+    }
+    match (value.as_str(), method) {
+        (Some(text), "title") if args.is_empty() => Ok(python::title(text).into()),
+        _ => unknown_method_callback(state, value, method, args),
+    }
+}
+
+/// `str(value)` for what `{{ }}` prints.
+fn format_value(out: &mut Output, state: &mut State, value: &Value) -> Result<(), minijinja::Error> {
+    if let Some(arguments) = value.downcast_object_ref::<Arguments>() {
+        return out.write_str(&arguments.text).map_err(minijinja::Error::from);
+    }
+    if value.downcast_object_ref::<TextParts>().is_some() {
+        return Err(invalid("a list of text parts is printed as a whole"));
+    }
+    let text = match value.kind() {
+        ValueKind::Seq | ValueKind::Map => python::repr(&as_json(state, value, 0)?),
+        ValueKind::Number if !value.is_integer() => python::float_repr(f64::try_from(value.clone())?),
+        _ => return minijinja::escape_formatter(out, state, value),
+    };
+    out.write_str(&text).map_err(minijinja::Error::from)
+}
+
+/// A value as JSON has it.
+fn as_json(state: &State, value: &Value, depth: usize) -> Result<Json, minijinja::Error> {
+    // A node takes about as long as it takes to write out a few bytes.
+    state.consume_fuel(1)?;
+    if depth > DEEPEST {
+        return Err(invalid(format!("a value is nested more than {DEEPEST} deep")));
+    }
+    if value.downcast_object_ref::<Arguments>().is_some_and(|arguments| arguments.object.is_none()) {
+        return Err(invalid("the arguments of a call are no JSON object, and the template needs one"));
+    }
+    let key = |key: &Value| key.as_str().map_or_else(|| key.to_string(), str::to_owned);
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Iterable => {
+            value.try_iter()?.map(|item| as_json(state, &item, depth + 1)).collect::<Result<_, _>>().map(Json::Array)
+        }
+        ValueKind::Map => {
+            let entry = |name: Value| Ok((key(&name), as_json(state, &value.get_item(&name)?, depth + 1)?));
+            value.try_iter()?.map(entry).collect::<Result<_, _>>().map(Json::Object)
+        }
+        ValueKind::String => Ok(Json::from(value.as_str().unwrap_or_default())),
+        _ => serde_json::to_value(value).map_err(|e| invalid(e.to_string())),
+    }
+}
+
+/// transformers' `tojson` filter, which is `json.dumps` and escapes no HTML.
+fn to_json(state: &State, value: Value, options: Kwargs) -> Result<String, minijinja::Error> {
+    if value.is_undefined() {
+        return Err(invalid("tojson of an undefined value"));
+    }
+    let indent = match options.get::<Option<Value>>("indent")? {
+        None => None,
+        Some(text) if text.as_str().is_some() => text.as_str().map(str::to_owned),
+        Some(width) if width.is_none() => None,
+        Some(width) => Some(" ".repeat(usize::try_from(width)?.min(DEEPEST))),
+    };
+    let separators = match options.get::<Option<Vec<String>>>("separators")?.as_deref() {
+        None => None,
+        Some([item, key]) => Some((item.clone(), key.clone())),
+        Some(other) => return Err(invalid(format!("tojson: {} separators; 2 are needed", other.len()))),
+    };
+    let style = JsonStyle {
+        indent,
+        separators,
+        ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+    };
+    options.assert_all_used()?;
+    Ok(python::json_dumps(&as_json(state, &value, 0)?, &style))
+}
+
+/// Lets through what a namespace may hold: no namespace, and nothing nested too deep.
+pub(super) fn storable(state: &State, value: Value) -> Result<Value, minijinja::Error> {
+    fn check(state: &State, value: &Value, depth: usize) -> Result<(), minijinja::Error> {
+        let Some(object) = value.as_object() else { return Ok(()) };
+        state.consume_fuel(1)?;
+        // The type has no public name.
+        if object.type_name().ends_with("::Namespace") {
+            return Err(invalid("a namespace cannot hold a namespace"));
+        }
+        if depth > DEEPEST {
+            return Err(invalid(format!("a value in a namespace is nested more than {DEEPEST} deep")));
+        }
+        match value.kind() {
+            ValueKind::Seq | ValueKind::Iterable => {
+                value.try_iter()?.try_for_each(|item| check(state, &item, depth + 1))
+            }
+            ValueKind::Map => value.try_iter()?.try_for_each(|key| check(state, &value.get_item(&key)?, depth + 1)),
+            _ => Ok(()),
+        }
+    }
+    check(state, &value, 0)?;
+    Ok(value)
+}

@@ -162,7 +162,7 @@ impl ChatTemplate {
             let (messages, variables) = (Arc::clone(&conversation), Arc::clone(&variables));
             let values = move || {
                 let given = variables.iter().map(|(name, value)| (name.clone(), JinjaValue::from(Serde(value))));
-                given.chain([("messages".to_owned(), messages.values(form))]).collect()
+                JinjaValue::from_pairs(given.chain([("messages".to_owned(), messages.values(form))]))
             };
             match self.templates.render(name, bytes, values) {
                 Ok(text) if conversation.has_quoted_arguments(form, &text) => {}

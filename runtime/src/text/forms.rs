@@ -176,7 +176,7 @@ fn message(fields: &Map<String, Json>, form: Form) -> Value {
         };
         (name, value)
     };
-    fields.into_iter().map(entry).collect()
+    Value::from_pairs(fields.into_iter().map(entry))
 }
 
 fn content(value: Json, form: Content) -> Value {
@@ -200,7 +200,7 @@ fn call(call: Json, form: Call) -> Value {
         };
         (name, value)
     };
-    fields.into_iter().map(entry).collect()
+    Value::from_pairs(fields.into_iter().map(entry))
 }
 
 fn arguments(value: Json, form: Call) -> Value {

@@ -25,7 +25,8 @@ fn repeated(before: &str, piece: &str, times: usize, after: &str) -> String {
 
 /// A value nested `depth` deep by a loop over a namespace.
 fn nested(make: &str, depth: usize, then: &str) -> String {
-    let loops = "{% for i in range(1000) %}".repeat(depth.div_ceil(1000).min(1)) + &"{% for j in range(100) %}".repeat(2);
+    let loops =
+        "{% for i in range(1000) %}".repeat(depth.div_ceil(1000).min(1)) + &"{% for j in range(100) %}".repeat(2);
     let ends = "{% endfor %}".repeat(3);
     format!("{{% set ns = namespace(x=0) %}}{loops}{{% set ns.x = {make} %}}{ends}{then}")
 }
@@ -69,12 +70,20 @@ fn bombs() -> Vec<String> {
     add("{% set ns = namespace() %}{% for m in [ns, ns] %}{% set ns.l = loop %}{% endfor %}{{ ns ~ '' }}".into());
     add("{% set ns = namespace() %}{% set ns.x = dict(a=ns) %}{{ ns | tojson }}".into());
     add("{% set ns = namespace() %}{% set ns.x = [ns] | map('list') %}{{ ns ~ '' }}".into());
-    add("{% set ns = namespace() %}{% set ns.x = messages | groupby('role') %}{% set ns.y = ns.x + [ns] %}{{ ns }}".into());
+    add("{% set ns = namespace() %}{% set ns.x = messages | groupby('role') %}{% set ns.y = ns.x + [ns] %}{{ ns }}"
+        .into());
     // Loops without an end.
-    let loops = |n: usize, body: &str| {
-        repeated("", "{% for i in range(100000) %}", n, body) + &"{% endfor %}".repeat(n)
-    };
-    for body in ["", "x", "{{ i }}", "{{ messages }}", "{{ messages | tojson }}", "{% set y = i * i %}", "{% if i %}{% endif %}"] {
+    let loops =
+        |n: usize, body: &str| repeated("", "{% for i in range(100000) %}", n, body) + &"{% endfor %}".repeat(n);
+    for body in [
+        "",
+        "x",
+        "{{ i }}",
+        "{{ messages }}",
+        "{{ messages | tojson }}",
+        "{% set y = i * i %}",
+        "{% if i %}{% endif %}",
+    ] {
         add(loops(2, body));
         add(loops(8, body));
         add(format!("{{% set out %}}{}{{% endset %}}{{{{ out | length }}}}", loops(3, body)));
@@ -84,7 +93,9 @@ fn bombs() -> Vec<String> {
     add("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}".into());
     add("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}".into());
     add("{% for x in [[1]] recursive %}{{ loop([x, x]) }}{{ loop([x, x]) }}{% endfor %}".into());
-    add("{% macro m() %}{{ caller() }}{{ caller() }}{% endmacro %}".to_owned() + &"{% call m() %}".repeat(60) + &"{% endcall %}".repeat(60));
+    add("{% macro m() %}{{ caller() }}{{ caller() }}{% endmacro %}".to_owned()
+        + &"{% call m() %}".repeat(60)
+        + &"{% endcall %}".repeat(60));
     add("{% block a %}{{ self.a() }}{% endblock %}".into());
     add("{% include 'chat' %}".into());
     add("{% extends 'chat' %}".into());
@@ -110,7 +121,9 @@ fn bombs() -> Vec<String> {
         ("'x' * 1000", "(ns.x ~ ns.x) | urlencode"),
         ("'x' * 1000", "(ns.x ~ ns.x).split('x') | join('xx')"),
     ] {
-        add(format!("{{% set ns = namespace(x={start}) %}}{{% for i in range(100) %}}{{% set ns.x = {double} %}}{{% endfor %}}{{{{ ns.x }}}}"));
+        add(format!(
+            "{{% set ns = namespace(x={start}) %}}{{% for i in range(100) %}}{{% set ns.x = {double} %}}{{% endfor %}}{{{{ ns.x }}}}"
+        ));
     }
     add(repeated("{% set x = 'x' * 1000 %}", "{% set x = x ~ x %}", 100, "{{ x }}"));
     add(repeated("", "{% set x %}{{ x }}{{ x }}xxxxxxxx{% endset %}", 100, "{{ x }}"));
@@ -147,14 +160,53 @@ fn bombs() -> Vec<String> {
         add(text.into());
     }
     // No templates at all, and deep ones.
-    for text in ["{%}", "{%", "{{", "{#", "{{}}", "{%%}", "{%-%}", "{% raw %}", "{%'%}", "{% set %}", "{% set x. = 1 %}", "{% set ns.x = %}", "\u{0}{%\u{0}%}", "{% for %}", "{{ '", "{% generation", "{{ \"\\ud800\" }}"] {
+    for text in [
+        "{%}",
+        "{%",
+        "{{",
+        "{#",
+        "{{}}",
+        "{%%}",
+        "{%-%}",
+        "{% raw %}",
+        "{%'%}",
+        "{% set %}",
+        "{% set x. = 1 %}",
+        "{% set ns.x = %}",
+        "\u{0}{%\u{0}%}",
+        "{% for %}",
+        "{{ '",
+        "{% generation",
+        "{{ \"\\ud800\" }}",
+    ] {
         add(text.into());
     }
-    for (open, close) in [("(", ")"), ("[", "]"), ("{'a':", "}"), ("not ", ""), ("-", ""), ("x[", "]"), ("x|f(", ")"), ("x.y(", ")"), ("1 + ", ""), ("1 if 1 else ", ""), ("2 ** ", ""), ("x ~ ", "")] {
+    for (open, close) in [
+        ("(", ")"),
+        ("[", "]"),
+        ("{'a':", "}"),
+        ("not ", ""),
+        ("-", ""),
+        ("x[", "]"),
+        ("x|f(", ")"),
+        ("x.y(", ")"),
+        ("1 + ", ""),
+        ("1 if 1 else ", ""),
+        ("2 ** ", ""),
+        ("x ~ ", ""),
+    ] {
         add(format!("{{{{ {}1{} }}}}", open.repeat(50_000), close.repeat(50_000)));
         add(format!("{{{{ {}1{} }}}}", open.repeat(100), close.repeat(100)));
     }
-    for (open, close) in [("{% if 1 %}", "{% endif %}"), ("{% for i in [1] %}", "{% endfor %}"), ("{% set x %}", "{% endset %}"), ("{% filter upper %}", "{% endfilter %}"), ("{% macro f() %}", "{% endmacro %}"), ("{% with x = 1 %}", "{% endwith %}"), ("{% call f() %}", "{% endcall %}")] {
+    for (open, close) in [
+        ("{% if 1 %}", "{% endif %}"),
+        ("{% for i in [1] %}", "{% endfor %}"),
+        ("{% set x %}", "{% endset %}"),
+        ("{% filter upper %}", "{% endfilter %}"),
+        ("{% macro f() %}", "{% endmacro %}"),
+        ("{% with x = 1 %}", "{% endwith %}"),
+        ("{% call f() %}", "{% endcall %}"),
+    ] {
         add(open.repeat(5_000) + &close.repeat(5_000));
         add(open.repeat(100) + &close.repeat(100));
     }
@@ -206,8 +258,10 @@ fn templates_of_other_environments_are_bounded_too() {
 /// A long conversation is no bomb.
 #[test]
 fn a_long_conversation_renders() {
-    let source = "{% for m in messages %}<|{{ m['role'] }}|>{{ m.content | trim }}{% if loop.last %}!{% endif %}\n{% endfor %}";
-    let messages: Vec<Message> = (0..5000).map(|i| Message::new("user", &format!("{i} {}", "word ".repeat(200)))).collect();
+    let source =
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ m.content | trim }}{% if loop.last %}!{% endif %}\n{% endfor %}";
+    let messages: Vec<Message> =
+        (0..5000).map(|i| Message::new("user", &format!("{i} {}", "word ".repeat(200)))).collect();
     let text = ChatTemplate::new(source, None).unwrap().render(&messages, Ending::Answer, None, &Map::new()).unwrap();
     assert!(text.len() > 4_000_000 && text.ends_with("!\n"));
 }

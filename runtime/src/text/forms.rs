@@ -74,10 +74,11 @@ impl Conversation {
     /// All forms, the one of transformers first.
     pub(super) fn forms(&self) -> Vec<Form> {
         let any = |what: fn(&Map<String, Json>) -> bool| self.messages.iter().any(what);
-        let call: &[Call] = match any(|fields| calls(fields).iter().any(|call| function(call).get("arguments").is_some())) {
-            true => &[Call::Both, Call::Object, Call::Text],
-            false => &[Call::Both],
-        };
+        let call: &[Call] =
+            match any(|fields| calls(fields).iter().any(|call| function(call).get("arguments").is_some())) {
+                true => &[Call::Both, Call::Object, Call::Text],
+                false => &[Call::Both],
+            };
         let content: &[Content] = match any(|fields| fields.get("content").is_some_and(Json::is_array)) {
             true => &[Content::Given, Content::Joined, Content::Parts],
             false => &[Content::Given, Content::Parts],
@@ -209,7 +210,9 @@ fn arguments(value: Json, form: Call) -> Value {
             let object = parsed(&text).map(|object| Value::from(Serde(object)));
             Value::from_object(Arguments { text, object })
         }
-        (Call::Object, Json::String(text)) => Value::from(Serde(parsed(&text).map_or(Json::String(text), Json::Object))),
+        (Call::Object, Json::String(text)) => {
+            Value::from(Serde(parsed(&text).map_or(Json::String(text), Json::Object)))
+        }
         (Call::Text, value @ Json::Object(_)) => Value::from(python::json_dumps(&value, &python::JsonStyle::default())),
         (_, value) => Value::from(Serde(value)),
     }

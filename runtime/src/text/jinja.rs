@@ -43,7 +43,10 @@ impl Templates {
     ///
     /// # Errors
     /// One that is no template, or too long.
-    pub fn new(mut environment: Environment<'static>, sources: Vec<(&'static str, String)>) -> Result<Self, TemplateError> {
+    pub fn new(
+        mut environment: Environment<'static>,
+        sources: Vec<(&'static str, String)>,
+    ) -> Result<Self, TemplateError> {
         for (name, source) in &sources {
             if source.len() > LONGEST {
                 let size = source.len();

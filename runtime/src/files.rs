@@ -1,5 +1,7 @@
 //! A model's files, opened: configuration, weights, tokenizer, chat template, sampling defaults.
 
+mod generation;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +12,8 @@ use crate::text::{ChatTemplate, Tokenizer};
 use crate::weights::gguf::GgufFile;
 use crate::weights::{GgufWeights, RandomWeights, SafetensorsWeights, WeightSource};
 use crate::{Error, Result, read};
+
+pub use generation::{GenerationDefaults, GenerationRules};
 
 /// Everything that one directory or GGUF file says about a model.
 pub struct ModelFiles {
@@ -27,23 +31,6 @@ pub struct ModelFiles {
     pub generation: GenerationDefaults,
     /// `config.json`; for a GGUF file, one from which transformers builds the same model.
     pub hf_config: Value,
-}
-
-/// Sampling settings of `generation_config.json` or GGUF metadata.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct GenerationDefaults {
-    /// `false` means greedy.
-    pub do_sample: Option<bool>,
-    /// Divisor of the logits.
-    pub temperature: Option<f64>,
-    /// Mass of the nucleus.
-    pub top_p: Option<f64>,
-    /// Number of candidates.
-    pub top_k: Option<usize>,
-    /// Least probability relative to the best.
-    pub min_p: Option<f64>,
-    /// Divisor of the logits of tokens that were seen.
-    pub repetition_penalty: Option<f64>,
 }
 
 impl ModelFiles {
@@ -120,41 +107,6 @@ impl ModelFiles {
             config,
             weights: Arc::new(GgufWeights::new(file)?),
             path: path.to_owned(),
-        })
-    }
-}
-
-impl GenerationDefaults {
-    fn from_hf(path: &Path, generation: Option<&Value>) -> Result<Self> {
-        let Some(generation) = generation else { return Ok(Self::default()) };
-        let value = |key: &str| generation.get(key).filter(|v| !v.is_null());
-        let bad = |key: &str, v: &Value| Error::bad_key(path, key, v, "a number is needed");
-        let number = |key: &str| value(key).map(|v| v.as_f64().ok_or_else(|| bad(key, v))).transpose();
-        let flag =
-            |v: &Value| v.as_bool().ok_or_else(|| Error::bad_key(path, "do_sample", v, "true or false is needed"));
-        let count = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).ok_or_else(|| bad("top_k", v));
-        Ok(Self {
-            do_sample: value("do_sample").map(flag).transpose()?,
-            temperature: number("temperature")?,
-            top_p: number("top_p")?,
-            top_k: value("top_k").map(count).transpose()?,
-            min_p: number("min_p")?,
-            repetition_penalty: number("repetition_penalty")?,
-        })
-    }
-
-    fn from_gguf(file: &GgufFile) -> Result<Self> {
-        let number = |name: &str| {
-            let key = format!("general.sampling.{name}");
-            file.get(&key).map(|_| file.f64(&key)).transpose()
-        };
-        Ok(Self {
-            do_sample: None,
-            temperature: number("temp")?,
-            top_p: number("top_p")?,
-            top_k: file.get("general.sampling.top_k").map(|_| file.usize("general.sampling.top_k")).transpose()?,
-            min_p: number("min_p")?,
-            repetition_penalty: number("penalty_repeat")?,
         })
     }
 }

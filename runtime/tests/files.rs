@@ -55,8 +55,7 @@ fn sampling_defaults_are_read_or_refused() {
         temperature: Some(0.6),
         top_p: Some(0.95),
         top_k: Some(20),
-        min_p: None,
-        repetition_penalty: None,
+        ..GenerationDefaults::default()
     };
     assert_eq!((files.generation, files.config.eos_token_ids), (expected, vec![3]));
     std::fs::write(&path, r#"{"top_k": "all"}"#).unwrap();

@@ -8,6 +8,7 @@ mod command_line;
 mod data;
 mod eval;
 mod memory;
+mod no_files;
 mod recipes;
 mod resume;
 mod serve;

@@ -47,7 +47,7 @@ pub(crate) fn plan(
     if recomputed > 0 {
         progress.line(&format!("layers     {recomputed} of {layers} are computed again in the backward pass"));
     }
-    check(&plan, purpose, may_offload_teacher(spec))?;
+    check(&plan, purpose, Means::of(spec))?;
     check_pinned(&plan)?;
     plan.enforce()?;
     plan.apply(spec);
@@ -55,7 +55,7 @@ pub(crate) fn plan(
 }
 
 /// Refuses a plan for more than there is, naming the key that saves most.
-fn check(plan: &MemoryPlan, purpose: Purpose, may_offload_teacher: bool) -> Result<()> {
+fn check(plan: &MemoryPlan, purpose: Purpose, means: Means) -> Result<()> {
     let Err(excess) = plan.check() else { return Ok(()) };
     Err(Error::Memory {
         need: excess.need,
@@ -63,7 +63,7 @@ fn check(plan: &MemoryPlan, purpose: Purpose, may_offload_teacher: bool) -> Resu
         device: plan.device,
         entry: excess.entry.name(),
         bytes: excess.bytes,
-        remedy: remedy(excess.entry, plan, purpose, may_offload_teacher),
+        remedy: remedy(excess.entry, plan, purpose, means),
     })
 }
 
@@ -80,16 +80,35 @@ fn check_pinned(plan: &MemoryPlan) -> Result<()> {
     })
 }
 
-/// Whether `teacher.offload = true` would be accepted and is not set yet.
-fn may_offload_teacher(spec: &RuntimeSpec) -> bool {
-    let Some(training) = &spec.training else { return false };
-    let one_model = spec.teacher_shares_weights() && matches!(training.trainable, Trainable::Lora(_));
-    matches!(spec.device, Device::Cuda(_)) && spec.teacher.is_some() && !training.offload.teacher && !one_model
+/// What a recipe could do otherwise.
+#[derive(Debug, Clone, Copy, Default)]
+struct Means {
+    /// `teacher.offload = true` would be accepted and is not set yet.
+    offload_teacher: bool,
+    /// `optim.offload = true` likewise.
+    offload_optimizer: bool,
+    /// An adapter is trained, so a smaller one could be.
+    lower_rank: bool,
+}
+
+impl Means {
+    fn of(spec: &RuntimeSpec) -> Self {
+        let Some(training) = &spec.training else { return Self::default() };
+        let lora = matches!(training.trainable, Trainable::Lora(_));
+        let (on_gpu, one_model) = (matches!(spec.device, Device::Cuda(_)), spec.teacher_shares_weights() && lora);
+        Self {
+            offload_teacher: on_gpu && spec.teacher.is_some() && !training.offload.teacher && !one_model,
+            offload_optimizer: on_gpu && !training.offload.optimizer,
+            lower_rank: lora,
+        }
+    }
 }
 
 /// What to change so that `largest` becomes smaller.
-fn remedy(largest: Entry, plan: &MemoryPlan, purpose: Purpose, may_offload_teacher: bool) -> &'static str {
-    let on_gpu = matches!(plan.device, Device::Cuda(_));
+fn remedy(largest: Entry, plan: &MemoryPlan, purpose: Purpose, means: Means) -> &'static str {
+    // The optimizer keeps as many numbers twice, so these are what the adapter has of the weights.
+    let bytes = |wanted| plan.entries().find(|(entry, _)| *entry == wanted).map_or(0, |(_, bytes)| bytes);
+    let mostly_adapter = means.lower_rank && bytes(Entry::Gradients) > bytes(Entry::Weights) / 2;
     match (purpose, largest) {
         (Purpose::Command, Entry::Kv | Entry::Graphs) => {
             "give less with --kv-bytes, or generate fewer or shorter sequences at a time"
@@ -101,9 +120,18 @@ fn remedy(largest: Entry, plan: &MemoryPlan, purpose: Purpose, may_offload_teach
             "lower `runtime.tokens_per_microbatch` or set `runtime.gradient_checkpointing = true`"
         }
         (_, Entry::Activations | Entry::Logits) => "lower `runtime.tokens_per_microbatch`",
-        (_, Entry::Optimizer) if on_gpu => "set `optim.offload = true`, or train a [lora] instead of every weight",
+        (_, Entry::Optimizer) if means.lower_rank && means.offload_optimizer => {
+            "lower `lora.r`, name fewer `lora.target_modules`, or set `optim.offload = true`"
+        }
+        (_, Entry::Optimizer | Entry::Gradients | Entry::Copies) if means.lower_rank => {
+            "lower `lora.r`, or name fewer `lora.target_modules`"
+        }
+        (_, Entry::Weights) if mostly_adapter => "lower `lora.r`, or name fewer `lora.target_modules`",
+        (_, Entry::Optimizer) if means.offload_optimizer => {
+            "set `optim.offload = true`, or train a [lora] instead of every weight"
+        }
         (_, Entry::Optimizer | Entry::Gradients | Entry::Copies) => "train a [lora] instead of every weight",
-        (_, Entry::Weights) if may_offload_teacher => {
+        (_, Entry::Weights) if means.offload_teacher => {
             "set `teacher.offload = true`, or choose a smaller `student.model` or `teacher.model`"
         }
         (_, Entry::Weights | Entry::Workspace | Entry::Driver) => "choose a smaller `student.model` or `teacher.model`",
@@ -226,8 +254,10 @@ mod tests {
     #[test]
     fn a_plan_that_does_not_fit_names_what_is_there_and_the_key_that_helps() {
         let total = planned(1 << 40, 0).total();
-        check(&planned(1 << 40, total), Purpose::Training, false).expect("fits exactly");
-        let refusal = |purpose| check(&planned(1 << 40, total - 1), purpose, false).expect_err("too large").to_string();
+        check(&planned(1 << 40, total), Purpose::Training, Means::default()).expect("fits exactly");
+        let refusal = |purpose| {
+            check(&planned(1 << 40, total - 1), purpose, Means::default()).expect_err("too large").to_string()
+        };
         for word in ["1024.0 GiB", "on cpu", "kv", "`runtime.kv_bytes`"] {
             assert!(refusal(Purpose::Training).contains(word), "{}", refusal(Purpose::Training));
         }
@@ -239,11 +269,21 @@ mod tests {
         let help = |recomputed| {
             let mut plan = planned(1 << 20, 1 << 30);
             plan.recomputed = recomputed;
-            remedy(Entry::Activations, &plan, Purpose::Training, false)
+            remedy(Entry::Activations, &plan, Purpose::Training, Means::default())
         };
         assert!(help([2, 4]).contains("gradient_checkpointing"));
         assert!(!help([3, 4]).contains("gradient_checkpointing"));
         assert!(!help([4, 4]).contains("gradient_checkpointing"));
+    }
+
+    #[test]
+    fn who_trains_an_adapter_is_not_told_to_train_one() {
+        let plan = planned(1 << 20, 1 << 30);
+        for lower_rank in [false, true] {
+            let means = Means { lower_rank, ..Means::default() };
+            let help = remedy(Entry::Optimizer, &plan, Purpose::Training, means);
+            assert_eq!((help.contains("a [lora]"), help.contains("`lora.r`")), (!lower_rank, lower_rank), "{help}");
+        }
     }
 
     #[test]

@@ -71,8 +71,8 @@ impl Entry {
     pub fn remedy(self) -> &'static str {
         match self {
             Self::Weights => "choose a smaller model, offload the teacher, or stop other programs on the device",
-            Self::Copies | Self::Gradients => "train low-rank branches instead of every weight",
-            Self::Optimizer => "offload the optimizer, or train low-rank branches instead of every weight",
+            Self::Copies | Self::Gradients => "train fewer weights: an adapter, or one of smaller rank",
+            Self::Optimizer => "offload the optimizer, or train fewer weights: an adapter, or one of smaller rank",
             Self::Kv => "give the KV memory less",
             Self::Activations => "use fewer tokens in a micro-batch or scheduler step, or compute more layers again",
             Self::Logits => "use fewer tokens in a micro-batch, or fewer sequences at a time",

@@ -68,7 +68,7 @@ fn a_training_run_is_shown_by_step() {
     let tasks = format!("every = 2\ntasks = [\"arc_easy\"]\ndata = {:?}\nany_data = true\n", data.name(""));
     workshop.replace("every = 2\n", &tasks);
     let (recipe, out, file) = (workshop.name("recipe.toml"), workshop.name("run"), workshop.name("run.html"));
-    arle_train(&[&recipe, "--out", &out]).ok();
+    arle_train(&[&recipe, "--out", &out, "--set", "eval.sample_prompts=[\"Why?\"]"]).ok();
     arle(&["eval", "--report", &file, &out]).ok();
     let html = fs::read_to_string(&file).expect("a report");
     assert_whole(&html);
@@ -78,6 +78,15 @@ fn a_training_run_is_shown_by_step() {
     assert_eq!(curve.matches("<circle").count(), 3, "steps 0, 2 and 4");
     assert!(curve.contains(">teacher</text>"), "{curve}");
     assert!(html.contains(">held out: kl</figcaption>"));
+    for drawn in ["loss", "teacher_kl"] {
+        let curve = html
+            .split(&format!(">training: {drawn}</figcaption>"))
+            .nth(1)
+            .and_then(|rest| rest.split("</figure>").next());
+        assert_eq!(curve.expect("a figure").matches("<circle").count(), 4, "{drawn} of 4 steps");
+    }
+    assert!(html.contains("<h2>Recipe</h2>") && html.contains("max_steps = 4"));
+    assert!(html.contains("<h2>Samples</h2>") && html.contains("<h4>student, step 4</h4>"));
 }
 
 #[test]
@@ -93,7 +102,9 @@ fn runs_without_tasks_show_what_they_measured() {
     let curve = html.split(">held out: kl</figcaption>").nth(1).and_then(|rest| rest.split("</figure>").next());
     assert_eq!(curve.expect("a figure").matches("<polyline").count(), 2);
     arle(&["eval", "--report", &file, &c]).ok();
-    assert!(fs::read_to_string(&file).expect("a report").contains("Nothing has been measured yet"));
+    let html = fs::read_to_string(&file).expect("a report");
+    assert_whole(&html);
+    assert!(html.contains(">training: loss</figcaption>") && !html.contains("held out"), "what training alone says");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{ArgGroup, Args};
+use runtime::files::GenerationRules;
 use runtime::memory::KvSize;
 use runtime::read;
 use runtime::request::Slot;
@@ -182,6 +183,10 @@ struct LocalArgs {
     /// The same in bytes (8GiB) or as a share of what weights and workspace leave (60%).
     #[arg(long, value_name = "SIZE", conflicts_with = "batch_tokens")]
     kv_bytes: Option<KvSize>,
+    /// Take nothing from the model's generation_config.json, whose repetition_penalty and further rules
+    /// lm-evaluation-harness applies.
+    #[arg(long)]
+    ignore_generation_config: bool,
     /// Print the memory plan and the progress of loading on stderr.
     #[arg(long, short)]
     verbose: bool,
@@ -375,15 +380,17 @@ impl EvalArgs {
             ..SamplingParams::default()
         };
         sampling.validate(files.config.vocab_size).map_err(|e| Error::from(runtime::Error::from(e)))?;
-        let runtime = model.start_to_evaluate(&files, max_length, self.local.batch_tokens, progress)?;
         let settings = LocalSettings {
             slot: Slot::Student,
             max_length,
             truncate: self.left_truncate,
             sampling,
+            rules: GenerationRules::default(),
             template_variables,
-            chat: self.apply_chat_template,
         };
+        let settings =
+            if self.local.ignore_generation_config { settings } else { settings.with_generation_config(&files)? };
+        let runtime = model.start_to_evaluate(&files, max_length, self.local.batch_tokens, progress)?;
         let identity = model.identity(&files)?;
         eval::ask_model(options, runtime, &files, settings, identity, interrupt, progress)
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::{ArgGroup, Args};
 use runtime::Generation;
-use runtime::files::ModelFiles;
+use runtime::files::{GenerationDefaults, ModelFiles};
 use runtime::request::{FinishReason, GenerateEvent, GenerateRequest, Slot, TokenEvent};
 use runtime::sampler::{SamplingError, SamplingParams};
 use serde_json::{Value, json};
@@ -100,6 +100,9 @@ struct SamplingArgs {
     /// Go on after the model's end-of-sequence tokens.
     #[arg(long)]
     ignore_eos: bool,
+    /// Take nothing from the model's generation_config.json: neither sampling nor rules such as no_repeat_ngram_size.
+    #[arg(long)]
+    ignore_generation_config: bool,
     /// With --json: also report so many of the most likely tokens at every position.
     #[arg(long, value_name = "N")]
     logprobs: Option<usize>,
@@ -112,10 +115,12 @@ fn parse_bias(text: &str) -> Result<(u32, f32), String> {
 
 impl SamplingArgs {
     fn params(&self, files: &ModelFiles, prompt_len: usize) -> Result<SamplingParams> {
-        let defaults = &files.generation;
+        let none = GenerationDefaults::default();
+        let defaults = if self.ignore_generation_config { &none } else { &files.generation };
         let own = if defaults.do_sample == Some(false) { Some(0.0) } else { defaults.temperature };
         let temperature = self.temperature.or(own.map(|t| t as f32)).unwrap_or(1.0);
         let greedy = temperature == 0.0;
+        defaults.check(!greedy)?;
         let room = files.config.max_position_embeddings.saturating_sub(prompt_len);
         let given =
             [("--top-p", self.top_p.is_some()), ("--top-k", self.top_k.is_some()), ("--min-p", self.min_p.is_some())];
@@ -139,7 +144,9 @@ impl SamplingArgs {
             logit_bias: self.logit_bias.iter().copied().collect(),
             seed: self.seed,
             min_tokens: self.min_tokens,
-            max_tokens: self.max_tokens.unwrap_or_else(|| DEFAULT_NEW_TOKENS.min(room).max(1)),
+            max_tokens: self
+                .max_tokens
+                .unwrap_or_else(|| defaults.rules.max_new_tokens.unwrap_or(DEFAULT_NEW_TOKENS).min(room).max(1)),
             stop: self.stop.clone(),
             stop_token_ids: self.stop_token_ids.clone(),
             ignore_eos: self.ignore_eos,
@@ -188,7 +195,13 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
     let running: Vec<Generation> = (0..u64::from(args.n))
         .map(|index| {
             let (prompt, params) = (prompt.clone(), params.clone());
-            runtime.generate(GenerateRequest { slot: Slot::Student, prompt, params, index, text })
+            let rules = (!args.sampling.ignore_generation_config).then_some(&files.generation.rules);
+            let mask = rules.and_then(|rules| rules.mask(&prompt, &files.config.eos_token_ids, params.max_tokens));
+            let request = GenerateRequest { slot: Slot::Student, prompt, params, index, text };
+            match mask {
+                Some(mask) => runtime.generate_masked(request, mask),
+                None => runtime.generate(request),
+            }
         })
         .collect::<Result<_, _>>()?;
     for (index, generation) in running.into_iter().enumerate() {

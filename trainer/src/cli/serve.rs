@@ -179,10 +179,15 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
     if let Some(teacher) = &teacher {
         guard::compare(&student, teacher)?;
     }
+    let left_out = student.generation.beside_sampling();
+    if !left_out.is_empty() {
+        let keys = left_out.join(", ");
+        progress.line(&format!("generation_config.json: {keys} not applied; a request's own parameters decide"));
+    }
     let (mut spec, workload) = args.spec(&student, teacher.as_ref());
     let config = args.config(spec.engine.max_running, traces.clone())?;
     let (runtime, plan) = opd::start(&mut spec, &workload, Purpose::Command, progress)?;
-    args.check_adapters(plan.kv_bytes)?;
+    args.check_adapters(plan.kv_bytes, progress)?;
     let mut models = args.models(&student, teacher);
     for (name, folder) in &args.adapter {
         let slot = runtime.add_adapter(folder.clone())?;
@@ -256,8 +261,14 @@ impl ServeArgs {
     }
 
     /// Refuses adapters whose KV memory, as much as the model's each, does not fit beside what is there.
-    fn check_adapters(&self, kv_bytes: u64) -> Result<()> {
-        let need = kv_bytes * self.max_adapters()? as u64;
+    fn check_adapters(&self, kv_bytes: u64, progress: Progress) -> Result<()> {
+        let places = self.max_adapters()?;
+        let need = kv_bytes.saturating_mul(places as u64);
+        if places > 0 {
+            let [all, each] = [need, kv_bytes].map(Bytes);
+            progress
+                .line(&format!("memory     adapters, besides: kv {all} as they are loaded, {each} each of {places}"));
+        }
         let device = self.device.device;
         match memory::available(device)? {
             Some(available) if available < need => {

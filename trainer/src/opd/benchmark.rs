@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use runtime::files::ModelFiles;
+use runtime::files::{GenerationRules, ModelFiles};
 use runtime::request::Slot;
 use runtime::sampler::SamplingParams;
 use serde_json::{Map, json};
@@ -88,9 +88,10 @@ impl<'a> Benchmarks<'a> {
             max_length: max_length(self.benchmark, &self.setup.student)?,
             truncate: false,
             sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+            rules: GenerationRules::default(),
             template_variables: Map::new(),
-            chat: self.benchmark.chat,
         };
+        let settings = settings.with_generation_config(files)?;
         let runtime = self.setup.runtime.clone();
         let identity = self.identity(files, name);
         let options = self.options(out.clone())?;

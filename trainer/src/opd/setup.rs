@@ -90,6 +90,7 @@ impl Setup {
         let context = recipe.teacher.as_ref().and_then(|teacher| teacher.context.clone());
         if matches!(what_for, Use::Training { .. }) {
             warn_if_nothing_to_learn(recipe, progress);
+            say_what_rollouts_are(&student, progress);
         }
         let encoder = Encoder::new(Arc::clone(&student), recipe.data.chat, recipe.data.system_prompt.clone(), context)?;
         let fits = Fits { recipe, context: student.config.max_position_embeddings };
@@ -147,6 +148,18 @@ impl Setup {
         };
         let (runtime, _) = start(&mut spec, &workload, purpose, told)?;
         Ok(Self { runtime, encoder, train, held_out, export, student, teacher, remote })
+    }
+}
+
+/// On-policy means the student's own distribution, so nothing of `generation_config.json` changes a rollout.
+fn say_what_rollouts_are(student: &ModelFiles, progress: Progress) {
+    let left_out = student.generation.changes();
+    if !left_out.is_empty() {
+        let keys = left_out.join(", ");
+        progress.line(&format!(
+            "generation_config.json of the student: {keys} not applied to rollouts, which are samples of the student itself; \
+             tasks are answered with it"
+        ));
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use runtime::files::ModelFiles;
+use runtime::files::{GenerationRules, ModelFiles};
 use runtime::request::{Continuation, ContinuationRequest, GenerateEvent, GenerateRequest, Slot};
 use runtime::sampler::SamplingParams;
 use runtime::text::Tokenizer;
@@ -30,10 +30,34 @@ pub(crate) struct LocalSettings {
     pub(crate) truncate: bool,
     /// Sampling of generated answers.
     pub(crate) sampling: SamplingParams,
+    /// What else decides their tokens.
+    pub(crate) rules: GenerationRules,
     /// Further variables of the chat template.
     pub(crate) template_variables: Map<String, Value>,
-    /// Whether prompts are conversations, whose template writes its own first token.
-    pub(crate) chat: bool,
+}
+
+impl LocalSettings {
+    /// Takes what `generation_config.json` of the model has, as transformers does in lm-evaluation-harness.
+    ///
+    /// # Errors
+    /// A key that changes answers and is not implemented.
+    pub(crate) fn with_generation_config(mut self, files: &ModelFiles) -> Result<Self> {
+        let defaults = &files.generation;
+        let (sampling, sampled) = (&mut self.sampling, self.sampling.temperature > 0.0);
+        defaults.check(sampled)?;
+        let set = |to: &mut f32, value: Option<f64>| *to = value.map_or(*to, |value| value as f32);
+        set(&mut sampling.repetition_penalty, defaults.repetition_penalty);
+        if sampled {
+            sampling.top_k = sampling.top_k.or(defaults.top_k.filter(|&k| k > 0));
+            set(&mut sampling.min_p, defaults.min_p);
+            if sampling.top_p == 1.0 {
+                set(&mut sampling.top_p, defaults.top_p);
+            }
+        }
+        sampling.validate(files.config.vocab_size).map_err(runtime::Error::from)?;
+        self.rules = defaults.rules.clone();
+        Ok(self)
+    }
 }
 
 /// Answers by a model of this process.
@@ -78,7 +102,7 @@ impl Local {
         };
         Ok(Self {
             runtime,
-            encoder: Encoder { tokenizer, prefix, settings },
+            encoder: Encoder::new(tokenizer, prefix, files.config.eos_token_ids.clone(), settings)?,
             render: Box::new(render),
             events: channel(),
             open: BTreeMap::new(),
@@ -125,10 +149,25 @@ impl Work {
 struct Encoder {
     tokenizer: Arc<Tokenizer>,
     prefix: u32,
+    /// Spellings of the first token, of texts that are scored and of those that are continued. Where a text has it already,
+    /// the tokenizer adds no special tokens: lm-evaluation-harness' rule.
+    first: [Option<String>; 2],
+    eos: Vec<u32>,
     settings: LocalSettings,
 }
 
 impl Encoder {
+    fn new(tokenizer: Arc<Tokenizer>, prefix: u32, eos: Vec<u32>, settings: LocalSettings) -> Result<Self> {
+        let spelled = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id], false)).transpose();
+        let first = [spelled(Some(prefix))?, spelled(tokenizer.bos())?];
+        Ok(Self { tokenizer, prefix, first, eos, settings })
+    }
+
+    fn encode(&self, text: &str, first: &Option<String>) -> Result<Vec<u32>> {
+        let has_it = first.as_ref().is_some_and(|first| text.starts_with(first));
+        Ok(self.tokenizer.encode(text, !has_it)?)
+    }
+
     fn work(&self, requests: Vec<Request>, excess: &mut Excess) -> Result<Work> {
         let mut work = Work::default();
         for request in requests {
@@ -148,7 +187,7 @@ impl Encoder {
                     }
                 }
                 Request::Rolling { text } => {
-                    let tokens = self.tokenizer.encode(&text, false)?;
+                    let tokens = self.encode(&text, &self.first[0])?;
                     let windows = encode::windows(&tokens, self.prefix, self.settings.max_length);
                     work.push(Shape::Windows, windows.into_iter().map(Piece::Score));
                 }
@@ -158,7 +197,9 @@ impl Encoder {
     }
 
     fn pair(&self, context: &str, continuation: &str, excess: &mut Excess) -> Result<Tail> {
-        let encode = |text: &str, special: bool| self.tokenizer.encode(text, special && !self.settings.chat);
+        let encode = |text: &str, special: bool| {
+            if special { self.encode(text, &self.first[0]) } else { Ok(self.tokenizer.encode(text, false)?) }
+        };
         let tail = encode::pair(context, continuation, self.prefix, encode)?;
         let limit = self.settings.max_length;
         if tail.fits(limit) {
@@ -181,7 +222,8 @@ impl Encoder {
         excess: &mut Excess,
     ) -> Result<Piece> {
         let Prompt::Text(text) = prompt else { unreachable!("conversations are rendered before") };
-        let mut prompt = self.tokenizer.encode(&text, !self.settings.chat)?;
+        let mut prompt = self.encode(&text, &self.first[1])?;
+        let max_tokens = self.settings.rules.max_new_tokens.unwrap_or(max_tokens);
         let limit = self.settings.max_length;
         let over = (prompt.len() + max_tokens).saturating_sub(limit);
         let cut = if self.settings.truncate && over < prompt.len() { over } else { 0 };
@@ -336,7 +378,8 @@ impl Backend for Local {
                         index: (doc as u64) << 16 | index,
                         text: true,
                     };
-                    tickets.push(self.runtime.generate_into(request, None, Sink::new(take))?);
+                    let mask = self.encoder.settings.rules.mask(prompt, &self.encoder.eos, params.max_tokens);
+                    tickets.push(self.runtime.generate_into(request, mask, Sink::new(take))?);
                     self.truncated += usize::from(*cut > 0);
                 }
                 Piece::Score(tail) if tail.from >= tail.tokens.len() => {
@@ -403,6 +446,10 @@ impl Backend for Local {
             ("chat_template_kwargs", json!(settings.template_variables)),
         ] {
             identity.insert(key.to_owned(), value);
+        }
+        if settings.rules != GenerationRules::default() || sampling.repetition_penalty != 1.0 {
+            let rules = json!([sampling.repetition_penalty, settings.rules.named().collect::<Vec<_>>()]);
+            identity.insert("generation_config".to_owned(), rules);
         }
         identity
     }

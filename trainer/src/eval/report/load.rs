@@ -5,15 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use runtime::read;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::chart::Point;
+use super::training::Training;
 use crate::eval::compare::{self, Samples, samples_of};
 use crate::eval::results::Results;
 use crate::eval::stats;
 use crate::{Error, Result};
 
-/// A curve's name: task and metric key, or `held out` and the measurement.
+/// A curve's name: task and metric key, or `held out` or `training` and the measurement.
 pub(super) type Key = (String, String);
 
 /// One folder.
@@ -30,6 +31,8 @@ pub(super) struct Run {
     pub(super) curves: BTreeMap<Key, Vec<Point>>,
     /// The teacher's scores under the same names.
     pub(super) teacher: BTreeMap<Key, f64>,
+    /// What else a training run's folder holds.
+    pub(super) training: Option<Training>,
 }
 
 impl Run {
@@ -41,7 +44,7 @@ impl Run {
             run.take_answers(folder)?;
         } else if folder.join("metrics.jsonl").is_file() {
             run.take_steps()?;
-            run.take_held_out()?;
+            run.training = Some(Training::load(folder, &mut run.curves)?);
         } else {
             let what =
                 "holds neither results.json (of `arle eval --out`) nor metrics.jsonl (of a training run)".to_owned();
@@ -83,27 +86,6 @@ impl Run {
             self.teacher = scores(&read(&teacher)?).into_iter().map(|(key, value, _)| (key, value)).collect();
         }
         steps.last().map_or(Ok(()), |(_, path)| self.take_answers(path))
-    }
-
-    fn take_held_out(&mut self) -> Result<()> {
-        let path = self.folder.join("metrics.jsonl");
-        let text = read::text(&path, read::TEXT)?;
-        for (number, line) in text.lines().enumerate() {
-            let metrics: Map<String, Value> = serde_json::from_str(line).map_err(|e| Error::Data {
-                path: path.clone(),
-                line: Some(number + 1),
-                what: e.to_string(),
-            })?;
-            let Some(step) = metrics.get("step").and_then(Value::as_f64) else { continue };
-            for (name, value) in &metrics {
-                let measured = name.strip_prefix("eval/").filter(|name| !name.contains('/'));
-                if let (Some(measured), Some(y)) = (measured, value.as_f64()) {
-                    let key = ("held out".to_owned(), measured.to_owned());
-                    self.curves.entry(key).or_default().push(Point { x: step, y, interval: None });
-                }
-            }
-        }
-        Ok(())
     }
 }
 

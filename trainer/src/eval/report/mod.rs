@@ -1,13 +1,14 @@
 //! A report for people: one HTML file that needs nothing else.
 //!
-//! It shows what a folder holds: scores with intervals, scores by step where the folder is a training run's, calibration,
-//! lengths, and examples; of two folders also their differences.
+//! It shows what a folder holds: scores with intervals, calibration, lengths, and examples; of a training run's folder also
+//! loss, divergences and scores by step, what the student wrote and the recipe; of two folders their differences.
 
 mod calibration;
 mod chart;
 mod load;
 mod page;
 mod sections;
+mod training;
 
 use std::path::Path;
 
@@ -44,6 +45,8 @@ pub(crate) fn write(file: &Path, folders: &[&Path]) -> Result<()> {
         [a, b] => sections::changed([a, b], &compared),
         _ => sections::examples(&runs[0]),
     };
+    body += &training::written(&runs);
+    body += &training::recipes(&runs);
     if body.is_empty() {
         body = page::paragraph("Nothing has been measured yet.");
     }

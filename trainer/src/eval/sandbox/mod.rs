@@ -2,13 +2,17 @@
 //!
 //! Each program is one `python3` in namespaces of its own (user, mount, network, process, IPC, host name): a root that holds
 //! the interpreter and the system's libraries read-only and an empty `/tmp` in memory, no interface but an idle loopback, no
-//! environment, no capability, the first process of its process namespace, so that nothing it starts outlives it. [`Limits`]
-//! bound time, memory, processes, files and output. Where this process is root, the program runs as a user of its own.
+//! environment, no capability, the first process of its process namespace, so that nothing it starts outlives it, and it ends
+//! when this process does, killed or not. The kernel answers the system calls of a list only (`isolate/syscalls`): no memory
+//! beside the limits, no key rings, no namespaces, sockets of this machine and the internet's alone. [`Limits`] bound time,
+//! memory, processes, files and output. Where this process is root, the program runs as a user of its own.
 //!
 //! [`Sandbox::open`] starts a program that tries to get out: it must find no other interface, reach no listener of this
-//! process, read no file of the host and write none. Where that fails, or the kernel offers no namespaces (not Linux, before
+//! process, read no file of the host and write none, and get none of the calls that are left out. Where that fails, or the kernel offers no namespaces (not Linux, before
 //! 5.14, a container that forbids them), `open` refuses; [`Isolation::None`] is for those who say that they run where a
 //! generated program may do anything, and keeps the limits and the process group only.
+//!
+//! `hostile.py` holds programs that try more; the tests run them as root and as an ordinary user.
 //!
 //! What it does not bound: memory of all processes of one program together is at most `processes` times `memory`; there is
 //! no control group. A program that is told its own password can claim to have passed; it would have to look for it on
@@ -187,6 +191,7 @@ impl Sandbox {
         let probe = include_str!("probe.py");
         let (secret, outside) = (secret.path().to_string_lossy().into_owned(), outside.to_string_lossy().into_owned());
         let head = format!("port, secret, outside, host = {port}, {secret:?}, {outside:?}, {}\n", std::process::id());
+        let head = head + isolate::probed().as_str();
         match self.run(&(head + probe))? {
             Verdict::Passed => Ok(()),
             verdict => Err(refused(io::Error::other(format!("a program that tries to get out {verdict}")))),
@@ -220,5 +225,7 @@ fn find_python() -> Result<Python> {
     Ok(Python { executable, prefixes: lines.collect() })
 }
 
+#[cfg(all(test, target_os = "linux"))]
+mod hostile;
 #[cfg(test)]
 mod tests;

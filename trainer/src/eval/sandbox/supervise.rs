@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{Limits, Sandbox, Verdict};
+use super::{Limits, Sandbox, Verdict, isolate};
 
 const DRIVER: &str = include_str!("driver.py");
 /// How much of what is printed is kept to find the last line.
@@ -38,14 +38,16 @@ pub(super) fn run(sandbox: &Sandbox, program: &str) -> io::Result<Verdict> {
 fn prepare(command: &mut Command, sandbox: &Sandbox) {
     let limits = resources(sandbox.limits);
     // The closure must own what it uses; the sandbox outlives the spawn, which runs it.
-    let root: Option<*const super::isolate::Root> = sandbox.root.as_ref().map(std::ptr::from_ref);
+    let root: Option<*const isolate::Root> = sandbox.root.as_ref().map(std::ptr::from_ref);
     let shared = Shared(root);
+    let starter = std::process::id();
     let alone = move || {
         let shared = &shared;
         // SAFETY: takes no pointer.
         if unsafe { libc::setsid() } < 0 {
             return Err(io::Error::last_os_error());
         }
+        isolate::end_with(starter)?;
         if let Some(root) = shared.0 {
             // SAFETY: the sandbox is borrowed by `run`, which spawns before it returns.
             unsafe { &*root }.enter()?;
@@ -64,7 +66,7 @@ fn prepare(command: &mut Command, sandbox: &Sandbox) {
 }
 
 /// A pointer that may cross into the closure: what it points at is only read.
-struct Shared(Option<*const super::isolate::Root>);
+struct Shared(Option<*const isolate::Root>);
 // SAFETY: `Root` is `Sync`, and the closure runs in the forked child of the thread that made it.
 unsafe impl Send for Shared {}
 // SAFETY: as above.

@@ -7,6 +7,10 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use seccompiler::BpfProgram;
+
+use super::syscalls;
+
 /// Folders of the system that an interpreter needs; `/etc` is not among them.
 const SYSTEM: [&str; 6] = ["/usr", "/lib", "/lib64", "/lib32", "/bin", "/nix/store"];
 const DEVICES: [&str; 4] = ["/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"];
@@ -33,6 +37,8 @@ pub(in super::super) struct Root {
     as_root: bool,
     users: CString,
     groups: CString,
+    /// What it may ask of the kernel.
+    filter: BpfProgram,
 }
 
 #[derive(Debug)]
@@ -55,6 +61,7 @@ impl Root {
             as_root: user == 0,
             users: c(format!("1000 {user} 1"))?,
             groups: c(format!("1000 {group} 1"))?,
+            filter: syscalls::filter()?,
         };
         let mut folders = BTreeSet::from([PathBuf::from(OWN), PathBuf::from("/dev")]);
         let system = SYSTEM.iter().map(PathBuf::from).chain(prefixes.iter().cloned());
@@ -99,9 +106,14 @@ impl Root {
         }
         self.build()?;
         if self.as_root {
+            // SAFETY: takes no pointer.
+            let starter = unsafe { libc::getppid() };
             become_nobody()?;
+            // Becoming another user has unset it.
+            end_with(starter as u32)?;
         }
-        first_of_its_namespace()
+        first_of_its_namespace()?;
+        seccompiler::apply_filter(&self.filter).map_err(|_| io::Error::last_os_error())
     }
 
     /// Puts the root together and makes it the only one.
@@ -205,17 +217,37 @@ fn read_only(target: &CStr) -> io::Result<()> {
     done(code as i32)
 }
 
+/// Kills this process when the thread that started it ends, which waits for it unless the program was killed. `starter` is
+/// its process, which may be gone already.
+pub(in super::super) fn end_with(starter: u32) -> io::Result<()> {
+    // SAFETY: neither call takes a pointer.
+    unsafe {
+        done(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
+        if libc::getppid() as u32 == starter { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+    }
+}
+
 /// Forks into the process namespace. The first process there takes all others with it when it ends, and it ends when the
 /// child does.
 fn first_of_its_namespace() -> io::Result<()> {
     // SAFETY: `fork` as a raw call, as the library's runs handlers that lock; everything after it is a system call.
     unsafe {
+        // The end that the child of this process has is hung up when this process is gone.
+        let mut ends = [0; 2];
+        done(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC))?;
         let child = libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0usize, 0usize, 0usize, 0usize);
         done(child as i32)?;
         if child == 0 {
+            done(libc::close(ends[1]))?;
             done(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
+            let mut parent = libc::pollfd { fd: ends[0], events: 0, revents: 0 };
+            done(libc::poll(&raw mut parent, 1, 0))?;
+            if parent.revents != 0 {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
             return done(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
         }
+        done(libc::dup2(ends[1], 0))?;
         // Whoever spawned waits for the descriptor that an exec closes; this process will not exec.
         libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32);
         let mut status = 0;

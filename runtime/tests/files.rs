@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use runtime::Error;
-use runtime::files::{GenerationDefaults, ModelFiles};
+use runtime::files::{GenerationRules, ModelFiles};
 use runtime::source::ModelSource;
 use runtime::weights::check_finite;
 
@@ -50,14 +50,13 @@ fn sampling_defaults_are_read_or_refused() {
     std::fs::write(&path, r#"{"do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": 3}"#)
         .unwrap();
     let files = ModelFiles::open(dir.path()).unwrap();
-    let expected = GenerationDefaults {
-        do_sample: Some(true),
-        temperature: Some(0.6),
-        top_p: Some(0.95),
-        top_k: Some(20),
-        ..GenerationDefaults::default()
-    };
-    assert_eq!((files.generation, files.config.eos_token_ids), (expected, vec![3]));
+    let read = &files.generation;
+    assert_eq!(
+        (read.do_sample, read.temperature, read.top_p, read.top_k),
+        (Some(true), Some(0.6), Some(0.95), Some(20))
+    );
+    assert_eq!((read.min_p, read.repetition_penalty), (None, None));
+    assert_eq!((&read.rules, &files.config.eos_token_ids), (&GenerationRules::default(), &vec![3]));
     std::fs::write(&path, r#"{"top_k": "all"}"#).unwrap();
     assert!(matches!(ModelFiles::open(dir.path()), Err(Error::BadKey { key, .. }) if key == "top_k"));
 }

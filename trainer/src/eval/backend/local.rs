@@ -43,8 +43,9 @@ impl LocalSettings {
     /// A key that changes answers and is not implemented.
     pub(crate) fn with_generation_config(mut self, files: &ModelFiles) -> Result<Self> {
         let defaults = &files.generation;
-        let (sampling, sampled) = (&mut self.sampling, self.sampling.temperature > 0.0);
+        let sampled = self.sampling.temperature > 0.0;
         defaults.check(sampled)?;
+        let sampling = &mut self.sampling;
         let set = |to: &mut f32, value: Option<f64>| *to = value.map_or(*to, |value| value as f32);
         set(&mut sampling.repetition_penalty, defaults.repetition_penalty);
         if sampled {

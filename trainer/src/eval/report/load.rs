@@ -5,7 +5,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use runtime::read;
-use serde_json::Value;
 
 use super::chart::Point;
 use super::training::Training;

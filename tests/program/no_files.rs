@@ -118,3 +118,37 @@ fn what_files_say_is_shown_and_not_obeyed() {
     assert!(!ended.stdout.contains('\u{1b}') && !ended.stderr.contains('\u{1b}'), "{ended:?}");
     assert!(ended.stdout.contains(r"ow\u{1b}[31mn") || ended.code != Some(0), "{ended:?}");
 }
+
+/// Reads that are of this machine's own files, or write.
+const OTHERS: [&str; 4] = [
+    "runtime/src/read.rs",
+    "trainer/src/memory.rs",
+    "trainer/src/checkpoint/folder.rs",
+    "trainer/src/checkpoint/state.rs",
+];
+
+#[test]
+fn no_other_place_reads_files() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut folders = ["runtime/src", "serve/src", "trainer/src"].map(|folder| root.join(folder)).to_vec();
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let name = path.strip_prefix(&root).expect("below").display().to_string();
+            if path.is_dir() {
+                folders.push(path);
+            } else if name.ends_with(".rs") && !OTHERS.contains(&name.as_str()) {
+                let text = fs::read_to_string(&path).expect("text");
+                // What tests read, they wrote.
+                let tests = name.ends_with("tests.rs") || name.ends_with("fixtures.rs") || name.ends_with("hostile.rs");
+                let program = if tests { "" } else { text.split("mod tests {").next().expect("a part") };
+                for call in ["fs::read(", "fs::read_to_string(", " File::open(", "(File::open(", "fs::File::open("] {
+                    assert!(!program.contains(call), "{name} has {call}: runtime::read opens files");
+                }
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 100, "{seen} sources");
+}

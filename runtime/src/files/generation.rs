@@ -61,8 +61,8 @@ pub struct GenerationRules {
     pub min_length: usize,
     /// The token after a prompt of one.
     pub forced_first: Option<u32>,
-    /// One of these is the last token that the length allows.
-    pub forced_last: Vec<u32>,
+    /// The last token that the length allows; of several the lowest, since transformers makes them equally likely.
+    pub forced_last: Option<u32>,
     /// Tokens of a generation, whatever length of the whole sequence is asked for.
     pub max_new_tokens: Option<usize>,
 }
@@ -221,7 +221,7 @@ impl GenerationRules {
             min_new_tokens: count("min_new_tokens")?,
             min_length: if keys.value("min_new_tokens").is_some() { 0 } else { count("min_length")? },
             forced_first: keys.get("forced_bos_token_id", "a token id")?,
-            forced_last: last.transpose()?.unwrap_or_default(),
+            forced_last: last.transpose()?.and_then(|ids: Vec<u32>| ids.into_iter().min()),
             max_new_tokens: keys.get("max_new_tokens", "a number of tokens")?,
         })
     }
@@ -240,7 +240,7 @@ impl GenerationRules {
             number("min_new_tokens", self.min_new_tokens),
             number("min_length", self.min_length),
             self.forced_first.map(|id| format!("forced_bos_token_id = {id}")),
-            ids("forced_eos_token_id", &self.forced_last),
+            self.forced_last.map(|id| format!("forced_eos_token_id = {id}")),
             number("max_new_tokens", self.max_new_tokens.unwrap_or_default()),
         ]
         .into_iter()
@@ -271,13 +271,11 @@ struct Mask {
 }
 
 impl Mask {
-    /// The only tokens that may come next, where the rules name them.
-    fn forced(&self) -> Option<&[u32]> {
-        let generated = self.tokens.len() - self.prompt;
-        if let Some(first) = self.rules.forced_first.as_ref().filter(|_| self.tokens.len() == 1) {
-            return Some(std::slice::from_ref(first));
-        }
-        (!self.rules.forced_last.is_empty() && generated + 1 == self.max_tokens).then_some(&self.rules.forced_last)
+    /// The only token that may come next, where the rules name it.
+    fn forced(&self) -> Option<u32> {
+        let is_last = self.tokens.len() - self.prompt + 1 == self.max_tokens;
+        let first = self.rules.forced_first.filter(|_| self.tokens.len() == 1);
+        first.or(self.rules.forced_last.filter(|_| is_last))
     }
 
     fn forbidden(&self, forbid: &mut impl FnMut(u32)) {
@@ -319,10 +317,9 @@ impl TokenMask for Mask {
     fn allowed(&mut self, bits: &mut [u32]) {
         let place = |id: u32| (id as usize / 32, 1 << (id % 32));
         if let Some(forced) = self.forced() {
-            for (word, bit) in forced.iter().map(|&id| place(id)) {
-                if let Some(word) = bits.get_mut(word) {
-                    *word |= bit;
-                }
+            let (word, bit) = place(forced);
+            if let Some(word) = bits.get_mut(word) {
+                *word |= bit;
             }
             return;
         }
@@ -385,7 +382,7 @@ mod tests {
         let forced = || json!({ "forced_bos_token_id": 3, "forced_eos_token_id": [6, 7] });
         assert_eq!(allowed(forced(), &[1], &[]), [3]);
         assert_eq!(allowed(forced(), &[1, 2], &[]), all);
-        assert_eq!(allowed(forced(), &[1, 2], &[1, 2, 3]), [6, 7]);
+        assert_eq!(allowed(forced(), &[1, 2], &[1, 2, 3]), [6]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `arle eval` as a process, on a tiny model and rows of our own.
 
 mod compare;
+mod generation_config;
 mod held_out;
 mod hub;
 mod refusals;

@@ -127,7 +127,7 @@ pub fn text(rows: &[Row]) -> String {
             row.task, row.metric, c.n, c.a, c.b, c.difference, c.p, c.gained, c.lost
         );
     }
-    text + "interval: Agresti and Min's for pairs, else Student's; a difference is within noise where it has 0. p: McNemar's \
+    text + "interval: Agresti and Min's for pairs, else Student's; where it has 0, chance explains the difference. p: McNemar's \
             exact test where answers are right or wrong, else a paired t test. A perplexity's values are the \
             log-probabilities of its documents.\n"
 }

@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::request::{
     Continuation, ContinuationRequest, EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, Generated,
     GradeRequest, Graded, OptimReport, OptimStep, RuntimeSpec, RuntimeStats, Score, ScoreRequest, Slot, Snapshot,
-    TokenMask, TrainReport, TrainRequest, TrainState,
+    Standing, TokenMask, TrainReport, TrainRequest, TrainState,
 };
 use crate::scheduler::RequestId;
 use crate::sink::Sink;
@@ -36,6 +36,10 @@ pub(crate) enum Work {
     RemoveAdapter(Slot, Reply<()>),
     Export(Reply<TrainState>),
     Restore(TrainState, Reply<()>),
+    /// Generations stop where they are, or end there.
+    Pause(Standing, Reply<()>),
+    Resume(Reply<()>),
+    ResetPrefixCache(Reply<()>),
     Stats(Reply<RuntimeStats>),
 }
 
@@ -299,6 +303,30 @@ impl RuntimeHandle {
     /// A slot that is no adapter, or one with requests that have not ended.
     pub fn remove_adapter(&self, slot: Slot) -> Result<()> {
         self.ask(|reply| Work::RemoveAdapter(slot, reply))
+    }
+
+    /// No token is generated until [`RuntimeHandle::resume`]; what is asked for meanwhile waits. Other work is done as before.
+    ///
+    /// # Errors
+    /// The device thread has ended.
+    pub fn pause(&self, running: Standing) -> Result<()> {
+        self.ask(|reply| Work::Pause(running, reply))
+    }
+
+    /// Goes on with what waits.
+    ///
+    /// # Errors
+    /// The device thread has ended.
+    pub fn resume(&self) -> Result<()> {
+        self.ask(Work::Resume)
+    }
+
+    /// Forgets all cached prefixes of all models.
+    ///
+    /// # Errors
+    /// The device thread has ended.
+    pub fn reset_prefix_cache(&self) -> Result<()> {
+        self.ask(Work::ResetPrefixCache)
     }
 
     /// Trained weights and moments, copied to the host.

@@ -83,6 +83,15 @@ impl FinishReason {
     }
 }
 
+/// What a pause does with the generations that run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// They go on afterwards.
+    Keep,
+    /// They end as [`FinishReason::Cancelled`], with what they have.
+    Abort,
+}
+
 /// One sampled token.
 #[derive(Debug, Clone)]
 pub struct TokenEvent {

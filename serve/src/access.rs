@@ -70,7 +70,7 @@ pub(crate) async fn require_key(State(app): State<Shared>, request: Request, nex
             [Some(keys), config.admin_keys.as_ref()].into_iter().flatten().any(|k| k.admits(request.headers()))
         }
     };
-    if admitted { next.run(request).await } else { unauthorized("this route needs an API key") }
+    if admitted { next.run(request).await } else { unauthorized(request.headers(), "an API key") }
 }
 
 /// Lets a request with an admin key pass. Where there are no keys at all, one from this machine passes, unless a page of an
@@ -80,7 +80,7 @@ pub(crate) async fn require_admin_key(State(app): State<Shared>, request: Reques
     let headers = request.headers();
     let refused = match (&config.admin_keys, &config.api_keys) {
         (Some(keys), _) if keys.admits(headers) => None,
-        (Some(_), _) => Some(unauthorized("this route needs an admin key")),
+        (Some(_), _) => Some(unauthorized(headers, "an admin key")),
         (None, Some(_)) => Some(
             ApiError::forbidden("this route needs an admin key, and the server has none (--admin-key-file)")
                 .into_response(),
@@ -110,8 +110,14 @@ fn is_own_page(origin: &HeaderValue, headers: &HeaderMap) -> bool {
     name == "localhost" || name.parse::<IpAddr>().is_ok()
 }
 
-fn unauthorized(why: &str) -> Response {
-    let message = format!("{why}: send the header \"Authorization: Bearer KEY\"");
+fn unauthorized(headers: &HeaderMap, needed: &str) -> Response {
+    let message = match (bearer(headers), headers.contains_key(header::AUTHORIZATION)) {
+        (Some(key), _) if !key.is_empty() => format!("the key that was sent is not {needed} of this server"),
+        (_, true) => format!(
+            "this route needs {needed}, and the header \"Authorization\" has none: send \"Authorization: Bearer KEY\""
+        ),
+        (_, false) => format!("this route needs {needed}: send the header \"Authorization: Bearer KEY\""),
+    };
     let mut response = ApiError::unauthorized(message).into_response();
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"arle\""));
     response

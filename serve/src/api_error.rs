@@ -80,6 +80,12 @@ impl ApiError {
         Self::request(StatusCode::NOT_FOUND, "train_control_unconfigured", message)
     }
 
+    pub(crate) fn no_weight_transfer() -> Self {
+        let message = "this server has no weight-transfer engine (NCCL): give it adapters with POST /v1/load_lora_adapter \
+                       (--max-adapters), or train with arle-train, whose --serve answers with the newest weights";
+        Self::request(StatusCode::BAD_REQUEST, "weight_transfer_unsupported", message)
+    }
+
     pub(crate) fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "permission_error", Some("forbidden"), message)
     }
@@ -109,7 +115,18 @@ impl ApiError {
             "an answer of {rows} rows of {row} bytes exceeds {limit} bytes (--max-score-bytes); ask for fewer positions or \
              sequences at a time"
         );
+        Self::answer_too_long(message)
+    }
+
+    /// An answer that would be too long; `message` says what it would have.
+    pub(crate) fn answer_too_long(message: impl Into<String>) -> Self {
         Self::request(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", message)
+    }
+
+    /// A body in a coding that is not read.
+    pub(crate) fn compressed(coding: &str) -> Self {
+        let message = format!("content-encoding: {coding:?} is not read here; send the body as it is, uncompressed");
+        Self::request(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_encoding", message)
     }
 
     pub(crate) fn slow_body(seconds: u64) -> Self {
@@ -203,6 +220,9 @@ impl IntoResponse for ApiError {
             tracing::error!(status = self.status.as_u16(), "{}", self.message);
         }
         let mut response = (self.status, Json(self.body())).into_response();
+        if self.status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -1,6 +1,7 @@
 //! What all requests share.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use runtime::RuntimeHandle;
 use tokio::sync::watch;
@@ -24,6 +25,8 @@ pub(crate) struct App {
     /// The training run that serves elsewhere.
     pub(crate) train_proxy: Option<TrainProxy>,
     phase: watch::Sender<Phase>,
+    /// No token is generated until a client says so.
+    pub(crate) paused: AtomicBool,
     /// Seconds since 1970 when it started.
     pub(crate) created: u64,
 }
@@ -50,6 +53,7 @@ impl App {
             training: None,
             train_proxy: None,
             phase: watch::Sender::new(Phase::WarmingUp),
+            paused: AtomicBool::new(false),
             created: crate::ids::unix_time(),
             runtime,
             models,

@@ -37,6 +37,30 @@ pub struct ServeConfig {
     pub cors_origins: Vec<String>,
     /// Where sampling settings that a request leaves out come from.
     pub sampling_defaults: SamplingDefaults,
+    /// What the log-probabilities of sampled tokens are of.
+    pub logprobs_mode: LogprobsMode,
+    /// Longest answer to a conversation that names no length; `None` is the rest of the context.
+    pub default_max_tokens: Option<usize>,
+    /// Under which names `/metrics` has what vLLM counts, too.
+    pub metric_names: MetricNames,
+}
+
+/// What the log-probabilities of sampled tokens are of, under vLLM's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogprobsMode {
+    /// The model's own distribution: temperature 1, before bias, penalties and truncation.
+    Raw,
+    /// The distribution at the request's temperature, which must be the one that is drawn from.
+    Processed,
+}
+
+/// Under which names `/metrics` has what vLLM counts, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetricNames {
+    /// `arle_...`
+    Arle,
+    /// `vllm:...`, where a metric means the same there.
+    Vllm,
 }
 
 /// Where sampling settings that a request leaves out come from.

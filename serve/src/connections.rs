@@ -24,13 +24,22 @@ pub(crate) struct Connections {
     service: TowerToHyperService<Router>,
     tls: Option<TlsAcceptor>,
     open: GracefulShutdown,
+    /// They came after the server was told to stop.
+    late: bool,
 }
 
 impl Connections {
     pub(crate) fn new(app: Shared, routes: Router, tls: Option<TlsAcceptor>) -> Self {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-        Self { app, http, service: TowerToHyperService::new(routes), tls, open: GracefulShutdown::new() }
+        Self { app, http, service: TowerToHyperService::new(routes), tls, open: GracefulShutdown::new(), late: false }
+    }
+
+    /// Those of a server that stops: each is answered once.
+    pub(crate) fn late(app: Shared, routes: Router, tls: Option<TlsAcceptor>) -> Self {
+        let mut late = Self::new(app, routes, tls);
+        late.http.keep_alive(false);
+        Self { late: true, ..late }
     }
 
     /// Answers what comes over this connection.
@@ -41,11 +50,11 @@ impl Connections {
         match self.tls.clone() {
             None => drop(tokio::spawn(serve_plain(http, service, open, Peer::new(stream)))),
             Some(tls) => {
-                let app = self.app.clone();
+                let (app, late) = (self.app.clone(), self.late);
                 tokio::spawn(async move {
                     tokio::select! {
                         // A handshake has asked for nothing yet, so a server that stops does not wait for it.
-                        () = app.draining() => {}
+                        () = app.draining(), if !late => {}
                         shaken = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)) => match shaken {
                             Ok(Ok(stream)) => serve(http, service, open, stream).await,
                             Ok(Err(error)) => tracing::debug!("a TLS handshake failed: {error}"),

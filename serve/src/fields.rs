@@ -23,7 +23,7 @@ pub(crate) const NO_EFFECT: &[&str] = &[
 
 /// The fields that nobody has taken yet.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Fields(Map<String, Value>);
+pub(crate) struct Fields(pub(crate) Map<String, Value>);
 
 impl Fields {
     /// Parses a body.

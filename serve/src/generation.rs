@@ -3,9 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use runtime::request::{
-    EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, GradeRequest, Graded, Score, ScoreRequest, TokenEvent,
-};
+use runtime::request::{EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, GradeRequest, Graded, TokenEvent};
 use runtime::sampler::SamplingParams;
 use runtime::{Closed, Sink, Ticket};
 use tokio::sync::{mpsc, oneshot};
@@ -17,6 +15,7 @@ use crate::app::App;
 use crate::guide::Guide;
 use crate::metrics::Watch;
 use crate::models::Model;
+use crate::sampling::reported_temperature;
 use crate::telemetry::Scope;
 
 /// What a request wants to be generated.
@@ -37,7 +36,11 @@ pub(crate) struct Running {
     open: usize,
     deadline: Instant,
     timeout: Duration,
+    /// The deadline has passed, and what ran ends as it is.
+    over: bool,
     watch: Watch,
+    /// Of the distribution that log-probabilities are reported of.
+    temperature: f64,
     _places: Places,
 }
 
@@ -83,8 +86,10 @@ impl Running {
     /// Takes places for all sequences and submits them, or refuses all.
     pub(crate) fn start(app: &App, job: Job) -> Result<Self, ApiError> {
         let count = job.prompts.len().saturating_mul(job.copies);
-        let places = app.admission.enter(count, job.model.metrics.usual_seconds())?;
+        let places = app.admission.enter(count)?;
         let mut watch = Watch::new(Arc::clone(&job.model.metrics), job.copies);
+        let sampled = job.prompts.iter().find_map(|(_, params)| params.as_ref());
+        let temperature = sampled.map_or(1.0, |params| reported_temperature(params, app.config.logprobs_mode));
         let (sender, events) = mpsc::unbounded_channel();
         let mut tickets = Vec::with_capacity(count);
         let text = job.model.files().tokenizer.is_some();
@@ -111,7 +116,7 @@ impl Running {
         }
         let timeout = app.config.request_timeout;
         let (open, deadline) = (tickets.iter().flatten().count(), Instant::now() + timeout);
-        Ok(Self { events, tickets, open, deadline, timeout, watch, _places: places })
+        Ok(Self { events, tickets, open, deadline, timeout, over: false, watch, temperature, _places: places })
     }
 
     /// Sequences, running or not.
@@ -123,12 +128,16 @@ impl Running {
     pub(crate) async fn next(&mut self) -> Option<Result<(usize, Event), ApiError>> {
         while self.open > 0 {
             let Ok(received) = tokio::time::timeout_at(self.deadline, self.events.recv()).await else {
-                return Some(Err(self.fail(ApiError::timeout(self.timeout.as_secs()))));
+                return Some(self.time_is_over());
             };
             let Some((choice, at, event)) = received else {
                 let why = "the device thread has ended; the server's log says why";
                 return Some(Err(self.fail(ApiError::unavailable(why))));
             };
+            // It ended with the deadline, and this came still.
+            if self.tickets[choice].is_none() {
+                continue;
+            }
             return Some(match event {
                 GenerateEvent::Started { queue_seconds } => {
                     self.watch.begin(choice, queue_seconds);
@@ -136,7 +145,7 @@ impl Running {
                 }
                 GenerateEvent::Token(token) => {
                     self.watch.token(choice, at, token.version);
-                    Ok((choice, Event::Token(token)))
+                    Ok((choice, Event::Token(at_temperature(token, self.temperature))))
                 }
                 GenerateEvent::Done { reason, text, cached_tokens } => {
                     self.watch.end(choice, at, reason, cached_tokens);
@@ -148,6 +157,20 @@ impl Running {
             });
         }
         None
+    }
+
+    /// Ends the next sequence that runs with the text so far, as if its length were reached; a request that has no text is an
+    /// error.
+    fn time_is_over(&mut self) -> Result<(usize, Event), ApiError> {
+        let running = self.tickets.iter().position(Option::is_some).filter(|_| self.watch.has_tokens());
+        let Some(choice) = running else { return Err(self.fail(ApiError::timeout(self.timeout.as_secs()))) };
+        if !std::mem::replace(&mut self.over, true) {
+            self.span().in_scope(|| tracing::warn!("{} s are over (--request-timeout)", self.timeout.as_secs()));
+        }
+        self.tickets[choice] = None;
+        self.open -= 1;
+        self.watch.end(choice, Instant::now(), FinishReason::Length, 0);
+        Ok((choice, Event::End { reason: FinishReason::Length, text: String::new(), cached_tokens: 0 }))
     }
 
     /// What lines of the log about this request are under.
@@ -180,9 +203,18 @@ impl Running {
     }
 }
 
-/// Log-probabilities of given tokens.
-pub(crate) async fn score(app: &App, model: &Model, request: ScoreRequest) -> Result<Score, ApiError> {
-    ask(app, model, "score", |reply| app.runtime.score_into(request, reply)).await
+/// A token with the log-probabilities of the distribution at this temperature. They are `l / t` minus the same number for
+/// every token, which the sampled one tells, whose log-probability at the sampling temperature is known.
+fn at_temperature(mut token: TokenEvent, temperature: f64) -> TokenEvent {
+    if temperature != 1.0 {
+        let shift = token.sampling_logprob - token.logprob / temperature;
+        for (id, logprob) in &mut token.top {
+            // The sampled token has one value wherever it is listed.
+            *logprob = if *id == token.token { token.sampling_logprob } else { *logprob / temperature + shift };
+        }
+        token.logprob = token.sampling_logprob;
+    }
+    token
 }
 
 /// What a model says of positions of given sequences.
@@ -202,7 +234,7 @@ async fn ask<T: Send + 'static>(
     name: &'static str,
     submit: impl FnOnce(Sink<runtime::Result<T>>) -> runtime::Result<()>,
 ) -> Result<T, ApiError> {
-    let _places = app.admission.enter(1, model.metrics.usual_seconds())?;
+    let _places = app.admission.enter(1)?;
     let (sender, answer) = oneshot::channel();
     // A sink may be called again; this one's request is answered once.
     let sender = Mutex::new(Some(sender));
@@ -216,5 +248,33 @@ async fn ask<T: Send + 'static>(
         Err(_) => Err(ApiError::timeout(timeout.as_secs())),
         Ok(Err(_)) => Err(ApiError::unavailable("the device thread has ended; the server's log says why")),
         Ok(Ok(answer)) => Ok(answer?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_temperature_scales_all_log_probabilities_alike() {
+        let logits = [1.0, -0.5, 2.5, 0.0];
+        let log_prob = |id: usize, t: f64| {
+            let sum: f64 = logits.iter().map(|z: &f64| (z / t).exp()).sum();
+            logits[id] / t - sum.ln()
+        };
+        let token = TokenEvent {
+            token: 3,
+            logprob: log_prob(3, 1.0),
+            sampling_logprob: log_prob(3, 0.6),
+            top: [2, 0, 3].map(|id| (id, log_prob(id as usize, 1.0))).to_vec(),
+            given: vec![],
+            text: String::new(),
+            version: 0,
+        };
+        let got = at_temperature(token, 0.6);
+        assert_eq!(got.logprob, log_prob(3, 0.6));
+        for (id, logprob) in got.top {
+            assert!((logprob - log_prob(id as usize, 0.6)).abs() < 1e-12, "{id}: {logprob}");
+        }
     }
 }

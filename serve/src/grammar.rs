@@ -9,9 +9,10 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
+use crate::closed_objects::close;
 use crate::fields::Fields;
 use crate::models::Model;
-use crate::openapi::schema::{Members, Schema, any, any_of, boolean, map, one_of, some, text, word};
+use crate::openapi::schema::{Members, Schema, any, any_of, boolean, map, one_of, word};
 use crate::prompt::off_loop;
 
 /// A form, as a request asks for it.
@@ -65,29 +66,9 @@ impl Form {
         }
     }
 
-    /// vLLM's `structured_outputs`: one of `json`, `regex`, `choice`, `grammar`.
-    pub(crate) fn take_structured(fields: &mut Fields) -> Result<Option<Self>, ApiError> {
-        const FIELD: &str = "structured_outputs";
-        let Some(value) = fields.take::<Value>(FIELD)? else { return Ok(None) };
-        let wrong = |what: &str| Err(ApiError::invalid(FIELD, format!("`structured_outputs`: {what}")));
-        let Some((kind, value)) = value.as_object().filter(|o| o.len() == 1).and_then(|o| o.iter().next()) else {
-            return wrong("an object with one of json, regex, choice, grammar is needed");
-        };
-        match (kind.as_str(), value) {
-            ("json", Value::Object(_) | Value::Bool(_)) => Ok(Some(Self::Schema(value.clone()))),
-            ("regex", Value::String(regex)) => Ok(Some(Self::Regex(regex.clone()))),
-            ("grammar", Value::String(lark)) => Ok(Some(Self::Lark(lark.clone()))),
-            ("choice", Value::Array(choices)) if !choices.is_empty() && choices.iter().all(Value::is_string) => {
-                let choices: Vec<String> = choices.iter().map(Value::to_string).collect();
-                Ok(Some(Self::Lark(format!("start: {}", choices.join(" | ")))))
-            }
-            _ => wrong(&format!("`{kind}` is not known, or has a value of the wrong type")),
-        }
-    }
-
     pub(crate) fn grammar(self) -> GrammarWithLexer {
         match self {
-            Self::Schema(schema) => GrammarWithLexer::from_json_schema(spaced(schema)),
+            Self::Schema(schema) => GrammarWithLexer::from_json_schema(bounded(schema)),
             Self::Regex(regex) => GrammarWithLexer::from_regex(&regex),
             Self::Lark(lark) => GrammarWithLexer::from_lark(lark),
         }
@@ -103,8 +84,10 @@ fn is_name(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(known)
 }
 
-/// White space as Python writes it: free white space could go on for ever.
-pub(crate) fn spaced(schema: Value) -> Value {
+/// A schema whose values end: with white space as Python writes it, since free white space could go on for ever, and with
+/// objects that have only the members that it lists.
+pub(crate) fn bounded(mut schema: Value) -> Value {
+    close(&mut schema);
     let Value::Object(mut schema) = schema else { return schema };
     let spaces = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
     schema.entry("x-guidance").or_insert(spaces);
@@ -158,17 +141,6 @@ fn make_factory(model: &Model) -> Result<ParserFactory, String> {
         ParserFactory::new(&environment, InferenceCapabilities::default(), &[]).map_err(|e| e.to_string())?;
     factory.quiet();
     Ok(factory)
-}
-
-/// What [`Form::take_structured`] reads: one of four.
-pub(crate) fn describe_structured() -> Schema {
-    let one = |name, schema, words: &str| Members::new().always(name, schema, words).closed();
-    any_of([
-        one("json", describe_schema(), "A JSON schema."),
-        one("regex", text(), ""),
-        one("choice", some(text(), None), ""),
-        one("grammar", text(), "In llguidance's Lark dialect."),
-    ])
 }
 
 /// What [`Form::take`] reads.

@@ -8,8 +8,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::api_error::ApiError;
+use crate::fields::Fields;
 use crate::models::Model;
-use crate::openapi::schema::{Members, Schema, any, any_of, list, map, nullable, one_of, some, text, token_id};
+use crate::openapi::schema::{
+    Members, Schema, any, any_of, boolean, integer, list, map, nullable, one_of, some, text, token_id,
+};
 use crate::telemetry::Scope;
 
 /// `prompt` and `input`: a text, some texts, the ids of one prompt, or of some.
@@ -22,11 +25,82 @@ pub(crate) enum Input {
     IdLists(Vec<Vec<u32>>),
 }
 
-/// A prompt and, where it was given, its text.
+/// A prompt and, where it was given whole, its text.
 #[derive(Debug)]
 pub(crate) struct Prompt {
     pub(crate) ids: Vec<u32>,
     pub(crate) text: Option<String>,
+}
+
+/// How texts become tokens, as far as a request has a say in it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PromptEncoding {
+    /// The tokenizer adds its special tokens, such as the one that begins a text.
+    special: bool,
+    /// Of longer prompts only the last tokens are kept, this many.
+    keep: Option<usize>,
+}
+
+/// Texts of this many contexts are encoded where all but their end is dropped.
+const MAX_DROPPED: usize = 64;
+
+impl PromptEncoding {
+    /// All of the text, with or without special tokens.
+    pub(crate) fn whole(special: bool) -> Self {
+        Self { special, keep: None }
+    }
+
+    /// Takes `add_special_tokens`, which is `special` where it is left out, and `truncate_prompt_tokens`.
+    pub(crate) fn take(fields: &mut Fields, model: &Model, special: bool) -> Result<Self, ApiError> {
+        const KEEP: &str = "truncate_prompt_tokens";
+        let special = fields.take("add_special_tokens")?.unwrap_or(special);
+        let context = model.context();
+        let keep = match fields.take::<i64>(KEEP)? {
+            None => None,
+            Some(-1) => Some(context),
+            Some(keep) => match usize::try_from(keep) {
+                Ok(keep) if (1..=context).contains(&keep) => Some(keep),
+                _ => {
+                    let message =
+                        format!("{KEEP} = {keep}: must be from 1 to the context of {context}, or -1 for all of it");
+                    return Err(ApiError::invalid(KEEP, message));
+                }
+            },
+        };
+        Ok(Self { special, keep })
+    }
+
+    /// Ids of a text, which are checked for what the model can see.
+    fn encode(self, text: String, model: &Model, field: &'static str) -> Result<Prompt, ApiError> {
+        let limit = if self.keep.is_some() { model.context().saturating_mul(MAX_DROPPED) } else { model.context() };
+        may_fit(&text, limit, model, field)?;
+        let ids = model.tokenizer()?.encode(&text, self.special)?;
+        Ok(self.cut(Prompt { ids, text: Some(text) }))
+    }
+
+    fn cut(self, mut prompt: Prompt) -> Prompt {
+        let dropped = self.keep.map_or(0, |keep| prompt.ids.len().saturating_sub(keep));
+        if dropped > 0 {
+            prompt.ids.drain(..dropped);
+            prompt.text = None;
+        }
+        prompt
+    }
+}
+
+/// The fields that [`PromptEncoding::take`] takes.
+pub(crate) fn describe_encoding(special: &str) -> Members {
+    Members::new()
+        .maybe(
+            "add_special_tokens",
+            boolean(),
+            &format!("Whether the tokenizer adds its special tokens to a text; {special}."),
+        )
+        .maybe(
+            "truncate_prompt_tokens",
+            integer(-1..=i128::from(u32::MAX)),
+            "Of a longer prompt only the last so many tokens are kept; -1 is the context.",
+        )
 }
 
 /// Runs what takes long for long texts on a thread of its own.
@@ -39,17 +113,19 @@ pub(crate) async fn off_loop<T: Send + 'static>(
 
 impl Input {
     /// All prompts as token ids; `field` is the name of the input.
-    pub(crate) async fn encode(self, model: &Arc<Model>, field: &'static str) -> Result<Vec<Prompt>, ApiError> {
+    pub(crate) async fn encode(
+        self,
+        model: &Arc<Model>,
+        field: &'static str,
+        encoding: PromptEncoding,
+    ) -> Result<Vec<Prompt>, ApiError> {
         let model = Arc::clone(model);
-        Scope::current().time("tokenize", off_loop(move || self.encode_now(&model, field))).await
+        Scope::current().time("tokenize", off_loop(move || self.encode_now(&model, field, encoding))).await
     }
 
-    fn encode_now(self, model: &Model, field: &'static str) -> Result<Vec<Prompt>, ApiError> {
-        let text = |text: String| -> Result<Prompt, ApiError> {
-            may_fit(&text, model, field)?;
-            Ok(Prompt { ids: model.tokenizer()?.encode(&text, true)?, text: Some(text) })
-        };
-        let ids = |ids| Prompt { ids, text: None };
+    fn encode_now(self, model: &Model, field: &'static str, encoding: PromptEncoding) -> Result<Vec<Prompt>, ApiError> {
+        let text = |text: String| encoding.encode(text, model, field);
+        let ids = |ids| encoding.cut(Prompt { ids, text: None });
         let prompts = match self {
             Self::Text(one) => vec![text(one)?],
             Self::Texts(some) => some.into_iter().map(text).collect::<Result<_, _>>()?,
@@ -72,10 +148,9 @@ pub(crate) fn too_long(tokens: impl Display, context: usize, field: &'static str
 }
 
 /// Refuses a text that is far too long before its tokens are made, which would take seconds.
-fn may_fit(text: &str, model: &Model, field: &'static str) -> Result<(), ApiError> {
-    let context = model.context();
-    match model.tokenizer()?.surely_exceeds(text, context) {
-        true => Err(too_long(format!("more than {context}"), context, field)),
+fn may_fit(text: &str, limit: usize, model: &Model, field: &'static str) -> Result<(), ApiError> {
+    match model.tokenizer()?.surely_exceeds(text, limit) {
+        true => Err(too_long(format!("more than {limit}"), model.context(), field)),
         false => Ok(()),
     }
 }
@@ -110,26 +185,47 @@ pub(crate) struct Conversation {
     pub(crate) variables: Map<String, Value>,
     /// Whether an answer of the assistant begins, or the last message goes on.
     pub(crate) ending: Ending,
+    pub(crate) encoding: PromptEncoding,
     /// The field that they came from.
     pub(crate) field: &'static str,
 }
 
 impl Conversation {
-    /// The text that the model continues, and its ids.
+    /// The text that the template makes, and the ids that the model continues.
     pub(crate) async fn encode(self, model: &Arc<Model>) -> Result<Prompt, ApiError> {
         let model = Arc::clone(model);
         let encode = off_loop(move || {
             let template = model.chat_template()?;
             let rendered = template.render(&self.messages, self.ending, self.tools.as_ref(), &self.variables);
             let text = rendered.map_err(|error| ApiError::from(error).about(self.field))?;
-            may_fit(&text, &model, self.field)?;
-            // A template writes the special tokens itself.
-            let ids = model.tokenizer()?.encode(&text, false)?;
+            let Prompt { ids, .. } = self.encoding.encode(text.clone(), &model, self.field)?;
             check_ids(&ids, &model, self.field)?;
             Ok(Prompt { ids, text: Some(text) })
         });
         Scope::current().time("tokenize", encode).await
     }
+}
+
+/// Takes how the prompt of a conversation ends: `add_generation_prompt` and `continue_final_message`.
+pub(crate) fn ending(fields: &mut Fields) -> Result<Ending, ApiError> {
+    const CONTINUE: &str = "continue_final_message";
+    let answer: Option<bool> = fields.take("add_generation_prompt")?;
+    match (fields.take(CONTINUE)?.unwrap_or(false), answer) {
+        (true, Some(true)) => {
+            let message = format!("`{CONTINUE}` and `add_generation_prompt` contradict each other; send one of them");
+            Err(ApiError::invalid(CONTINUE, message))
+        }
+        (true, _) => Ok(Ending::Continue),
+        (false, Some(false)) => Ok(Ending::Closed),
+        (false, _) => Ok(Ending::Answer),
+    }
+}
+
+/// The fields that [`ending`] takes.
+pub(crate) fn describe_ending() -> Members {
+    Members::new()
+        .maybe("add_generation_prompt", boolean(), "Whether an answer of the assistant begins; true when it is left out.")
+        .maybe("continue_final_message", boolean(), "The text of the last message goes on.")
 }
 
 /// Messages as clients send them, checked.

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::middleware::{from_fn_with_state, map_response};
-use axum::response::Response;
+use axum::extract::Request;
+use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
+use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router};
 use http::{HeaderValue, Method, Uri, header};
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -18,17 +19,20 @@ use crate::{Error, Result, access, request_id, train_proxy};
 pub(crate) fn routes() -> Vec<Route> {
     use Access::{Admin, Key, Open};
     use api::{
-        adapters, chat, completions, dashboard, embeddings, health, models, responses, rows, score, stats, tokenize,
-        train,
+        adapters, chat, completions, dashboard, embeddings, generate, health, models, pause, responses, rows, score,
+        server_info, stats, tokenize, train, weight_transfer,
     };
     vec![
         Route::get(Open, "/", dashboard::page, dashboard::describe()),
         Route::get(Open, "/health", health::health, health::describe_health()),
         Route::get(Open, "/ready", health::ready, health::describe_ready()),
+        Route::get(Open, "/version", server_info::version, server_info::describe_version()),
         Route::get(Open, "/openapi.json", openapi::show, openapi::describe()),
         Route::get(Key, "/v1/models", models::list, models::describe_list()),
         Route::get(Key, "/v1/models/{*model}", models::retrieve, models::describe_retrieve()),
         Route::post(Key, "/v1/chat/completions", chat::create, chat::describe()),
+        Route::post(Key, "/v1/chat/completions/render", chat::render, chat::describe_render()),
+        Route::post(Key, "/inference/v1/generate", generate::create, generate::describe()),
         Route::post(Key, "/v1/responses", responses::create, responses::describe()),
         Route::post(Key, "/v1/responses/input_tokens", responses::count_input, responses::describe_count()),
         Route::post(Key, "/v1/completions", completions::create, completions::describe()),
@@ -42,6 +46,16 @@ pub(crate) fn routes() -> Vec<Route> {
         Route::get(Key, "/v1/train/events", train::events, train::describe_events()),
         Route::get(Key, "/metrics", stats::metrics, stats::describe_metrics()),
         Route::get(Key, "/v1/stats", stats::stats, stats::describe_stats()),
+        Route::get(Key, "/server_info", server_info::info, server_info::describe_info()),
+        Route::get(Key, "/get_world_size", server_info::world_size, server_info::describe_world_size()),
+        Route::get(Key, "/is_paused", pause::is_paused, pause::describe_is_paused()),
+        Route::post(Admin, "/pause", pause::pause, pause::describe_pause()),
+        Route::post(Admin, "/resume", pause::resume, pause::describe_resume()),
+        Route::post(Admin, "/reset_prefix_cache", pause::reset_prefix_cache, pause::describe_reset()),
+        Route::post(Admin, "/init_weight_transfer_engine", weight_transfer::refuse, weight_transfer::describe_init()),
+        Route::post(Admin, "/start_weight_update", weight_transfer::refuse, weight_transfer::describe_start()),
+        Route::post(Admin, "/update_weights", weight_transfer::refuse, weight_transfer::describe_update()),
+        Route::post(Admin, "/finish_weight_update", weight_transfer::refuse, weight_transfer::describe_finish()),
         Route::post(Admin, "/v1/load_lora_adapter", adapters::load, adapters::describe_load()),
         Route::post(Admin, "/v1/unload_lora_adapter", adapters::unload, adapters::describe_unload()),
         Route::post(Admin, "/v1/train/stop", train::stop, train::describe_stop()),
@@ -82,6 +96,18 @@ pub(crate) fn router(app: &Shared) -> Result<Router> {
         None => router,
     };
     Ok(router.with_state(Arc::clone(app)))
+}
+
+/// The routes of a server that stops: it says what it did and what it does, and takes no new work.
+pub(crate) fn stopping(routes: Router) -> Router {
+    routes.layer(from_fn(nothing_new))
+}
+
+async fn nothing_new(request: Request, next: Next) -> Response {
+    if request.method() == Method::GET {
+        return next.run(request).await;
+    }
+    ApiError::unavailable("the server is stopping and takes no new work; send it to another one").into_response()
 }
 
 async fn no_route(uri: Uri) -> ApiError {

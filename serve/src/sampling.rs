@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 
 use runtime::sampler::SamplingParams;
 use serde::Deserialize;
-use serde_json::Number;
+use serde_json::{Number, json};
 
 use crate::api_error::ApiError;
-use crate::config::SamplingDefaults;
+use crate::config::{LogprobsMode, SamplingDefaults};
 use crate::fields::Fields;
 use crate::ids;
 use crate::models::Model;
 use crate::openapi::schema::{
-    Members, any_of, at_most, boolean, count, integer, list, map_from, number, number_above, some_text, token_id,
+    Members, any_of, at_most, boolean, count, exactly, integer, list, map_from, number, number_above, some_text,
+    token_id,
 };
 
 /// Stop strings of one request.
@@ -32,6 +33,8 @@ enum Texts {
 #[derive(Debug)]
 pub(crate) struct Sampling {
     params: SamplingParams,
+    /// The temperature that the request itself names.
+    named_temperature: Option<f32>,
     max_tokens: Option<usize>,
     /// What the request calls it.
     length_field: &'static str,
@@ -53,7 +56,8 @@ impl Sampling {
             SamplingDefaults::OpenAi => Default::default(),
         };
         let own_temperature = if own.do_sample == Some(false) { Some(0.0) } else { own.temperature };
-        let temperature = fields.take("temperature")?.or(own_temperature.map(|t| t as f32)).unwrap_or(1.0);
+        let named_temperature: Option<f32> = fields.take("temperature")?;
+        let temperature = named_temperature.or(own_temperature.map(|t| t as f32)).unwrap_or(1.0);
         // Greedy decoding has no use for a truncated distribution.
         let unless_greedy = |value: Option<f64>| value.filter(|_| temperature != 0.0).map(|v| v as f32);
         let repetition: Option<f32> = fields.take("repetition_penalty")?;
@@ -70,10 +74,14 @@ impl Sampling {
             min_tokens: fields.take("min_tokens")?.unwrap_or(0),
             stop: stops(fields)?,
             stop_token_ids: fields.take("stop_token_ids")?.unwrap_or_default(),
+            include_stop: fields.take("include_stop_str_in_output")?.unwrap_or(false),
+            skip_special_tokens: fields.take("skip_special_tokens")?.unwrap_or(true),
             ignore_eos: fields.take("ignore_eos")?.unwrap_or(false),
             ..SamplingParams::default()
         };
-        Ok(Self { params, max_tokens: max_tokens(fields, length)?, length_field: length[length.len() - 1] })
+        no_beams(fields)?;
+        let length_field = length[length.len() - 1];
+        Ok(Self { params, named_temperature, max_tokens: max_tokens(fields, length)?, length_field })
     }
 
     /// Completions of each prompt.
@@ -90,6 +98,42 @@ impl Sampling {
 
     pub(crate) fn top_p(&self) -> f32 {
         self.params.top_p
+    }
+
+    /// Temperature of the distribution that `prompt_logprobs` are of: nothing else in a request that scores given tokens
+    /// could mean it.
+    pub(crate) fn scored_temperature(&self) -> f64 {
+        self.named_temperature.filter(|&temperature| temperature > 0.0).map_or(1.0, f64::from)
+    }
+
+    /// Temperature of the distribution that `logprobs` are of.
+    pub(crate) fn reported_temperature(&self, mode: LogprobsMode) -> f64 {
+        reported_temperature(&self.params, mode)
+    }
+
+    /// Refuses log-probabilities of a distribution that is more than the logits at a temperature.
+    pub(crate) fn check_logprobs(&self, mode: LogprobsMode) -> Result<(), ApiError> {
+        let p = &self.params;
+        let shapes = [
+            ("top_k", p.top_k.is_some()),
+            ("top_p", p.top_p < 1.0),
+            ("min_p", p.min_p > 0.0),
+            ("repetition_penalty", p.repetition_penalty != 1.0),
+            ("frequency_penalty", p.frequency_penalty != 0.0),
+            ("presence_penalty", p.presence_penalty != 0.0),
+            ("logit_bias", !p.logit_bias.is_empty()),
+        ];
+        match shapes.iter().find(|(_, shapes)| *shapes && mode == LogprobsMode::Processed && p.temperature > 0.0) {
+            None => Ok(()),
+            Some((field, _)) => {
+                let message = format!(
+                    "`{field}` changes the distribution that is drawn from, and with --logprobs-mode processed_logprobs \
+                     log-probabilities can be those of the temperature alone; send the value of `{field}` that changes \
+                     nothing, or ask for no log-probabilities"
+                );
+                Err(ApiError::unsupported(*field, message))
+            }
+        }
     }
 
     /// The length that was asked for.
@@ -135,6 +179,22 @@ impl Sampling {
         params.validate(model.vocab_size()).map_err(runtime::Error::from)?;
         Ok((max_tokens > 0).then_some(params))
     }
+}
+
+/// Temperature of the distribution that the log-probabilities of sampled tokens are of. Greedy decoding has none.
+pub(crate) fn reported_temperature(params: &SamplingParams, mode: LogprobsMode) -> f64 {
+    match mode {
+        LogprobsMode::Processed if params.temperature > 0.0 => f64::from(params.temperature),
+        LogprobsMode::Processed | LogprobsMode::Raw => 1.0,
+    }
+}
+
+/// Fields of vLLM with the values that mean what happens here anyway.
+fn no_beams(fields: &mut Fields) -> Result<(), ApiError> {
+    fields.only("use_beam_search", &[json!(false)], "completions are sampled")?;
+    fields.only("length_penalty", &[json!(1), json!(1.0)], "there is no beam search")?;
+    fields.only("early_stopping", &[json!(false)], "there is no beam search")?;
+    fields.only("spaces_between_special_tokens", &[json!(true)], "texts are what the tokenizer decodes")
 }
 
 /// `-1` and 0 keep all tokens, as vLLM has it: `Some(None)`.
@@ -220,5 +280,11 @@ pub(crate) fn describe() -> Members {
         .maybe("min_tokens", count(), "No end before so many tokens.")
         .maybe("stop", stop, "Texts that end the answer and are no part of it.")
         .maybe("stop_token_ids", list(token_id()), "Ids that end the answer.")
+        .maybe("include_stop_str_in_output", boolean(), "What ends the answer is part of its text.")
+        .maybe("skip_special_tokens", boolean(), "Special tokens are no part of the text; true when it is left out.")
+        .maybe("use_beam_search", exactly(false), "Completions are sampled.")
+        .maybe("length_penalty", exactly(1.0), "There is no beam search.")
+        .maybe("early_stopping", exactly(false), "There is no beam search.")
+        .maybe("spaces_between_special_tokens", exactly(true), "Texts are what the tokenizer decodes.")
         .maybe("ignore_eos", boolean(), "The model's end is a token like any other.")
 }

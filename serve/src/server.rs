@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::app::{App, Phase};
 use crate::connections::Connections;
 use crate::models::{Models, ServedModel};
-use crate::router::router;
+use crate::router::{router, stopping};
 use crate::tls::TlsFiles;
 use crate::train::TrainControl;
 use crate::train_proxy::TrainProxy;
@@ -117,7 +117,7 @@ impl Server {
         let cold = Arc::clone(&app);
         let mut warm_up = pin!(tokio::task::spawn_blocking(move || warm_up(&cold)));
         let mut warm = false;
-        let connections = Connections::new(Arc::clone(&app), routes, self.tls);
+        let connections = Connections::new(Arc::clone(&app), routes.clone(), self.tls.clone());
         loop {
             tokio::select! {
                 _ = stop.wait_for(|asked| *asked) => break,
@@ -127,23 +127,39 @@ impl Server {
                     app.enter(Phase::Ready);
                     tracing::info!("ready");
                 }
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => connections.answer(stream),
-                    Err(error) => {
-                        tracing::warn!("a connection could not be accepted: {error}");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                },
+                accepted = listener.accept() => answer(&connections, accepted.map(|(stream, _)| stream)).await,
             }
         }
-        drop(listener);
         app.enter(Phase::Draining);
         let limit = app.config.drain_timeout;
         tracing::info!(sequences = app.admission.taken(), "stopping; what runs may go on for {} s", limit.as_secs());
-        if tokio::time::timeout(limit, connections.end()).await.is_err() {
-            tracing::warn!(sequences = app.admission.taken(), "the time to stop is over; what still runs is cancelled");
+        // Who asks meanwhile learns that the server stops.
+        let late = Connections::late(Arc::clone(&app), stopping(routes), self.tls);
+        let mut ended = pin!(tokio::time::timeout(limit, connections.end()));
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut ended => {
+                    if outcome.is_err() {
+                        let sequences = app.admission.taken();
+                        tracing::warn!(sequences, "the time to stop is over; what still runs is cancelled");
+                    }
+                    return Ok(());
+                }
+                accepted = listener.accept() => answer(&late, accepted.map(|(stream, _)| stream)).await,
+            }
         }
-        Ok(())
+    }
+}
+
+/// Answers a connection; one that cannot be accepted is logged.
+async fn answer(connections: &Connections, accepted: std::io::Result<tokio::net::TcpStream>) {
+    match accepted {
+        Ok(stream) => connections.answer(stream),
+        Err(error) => {
+            tracing::warn!("a connection could not be accepted: {error}");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
     }
 }
 

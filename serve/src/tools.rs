@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::api_error::ApiError;
 use crate::fields::Fields;
-use crate::grammar::spaced;
+use crate::grammar::bounded;
 use crate::models::Model;
 
 /// Functions that the model may call.
@@ -193,7 +193,7 @@ fn calls(tools: &[&Value], several: bool, all: bool) -> Result<Calls, ApiError> 
         }))
     };
     let any = tools.iter().map(&mut one).collect::<Result<Vec<_>, _>>()?;
-    Ok(Calls { object: spaced(json!({"anyOf": any, "$defs": definitions})), several })
+    Ok(Calls { object: bounded(json!({"anyOf": any, "$defs": definitions})), several })
 }
 
 /// A function with a name.

@@ -85,7 +85,9 @@ impl Generation {
         let wants_text = request.text || !request.params.stop.is_empty();
         let text = wants_text.then(|| -> Result<_> {
             let tokenizer = tokenizer.ok_or_else(missing)?;
-            Ok((Detokenizer::new(tokenizer.clone(), true), StopMatcher::new(&request.params.stop)))
+            let params = &request.params;
+            let stops = StopMatcher::new(&params.stop).including(params.include_stop);
+            Ok((Detokenizer::new(tokenizer.clone(), params.skip_special_tokens), stops))
         });
         let sampler = match device {
             Device::Cpu | Device::Portable => Sampler::Host(TokenHistory::new(&request.prompt)),
@@ -195,7 +197,8 @@ impl Generation {
             mask.source.accept(token);
         }
         let stop_id = (!self.params.ignore_eos && eos.contains(&token)) || self.params.stop_token_ids.contains(&token);
-        let (text, stop_text) = match self.advance_text((!stop_id).then_some(token)) {
+        let has_text = !stop_id || self.params.include_stop;
+        let (text, stop_text) = match self.advance_text(has_text.then_some(token)) {
             Ok(advanced) => advanced,
             Err(e) => return self.fail(e),
         };
@@ -220,7 +223,7 @@ impl Generation {
         }
     }
 
-    /// Text that is certain now, and whether a stop string is complete. A stop token is not part of the text.
+    /// Text that is certain now, and whether a stop string is complete; `None` is a token that is no part of the text.
     fn advance_text(&mut self, token: Option<u32>) -> Result<(String, bool)> {
         let (Some((detokenizer, stops)), Some(token)) = (&mut self.text, token) else {
             return Ok((String::new(), false));
@@ -249,6 +252,11 @@ impl Generation {
         };
         text.push_str(&stops.finish());
         Ok(text)
+    }
+
+    /// Ends it early, with the text so far.
+    pub(super) fn abort(&mut self) {
+        self.end(FinishReason::Cancelled);
     }
 
     pub(super) fn fail(&mut self, error: Error) -> Progress {

@@ -50,7 +50,7 @@ impl SlotEngine {
                 return refuse(format!("{} tokens exceed the model's context of {max}", inputs(span).len()));
             }
         }
-        if let Wanted::LogProbs { top, ids, temperature } = &request.wanted {
+        if let Wanted::LogProbs { top, ids, temperature, .. } = &request.wanted {
             check_ids(ids, config)?;
             if *top > config.vocab_size {
                 return Err(Error::Request(format!("top {top} exceeds the vocabulary of {}", config.vocab_size)));
@@ -87,8 +87,8 @@ impl SlotEngine {
                     Ok(())
                 })?;
             }
-            (Wanted::LogProbs { top, ids, temperature }, Grades::LogProbs(graded)) => {
-                let asked = Asked { top: *top, ids, temperature: *temperature };
+            (Wanted::LogProbs { top, ids, temperature, ranks }, Grades::LogProbs(graded)) => {
+                let asked = Asked { top: *top, ids, temperature: *temperature, ranks: *ranks };
                 graded.extend(self.log_probs(&hidden, batch, &asked)?);
             }
             _ => unreachable!("the grades were made for what is wanted"),
@@ -108,7 +108,7 @@ impl SlotEngine {
 
     fn log_probs(&self, hidden: &Tensor, batch: &[Span], asked: &Asked<'_>) -> Result<Vec<GradedRows>> {
         let targets: Vec<u32> = batch.iter().flat_map(|span| &span.tokens[span.positions.clone()]).copied().collect();
-        let rows: Vec<Row> = if asked.top == 0 && asked.ids.is_empty() {
+        let rows: Vec<Row> = if asked.top == 0 && asked.ids.is_empty() && !asked.ranks {
             // What a loss would be told, without the logits leaving the device.
             let head = self.serving.weights.output_head();
             let logprobs = ops::linear_log_prob([hidden, head], &targets, asked.temperature)?;
@@ -141,12 +141,14 @@ pub(super) struct Asked<'a> {
     pub(super) top: usize,
     pub(super) ids: &'a [u32],
     pub(super) temperature: f64,
+    pub(super) ranks: bool,
 }
 
 /// What is said of one position.
 #[derive(Default)]
 pub(super) struct Row {
     pub(super) logprob: f64,
+    rank: u32,
     pub(super) top: Vec<(u32, f64)>,
     tail: f64,
     ids: Vec<f64>,
@@ -155,7 +157,7 @@ pub(super) struct Row {
 impl Asked<'_> {
     /// The own token alone, of the model's own distribution.
     pub(super) fn plain() -> Self {
-        Self { top: 0, ids: &[], temperature: 1.0 }
+        Self { top: 0, ids: &[], temperature: 1.0, ranks: false }
     }
 
     /// From logits, in double precision.
@@ -167,6 +169,9 @@ impl Asked<'_> {
         let logprob = |id: u32| f64::from(z[id as usize]) / self.temperature - log_sum;
         let ids = self.ids.iter().map(|&id| logprob(id)).collect();
         let mut row = Row { logprob: logprob(target), ids, ..Row::default() };
+        if self.ranks {
+            row.rank = rank(z, target);
+        }
         if self.top > 0 {
             let mut order: Vec<u32> = (0..z.len() as u32).collect();
             let before = |a: &u32, b: &u32| z[*b as usize].total_cmp(&z[*a as usize]).then(a.cmp(b));
@@ -186,6 +191,9 @@ impl Asked<'_> {
         let mut graded = GradedRows::default();
         for row in rows {
             graded.logprobs.push(row.logprob);
+            if self.ranks {
+                graded.ranks.push(row.rank);
+            }
             if self.top > 0 {
                 graded.top.push(row.top);
                 graded.tail_logprobs.push(row.tail);
@@ -195,5 +203,28 @@ impl Asked<'_> {
             }
         }
         graded
+    }
+}
+
+/// A token's place by falling logit, ties by rising id, from 1.
+fn rank(z: &[f32], target: u32) -> u32 {
+    let (lower, own) = (target as usize, z[target as usize]);
+    let likelier = z.iter().filter(|&&other| other > own).count();
+    let equal = z[..lower].iter().filter(|&&other| other == own).count();
+    (1 + likelier + equal) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_are_places_in_the_list_of_the_likeliest() {
+        let z = [0.5, 2.0, -1.0, 2.0, f32::NEG_INFINITY, 0.5, 3.0, f32::NEG_INFINITY];
+        let asked = Asked { top: z.len(), ids: &[], temperature: 0.7, ranks: true };
+        for target in 0..z.len() as u32 {
+            let row = asked.row(&z, target);
+            assert_eq!(row.top[row.rank as usize - 1].0, target);
+        }
     }
 }

@@ -49,6 +49,9 @@ pub(super) fn refuse(work: Work, lost: &Error) {
         Work::Publish(reply) => send(&reply, Err(lost)),
         Work::Export(reply) => send(&reply, Err(lost)),
         Work::Restore(_, reply) => send(&reply, Err(lost)),
+        Work::Pause(_, reply) => send(&reply, Err(lost)),
+        Work::Resume(reply) => send(&reply, Err(lost)),
+        Work::ResetPrefixCache(reply) => send(&reply, Err(lost)),
         Work::Stats(reply) => send(&reply, Err(lost)),
     }
 }

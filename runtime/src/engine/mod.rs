@@ -22,7 +22,7 @@ use autograd::cuda::{Gpu, Mode};
 
 use crate::handle::Work;
 use crate::memory::Entry;
-use crate::request::{GpuStats, RuntimeSpec, RuntimeStats, Slot, Snapshot};
+use crate::request::{GpuStats, RuntimeSpec, RuntimeStats, Slot, Snapshot, Standing};
 use crate::train::TrainSession;
 use crate::{Error, Result};
 
@@ -40,6 +40,8 @@ pub(crate) struct Engine {
     spec: RuntimeSpec,
     /// Keeps a GPU in the mode that was asked for.
     _mode: Option<Mode>,
+    /// No step is launched.
+    paused: bool,
     /// How the device was lost; nothing is asked of it any more.
     lost: Option<Error>,
 }
@@ -65,7 +67,17 @@ impl Engine {
         let training = spec.training.as_ref().map(|t| TrainSession::new(t, &student)).transpose();
         let training = training.map_err(|e| e.asked_as(Entry::Optimizer))?;
         let (adapters, spec) = (BTreeMap::new(), spec.clone());
-        let mut engine = Self { student, teacher, training, adapters, next_adapter: 0, spec, lost: None, _mode: mode };
+        let mut engine = Self {
+            student,
+            teacher,
+            training,
+            adapters,
+            next_adapter: 0,
+            spec,
+            paused: false,
+            lost: None,
+            _mode: mode,
+        };
         if engine.training.is_some() {
             engine.publish().map_err(|e| e.asked_as(Entry::Copies))?;
         }
@@ -76,8 +88,8 @@ impl Engine {
     pub(crate) fn run(&mut self, work: &Receiver<Work>, published: &Mutex<Snapshot>) {
         loop {
             loop {
-                let next =
-                    if self.is_idle() { work.recv().map_err(|_| TryRecvError::Disconnected) } else { work.try_recv() };
+                let waits = self.paused || self.is_idle();
+                let next = if waits { work.recv().map_err(|_| TryRecvError::Disconnected) } else { work.try_recv() };
                 match next {
                     Ok(item) => {
                         self.answer(item);
@@ -196,6 +208,21 @@ impl Engine {
             Work::Restore(state, reply) => {
                 let restored = self.session().and_then(|s| s.restore(state));
                 self.reply(&reply, restored);
+            }
+            Work::Pause(running, reply) => {
+                if running == Standing::Abort {
+                    self.slots().for_each(SlotEngine::abort_all);
+                }
+                self.paused = true;
+                self.reply(&reply, Ok(()));
+            }
+            Work::Resume(reply) => {
+                self.paused = false;
+                self.reply(&reply, Ok(()));
+            }
+            Work::ResetPrefixCache(reply) => {
+                self.slots().for_each(|slot| slot.scheduler.reset_prefix_cache());
+                self.reply(&reply, Ok(()));
             }
             Work::Stats(reply) => {
                 let stats = self.stats();

@@ -73,7 +73,7 @@ impl SlotEngine {
         let places = rows.iter().map(|&row| row as u32).collect();
         let hidden = ops::select_rows(&mut Tape::off(), hidden, &places)?;
         let logits = ops::logits(&hidden, self.serving.weights.output_head())?.read()?;
-        let asked = Asked { top, ids: &[], temperature: 1.0 };
+        let asked = Asked { top, ids: &[], temperature: 1.0, ranks: false };
         let scored: Vec<Row> = rows
             .par_iter()
             .zip(logits.par_chunks(self.config().vocab_size))

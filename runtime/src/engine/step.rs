@@ -233,6 +233,15 @@ impl SlotEngine {
         self.error = Some(error);
     }
 
+    /// Ends every generation early, with what it has so far.
+    pub(super) fn abort_all(&mut self) {
+        self.drain();
+        for (id, mut generation) in std::mem::take(&mut self.running) {
+            generation.abort();
+            self.scheduler.cancel(id);
+        }
+    }
+
     /// Ends every request with an error.
     pub(super) fn fail_all(&mut self, error: &Error) {
         self.drain();

@@ -164,15 +164,22 @@ impl RadixCache {
         let floor = self.floors.entry(slot).or_default();
         *floor = version.max(*floor);
         let stale: Vec<CacheKey> = (self.roots.keys().copied()).filter(|&key| !self.accepts(key)).collect();
-        for key in stale {
-            let mut pending: Vec<PageId> =
-                (self.roots.remove(&key).into_iter()).flat_map(Children::into_values).collect();
-            while let Some(page) = pending.pop() {
-                let node = self.nodes[page.index()].take().expect("a child is a node");
-                self.leaves.remove(&(node.used, page));
-                pending.extend(node.children.into_values());
-                pool.disown(page);
-            }
+        stale.into_iter().for_each(|key| self.forget(pool, key));
+    }
+
+    /// Forgets every page. Sequences that hold them keep them until they end.
+    pub fn clear(&mut self, pool: &mut PagePool) {
+        let keys: Vec<CacheKey> = self.roots.keys().copied().collect();
+        keys.into_iter().for_each(|key| self.forget(pool, key));
+    }
+
+    fn forget(&mut self, pool: &mut PagePool, key: CacheKey) {
+        let mut pending: Vec<PageId> = (self.roots.remove(&key).into_iter()).flat_map(Children::into_values).collect();
+        while let Some(page) = pending.pop() {
+            let node = self.nodes[page.index()].take().expect("a child is a node");
+            self.leaves.remove(&(node.used, page));
+            pending.extend(node.children.into_values());
+            pool.disown(page);
         }
     }
 

@@ -38,6 +38,8 @@ pub enum Wanted {
         ids: Vec<u32>,
         /// Of the distribution at this temperature.
         temperature: f64,
+        /// Also the rank of the sequence's own token.
+        ranks: bool,
     },
     /// All logits.
     Logits(Precision),
@@ -78,6 +80,8 @@ pub enum Grades {
 pub struct GradedRows {
     /// Of the sequence's own token.
     pub logprobs: Vec<f64>,
+    /// Its place among all tokens in the order of `top`, from 1; empty where ranks were not asked for.
+    pub ranks: Vec<u32>,
     /// The most likely tokens, the likeliest first (ties to the lower id).
     pub top: Vec<Vec<(u32, f64)>>,
     /// ln of the mass of all tokens that are not among the most likely ones; empty where none were asked for.

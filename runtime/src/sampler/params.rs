@@ -30,10 +30,14 @@ pub struct SamplingParams {
     pub min_tokens: usize,
     /// Most tokens to generate.
     pub max_tokens: usize,
-    /// Texts that end the generation and are not part of it.
+    /// Texts that end the generation and, without `include_stop`, are not part of it.
     pub stop: Vec<String>,
     /// Ids that end the generation, besides the model's.
     pub stop_token_ids: Vec<u32>,
+    /// The text that ended the generation is part of it.
+    pub include_stop: bool,
+    /// Special tokens have no text.
+    pub skip_special_tokens: bool,
     /// Whether the model's own end-of-sequence ids are tokens like any other.
     pub ignore_eos: bool,
     /// Report this many of the most likely tokens.
@@ -58,6 +62,8 @@ impl Default for SamplingParams {
             max_tokens: 256,
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
+            include_stop: false,
+            skip_special_tokens: true,
             ignore_eos: false,
             logprobs: None,
             logprob_token_ids: Vec::new(),

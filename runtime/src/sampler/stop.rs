@@ -7,6 +7,8 @@ pub struct StopMatcher {
     /// Text that may be the beginning of a stop string.
     held: String,
     stopped: bool,
+    /// The stop string is emitted, too.
+    included: bool,
 }
 
 /// What one more piece of text leads to.
@@ -14,7 +16,7 @@ pub struct StopMatcher {
 pub struct StopOutcome {
     /// Text that is certainly not part of a stop string.
     pub emit: String,
-    /// Whether a stop string is complete; it and what follows are not emitted.
+    /// Whether a stop string is complete; what follows is not emitted.
     pub stopped: bool,
 }
 
@@ -22,7 +24,13 @@ impl StopMatcher {
     /// Watches for any of `stops`; none of them empty.
     pub fn new(stops: &[String]) -> Self {
         debug_assert!(stops.iter().all(|stop| !stop.is_empty()));
-        Self { stops: stops.to_vec(), held: String::new(), stopped: false }
+        Self { stops: stops.to_vec(), held: String::new(), stopped: false, included: false }
+    }
+
+    /// Whether the stop string that is found is emitted.
+    #[must_use]
+    pub fn including(self, included: bool) -> Self {
+        Self { included, ..self }
     }
 
     /// Appends `text`. Of stop strings that end at the same place the longest counts. After a stop nothing
@@ -34,8 +42,8 @@ impl StopMatcher {
         self.held.push_str(text);
         let found =
             (self.stops.iter()).filter_map(|stop| self.held.find(stop).map(|start| (start + stop.len(), start))).min();
-        if let Some((_, start)) = found {
-            self.held.truncate(start);
+        if let Some((end, start)) = found {
+            self.held.truncate(if self.included { end } else { start });
             self.stopped = true;
             return StopOutcome { emit: std::mem::take(&mut self.held), stopped: true };
         }
@@ -89,6 +97,14 @@ mod tests {
         assert_eq!(stop.push("caf"), emit("caf"));
         assert_eq!(stop.push("é"), emit(""));
         assert_eq!(stop.push("s é!!"), StopOutcome { emit: "és ".into(), stopped: true });
+    }
+
+    #[test]
+    fn a_stop_that_is_included_ends_the_text() {
+        let mut stop = matcher(&["é!", "b"]).including(true);
+        assert_eq!(stop.push("café"), emit("caf"));
+        assert_eq!(stop.push("! and b"), StopOutcome { emit: "é!".into(), stopped: true });
+        assert_eq!(stop.push("more"), StopOutcome { emit: String::new(), stopped: true });
     }
 
     #[test]

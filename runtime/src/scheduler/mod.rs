@@ -301,6 +301,11 @@ impl Scheduler {
         self.cache.drop_version(&mut self.pool, slot, weights_version);
     }
 
+    /// Forgets all cached prefixes; sequences that run keep their pages.
+    pub fn reset_prefix_cache(&mut self) {
+        self.cache.clear(&mut self.pool);
+    }
+
     /// Prompt and generated tokens of a request, those of steps in flight left out.
     pub fn tokens(&self, id: RequestId) -> Option<&[u32]> {
         let ticket = self.tickets.get(&id)?;

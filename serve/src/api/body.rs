@@ -23,6 +23,11 @@ impl FromRequest<Shared> for Fields {
         let Some(Known(known)) = request.extensions().get::<Known>().cloned() else {
             return Err(ApiError::internal("the description of this route has no body (Operation::reads)"));
         };
+        // Compressed bytes are no JSON, and what they would grow to is not known before it is there.
+        let coding = request.headers().get(header::CONTENT_ENCODING);
+        if let Some(coding) = coding.filter(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            return Err(ApiError::compressed(&String::from_utf8_lossy(coding.as_bytes())));
+        }
         // Whoever announces too much is told before it is sent.
         let announced =
             request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use runtime::request::{Score, ScoreRequest};
-use runtime::text::Tokenizer;
-use serde_json::{Value, json};
+use runtime::request::GradedRows;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
 
 use super::envelope::{
     Envelope, Streaming, Usage, define_shared, describe_chunk_usage, describe_finish, describe_object,
@@ -17,18 +17,20 @@ use super::score::{alternatives, fits};
 use crate::api_error::ApiError;
 use crate::app::{App, Shared};
 use crate::fields::{Fields, NO_EFFECT, describe_no_effect};
-use crate::generation::{Event, Finished, Job, Running, score};
-use crate::grammar::{Form, describe_structured};
+use crate::generation::{Event, Finished, Job, Running};
+use crate::grammar::Form;
 use crate::guide::Guide;
-use crate::logprobs::{self, Lists, of_prompt};
+use crate::logprobs::{self, Lists, Names};
 use crate::models::Model;
 use crate::openapi::Operation;
 use crate::openapi::schema::{
     Members, Schema, boolean, count, exactly, integer, list, named, nullable, text, token_id,
 };
-use crate::prompt::{Input, Prompt, describe_input, room};
+use crate::prompt::{Input, Prompt, PromptEncoding, describe_encoding, describe_input, room};
+use crate::prompt_logprobs::{self, Ask, PromptLogprobs};
 use crate::sampling::{self, COMPLETION_LENGTH, MAX_ALTERNATIVES, Sampling};
 use crate::sse::{self, Chunks, Encoder};
+use crate::structured::describe_structured;
 
 const KIND: &str = "text_completion";
 /// OpenAI's length of a completion that names none.
@@ -40,13 +42,15 @@ struct Shape {
     logprobs: Option<usize>,
     prompt_logprobs: Option<usize>,
     token_ids: bool,
-    tokenizer: Option<Arc<Tokenizer>>,
+    names: Option<Names>,
 }
 
-/// A prompt and, where its log-probabilities are shown, its score.
+/// A prompt with what is shown of it.
 struct Scored {
     prompt: Prompt,
-    score: Option<Score>,
+    /// For the log-probabilities of an echo.
+    echoed: Option<Arc<GradedRows>>,
+    listed: Option<PromptLogprobs>,
 }
 
 /// Continues every prompt `n` times.
@@ -54,6 +58,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
     let name: Option<String> = fields.take("model")?;
     let model = app.models.find(name.as_deref())?;
     let input: Input = fields.need("prompt")?;
+    let encoding = PromptEncoding::take(&mut fields, &model, true)?;
     let mut sampling = Sampling::take(&mut fields, &model, app.config.sampling_defaults, COMPLETION_LENGTH)?;
     let n = Sampling::copies(&mut fields)?;
     let streaming = Streaming::take(&mut fields)?;
@@ -65,21 +70,28 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
     fields.finish()?;
     // `best_of` chooses by log-probabilities, which every token carries in any case.
     sampling.report(shape.logprobs);
+    if shape.logprobs.is_some() {
+        sampling.check_logprobs(app.config.logprobs_mode)?;
+    }
     let pages = model.of(&app.runtime.snapshot()).scheduler.total_pages;
-    let prompts = input.encode(&model, "prompt").await?;
+    let prompts = input.encode(&model, "prompt", encoding).await?;
     let mut wanted = Vec::with_capacity(prompts.len());
     for Prompt { ids, .. } in &prompts {
         fits(ids.len(), model.context(), "prompt")?;
         wanted.push((ids.clone(), sampling.params(&model, ids.len(), room(&model, pages, ids.len()), USUAL_TOKENS)?));
     }
+    if let Some(top) = shape.prompt_logprobs {
+        prompt_logprobs::check_size(&app, top, wanted.iter().map(|(ids, _)| ids.len()).sum(), n)?;
+    }
     let grammar = match form {
         None => None,
-        Some(form) => {
+        Some((form, field)) => {
             sampling.check_form()?;
-            Some(model.grammars.compile(vec![form.grammar()], &model, "structured_outputs").await?)
+            Some(model.grammars.compile(vec![form.grammar()], &model, field).await?)
         }
     };
-    let prompts = shape.score(&app, &model, prompts).await?;
+    let temperatures = [sampling.reported_temperature(app.config.logprobs_mode), sampling.scored_temperature()];
+    let prompts = shape.score(&app, &model, prompts, temperatures).await?;
     let envelope = Envelope::new("cmpl-", &app, &model, name);
     let running =
         Running::start(&app, Job { model, prompts: wanted, copies: best_of, guide: Guide::new(grammar, None) })?;
@@ -110,80 +122,103 @@ fn best_of(fields: &mut Fields, n: usize, streams: bool) -> Result<usize, ApiErr
 
 impl Shape {
     fn take(fields: &mut Fields, model: &Model) -> Result<Self, ApiError> {
+        let as_ids = fields.take("return_tokens_as_token_ids")?.unwrap_or(false);
+        let tokenizer = model.files().tokenizer.clone();
         let shape = Self {
             echo: fields.take("echo")?.unwrap_or(false),
             logprobs: alternatives(fields.take("logprobs")?, "logprobs")?,
-            prompt_logprobs: alternatives(fields.take("prompt_logprobs")?, "prompt_logprobs")?,
+            prompt_logprobs: prompt_logprobs::take(fields, model)?,
             token_ids: fields.take("return_token_ids")?.unwrap_or(false),
-            tokenizer: model.files().tokenizer.clone(),
+            names: tokenizer.map(|tokenizer| Names { tokenizer, as_ids }),
         };
-        if shape.tokenizer.is_none() && (shape.echo || shape.logprobs.is_some() || !shape.token_ids) {
+        if shape.names.is_none() && (shape.echo || shape.logprobs.is_some() || !shape.token_ids) {
             let message = "the model has no tokenizer: send return_token_ids = true, without echo and logprobs";
             return Err(ApiError::invalid("return_token_ids", message));
         }
         Ok(shape)
     }
 
-    /// Scores the prompts whose log-probabilities are shown.
-    async fn score(&self, app: &App, model: &Model, prompts: Vec<Prompt>) -> Result<Vec<Scored>, ApiError> {
-        let echoed = self.logprobs.filter(|_| self.echo);
-        let top = echoed.max(self.prompt_logprobs);
-        let mut scored = Vec::with_capacity(prompts.len());
-        for prompt in prompts {
-            let score = match top {
-                None => None,
-                Some(top) => {
-                    let request = ScoreRequest { slot: model.slot(), tokens: prompt.ids.clone(), top };
-                    Some(score(app, model, request).await?)
-                }
-            };
-            scored.push(Scored { prompt, score });
-        }
-        Ok(scored)
+    /// Scores the prompts whose log-probabilities are shown, those of an echo at the first temperature.
+    async fn score(
+        &self,
+        app: &App,
+        model: &Model,
+        prompts: Vec<Prompt>,
+        [echo_temperature, temperature]: [f64; 2],
+    ) -> Result<Vec<Scored>, ApiError> {
+        let ids: Vec<&[u32]> = prompts.iter().map(|prompt| &prompt.ids[..]).collect();
+        let echo_top = self.logprobs.filter(|_| self.echo);
+        let ranked = match self.prompt_logprobs {
+            None => None,
+            Some(top) => {
+                // One pass serves both where both are asked for at one temperature.
+                let top = echo_top.filter(|_| echo_temperature == temperature).map_or(top, |echo| echo.max(top));
+                Some(prompt_logprobs::of_prompts(app, model, &ids, Ask { top, temperature, ranks: true }).await?)
+            }
+        };
+        let echoed = match (echo_top, &ranked) {
+            (None, _) => None,
+            (Some(_), Some(ranked)) if echo_temperature == temperature => Some(ranked.clone()),
+            (Some(top), _) => {
+                let ask = Ask { top, temperature: echo_temperature, ranks: false };
+                Some(prompt_logprobs::of_prompts(app, model, &ids, ask).await?)
+            }
+        };
+        let one = |(place, prompt): (usize, Prompt)| Scored {
+            echoed: echoed.as_ref().map(|echoed| Arc::clone(&echoed[place])),
+            listed: self.prompt_logprobs.zip(ranked.as_ref()).map(|(top, ranked)| PromptLogprobs {
+                ids: prompt.ids.clone(),
+                rows: Arc::clone(&ranked[place]),
+                top,
+                tokenizer: self.names.as_ref().map(|names| Arc::clone(&names.tokenizer)),
+            }),
+            prompt,
+        };
+        Ok(prompts.into_iter().enumerate().map(one).collect())
     }
 
     /// Text and lists of what precedes the completion: the prompt, if it is echoed.
     fn beginning(&self, scored: &Scored) -> Result<(String, Option<Lists>), ApiError> {
         let mut lists = self.logprobs.map(|_| Lists::default());
-        let Some(tokenizer) = self.tokenizer.as_ref().filter(|_| self.echo) else { return Ok((String::new(), lists)) };
+        let Some(names) = self.names.as_ref().filter(|_| self.echo) else { return Ok((String::new(), lists)) };
         let ids = &scored.prompt.ids;
-        if let (Some(lists), Some(score)) = (&mut lists, &scored.score) {
-            lists.push_prompt(tokenizer, ids, &cut(score, self.logprobs))?;
+        if let (Some(lists), Some(rows)) = (&mut lists, &scored.echoed) {
+            lists.push_prompt(names, ids, rows, self.logprobs.unwrap_or(0))?;
         }
         let text = match &scored.prompt.text {
             Some(text) => text.clone(),
-            None => tokenizer.decode(ids, false)?,
+            None => names.tokenizer.decode(ids, false)?,
         };
         Ok((text, lists))
     }
-
-    /// What a choice says about its prompt besides its text.
-    fn about_prompt(&self, scored: &Scored, choice: &mut Value) {
-        if self.token_ids {
-            choice["prompt_token_ids"] = json!(scored.prompt.ids);
-        }
-        if let (Some(_), Some(score)) = (self.prompt_logprobs, &scored.score) {
-            let score = cut(score, self.prompt_logprobs);
-            choice["prompt_logprobs"] = of_prompt(self.tokenizer.as_deref(), &scored.prompt.ids, &score);
-        }
-    }
 }
 
-/// The score with as many alternatives as this list shows.
-fn cut(score: &Score, top: Option<usize>) -> Score {
-    let mut score = score.clone();
-    score.top.iter_mut().for_each(|listed| listed.truncate(top.unwrap_or(0)));
-    score
+/// An object of which one member is not held as JSON.
+#[derive(Serialize)]
+struct Choice<'a> {
+    #[serde(flatten)]
+    rest: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<&'a PromptLogprobs>,
 }
 
-/// The answer in one piece; of every prompt's completions the likeliest `n`.
-fn whole(
+/// The answer in one piece.
+#[derive(Serialize)]
+struct Whole<'a> {
+    #[serde(flatten)]
+    head: Value,
+    choices: Vec<Choice<'a>>,
+    usage: Value,
+}
+
+/// Of every prompt's completions the likeliest `n`.
+fn whole<'a>(
     mut envelope: Envelope,
     shape: &Shape,
-    prompts: &[Scored],
+    prompts: &'a [Scored],
     mut finished: Vec<Finished>,
     [copies, n]: [usize; 2],
-) -> Result<Value, ApiError> {
+) -> Result<Whole<'a>, ApiError> {
     let mut usage = Usage::default();
     let mut choices = Vec::new();
     for (scored, group) in prompts.iter().zip(finished.chunks_mut(copies)) {
@@ -197,20 +232,19 @@ fn whole(
             if let Some(token) = one.tokens.last() {
                 envelope.computed_by(token.version);
             }
-            choices.push(choice(shape, scored, one, choices.len())?);
+            let rest = choice(shape, scored, one, choices.len())?;
+            choices.push(Choice { rest, prompt_logprobs: scored.listed.as_ref() });
         }
     }
-    let mut answer = envelope.object(KIND, Value::Array(choices));
-    answer["usage"] = usage.body();
-    Ok(answer)
+    Ok(Whole { head: envelope.head(KIND), choices, usage: usage.body() })
 }
 
 fn choice(shape: &Shape, scored: &Scored, one: &Finished, index: usize) -> Result<Value, ApiError> {
     let (mut text, mut lists) = shape.beginning(scored)?;
-    if let (Some(lists), Some(tokenizer)) = (&mut lists, &shape.tokenizer) {
+    if let (Some(lists), Some(names)) = (&mut lists, &shape.names) {
         let mut offset = text.chars().count();
         for token in &one.tokens {
-            lists.push_sampled(tokenizer, offset, token);
+            lists.push_sampled(names, offset, token);
             offset += token.text.chars().count();
         }
     }
@@ -224,8 +258,8 @@ fn choice(shape: &Shape, scored: &Scored, one: &Finished, index: usize) -> Resul
     });
     if shape.token_ids {
         choice["token_ids"] = json!(token_ids(&one.tokens));
+        choice["prompt_token_ids"] = json!(scored.prompt.ids);
     }
-    shape.about_prompt(scored, &mut choice);
     Ok(choice)
 }
 
@@ -238,7 +272,7 @@ struct Stream {
     /// Choices of each prompt.
     copies: usize,
     /// By choice: what comes before it, until it is sent.
-    beginnings: Vec<Option<(String, Option<Lists>, Value)>>,
+    beginnings: Vec<Option<(String, Option<Lists>, Map<String, Value>)>>,
     /// By choice: characters sent.
     offsets: Vec<usize>,
 }
@@ -256,10 +290,14 @@ impl Stream {
         let mut beginnings = Vec::with_capacity(count);
         for scored in prompts.iter().flat_map(|scored| std::iter::repeat_n(scored, copies)) {
             let (text, lists) = shape.beginning(scored)?;
-            let mut more = json!({});
-            shape.about_prompt(scored, &mut more);
-            let empty = text.is_empty() && more.as_object().is_none_or(|more| more.is_empty());
-            beginnings.push((!empty).then_some((text, lists, more)));
+            let mut more = Map::new();
+            if shape.token_ids {
+                more.insert("prompt_token_ids".into(), json!(scored.prompt.ids));
+            }
+            if let Some(listed) = &scored.listed {
+                more.insert("prompt_logprobs".into(), json!(listed));
+            }
+            beginnings.push((!text.is_empty() || !more.is_empty()).then_some((text, lists, more)));
         }
         Ok(Self { envelope, streaming, shape, usage, copies, beginnings, offsets: vec![0; count] })
     }
@@ -275,7 +313,7 @@ impl Encoder for Stream {
             let Some((text, lists, more)) = self.beginnings[index].take() else { continue };
             self.offsets[index] = text.chars().count();
             let mut choice = json!({"index": index, "text": text, "logprobs": lists, "finish_reason": null});
-            if let (Some(choice), Value::Object(more)) = (choice.as_object_mut(), more) {
+            if let Some(choice) = choice.as_object_mut() {
                 choice.extend(more);
             }
             chunks.push_back(self.chunk(choice));
@@ -292,9 +330,9 @@ impl Encoder for Stream {
                 if plain && token.text.is_empty() {
                     return Ok(());
                 }
-                if let (Some(_), Some(tokenizer)) = (self.shape.logprobs, &self.shape.tokenizer) {
+                if let (Some(_), Some(names)) = (self.shape.logprobs, &self.shape.names) {
                     let mut lists = Lists::default();
-                    lists.push_sampled(tokenizer, self.offsets[index], &token);
+                    lists.push_sampled(names, self.offsets[index], &token);
                     choice["logprobs"] = json!(lists);
                 }
                 if self.shape.token_ids {
@@ -322,7 +360,6 @@ impl Encoder for Stream {
 }
 
 pub(crate) fn describe() -> Operation {
-    let form = describe_structured();
     let body = Members::new()
         .maybe("model", text(), "The first one when it is left out.")
         .always("prompt", describe_input(), "What is continued.")
@@ -331,12 +368,14 @@ pub(crate) fn describe() -> Operation {
         .maybe("max_tokens", count(), "16 when it is left out; prompt and completion must fit the context.")
         .maybe("max_completion_tokens", count(), "Another name of `max_tokens`.")
         .and(sampling::describe())
+        .and(describe_encoding("it does when this is left out"))
         .and(describe_streaming())
         .maybe("echo", boolean(), "The prompt is part of the text.")
         .maybe("logprobs", integer(0..=MAX_ALTERNATIVES as i128), "Alternatives to each token.")
-        .maybe("prompt_logprobs", integer(0..=MAX_ALTERNATIVES as i128), "Alternatives to each token of the prompt.")
+        .and(prompt_logprobs::describe_field())
         .maybe("return_token_ids", boolean(), "Token ids of prompt and completion.")
-        .maybe("structured_outputs", form, "The completion has this form.")
+        .and(logprobs::describe_names())
+        .and(describe_structured())
         .maybe("suffix", exactly(""), "Only the empty one.")
         .and(describe_no_effect());
     let choice = |finish: Schema| {
@@ -360,5 +399,5 @@ pub(crate) fn describe() -> Operation {
         .answers(answer.closed())
         .streams("CompletionChunk", chunk.closed())
         .defines("CompletionLogprobs", logprobs::describe_lists())
-        .defines("PromptLogprobs", logprobs::describe_prompt())
+        .defines("PromptLogprobs", prompt_logprobs::describe())
 }

@@ -16,7 +16,7 @@ use crate::generation::embed;
 use crate::models::Model;
 use crate::openapi::Operation;
 use crate::openapi::schema::{Members, any_of, count, integer, list, named, number, one_of, text};
-use crate::prompt::{Input, describe_input};
+use crate::prompt::{Input, PromptEncoding, describe_encoding, describe_input};
 
 #[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
@@ -45,11 +45,12 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         Pool::Mean => Pooling::Mean,
     };
     let dimensions = dimensions(&mut fields, &model)?;
+    let prompt_encoding = PromptEncoding::take(&mut fields, &model, true)?;
     fields.accept(NO_EFFECT);
     fields.finish()?;
     let mut data = Vec::new();
     let mut total = 0;
-    for (place, prompt) in input.encode(&model, "input").await?.into_iter().enumerate() {
+    for (place, prompt) in input.encode(&model, "input", prompt_encoding).await?.into_iter().enumerate() {
         fits(prompt.ids.len(), model.context(), "input")?;
         total += prompt.ids.len();
         let request = EmbedRequest { slot: model.slot(), tokens: prompt.ids, pooling };
@@ -113,6 +114,7 @@ pub(crate) fn describe() -> Operation {
                 .maybe("encoding_format", one_of(&["float", "base64"]), "")
                 .maybe("pooling", one_of(&["last", "mean"]), "Which hidden states make the vector.")
                 .maybe("dimensions", integer(1..), "The first so many numbers, at most the model's width.")
+                .and(describe_encoding("it does when this is left out"))
                 .and(describe_no_effect()),
         )
         .finds_model()

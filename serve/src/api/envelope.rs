@@ -46,16 +46,22 @@ impl Envelope {
         self.model.fingerprint(self.version)
     }
 
-    /// The object of this kind with these choices.
-    pub(super) fn object(&self, kind: &str, choices: Value) -> Value {
+    /// The object of this kind without its choices.
+    pub(super) fn head(&self, kind: &str) -> Value {
         json!({
             "id": self.id,
             "object": kind,
             "created": self.created,
             "model": self.name,
             "system_fingerprint": self.fingerprint(),
-            "choices": choices,
         })
+    }
+
+    /// The object of this kind with these choices.
+    pub(super) fn object(&self, kind: &str, choices: Value) -> Value {
+        let mut object = self.head(kind);
+        object["choices"] = choices;
+        object
     }
 }
 

@@ -20,7 +20,7 @@ use crate::openapi::Operation;
 use crate::openapi::schema::{
     Members, any_of, count, integer, list, named, nullable, number, number_above, one_of, text, token_id,
 };
-use crate::prompt::{Input, check_ids, describe_input, too_long};
+use crate::prompt::{Input, PromptEncoding, check_ids, describe_input, too_long};
 use crate::sampling::MAX_ALTERNATIVES;
 
 /// Bytes that one id with its log-probability takes in JSON, generously.
@@ -52,10 +52,10 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         (None, _, Some(_)) => {
             return Err(ApiError::invalid("dtype", "dtype has no effect without `rows`; remove it, or say which rows"));
         }
-        (None, None, None) => Wanted::LogProbs { top: 0, ids: vec![], temperature: 1.0 },
+        (None, None, None) => Wanted::LogProbs { top: 0, ids: vec![], temperature: 1.0, ranks: false },
         (None, Some((_, wanted)), None) => wanted,
     };
-    let prompts = input.encode(&model, "input").await?;
+    let prompts = input.encode(&model, "input", PromptEncoding::whole(true)).await?;
     let total = prompts.iter().map(|prompt| prompt.ids.len()).sum::<usize>();
     let mut sequences = Vec::with_capacity(prompts.len());
     for (number, prompt) in prompts.into_iter().enumerate() {
@@ -115,7 +115,7 @@ fn log_probs(fields: &mut Fields, model: &Model) -> Result<Option<(&'static str,
     if !(temperature > 0.0 && temperature.is_finite()) {
         return Err(ApiError::invalid("temperature", format!("temperature = {temperature}: must be above 0")));
     }
-    Ok(Some((field, Wanted::LogProbs { top, ids, temperature })))
+    Ok(Some((field, Wanted::LogProbs { top, ids, temperature, ranks: false })))
 }
 
 /// The positions of input `number`, which has `len` tokens; with `rows` the one after the last is one too.

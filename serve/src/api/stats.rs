@@ -13,7 +13,7 @@ use crate::openapi::schema::{any_of, described, list, map, null, number, text};
 
 /// `GET /metrics`: Prometheus' text.
 pub(crate) async fn metrics(State(app): State<Shared>) -> Response {
-    let text = metrics::text(&metrics::families(&app));
+    let text = metrics::text(&metrics::families(&app), app.config.metric_names);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use runtime::text::Ending;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -15,7 +14,9 @@ use crate::fields::Fields;
 use crate::logprobs::spelling;
 use crate::openapi::Operation;
 use crate::openapi::schema::{Members, any, boolean, count, list, map, nullable, text, token_id};
-use crate::prompt::{Conversation, Prompt, check_ids, describe_messages, messages, off_loop};
+use crate::prompt::{
+    Conversation, Prompt, PromptEncoding, check_ids, describe_ending, describe_messages, ending, messages, off_loop,
+};
 
 /// `POST /tokenize`: ids of `prompt`, or of `messages` as the chat template writes them.
 pub(crate) async fn tokenize(State(app): State<Shared>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
@@ -33,10 +34,8 @@ pub(crate) async fn tokenize(State(app): State<Shared>, mut fields: Fields) -> R
                 messages: messages(given)?,
                 tools: fields.take("tools")?,
                 variables: fields.take("chat_template_kwargs")?.unwrap_or_default(),
-                ending: match fields.take("add_generation_prompt")? {
-                    Some(false) => Ending::Closed,
-                    None | Some(true) => Ending::Answer,
-                },
+                ending: ending(&mut fields)?,
+                encoding: PromptEncoding::whole(fields.take("add_special_tokens")?.unwrap_or(false)),
                 field: "messages",
             };
             fields.finish()?;
@@ -116,11 +115,15 @@ pub(crate) fn describe_tokenize() -> Operation {
         .reads(
             model()
                 .maybe("prompt", text(), "Either this or `messages`.")
-                .maybe("add_special_tokens", boolean(), "Of a `prompt`: as the tokenizer does by itself.")
+                .maybe(
+                    "add_special_tokens",
+                    boolean(),
+                    "As the tokenizer does by itself: true of a `prompt`, false of `messages` when it is left out.",
+                )
                 .maybe("messages", describe_messages(), "Either this or `prompt`.")
                 .maybe("tools", any(), "Of `messages`: for the chat template.")
                 .maybe("chat_template_kwargs", map(any()), "Of `messages`: variables for the chat template.")
-                .maybe("add_generation_prompt", boolean(), "Of `messages`: whether an answer begins.")
+                .and(describe_ending())
                 .maybe("return_token_strs", boolean(), "The tokens as texts, too."),
         )
         .finds_model()

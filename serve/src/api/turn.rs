@@ -12,8 +12,8 @@ use crate::grammar::Form;
 use crate::guide::Guide;
 use crate::layout::{Body, Layout};
 use crate::models::Model;
-use crate::output::Markers;
-use crate::prompt::{Conversation, Prompt, room};
+use crate::output::{Markers, THINK, THINK_END};
+use crate::prompt::{Conversation, Prompt, PromptEncoding, room};
 use crate::reader::Reading;
 use crate::sampling::Sampling;
 use crate::thinking::Thinking;
@@ -29,6 +29,8 @@ pub(super) struct Question {
     /// The form of the content, and the field that asks for it.
     pub(super) form: Option<(Form, &'static str)>,
     pub(super) thinking: Thinking,
+    pub(super) ending: Ending,
+    pub(super) encoding: PromptEncoding,
 }
 
 /// A question as the model reads it.
@@ -58,7 +60,7 @@ pub(super) struct Ready {
 impl Question {
     /// Renders and measures.
     pub(super) async fn ask(self) -> Result<Asked, ApiError> {
-        let Self { model, messages, field, tools, form, mut thinking } = self;
+        let Self { model, messages, field, tools, form, mut thinking, ending, encoding } = self;
         let body = body(form, &tools)?;
         if body.as_ref().is_some_and(|(body, _)| !matches!(body, Body::Text(_))) {
             thinking.spare(&model)?;
@@ -66,10 +68,10 @@ impl Question {
         let offered = tools.offered();
         let markers = Markers { reasoning: thinking.marked, calls: offered.is_some() };
         let variables = thinking.variables.clone();
-        let conversation = Conversation { messages, tools: offered, variables, ending: Ending::Answer, field };
+        let conversation = Conversation { messages, tools: offered, variables, ending, encoding, field };
         let Prompt { ids: prompt, text } = conversation.encode(&model).await?;
         fits(prompt.len(), model.context(), field)?;
-        let prompt_thinks = thinking.marked && text.is_some_and(|text| text.trim_end().ends_with("<think>"));
+        let prompt_thinks = thinking.marked && text.is_some_and(|text| thinks(&text, ending));
         let reading = Reading { markers, prompt_thinks, single_call: tools.is_single() };
         Ok(Asked { prompt, reading, thinking, body })
     }
@@ -81,7 +83,8 @@ impl Turn {
         let model = Arc::clone(&self.question.model);
         let Asked { prompt, reading, thinking, body } = self.question.ask().await?;
         let pages = model.of(&app.runtime.snapshot()).scheduler.total_pages;
-        let params = self.sampling.params(&model, prompt.len(), room(&model, pages, prompt.len()), usize::MAX)?;
+        let usual = app.config.default_max_tokens.unwrap_or(usize::MAX);
+        let params = self.sampling.params(&model, prompt.len(), room(&model, pages, prompt.len()), usual)?;
         let grammar = match body {
             None => None,
             Some((body, field)) => {
@@ -93,6 +96,14 @@ impl Turn {
         let guide = Guide::new(grammar, thinking.budget(&model, reading.prompt_thinks)?);
         let job = Job { model, prompts: vec![(prompt.clone(), params)], copies: self.copies, guide };
         Ok(Ready { prompt, reading, job })
+    }
+}
+
+/// Whether a prompt ends inside reasoning. Of a message that goes on all that was said counts.
+fn thinks(prompt: &str, ending: Ending) -> bool {
+    match ending {
+        Ending::Continue => prompt.rfind(THINK).is_some_and(|begin| !prompt[begin..].contains(THINK_END)),
+        Ending::Closed | Ending::Answer => prompt.trim_end().ends_with(THINK),
     }
 }
 

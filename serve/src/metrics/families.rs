@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::histogram::{Distribution, Histogram};
 use super::{ModelMetrics, Outcome};
 use crate::app::App;
+use crate::config::MetricNames;
 use crate::telemetry::Counts;
 
 type Labels = Vec<(&'static str, String)>;
@@ -101,6 +102,9 @@ pub(crate) fn families(app: &App) -> Vec<Family> {
         .map(|(count, class)| (vec![("status", format!("{class}xx"))], count.load(Ordering::Relaxed) as f64));
     let help = "Responses by class of status.";
     all.push(Family { name: "arle_http_responses_total", help, samples: Samples::Counter(responses.collect()) });
+    let refused = vec![(vec![], app.metrics.refused.load(Ordering::Relaxed) as f64)];
+    let help = "Requests refused with 429 because the server is full.";
+    all.push(Family { name: "arle_requests_refused_total", help, samples: Samples::Counter(refused) });
     all.extend(app.config.traces.counts().map(spans).into_iter().flatten());
     for (name, help, read) in HISTOGRAMS {
         let samples = counters.iter().map(|m| (label(&m.name), read(m).read())).collect();
@@ -129,10 +133,38 @@ fn ended(model: &ModelMetrics) -> impl Iterator<Item = (Labels, f64)> {
     })
 }
 
+/// Metrics that mean the same in vLLM, and are called the same but for their beginning. Its `prefix_cache_queries` counts
+/// tokens, not admissions.
+const AS_IN_VLLM: [&str; 14] = [
+    "arle_num_requests_running",
+    "arle_num_requests_waiting",
+    "arle_kv_cache_usage_perc",
+    "arle_num_preemptions_total",
+    "arle_prompt_tokens_total",
+    "arle_prompt_tokens_cached_total",
+    "arle_generation_tokens_total",
+    "arle_request_success_total",
+    "arle_time_to_first_token_seconds",
+    "arle_inter_token_latency_seconds",
+    "arle_e2e_request_latency_seconds",
+    "arle_request_queue_time_seconds",
+    "arle_request_prompt_tokens",
+    "arle_request_generation_tokens",
+];
+
+/// What a metric is called.
+fn called(name: &str, names: MetricNames) -> String {
+    match (names, name.strip_prefix("arle_")) {
+        (MetricNames::Vllm, Some(rest)) if AS_IN_VLLM.contains(&name) => format!("vllm:{rest}"),
+        _ => name.to_owned(),
+    }
+}
+
 /// Prometheus' text format.
-pub(crate) fn text(families: &[Family]) -> String {
+pub(crate) fn text(families: &[Family], names: MetricNames) -> String {
     let mut out = String::new();
     for Family { name, help, samples } in families {
+        let name = called(name, names);
         let kind = match samples {
             Samples::Counter(_) => "counter",
             Samples::Gauge(_) => "gauge",
@@ -211,7 +243,17 @@ mod tests {
         let expected = "# HELP x_total X.\n# TYPE x_total counter\nx_total 3\n# HELP y Y.\n# TYPE y histogram\n\
              y_bucket{model_name=\"a\\\"b\\\\c\",le=\"0.5\"} 1\ny_bucket{model_name=\"a\\\"b\\\\c\",le=\"+Inf\"} 2\n\
              y_sum{model_name=\"a\\\"b\\\\c\"} 2.25\ny_count{model_name=\"a\\\"b\\\\c\"} 2\n";
-        assert_eq!(text(&families), expected);
+        assert_eq!(text(&families, MetricNames::Arle), expected);
         assert_eq!(json(&families)["y"][0]["count"], 2);
+    }
+
+    #[test]
+    fn names_of_vllm_are_those_of_metrics_that_there_are() {
+        let own = COUNTERS.iter().map(|c| c.0).chain(HISTOGRAMS.iter().map(|h| h.0)).chain(GAUGES.iter().map(|g| g.0));
+        let own: Vec<&str> = own.chain(SCHEDULER.iter().map(|s| s.0)).chain(["arle_request_success_total"]).collect();
+        assert!(AS_IN_VLLM.iter().all(|name| own.contains(name)));
+        assert_eq!(called("arle_num_requests_running", MetricNames::Vllm), "vllm:num_requests_running");
+        assert_eq!(called("arle_weights_version", MetricNames::Vllm), "arle_weights_version");
+        assert_eq!(called("arle_num_requests_running", MetricNames::Arle), "arle_num_requests_running");
     }
 }

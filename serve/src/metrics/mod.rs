@@ -96,11 +96,6 @@ impl ModelMetrics {
         }
     }
 
-    /// How long a sequence took on average; 1 s before there was any.
-    pub(crate) fn usual_seconds(&self) -> f64 {
-        self.whole.read().mean().unwrap_or(1.0)
-    }
-
     fn end(&self, outcome: Outcome) {
         self.ended[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
@@ -111,11 +106,16 @@ impl ModelMetrics {
 pub(crate) struct Metrics {
     /// Responses whose status is 100 to 199, 200 to 299, ...
     responses: [AtomicU64; 5],
+    /// Requests that were refused because all places are taken.
+    refused: AtomicU64,
 }
 
 impl Metrics {
     pub(crate) fn response(&self, status: http::StatusCode) {
         let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
         self.responses[class].fetch_add(1, Ordering::Relaxed);
+        if status == http::StatusCode::TOO_MANY_REQUESTS {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }

@@ -90,6 +90,11 @@ impl Watch {
         self.model.generated_tokens.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Whether any sequence has a token.
+    pub(crate) fn has_tokens(&self) -> bool {
+        self.sequences.iter().any(|one| one.tokens > 0)
+    }
+
     /// A sequence ended at `at`.
     pub(crate) fn end(&mut self, sequence: usize, at: Instant, reason: FinishReason, cached_tokens: usize) {
         let one = &mut self.sequences[sequence];

@@ -10,6 +10,8 @@ use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::security::SecurityRequirement;
 use utoipa::openapi::{ContentBuilder, Required, Response, ResponseBuilder, path};
 
+use crate::admission::LONGEST_WAIT;
+
 use super::schema::{self, Members, Schema, integer, named, text};
 
 const JSON: &str = "application/json";
@@ -48,6 +50,7 @@ impl Operation {
         self.refuses(400, "The body is no JSON object, or a field is unknown, missing or out of range.")
             .refuses(408, "The body did not arrive in time.")
             .refuses(413, "The body is too long.")
+            .refuses(415, "The body is compressed.")
     }
 
     fn parameter(mut self, place: ParameterIn, name: &str, schema: Schema, words: &str) -> Self {
@@ -74,7 +77,8 @@ impl Operation {
 
     /// It submits work to the scheduler.
     pub(crate) fn submits(self) -> Self {
-        self.refuses(429, "All places for sequences are taken; `Retry-After` says when to come back.")
+        self.refuses(413, "The body is too long, or the answer would be.")
+            .refuses(429, "All places for sequences are taken; `Retry-After` says when to come back.")
             .refuses(500, "A defect of the server.")
             .refuses(503, "The device is gone.")
             .refuses(504, "The request took longer than the server allows.")
@@ -173,7 +177,7 @@ fn refusal(status: u16, words: &str) -> Response {
     let header = |schema, words: &str| HeaderBuilder::new().schema(Some(schema)).description(Some(words)).build();
     match status {
         401 => response.header("www-authenticate", header(text(), "How to send a key.")).build(),
-        429 => response.header("retry-after", header(integer(1..=60), "Seconds.")).build(),
+        429 => response.header("retry-after", header(integer(1..=i128::from(LONGEST_WAIT)), "Seconds.")).build(),
         _ => response.build(),
     }
 }

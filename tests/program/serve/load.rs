@@ -42,11 +42,31 @@ fn a_full_server_says_so_and_a_client_that_leaves_makes_room() {
     full.refused(429, None, "server_busy");
     assert!(full.headers["retry-after"].parse::<u64>().is_ok_and(|seconds| seconds >= 1));
     assert_eq!(server.stat("arle_num_sequences"), 2.0);
+    assert_eq!(server.stat("arle_requests_refused_total"), 1.0);
     stream.shutdown(Shutdown::Both).expect("closed");
     drop(stream);
     wait_until("empty", || server.stat("arle_num_sequences") == 0.0 && server.stat("arle_num_requests_running") == 0.0);
     assert_eq!(server.send("POST", TEXT, &[], &long(1, &json!({}))).status, 200);
     assert!(server.stat("arle_generation_tokens_total") < 8000.0, "the rest was not computed");
+}
+
+#[test]
+fn a_request_whose_time_is_over_has_what_came_so_far() {
+    let (_folder, model) = slow_model();
+    let server = Server::start(&model, &["--request-timeout", "1", "--max-running", "2"]);
+    let ask = |more: Value| server.send("POST", TEXT, &[], &long(8000, &more));
+    let answer = ask(json!({"n": 2})).ok();
+    for choice in answer["choices"].as_array().expect("choices") {
+        assert_eq!(choice["finish_reason"], "length");
+        let tokens = choice["token_ids"].as_array().map_or(0, Vec::len);
+        assert!((1..8000).contains(&tokens), "{tokens}");
+    }
+    let chunks = ask(json!({"stream": true})).chunks();
+    assert_eq!(chunks.last().expect("chunks")["choices"][0]["finish_reason"], "length");
+    wait_until("cancelled", || server.stat("arle_num_requests_running") == 0.0);
+    // Nothing came, so there is nothing to show.
+    server.send("POST", "/pause?mode=keep", &[], "").ok();
+    ask(json!({})).refused(504, None, "timeout");
 }
 
 #[test]
@@ -97,18 +117,26 @@ fn a_thousand_clients_that_leave_at_any_time() {
 fn a_signal_lets_running_requests_end_and_a_second_one_does_not() {
     let (_folder, model) = slow_model();
     let mut server = Server::start(&model, &[]);
-    let running = server.open("POST", TEXT, &[], &long(400, &json!({})));
+    let running = server.open("POST", TEXT, &[], &long(1200, &json!({})));
     wait_until("running", || server.stat("arle_num_requests_running") == 1.0);
     server.signal("TERM");
+    // Who asks a server that stops is told, as long as something runs.
+    let mut asked = server.get("/ready");
+    wait_until("draining", || {
+        asked = server.get("/ready");
+        asked.status == 503
+    });
+    assert_eq!(asked.json(), json!({"status": "draining"}));
+    server.send("POST", TEXT, &[], &long(1, &json!({}))).refused(503, None, "service_unavailable");
     let answer = Response::read(running).ok();
-    assert_eq!(answer["usage"]["completion_tokens"], 400);
+    assert_eq!(answer["usage"]["completion_tokens"], 1200);
     assert_eq!(server.child.wait().expect("it ends").code(), Some(0));
 
     let mut server = Server::start(&model, &[]);
     let _running = server.open("POST", TEXT, &[], &long(8000, &json!({})));
     wait_until("running", || server.stat("arle_num_requests_running") == 1.0);
     server.signal("INT");
-    wait_until("closed", || std::net::TcpStream::connect(&server.address).is_err());
+    wait_until("draining", || server.get("/ready").status == 503);
     server.signal("INT");
     assert_eq!(server.child.wait().expect("it ends").code(), Some(130));
 }

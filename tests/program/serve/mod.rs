@@ -16,3 +16,4 @@ mod score;
 mod thinking;
 mod traces;
 mod training;
+mod vllm;

@@ -107,6 +107,25 @@ fn keys_open_the_routes_with_data() {
     }
     assert_eq!(server.get("/health").status, 200);
     assert_eq!(server.get("/ready").status, 200);
+    let message = |authorization: Option<&str>| {
+        let headers: Vec<(&str, &str)> = authorization.into_iter().map(|value| ("authorization", value)).collect();
+        server.send("GET", "/v1/models", &headers, "").refused(401, None, "invalid_api_key")
+    };
+    let [none, wrong, basic] = [message(None), message(Some("Bearer alph")), message(Some("Basic alpha"))];
+    assert!(none.contains("needs an API key") && wrong.contains("the key that was sent"), "{none} {wrong}");
+    assert!(basic.contains("\"Authorization\" has none"), "{basic}");
+}
+
+#[test]
+fn a_compressed_body_is_not_read() {
+    let server = Server::tiny(&[]);
+    for coding in ["gzip", "zstd", "GZip, identity"] {
+        let answer = server.send("POST", TEXT, &[("content-encoding", coding)], "\u{1f}");
+        answer.refused(415, None, "unsupported_content_encoding");
+        assert_eq!(answer.headers["accept-encoding"], "identity");
+    }
+    let plain = server.send("POST", TEXT, &[("content-encoding", "identity")], &json!({"prompt": "a"}).to_string());
+    assert_eq!(plain.status, 200);
 }
 
 #[test]

@@ -70,6 +70,35 @@ fn both_renderings_of_the_metrics_agree() {
     }
 }
 
+#[test]
+fn metrics_have_the_names_of_vllm() {
+    let server = Server::tiny(&["--metric-names", "vllm"]);
+    server.post("/v1/completions", &json!({"prompt": [1, 2, 3], "max_tokens": 5, "ignore_eos": true})).ok();
+    let text = server.get("/metrics").body;
+    for line in [
+        "# TYPE vllm:num_requests_running gauge\n",
+        "vllm:prompt_tokens_total{model_name=\"tiny-chat\"} 3\n",
+        "vllm:generation_tokens_total{model_name=\"tiny-chat\"} 5\n",
+        "vllm:request_success_total{model_name=\"tiny-chat\",finished_reason=\"length\"} 1\n",
+        "vllm:time_to_first_token_seconds_count{model_name=\"tiny-chat\"} 1\n",
+        "arle_weights_version{model_name=\"tiny-chat\"} 0\n",
+    ] {
+        assert!(text.contains(line), "{line} is not in {text}");
+    }
+    assert!(!text.contains("arle_prompt_tokens_total"));
+}
+
+#[test]
+fn an_answer_without_a_length_has_one() {
+    let server = Server::tiny(&["--default-max-tokens", "6"]);
+    let ask = |more: Value| {
+        let mut body = json!({"messages": [{"role": "user", "content": "Hi"}], "ignore_eos": true});
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        server.post("/v1/chat/completions", &body).ok()["usage"]["completion_tokens"].clone()
+    };
+    assert_eq!((ask(json!({})), ask(json!({"max_tokens": 9}))), (json!(6), json!(9)));
+}
+
 /// The adapter's numbers are PEFT's, the base's are transformers'.
 #[test]
 fn a_name_selects_the_adapter() {

@@ -12,7 +12,9 @@ use runtime::memory::{Checkpointing, KvSize, KvWish, Workload};
 use runtime::read;
 use runtime::request::{EngineConfig, RuntimeSpec, Slot, SlotSpec};
 use runtime::text::ChatTemplate;
-use serve::{Keys, SamplingDefaults, ServeConfig, ServedModel, Server, Stop, TlsFiles, Traces};
+use serve::{
+    Keys, LogprobsMode, MetricNames, SamplingDefaults, ServeConfig, ServedModel, Server, Stop, TlsFiles, Traces,
+};
 
 use super::{log, print};
 use crate::device::Choice;
@@ -87,6 +89,9 @@ pub(super) struct ServeArgs {
     /// Where sampling settings that a request leaves out come from.
     #[arg(long, value_enum, default_value_t = Defaults::Model)]
     sampling_defaults: Defaults,
+    /// What log-probabilities of sampled tokens are of: the model's own distribution, or the one at the request's temperature.
+    #[arg(long, value_enum, default_value_t = Logprobs::Raw)]
+    logprobs_mode: Logprobs,
 }
 
 /// How much at a time, and how long.
@@ -114,7 +119,10 @@ struct Limits {
     /// Longest answer of /v1/score and /v1/raw_logits.
     #[arg(long, default_value = "256MiB", value_name = "BYTES", value_parser = parse_bytes)]
     max_score_bytes: u64,
-    /// Seconds after which a request ends with an error.
+    /// Longest answer to a conversation that names no length [default: the rest of the context on a GPU, 1024 tokens else].
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    default_max_tokens: Option<usize>,
+    /// Seconds after which a request ends, with the text so far or an error where there is none.
     #[arg(long, default_value_t = 600, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
     request_timeout: u64,
     /// Seconds that running requests have when the server stops; 0 ends them.
@@ -131,6 +139,28 @@ struct Seen {
     /// OpenTelemetry collector for traces (OTLP over HTTP), such as http://localhost:4318 [default: the environment's].
     #[arg(long, value_name = "URL")]
     otlp_endpoint: Option<String>,
+    /// Names in /metrics of what vLLM counts, too.
+    #[arg(long, value_enum, default_value_t = Names::Arle)]
+    metric_names: Names,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Names {
+    /// arle_...
+    Arle,
+    /// vllm:..., where a metric means the same there.
+    Vllm,
+}
+
+/// Under vLLM's names.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Logprobs {
+    /// Temperature 1, before bias, penalties and truncation.
+    #[value(name = "raw_logprobs")]
+    Raw,
+    /// At the request's temperature.
+    #[value(name = "processed_logprobs")]
+    Processed,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -143,6 +173,8 @@ enum Defaults {
 
 /// Tokens of a sequence that KV memory is usually made for.
 const USUAL_LENGTH: usize = 2048;
+/// Longest answer on a CPU where the request names no length: a small model that never ends would go on for minutes.
+pub(super) const USUAL_ANSWER: usize = 1024;
 
 fn parse_bytes(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -316,6 +348,18 @@ impl ServeArgs {
             sampling_defaults: match self.sampling_defaults {
                 Defaults::Model => SamplingDefaults::Model,
                 Defaults::Openai => SamplingDefaults::OpenAi,
+            },
+            logprobs_mode: match self.logprobs_mode {
+                Logprobs::Raw => LogprobsMode::Raw,
+                Logprobs::Processed => LogprobsMode::Processed,
+            },
+            default_max_tokens: limits.default_max_tokens.or(match self.device.device {
+                Device::Cuda(_) => None,
+                Device::Cpu | Device::Portable => Some(USUAL_ANSWER),
+            }),
+            metric_names: match self.seen.metric_names {
+                Names::Arle => MetricNames::Arle,
+                Names::Vllm => MetricNames::Vllm,
             },
         })
     }

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
-use serve::{Keys, SamplingDefaults, ServeConfig, TlsFiles, Traces};
+use serve::{Keys, LogprobsMode, MetricNames, SamplingDefaults, ServeConfig, TlsFiles, Traces};
 
 use super::print;
+use super::serve::USUAL_ANSWER;
 use crate::data::Rows;
 use crate::interrupt::{Interrupt, TRAINING};
 use crate::opd::{self, Options, Resume};
@@ -118,6 +119,9 @@ impl TrainArgs {
             drain_timeout: Duration::from_secs(5),
             cors_origins: Vec::new(),
             sampling_defaults: SamplingDefaults::Model,
+            logprobs_mode: LogprobsMode::Raw,
+            default_max_tokens: Some(USUAL_ANSWER),
+            metric_names: MetricNames::Arle,
         }))
     }
 }

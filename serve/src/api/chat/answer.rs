@@ -1,17 +1,16 @@
 //! What chat answers, in one piece and in chunks.
 
-use std::sync::Arc;
-
 use runtime::request::TokenEvent;
-use runtime::text::Tokenizer;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::api::envelope::{Envelope, Streaming, Usage, token_ids, versions};
 use crate::api_error::ApiError;
 use crate::generation::{Event, Finished};
 use crate::ids;
-use crate::logprobs::chat_entry;
+use crate::logprobs::{Names, chat_entry};
 use crate::output::{Call, Part};
+use crate::prompt_logprobs::PromptLogprobs;
 use crate::reader::{Reader, Reading};
 use crate::sse::{Chunks, Encoder};
 
@@ -19,7 +18,7 @@ use crate::sse::{Chunks, Encoder};
 pub(super) struct Shape {
     pub(super) logprobs: bool,
     pub(super) token_ids: bool,
-    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) names: Names,
 }
 
 impl Shape {
@@ -27,7 +26,7 @@ impl Shape {
         if !self.logprobs {
             return Value::Null;
         }
-        let content: Vec<Value> = tokens.iter().map(|token| chat_entry(&self.tokenizer, token)).collect();
+        let content: Vec<Value> = tokens.iter().map(|token| chat_entry(&self.names, token)).collect();
         json!({"content": content, "refusal": null})
     }
 }
@@ -39,7 +38,7 @@ fn call(Call { name, arguments }: Call) -> Value {
 /// What an answer says about its prompt.
 pub(super) struct AboutPrompt {
     pub(super) ids: Option<Vec<u32>>,
-    pub(super) logprobs: Option<Value>,
+    pub(super) logprobs: Option<PromptLogprobs>,
 }
 
 impl AboutPrompt {
@@ -49,12 +48,20 @@ impl AboutPrompt {
             answer["prompt_token_ids"] = json!(ids);
         }
         if let Some(logprobs) = self.logprobs.take() {
-            answer["prompt_logprobs"] = logprobs;
+            answer["prompt_logprobs"] = json!(logprobs);
         }
     }
 }
 
-/// The answer in one piece.
+/// The answer in one piece, of which one member is not held as JSON.
+#[derive(Serialize)]
+pub(super) struct Whole {
+    #[serde(flatten)]
+    rest: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobs>,
+}
+
 pub(super) fn whole(
     mut envelope: Envelope,
     shape: &Shape,
@@ -62,7 +69,7 @@ pub(super) fn whole(
     mut usage: Usage,
     mut about_prompt: AboutPrompt,
     finished: &[Finished],
-) -> Value {
+) -> Whole {
     usage.cached = finished.first().map_or(0, |one| one.cached_tokens);
     let mut choices = Vec::with_capacity(finished.len());
     for (index, one) in finished.iter().enumerate() {
@@ -85,8 +92,9 @@ pub(super) fn whole(
     }
     let mut answer = envelope.object("chat.completion", Value::Array(choices));
     answer["usage"] = usage.body();
+    let prompt_logprobs = about_prompt.logprobs.take();
     about_prompt.put(&mut answer);
-    answer
+    Whole { rest: answer, prompt_logprobs }
 }
 
 fn message(reading: Reading, one: &Finished, usage: &mut Usage) -> (Value, &'static str) {

@@ -6,15 +6,17 @@ use crate::api::envelope::{
     describe_chunk_usage, describe_finish, describe_object, describe_streaming, describe_versions,
 };
 use crate::fields::describe_no_effect;
-use crate::grammar::{describe_format, describe_structured};
-use crate::logprobs::describe_chat_entry;
+use crate::grammar::describe_format;
+use crate::logprobs::{describe_chat_entry, describe_names};
 use crate::openapi::Operation;
 use crate::openapi::schema::{
     Members, Schema, any, any_of, boolean, count, exactly, integer, list, map, named, null, nullable, one_of,
     some_text, text, token_id,
 };
-use crate::prompt::describe_messages;
+use crate::prompt::{describe_encoding, describe_ending, describe_messages};
+use crate::prompt_logprobs;
 use crate::sampling::{self, MAX_ALTERNATIVES};
+use crate::structured::describe_structured;
 use crate::thinking::describe_budget;
 
 pub(crate) fn describe() -> Operation {
@@ -42,32 +44,39 @@ pub(crate) fn describe() -> Operation {
         .defines("ChatLogprob", describe_chat_entry())
 }
 
-fn body() -> Members {
-    let alternatives = || integer(0..=MAX_ALTERNATIVES as i128);
+pub(super) fn body() -> Members {
     let nothing = "Nothing but `null` is honoured.";
     Members::new()
         .maybe("model", text(), "The first one when it is left out.")
         .always("messages", describe_messages(), "The conversation.")
         .maybe("n", integer(1..), "Answers.")
-        .maybe("max_completion_tokens", count(), "The rest of the context when it is left out.")
+        .maybe(
+            "max_completion_tokens",
+            count(),
+            "When it is left out, --default-max-tokens or the rest of the context.",
+        )
         .maybe("max_tokens", count(), "The older name of `max_completion_tokens`.")
         .and(sampling::describe())
         .and(describe_streaming())
         .maybe("logprobs", boolean(), "ln p of every token.")
-        .maybe("top_logprobs", alternatives(), "Alternatives to each token; needs `logprobs`.")
-        .maybe("prompt_logprobs", alternatives(), "Alternatives to each token of the prompt.")
+        .maybe("top_logprobs", integer(0..=MAX_ALTERNATIVES as i128), "Alternatives to each token; needs `logprobs`.")
+        .and(prompt_logprobs::describe_field())
         .maybe("return_token_ids", boolean(), "Token ids of prompt and answer.")
+        .and(describe_names())
+        .and(describe_encoding("it does not when this is left out, since the template writes them"))
+        .and(describe_ending())
         .maybe("tools", list(tool()), "Functions that the model may call.")
         .maybe("tool_choice", tool_choice(), "`required`, a named function and the allowed tools are enforced.")
         .maybe("parallel_tool_calls", boolean(), "Whether more than one call counts.")
         .maybe("response_format", describe_format(), "The answer has this form.")
-        .maybe("structured_outputs", describe_structured(), "The answer has this form.")
+        .and(describe_structured())
         .and(describe_budget())
         .maybe("reasoning_effort", text(), "`none`, or what the chat template knows.")
         .maybe("modalities", exactly(json!(["text"])), "Only text is generated.")
         .maybe("audio", any(), "Accepted; without audio among the modalities it has no use.")
         .maybe("functions", exactly(json!([])), "`tools` replaced it.")
         .maybe("function_call", exactly("none"), "`tool_choice` replaced it.")
+        .maybe("chat_template", null(), nothing)
         .maybe("web_search_options", null(), nothing)
         .maybe("moderation", null(), nothing)
         .maybe("verbosity", null(), nothing)

@@ -1,14 +1,11 @@
 //! The items of a response as they come about: reasoning, messages, calls. Every step is an event; the items are what the
 //! events amount to.
 
-use std::sync::Arc;
-
 use runtime::request::TokenEvent;
-use runtime::text::Tokenizer;
 use serde_json::{Value, json};
 
 use crate::ids;
-use crate::logprobs::chat_entry;
+use crate::logprobs::{Names, chat_entry};
 use crate::output::{Call, Part};
 use crate::reader::{Reader, Reading};
 
@@ -16,7 +13,7 @@ use crate::reader::{Reader, Reading};
 pub(super) struct Output {
     pub(super) reader: Reader,
     /// What spells the tokens, where their log-probabilities are shown.
-    logprobs: Option<Arc<Tokenizer>>,
+    logprobs: Option<Names>,
     /// Items that are complete.
     pub(super) items: Vec<Value>,
     open: Option<Open>,
@@ -78,7 +75,7 @@ impl Open {
 }
 
 impl Output {
-    pub(super) fn new(reading: Reading, logprobs: Option<Arc<Tokenizer>>) -> Self {
+    pub(super) fn new(reading: Reading, logprobs: Option<Names>) -> Self {
         Self { reader: Reader::new(reading), logprobs, items: Vec::new(), open: None, pending: Vec::new() }
     }
 
@@ -87,10 +84,10 @@ impl Output {
         let before = self.reader.is_content();
         let parts = self.reader.token(&token.text);
         let after = self.reader.is_content();
-        if let Some(tokenizer) = &self.logprobs
+        if let Some(names) = &self.logprobs
             && (before || after || parts.iter().any(|part| matches!(part, Part::Content(_))))
         {
-            self.pending.push(chat_entry(tokenizer, token));
+            self.pending.push(chat_entry(names, token));
         }
         self.parts(parts, events);
         if !after {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use runtime::text::Ending;
 use serde_json::{Map, Value, json};
 
 use super::super::turn::Question;
@@ -10,7 +11,7 @@ use crate::api_error::ApiError;
 use crate::fields::Fields;
 use crate::grammar::Form;
 use crate::models::Model;
-use crate::prompt;
+use crate::prompt::{self, PromptEncoding};
 use crate::thinking::Thinking;
 use crate::tools::{Given, Tools};
 
@@ -44,6 +45,8 @@ pub(super) fn take(fields: &mut Fields, model: &Arc<Model>) -> Result<(Question,
         tools: Tools::new(Given { tools, choice: choice.map(nested_choice), parallel, place: "" }, model)?,
         form: form.map(|form| (form, "text")),
         thinking,
+        ending: Ending::Answer,
+        encoding: PromptEncoding::whole(false),
     };
     Ok((question, echo))
 }

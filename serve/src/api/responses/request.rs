@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use runtime::text::Tokenizer;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -13,6 +12,7 @@ use super::question;
 use crate::api_error::ApiError;
 use crate::app::App;
 use crate::fields::{Fields, NO_EFFECT};
+use crate::logprobs::Names;
 use crate::models::Model;
 use crate::sampling::Sampling;
 
@@ -34,7 +34,7 @@ pub(super) struct Request {
     pub(super) turn: Turn,
     pub(super) streams: bool,
     /// What spells the tokens, where their log-probabilities are shown.
-    pub(super) logprobs: Option<Arc<Tokenizer>>,
+    pub(super) logprobs: Option<Names>,
     /// What the answer repeats of the request.
     pub(super) echo: Map<String, Value>,
 }
@@ -59,6 +59,9 @@ impl Request {
             return Err(ApiError::invalid("top_logprobs", message));
         }
         sampling.report(top);
+        if logprobs {
+            sampling.check_logprobs(app.config.logprobs_mode)?;
+        }
         let metadata: BTreeMap<String, String> = fields.take("metadata")?.unwrap_or_default();
         let streams = streams(&mut fields)?;
         fields.accept(NO_EFFECT);
@@ -71,9 +74,9 @@ impl Request {
             ("top_p", shortest(sampling.top_p())),
         ];
         echo.extend(more.map(|(field, value)| (field.to_owned(), value)));
-        let tokenizer = Arc::clone(model.tokenizer()?);
+        let names = Names { tokenizer: Arc::clone(model.tokenizer()?), as_ids: false };
         let turn = Turn { question, sampling, copies: 1 };
-        Ok(Self { turn, streams, logprobs: logprobs.then_some(tokenizer), echo })
+        Ok(Self { turn, streams, logprobs: logprobs.then_some(names), echo })
     }
 }
 

@@ -218,19 +218,18 @@ fn at_temperature(mut token: TokenEvent, temperature: f64) -> TokenEvent {
 }
 
 /// What a model says of positions of given sequences.
-pub(crate) async fn grade(app: &App, model: &Model, request: GradeRequest) -> Result<Graded, ApiError> {
-    ask(app, model, "score", |reply| app.runtime.grade_into(request, reply)).await
+pub(crate) async fn grade(app: &App, request: GradeRequest) -> Result<Graded, ApiError> {
+    ask(app, "score", |reply| app.runtime.grade_into(request, reply)).await
 }
 
 /// One vector for a text.
-pub(crate) async fn embed(app: &App, model: &Model, request: EmbedRequest) -> Result<Vec<f32>, ApiError> {
-    ask(app, model, "embed", |reply| app.runtime.embed_into(request, reply)).await
+pub(crate) async fn embed(app: &App, request: EmbedRequest) -> Result<Vec<f32>, ApiError> {
+    ask(app, "embed", |reply| app.runtime.embed_into(request, reply)).await
 }
 
 /// Submits what has one answer, and waits for it in one place.
 async fn ask<T: Send + 'static>(
     app: &App,
-    model: &Model,
     name: &'static str,
     submit: impl FnOnce(Sink<runtime::Result<T>>) -> runtime::Result<()>,
 ) -> Result<T, ApiError> {

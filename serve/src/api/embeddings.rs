@@ -54,7 +54,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         fits(prompt.ids.len(), model.context(), "input")?;
         total += prompt.ids.len();
         let request = EmbedRequest { slot: model.slot(), tokens: prompt.ids, pooling };
-        let mut vector = embed(&app, &model, request).await?;
+        let mut vector = embed(&app, request).await?;
         vector.truncate(dimensions);
         normalize(&mut vector)?;
         data.push(json!({"object": "embedding", "index": place, "embedding": encode(&vector, encoding)}));

@@ -64,7 +64,7 @@ pub(crate) async fn raw_logits(State(app): State<Shared>, mut fields: Fields) ->
     let (positions, wanted) = (1..ids.len() + 1, Wanted::Logits(precision));
     let sequences = vec![Span { tokens: ids, positions }];
     let request = GradeRequest { slot: model.slot(), sequences, wanted: wanted.clone() };
-    let graded = grade(&app, &model, request).await?;
+    let graded = grade(&app, request).await?;
     match graded.grades {
         Grades::Rows { bytes, columns } => Ok(response(&wanted, graded.version, bytes, columns)),
         Grades::LogProbs(_) => Err(ApiError::internal("logits were asked for, and log-probabilities came")),

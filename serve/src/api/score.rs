@@ -77,7 +77,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
     };
     let spans: Vec<Span> = sequences.iter().map(span).filter(|span| !span.positions.is_empty()).collect();
     let request = GradeRequest { slot: model.slot(), sequences: spans, wanted: wanted.clone() };
-    let graded = grade(&app, &model, request).await?;
+    let graded = grade(&app, request).await?;
     let graded_rows = match graded.grades {
         Grades::Rows { bytes, columns } => return Ok(rows::response(&wanted, graded.version, bytes, columns)),
         Grades::LogProbs(graded) => graded,

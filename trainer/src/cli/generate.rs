@@ -151,7 +151,7 @@ impl SamplingArgs {
             stop_token_ids: self.stop_token_ids.clone(),
             ignore_eos: self.ignore_eos,
             logprobs: self.logprobs,
-            logprob_token_ids: Vec::new(),
+            ..SamplingParams::default()
         };
         params.validate(files.config.vocab_size).map_err(|error| self.blame(error))?;
         Ok(params)

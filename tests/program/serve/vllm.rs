@@ -91,7 +91,8 @@ fn sampled_tokens_are_reported_at_the_temperature() {
     };
     let choice = ask(json!({})).ok()["choices"][0].clone();
     let sampled: Vec<u32> = serde_json::from_value(choice["token_ids"].clone()).expect("ids");
-    let body = json!({"input": [&TOKENS[..], &sampled].concat(), "temperature": 0.5});
+    let whole = [&TOKENS[..], &sampled].concat();
+    let body = json!({"input": whole, "temperature": 0.5});
     let expected = server.post("/v1/score", &body).ok()["data"][0]["logprobs"].clone();
     for place in 0..5 {
         let got = choice["logprobs"]["token_logprobs"][place].as_f64().expect("a number");

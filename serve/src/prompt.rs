@@ -224,7 +224,11 @@ pub(crate) fn ending(fields: &mut Fields) -> Result<Ending, ApiError> {
 /// The fields that [`ending`] takes.
 pub(crate) fn describe_ending() -> Members {
     Members::new()
-        .maybe("add_generation_prompt", boolean(), "Whether an answer of the assistant begins; true when it is left out.")
+        .maybe(
+            "add_generation_prompt",
+            boolean(),
+            "Whether an answer of the assistant begins; true when it is left out.",
+        )
         .maybe("continue_final_message", boolean(), "The text of the last message goes on.")
 }
 

@@ -254,3 +254,26 @@ fn an_object_ends_with_its_properties() {
         assert!(object.keys().all(|key| key == "a" || key == "b"), "{object:?}");
     }
 }
+
+#[test]
+fn the_last_message_goes_on() {
+    let server = Server::tiny(&[]);
+    let messages = json!([{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because the"}]);
+    let ask = |more: Value| {
+        let body =
+            json!({"messages": messages, "max_tokens": 5, "seed": 2, "return_token_ids": true, "ignore_eos": true});
+        server.post(CHAT, &with(body, &more))
+    };
+    let rendered = |more: Value| {
+        let tokens = server.post("/tokenize", &with(json!({"messages": messages}), &more)).ok();
+        tokens["rendered"].as_str().expect("text").to_owned()
+    };
+    let goes_on = json!({"continue_final_message": true, "add_generation_prompt": false});
+    assert!(rendered(goes_on.clone()).ends_with("assistant\nBecause the"));
+    assert!(rendered(json!({"add_generation_prompt": false})).ends_with("Because the<|end|>\n"));
+    let answer = ask(goes_on).ok();
+    let prompt = server.post("/tokenize", &json!({"prompt": rendered(json!({"continue_final_message": true}))})).ok();
+    assert_eq!(answer["prompt_token_ids"], prompt["tokens"]);
+    let both = json!({"continue_final_message": true, "add_generation_prompt": true});
+    ask(both).refused(400, Some("continue_final_message"), "invalid_parameter");
+}

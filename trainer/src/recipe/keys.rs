@@ -5,6 +5,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
+use super::names::SYNONYMS;
 use super::raw::sections;
 use crate::{Error, Result};
 
@@ -83,9 +84,13 @@ fn join(section: &str, key: &str) -> String {
     if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") }
 }
 
-/// The known dotted key most like `key`: first among its own section's, then anywhere by the last part of the name.
+/// The known dotted key that `key` stands for: what another program calls by this name, else the one most like it, first
+/// among its own section's, then anywhere by the last part of the name.
 fn nearest(key: &str, sections: &[(&str, &[&str])]) -> Option<String> {
     let (section, last) = key.rsplit_once('.').unwrap_or(("", key));
+    if let Some((_, ours)) = SYNONYMS.iter().find(|(theirs, ours)| *theirs == last && *ours != key) {
+        return Some((*ours).to_owned());
+    }
     let known = sections.iter().flat_map(|(section, keys)| keys.iter().map(|key| (*section, *key)));
     known
         .map(|(in_section, name)| {

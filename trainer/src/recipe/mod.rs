@@ -4,6 +4,7 @@
 //! how to write itself as a recipe again ([`Recipe::to_toml`]).
 
 pub(crate) mod keys;
+mod names;
 mod overrides;
 mod paths;
 pub mod raw;

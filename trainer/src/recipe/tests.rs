@@ -67,8 +67,28 @@ fn an_unknown_key_names_the_nearest_one() {
     assert_eq!(refusal(&["rollouts.group_size=1"]), "unknown key `rollouts`; did you mean `rollout`?");
     assert_eq!(
         refusal(&["rollout.temperature=1"]),
-        "unknown key `rollout.temperature`; did you mean `loss.temperature`?"
+        "unknown key `rollout.temperature`; did you mean `rollout.sampling.temperature`?"
     );
+}
+
+#[test]
+fn other_programs_names_lead_to_ours() {
+    for (theirs, ours) in [
+        ("lora.rank", "lora.r"),
+        ("lora.lora_alpha", "lora.alpha"),
+        ("rollout.num_generations", "rollout.group_size"),
+        ("schedule.num_train_epochs", "schedule.epochs"),
+        ("learning_rate", "optim.lr"),
+    ] {
+        assert_eq!(refusal(&[&format!("{theirs}=1")]), format!("unknown key `{theirs}`; did you mean `{ours}`?"));
+    }
+    let known: Vec<String> = raw::sections()
+        .iter()
+        .flat_map(|(section, keys)| keys.iter().map(move |key| format!("{section}.{key}")))
+        .collect();
+    for (theirs, ours) in super::names::SYNONYMS {
+        assert!(known.iter().any(|key| key == ours), "{theirs} leads to {ours}, which is no key");
+    }
 }
 
 #[test]

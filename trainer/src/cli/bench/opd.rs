@@ -112,7 +112,7 @@ fn workload(args: &BenchArgs, recipe: &Recipe) -> Workload {
 fn recipe(args: &BenchArgs) -> Result<Recipe> {
     let (model, opd) = (&args.model, &args.opd);
     let mut raw = json!({
-        "student": {"model": model.model},
+        "student": {"model": model.name.source()},
         "teacher": {"model": opd.teacher},
         "data": {"path": "random prompts"},
         "rollout": {

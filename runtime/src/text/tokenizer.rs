@@ -26,7 +26,7 @@ impl Tokenizer {
     /// From a directory with `tokenizer.json` and, usually, `tokenizer_config.json`.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
-        let bytes = read::bytes(&path, read::TEXT)?;
+        let bytes = read::bytes(&path, read::TOKENIZER)?;
         let config_path = dir.join("tokenizer_config.json");
         let config = read::if_there(read::json(&config_path))?.unwrap_or_default();
         let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| Error::bad_file(&path, e.to_string()))?;

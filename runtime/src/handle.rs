@@ -125,7 +125,7 @@ impl Generation {
                     generated.text.push_str(&token.text);
                     generated.tokens.push(token);
                 }
-                GenerateEvent::Done { reason, text, cached_tokens } => {
+                GenerateEvent::Done { reason, text, cached_tokens, .. } => {
                     generated.text.push_str(&text);
                     generated.reason = reason;
                     generated.cached_tokens = cached_tokens;

@@ -127,6 +127,8 @@ pub enum GenerateEvent {
         reason: FinishReason,
         /// Text held back until now.
         text: String,
+        /// The stop string that ended it, by its place among those of the request.
+        stop: Option<usize>,
         /// Prompt tokens that came from the prefix cache.
         cached_tokens: usize,
     },

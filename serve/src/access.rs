@@ -7,12 +7,15 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use runtime::read;
 
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::{Error, Result};
+
+/// Where Anthropic's clients put their key.
+pub(crate) const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Bearer keys, one a line of a file.
 #[derive(Clone)]
@@ -44,9 +47,11 @@ impl Keys {
     }
 
     fn admits(&self, headers: &HeaderMap) -> bool {
-        let given = bearer(headers).unwrap_or_default();
+        let given = [bearer(headers), headers.get(X_API_KEY).and_then(|key| key.to_str().ok())];
+        let given = given.map(Option::unwrap_or_default);
         // All keys are compared, whatever the first ones gave.
-        self.0.iter().fold(false, |found, key| found | equal(key.as_bytes(), given.as_bytes()))
+        let pairs = self.0.iter().flat_map(|key| given.map(|given| (key, given)));
+        pairs.fold(false, |found, (key, given)| found | equal(key.as_bytes(), given.as_bytes()))
     }
 }
 
@@ -111,12 +116,12 @@ fn is_own_page(origin: &HeaderValue, headers: &HeaderMap) -> bool {
 }
 
 fn unauthorized(headers: &HeaderMap, needed: &str) -> Response {
-    let message = match (bearer(headers), headers.contains_key(header::AUTHORIZATION)) {
+    let sent = bearer(headers).or_else(|| headers.get(X_API_KEY).and_then(|key| key.to_str().ok()));
+    let how = "send \"Authorization: Bearer KEY\" or \"x-api-key: KEY\"";
+    let message = match (sent, headers.contains_key(header::AUTHORIZATION)) {
         (Some(key), _) if !key.is_empty() => format!("the key that was sent is not {needed} of this server"),
-        (_, true) => format!(
-            "this route needs {needed}, and the header \"Authorization\" has none: send \"Authorization: Bearer KEY\""
-        ),
-        (_, false) => format!("this route needs {needed}: send the header \"Authorization: Bearer KEY\""),
+        (_, true) => format!("this route needs {needed}, and the header \"Authorization\" has none: {how}"),
+        (_, false) => format!("this route needs {needed}: {how}"),
     };
     let mut response = ApiError::unauthorized(message).into_response();
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"arle\""));
@@ -155,5 +160,7 @@ mod tests {
             assert!(!keys.admits(&headers(bad)), "{bad}");
         }
         assert!(!keys.admits(&HeaderMap::new()));
+        let other = |key: &'static str| HeaderMap::from_iter([(X_API_KEY, HeaderValue::from_static(key))]);
+        assert!(keys.admits(&other("beta")) && !keys.admits(&other("bet")) && !keys.admits(&other("")));
     }
 }

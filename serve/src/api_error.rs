@@ -11,8 +11,8 @@ use runtime::sampler::SamplingError;
 use runtime::scheduler::SubmitError;
 use serde_json::{Value, json};
 
-/// Why a request was not answered.
-#[derive(Debug)]
+/// Why a request was not answered. It goes with its response, for those who give it another form.
+#[derive(Debug, Clone)]
 pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     /// OpenAI's class of errors.
@@ -226,6 +226,7 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -7,11 +7,12 @@ use serde_json::{Map, Value};
 use crate::api_error::ApiError;
 use crate::openapi::schema::{Members, any};
 
-/// Fields that OpenAI documents and that cannot change an answer here: who asks, how it is billed, stored or cached, and hints
+/// Fields that clients send and that cannot change an answer here: who asks, how it is billed, stored or cached, and hints
 /// that only make it faster.
 pub(crate) const NO_EFFECT: &[&str] = &[
     "user",
     "metadata",
+    "client_metadata",
     "store",
     "service_tier",
     "safety_identifier",
@@ -20,6 +21,10 @@ pub(crate) const NO_EFFECT: &[&str] = &[
     "prompt_cache_retention",
     "prediction",
 ];
+
+/// The verbosity that an answer has anyway, and why there is no other.
+pub(crate) const VERBOSITY: &str = "medium";
+pub(crate) const NO_VERBOSITY: &str = "models here have no such setting; say it in the instructions";
 
 /// The fields that nobody has taken yet.
 #[derive(Debug, Default, Deserialize)]

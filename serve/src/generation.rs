@@ -51,6 +51,8 @@ pub(crate) enum Event {
     End {
         reason: FinishReason,
         text: String,
+        /// The stop string that ended it, by its place among those of the request.
+        stop: Option<usize>,
         cached_tokens: usize,
     },
 }
@@ -62,12 +64,14 @@ pub(crate) struct Finished {
     /// Text that was held back until the end; what comes before it is the tokens'.
     pub(crate) rest: String,
     pub(crate) reason: FinishReason,
+    /// As in [`Event::End`].
+    pub(crate) stop: Option<usize>,
     pub(crate) cached_tokens: usize,
 }
 
 impl Finished {
     fn nothing() -> Self {
-        Self { tokens: vec![], rest: String::new(), reason: FinishReason::Length, cached_tokens: 0 }
+        Self { tokens: vec![], rest: String::new(), reason: FinishReason::Length, stop: None, cached_tokens: 0 }
     }
 
     pub(crate) fn text(&self) -> String {
@@ -147,11 +151,11 @@ impl Running {
                     self.watch.token(choice, at, token.version);
                     Ok((choice, Event::Token(at_temperature(token, self.temperature))))
                 }
-                GenerateEvent::Done { reason, text, cached_tokens } => {
+                GenerateEvent::Done { reason, text, stop, cached_tokens } => {
                     self.watch.end(choice, at, reason, cached_tokens);
                     self.tickets[choice] = None;
                     self.open -= 1;
-                    Ok((choice, Event::End { reason, text, cached_tokens }))
+                    Ok((choice, Event::End { reason, text, stop, cached_tokens }))
                 }
                 GenerateEvent::Failed(error) => Err(self.fail(error.into())),
             });
@@ -170,7 +174,7 @@ impl Running {
         self.tickets[choice] = None;
         self.open -= 1;
         self.watch.end(choice, Instant::now(), FinishReason::Length, 0);
-        Ok((choice, Event::End { reason: FinishReason::Length, text: String::new(), cached_tokens: 0 }))
+        Ok((choice, Event::End { reason: FinishReason::Length, text: String::new(), stop: None, cached_tokens: 0 }))
     }
 
     /// What lines of the log about this request are under.
@@ -194,8 +198,8 @@ impl Running {
             let one = &mut finished[choice];
             match event {
                 Event::Token(token) => one.tokens.push(token),
-                Event::End { reason, text, cached_tokens } => {
-                    (one.rest, one.reason, one.cached_tokens) = (text, reason, cached_tokens);
+                Event::End { reason, text, stop, cached_tokens } => {
+                    (one.rest, one.reason, one.stop, one.cached_tokens) = (text, reason, stop, cached_tokens);
                 }
             }
         }

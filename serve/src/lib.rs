@@ -16,6 +16,7 @@ mod admission;
 mod api;
 mod api_error;
 mod app;
+mod call;
 mod closed_objects;
 mod config;
 mod connections;

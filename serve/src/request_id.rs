@@ -54,7 +54,7 @@ fn scope(app: &App, request: &Request, id: &str) -> Scope {
     let route = request.extensions().get::<MatchedPath>().map(|route| route.as_str().to_owned());
     let name = route.as_ref().map_or_else(|| method.to_owned(), |route| format!("{method} {route}"));
     let operation = match path {
-        "/v1/chat/completions" | "/v1/responses" => Some("chat"),
+        "/v1/chat/completions" | "/v1/responses" | "/v1/messages" => Some("chat"),
         "/v1/completions" => Some("text_completion"),
         "/v1/embeddings" => Some("embeddings"),
         _ => None,

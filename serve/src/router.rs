@@ -6,7 +6,7 @@ use axum::extract::Request;
 use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router};
-use http::{HeaderValue, Method, Uri, header};
+use http::{HeaderName, HeaderValue, Method, Uri, header};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::api;
@@ -19,8 +19,8 @@ use crate::{Error, Result, access, request_id, train_proxy};
 pub(crate) fn routes() -> Vec<Route> {
     use Access::{Admin, Key, Open};
     use api::{
-        adapters, chat, completions, dashboard, embeddings, generate, health, models, pause, responses, rows, score,
-        server_info, stats, tokenize, train, weight_transfer,
+        adapters, chat, completions, dashboard, embeddings, generate, health, messages, models, pause, responses, rows,
+        score, server_info, stats, tokenize, train, weight_transfer,
     };
     vec![
         Route::get(Open, "/", dashboard::page, dashboard::describe()),
@@ -35,6 +35,8 @@ pub(crate) fn routes() -> Vec<Route> {
         Route::post(Key, "/inference/v1/generate", generate::create, generate::describe()),
         Route::post(Key, "/v1/responses", responses::create, responses::describe()),
         Route::post(Key, "/v1/responses/input_tokens", responses::count_input, responses::describe_count()),
+        Route::post(Key, "/v1/messages", messages::create, messages::describe()),
+        Route::post(Key, "/v1/messages/count_tokens", messages::count, messages::describe_count()),
         Route::post(Key, "/v1/completions", completions::create, completions::describe()),
         Route::post(Key, "/v1/embeddings", embeddings::create, embeddings::describe()),
         Route::post(Key, "/v1/score", score::create, score::describe()),
@@ -90,7 +92,8 @@ pub(crate) fn router(app: &Shared) -> Result<Router> {
         .method_not_allowed_fallback(no_method)
         .layer(Extension(Document::new(routes, keys)))
         .layer(map_response(no_sniffing))
-        .layer(from_fn_with_state(Arc::clone(app), request_id::name));
+        .layer(from_fn_with_state(Arc::clone(app), request_id::name))
+        .layer(from_fn(api::messages::shape));
     let router = match cors(&app.config.cors_origins)? {
         Some(layer) => router.layer(layer),
         None => router,
@@ -136,6 +139,8 @@ fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
     let values = origins.iter().map(origin).collect::<Result<Vec<_>>>()?;
     let any = values.iter().any(|value| value == "*");
     let allowed = if any { AllowOrigin::any() } else { AllowOrigin::list(values) };
-    let headers = [header::AUTHORIZATION, header::CONTENT_TYPE];
+    let anthropic = ["anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access"];
+    let headers = [header::AUTHORIZATION, header::CONTENT_TYPE, access::X_API_KEY].into_iter();
+    let headers: Vec<HeaderName> = headers.chain(anthropic.map(HeaderName::from_static)).collect();
     Ok(Some(CorsLayer::new().allow_origin(allowed).allow_methods([Method::GET, Method::POST]).allow_headers(headers)))
 }

@@ -17,7 +17,7 @@ use crate::openapi::schema::{
 };
 
 /// Stop strings of one request.
-const MAX_STOPS: usize = 64;
+pub(crate) const MAX_STOPS: usize = 64;
 /// Alternatives reported for one token.
 pub(crate) const MAX_ALTERNATIVES: usize = 128;
 
@@ -38,6 +38,8 @@ pub(crate) struct Sampling {
     max_tokens: Option<usize>,
     /// What the request calls it.
     length_field: &'static str,
+    /// A length that does not fit is shortened.
+    shortens: bool,
 }
 
 /// The names of the length of a completion; the older one comes second.
@@ -80,8 +82,8 @@ impl Sampling {
             ..SamplingParams::default()
         };
         no_beams(fields)?;
-        let length_field = length[length.len() - 1];
-        Ok(Self { params, named_temperature, max_tokens: max_tokens(fields, length)?, length_field })
+        let (max_tokens, length_field) = (max_tokens(fields, length)?, length[length.len() - 1]);
+        Ok(Self { params, named_temperature, max_tokens, length_field, shortens: false })
     }
 
     /// Completions of each prompt.
@@ -141,6 +143,27 @@ impl Sampling {
         self.max_tokens
     }
 
+    /// Ends the answer at these texts, too; `field` is where they come from.
+    pub(crate) fn stop_at(&mut self, stops: &[String], field: &'static str) -> Result<(), ApiError> {
+        if stops.len() > MAX_STOPS {
+            return Err(ApiError::invalid(
+                field,
+                format!("{} texts; at most {MAX_STOPS} are watched for", stops.len()),
+            ));
+        }
+        if stops.iter().any(String::is_empty) {
+            return Err(ApiError::invalid(field, format!("`{field}`: a text is empty")));
+        }
+        self.params.stop = stops.to_vec();
+        Ok(())
+    }
+
+    /// Ends the answer where the context does, if that comes first; returns the length that was asked for.
+    pub(crate) fn shorten_to_room(&mut self) -> Option<usize> {
+        self.shortens = true;
+        self.max_tokens
+    }
+
     /// Refuses what contradicts an answer of a given form.
     pub(crate) fn check_form(&self) -> Result<(), ApiError> {
         if self.params.ignore_eos {
@@ -163,7 +186,8 @@ impl Sampling {
         room: usize,
         usual: usize,
     ) -> Result<Option<SamplingParams>, ApiError> {
-        let max_tokens = self.max_tokens.unwrap_or(usual.min(room));
+        let longest = if self.shortens { room.max(1) } else { usize::MAX };
+        let max_tokens = self.max_tokens.map_or(usual.min(room), |asked| asked.min(longest));
         if max_tokens > room || (self.max_tokens != Some(0) && room == 0) {
             let wanted = self.max_tokens.map_or_else(|| "any".to_owned(), |max| max.to_string());
             return Err(ApiError::too_long(format!(

@@ -6,14 +6,18 @@ use std::time::Duration;
 
 use axum::response::sse;
 use axum::response::{IntoResponse, Response, Sse};
-use futures_util::stream;
+use futures_util::{Stream as Events, stream};
+use http::{HeaderName, HeaderValue};
 use serde_json::Value;
 
 use crate::api_error::ApiError;
 use crate::generation::{Event, Running};
 
 /// Silence after which a comment keeps the connection alive.
-pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Tells a proxy not to collect what is sent before it passes it on.
+const UNBUFFERED: (HeaderName, HeaderValue) =
+    (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
 
 /// Chunks to be sent.
 pub(crate) type Chunks = VecDeque<Value>;
@@ -83,6 +87,36 @@ pub(crate) fn respond(running: Running, mut encoder: impl Encoder) -> Response {
         let event = state.next().await?;
         Some((Ok::<_, Infallible>(event), state))
     });
-    let keep_alive = sse::KeepAlive::new().interval(KEEP_ALIVE);
-    Sse::new(events).keep_alive(keep_alive).into_response()
+    send(events)
+}
+
+/// Events as a response, with a comment wherever they are silent for long.
+pub(crate) fn send(events: impl Events<Item = Result<sse::Event, Infallible>> + Send + 'static) -> Response {
+    send_alive(events, KEEP_ALIVE)
+}
+
+fn send_alive(
+    events: impl Events<Item = Result<sse::Event, Infallible>> + Send + 'static,
+    silence: Duration,
+) -> Response {
+    ([UNBUFFERED], Sse::new(events).keep_alive(sse::KeepAlive::new().interval(silence))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn silence_is_broken_by_comments() {
+        let one = stream::iter([Ok(sse::Event::default().data("one"))]);
+        let response = send_alive(one.chain(stream::pending()), Duration::from_millis(1));
+        assert_eq!(response.headers()[UNBUFFERED.0], "no");
+        let mut body = response.into_body().into_data_stream();
+        for want in ["data: one\n\n", ":\n\n", ":\n\n"] {
+            let got = body.next().await.expect("it goes on").expect("bytes");
+            assert_eq!(got, want);
+        }
+    }
 }

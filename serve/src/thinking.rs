@@ -19,12 +19,17 @@ const EFFORT: &str = "reasoning_effort";
 /// The field that limits it, as vLLM calls it.
 const BUDGET: &str = "thinking_token_budget";
 
+/// The effort that OpenAI's models make unless they are told otherwise.
+pub(crate) const USUAL_EFFORT: &str = "medium";
+
 /// What a request says about reasoning.
 pub(crate) struct Thinking {
     /// For the chat template.
     pub(crate) variables: Map<String, Value>,
     /// Most tokens between the markers.
-    budget: Option<usize>,
+    pub(crate) budget: Option<usize>,
+    /// The field that limits it.
+    field: &'static str,
     /// The template knows the markers.
     pub(crate) marked: bool,
 }
@@ -33,22 +38,46 @@ impl Thinking {
     /// `chat_template_kwargs` and the budget.
     pub(crate) fn take(fields: &mut Fields, model: &Model) -> Result<Self, ApiError> {
         let variables = fields.take("chat_template_kwargs")?.unwrap_or_default();
-        let marked = model.chat_template()?.source().contains(THINK_END);
         let budget = match fields.take::<i64>(BUDGET)? {
             None | Some(-1) => None,
             Some(tokens) => Some(usize::try_from(tokens).map_err(|_| {
                 ApiError::invalid(BUDGET, format!("{BUDGET} = {tokens}: must be at least 0, or -1 for no limit"))
             })?),
         };
-        if budget.is_some() && !marked {
-            let message = format!("`{BUDGET}`: the chat template of {} has no {THINK_END}", model.name());
-            return Err(ApiError::unsupported(BUDGET, message));
-        }
-        Ok(Self { variables, budget, marked })
+        Self::new(variables, budget, BUDGET, model)
     }
 
-    /// What an effort means among the variables; `field` is what it is called.
-    pub(crate) fn effort(&mut self, effort: Option<&str>, field: &'static str, model: &Model) -> Result<(), ApiError> {
+    /// `field` is where the budget comes from.
+    pub(crate) fn new(
+        variables: Map<String, Value>,
+        budget: Option<usize>,
+        field: &'static str,
+        model: &Model,
+    ) -> Result<Self, ApiError> {
+        let marked = model.chat_template()?.source().contains(THINK_END);
+        if budget.is_some() && !marked {
+            let message = format!("`{field}`: the chat template of {} has no {THINK_END}", model.name());
+            return Err(ApiError::unsupported(field, message));
+        }
+        Ok(Self { variables, budget, field, marked })
+    }
+
+    /// Turns reasoning on or off where the template has a choice and the request's variables make none.
+    pub(crate) fn switch(&mut self, on: bool, model: &Model) -> Result<(), ApiError> {
+        if model.chat_template()?.source().contains(SWITCH) {
+            self.variables.entry(SWITCH).or_insert(json!(on));
+        }
+        Ok(())
+    }
+
+    /// What an effort means among the variables; `field` is what it is called, `usual` what leaving it out means.
+    pub(crate) fn effort(
+        &mut self,
+        effort: Option<&str>,
+        field: &'static str,
+        usual: &str,
+        model: &Model,
+    ) -> Result<(), ApiError> {
         let source = model.chat_template()?.source();
         match effort {
             None => {}
@@ -56,8 +85,13 @@ impl Thinking {
             Some("none") if !self.marked => {}
             Some("none") if source.contains(SWITCH) => drop(self.variables.insert(SWITCH.into(), json!(false))),
             Some(effort) if source.contains(EFFORT) => drop(self.variables.insert(EFFORT.into(), json!(effort))),
+            // Where there is no setting, this is what happens anyway.
+            Some(effort) if effort == usual => {}
             Some(effort) => {
-                let message = format!("`{field}` = \"{effort}\" is not supported by {}", model.name());
+                let message = format!(
+                    "`{field}` = \"{effort}\" is not supported by {}, whose chat template knows no `{EFFORT}`; leave it out",
+                    model.name()
+                );
                 return Err(ApiError::unsupported(field, message));
             }
         }
@@ -66,10 +100,7 @@ impl Thinking {
 
     /// An answer of a given form comes without reasoning where the template has a choice and the request says nothing.
     pub(crate) fn spare(&mut self, model: &Model) -> Result<(), ApiError> {
-        if self.budget.is_none() && model.chat_template()?.source().contains(SWITCH) {
-            self.variables.entry(SWITCH).or_insert(json!(false));
-        }
-        Ok(())
+        if self.budget.is_none() { self.switch(false, model) } else { Ok(()) }
     }
 
     /// What may come before the answer to a prompt that ends inside reasoning, or not.
@@ -89,8 +120,8 @@ impl Thinking {
         let closing = tokenizer.encode(THINK_END, false)?;
         // As the parser of the answer will see it.
         if !tokenizer.decode(&closing, true)?.ends_with(THINK_END) {
-            let message = format!("`{BUDGET}`: the tokens of {THINK_END} are no text of {}", model.name());
-            return Err(ApiError::unsupported(BUDGET, message));
+            let message = format!("`{}`: the tokens of {THINK_END} are no text of {}", self.field, model.name());
+            return Err(ApiError::unsupported(self.field, message));
         }
         Ok(Some(Budget { tokens, closing: closing.into(), tokenizer, begun: prompt_thinks }))
     }

@@ -1,5 +1,7 @@
 //! `tools`, `tool_choice`: which functions the model is told of, whether its calls are looked for, and what they look like.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use crate::api_error::ApiError;
@@ -16,6 +18,7 @@ pub(crate) struct Tools {
     /// Names of those that may be called; `None` is all.
     allowed: Option<Vec<String>>,
     parallel: bool,
+    objects: bool,
 }
 
 /// What a request says about them, in the form of chat.
@@ -25,6 +28,8 @@ pub(crate) struct Given {
     pub(crate) parallel: Option<bool>,
     /// What stands between `tools[0].` and `name` where the request came from.
     pub(crate) place: &'static str,
+    /// The arguments of every call have to be an object, because the answer has them as one.
+    pub(crate) objects: bool,
 }
 
 /// Whether calls are made.
@@ -115,18 +120,20 @@ impl Tools {
             choice: fields.take("tool_choice")?,
             parallel: fields.take("parallel_tool_calls")?,
             place: "function.",
+            objects: false,
         };
         Self::new(given, model)
     }
 
-    pub(crate) fn new(Given { tools, choice, parallel, place }: Given, model: &Model) -> Result<Self, ApiError> {
+    pub(crate) fn new(given: Given, model: &Model) -> Result<Self, ApiError> {
+        let Given { tools, choice, parallel, place, objects } = given;
         let Chosen { choice, allowed, single } = Chosen::new(choice.as_ref(), &tools)?;
         tools.iter().enumerate().try_for_each(|(index, tool)| check(index, tool, place))?;
         if choice != Choice::None && !model.chat_template()?.source().contains("tools") {
             let message = format!("the chat template of {} has no place for tools", model.name());
             return Err(ApiError::unsupported("tools", message));
         }
-        Ok(Self { tools, choice, allowed, parallel: parallel.unwrap_or(true) && !single })
+        Ok(Self { tools, choice, allowed, parallel: parallel.unwrap_or(true) && !single, objects })
     }
 
     /// As the chat template gets them, all of them whichever are allowed, so that the prompt stays the same; `None` when the
@@ -153,14 +160,22 @@ impl Tools {
         (self.choice == Choice::Required).then(|| calls(&self.callable(), self.parallel, true)).transpose()
     }
 
+    /// The only function that can be called where a call is demanded.
+    pub(crate) fn only(&self) -> Option<Arc<str>> {
+        match self.callable()[..] {
+            [tool] if self.choice == Choice::Required => tool["function"]["name"].as_str().map(Into::into),
+            _ => None,
+        }
+    }
+
     /// The calls that the model may make if it chooses to; arguments keep to the schemas of functions that are `strict`.
     pub(crate) fn possible(&self) -> Result<Option<Calls>, ApiError> {
         (self.choice == Choice::Auto).then(|| calls(&self.callable(), self.parallel, false)).transpose()
     }
 
-    /// Whether a call that the model chooses to make is not free: its arguments have a schema, or not all functions are allowed.
+    /// Whether a call that the model chooses to make is not free: its arguments have a form, or not all functions are allowed.
     pub(crate) fn are_bound(&self) -> bool {
-        self.choice == Choice::Auto && (self.allowed.is_some() || self.tools.iter().any(is_strict))
+        self.choice == Choice::Auto && (self.objects || self.allowed.is_some() || self.tools.iter().any(is_strict))
     }
 }
 
@@ -196,6 +211,27 @@ fn calls(tools: &[&Value], several: bool, all: bool) -> Result<Calls, ApiError> 
     Ok(Calls { object: bounded(json!({"anyOf": any, "$defs": definitions})), several })
 }
 
+/// Why a tool of another type is refused, and where clients that offer it by themselves are told not to.
+fn not_a_function(kind: Option<&str>) -> String {
+    let Some(kind) = kind else { return "\"function\" is needed".to_owned() };
+    let what = match kind {
+        "namespace" => {
+            "functions are called by their own names only, not in groups; Codex CLI leaves its groups out with \
+             `multi_agent = false` under `[features]` in config.toml (or `--disable multi_agent`) and without MCP servers and apps"
+        }
+        "tool_search" => "all tools are in the prompt, none is searched for; offer them without `defer_loading`",
+        "custom" | "apply_patch" | "local_shell" | "shell" => {
+            "arguments are JSON; offer it as a function with `parameters`, as clients do for models that they do not know"
+        }
+        _ if kind.starts_with("web_search") => {
+            "nothing is searched here; turn it off in the client (Codex CLI: `web_search = \"disabled\"` in config.toml), or offer \
+             a function that searches"
+        }
+        _ => "no tool runs on this server; turn it off in the client, or offer a function that does it",
+    };
+    format!("\"{kind}\" is not supported, only \"function\" is: {what}")
+}
+
 /// A function with a name.
 fn check(index: usize, tool: &Value, place: &str) -> Result<(), ApiError> {
     let refuse = |field: &str, why: &str| {
@@ -203,7 +239,7 @@ fn check(index: usize, tool: &Value, place: &str) -> Result<(), ApiError> {
         Err(ApiError::invalid(name.clone(), format!("`{name}`: {why}")))
     };
     if tool["type"] != "function" {
-        return refuse("type", "only \"function\" is supported");
+        return refuse("type", &not_a_function(tool["type"].as_str()));
     }
     let function = &tool["function"];
     if function["name"].as_str().is_none_or(str::is_empty) {

@@ -34,8 +34,14 @@ const ASKED: [HeaderName; 6] = [
     HeaderName::from_static("tracestate"),
 ];
 /// What is passed on of an answer.
-const ANSWERED: [HeaderName; 5] =
-    [header::CONTENT_TYPE, header::CACHE_CONTROL, header::RETRY_AFTER, header::WWW_AUTHENTICATE, header::ALLOW];
+const ANSWERED: [HeaderName; 6] = [
+    header::CONTENT_TYPE,
+    header::CACHE_CONTROL,
+    header::RETRY_AFTER,
+    header::WWW_AUTHENTICATE,
+    header::ALLOW,
+    HeaderName::from_static("x-accel-buffering"),
+];
 
 /// Where the training run answers.
 #[derive(Debug)]

@@ -238,7 +238,8 @@ impl Generation {
             Ok(text) => text,
             Err(e) => return self.fail(e),
         };
-        let done = GenerateEvent::Done { reason, text, cached_tokens: self.cached_tokens.unwrap_or(0) };
+        let stop = self.text.as_ref().and_then(|(_, stops)| stops.found());
+        let done = GenerateEvent::Done { reason, text, stop, cached_tokens: self.cached_tokens.unwrap_or(0) };
         // Nobody listens any more: the request is over in any case.
         drop(self.events.send(done));
         Progress::Ended(reason)

@@ -9,6 +9,8 @@ pub struct StopMatcher {
     stopped: bool,
     /// The stop string is emitted, too.
     included: bool,
+    /// Which of `stops` was found.
+    found: Option<usize>,
 }
 
 /// What one more piece of text leads to.
@@ -24,7 +26,7 @@ impl StopMatcher {
     /// Watches for any of `stops`; none of them empty.
     pub fn new(stops: &[String]) -> Self {
         debug_assert!(stops.iter().all(|stop| !stop.is_empty()));
-        Self { stops: stops.to_vec(), held: String::new(), stopped: false, included: false }
+        Self { stops: stops.to_vec(), held: String::new(), stopped: false, included: false, found: None }
     }
 
     /// Whether the stop string that is found is emitted.
@@ -40,15 +42,22 @@ impl StopMatcher {
             return StopOutcome { emit: String::new(), stopped: true };
         }
         self.held.push_str(text);
-        let found =
-            (self.stops.iter()).filter_map(|stop| self.held.find(stop).map(|start| (start + stop.len(), start))).min();
-        if let Some((end, start)) = found {
+        let places = self.stops.iter().enumerate();
+        let places =
+            places.filter_map(|(which, stop)| self.held.find(stop).map(|start| (start + stop.len(), start, which)));
+        if let Some((end, start, which)) = places.min() {
+            self.found = Some(which);
             self.held.truncate(if self.included { end } else { start });
             self.stopped = true;
             return StopOutcome { emit: std::mem::take(&mut self.held), stopped: true };
         }
         let held = self.held.split_off(self.first_possible_start());
         StopOutcome { emit: std::mem::replace(&mut self.held, held), stopped: false }
+    }
+
+    /// Which of the stop strings was found.
+    pub fn found(&self) -> Option<usize> {
+        self.found
     }
 
     /// The generation ended otherwise: what was held back is text after all.
@@ -88,7 +97,7 @@ mod tests {
         assert_eq!(stop.push("x<|e"), emit("\nx"));
         assert_eq!(stop.push("nd|> two"), StopOutcome { emit: String::new(), stopped: true });
         assert_eq!(stop.push("three"), StopOutcome { emit: String::new(), stopped: true });
-        assert_eq!(stop.finish(), "");
+        assert_eq!((stop.finish(), stop.found()), (String::new(), Some(0)));
     }
 
     #[test]
@@ -96,7 +105,9 @@ mod tests {
         let mut stop = matcher(&["é!", "é!!"]);
         assert_eq!(stop.push("caf"), emit("caf"));
         assert_eq!(stop.push("é"), emit(""));
+        assert_eq!(stop.found(), None);
         assert_eq!(stop.push("s é!!"), StopOutcome { emit: "és ".into(), stopped: true });
+        assert_eq!(stop.found(), Some(0), "it was complete first");
     }
 
     #[test]

@@ -341,7 +341,7 @@ impl Encoder for Stream {
                 self.offsets[index] += token.text.chars().count();
                 choice["text"] = json!(token.text);
             }
-            Event::End { reason, text, cached_tokens } => {
+            Event::End { reason, text, cached_tokens, .. } => {
                 // Copies share their prompt; what the first one found counts.
                 if index.is_multiple_of(self.copies) {
                     self.usage.cached += cached_tokens;

@@ -9,6 +9,7 @@ pub(crate) mod embeddings;
 mod envelope;
 pub(crate) mod generate;
 pub(crate) mod health;
+pub(crate) mod messages;
 pub(crate) mod models;
 pub(crate) mod pause;
 pub(crate) mod responses;

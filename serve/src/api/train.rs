@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{RawQuery, State};
-use axum::response::{IntoResponse, Response, Sse, sse};
+use axum::response::{IntoResponse, Response, sse};
 use futures_util::stream;
 use http::{HeaderMap, header};
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use crate::app::{App, Shared};
 use crate::fields::Fields;
 use crate::openapi::Operation;
 use crate::openapi::schema::{Members, count, event, exactly, list, named, number_above, text};
-use crate::sse::KEEP_ALIVE;
+use crate::sse::send;
 use crate::train::{TrainControl, TrainEvent, TrainStatus};
 
 fn run(app: &App) -> Result<&Arc<dyn TrainControl>, ApiError> {
@@ -57,7 +57,7 @@ pub(crate) async fn events(
         let event = sse::Event::default().id(event.seq.to_string()).event(event.kind).data(data);
         Some((Ok::<_, Infallible>(event), follow))
     });
-    Ok(Sse::new(events).keep_alive(sse::KeepAlive::new().interval(KEEP_ALIVE)).into_response())
+    Ok(send(events))
 }
 
 fn accepts_events(headers: &HeaderMap) -> bool {

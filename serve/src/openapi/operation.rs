@@ -25,6 +25,8 @@ pub(crate) struct Operation {
     body: Option<Members>,
     answer: BTreeMap<&'static str, Schema>,
     refusals: BTreeMap<u16, &'static str>,
+    /// The schema of its errors.
+    error: &'static str,
     /// Answers with another status that are no errors.
     otherwise: Vec<(u16, &'static str, Schema)>,
     pub(super) components: Vec<(Cow<'static, str>, Schema)>,
@@ -39,6 +41,7 @@ impl Operation {
             body: None,
             answer: BTreeMap::new(),
             refusals: BTreeMap::new(),
+            error: "Error",
             otherwise: vec![],
             components: vec![],
         }
@@ -68,6 +71,17 @@ impl Operation {
     /// A parameter behind `?`, which may be left out.
     pub(crate) fn query(self, name: &str, schema: Schema, words: &str) -> Self {
         self.parameter(ParameterIn::Query, name, schema, words)
+    }
+
+    /// A header that is read.
+    pub(crate) fn header(self, name: &str, schema: Schema, words: &str) -> Self {
+        self.parameter(ParameterIn::Header, name, schema, words)
+    }
+
+    /// Its errors have a form of their own.
+    pub(crate) fn fails_as(mut self, name: &'static str) -> Self {
+        self.error = name;
+        self
     }
 
     /// It asks a model that has to be there.
@@ -159,7 +173,7 @@ impl Operation {
             operation = operation.response(status.to_string(), response(words).content(JSON, content).build());
         }
         for (status, words) in self.refusals {
-            operation = operation.response(status.to_string(), refusal(status, words));
+            operation = operation.response(status.to_string(), refusal(status, words, self.error));
         }
         operation.build()
     }
@@ -171,8 +185,8 @@ fn response(words: &str) -> ResponseBuilder {
     ResponseBuilder::new().description(words).header("x-request-id", id.build())
 }
 
-fn refusal(status: u16, words: &str) -> Response {
-    let content = ContentBuilder::new().schema(Some(named("Error"))).build();
+fn refusal(status: u16, words: &str, error: &str) -> Response {
+    let content = ContentBuilder::new().schema(Some(named(error))).build();
     let response = response(words).content(JSON, content);
     let header = |schema, words: &str| HeaderBuilder::new().schema(Some(schema)).description(Some(words)).build();
     match status {

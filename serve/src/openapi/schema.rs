@@ -222,6 +222,12 @@ impl Members {
         self
     }
 
+    /// Without the member of this name.
+    pub(crate) fn without(mut self, name: &str) -> Self {
+        self.0.retain(|member| member.name != name);
+        self
+    }
+
     pub(crate) fn names(&self) -> Vec<&'static str> {
         self.0.iter().map(|member| member.name).collect()
     }

@@ -121,9 +121,8 @@ fn a_call_that_is_demanded_is_made() {
         let mut body = body.clone();
         body["stream"] = json!(true);
         let chunks = server.post(CHAT, &body).chunks();
-        let deltas: Vec<&Value> = chunks.iter().filter_map(|c| c["choices"][0]["delta"].get("tool_calls")).collect();
-        assert_eq!(deltas.len(), 1);
-        assert_eq!((&deltas[0][0]["index"], &deltas[0][0]["function"]), (&json!(0), function));
+        let streamed = replayed(&chunks);
+        assert_eq!(streamed.iter().map(|call| &call["function"]).collect::<Vec<_>>(), [function]);
         assert_eq!(chunks.last().expect("a chunk")["choices"][0]["finish_reason"], "tool_calls");
     }
     let refused = |more: Value, field: &str| {
@@ -133,11 +132,110 @@ fn a_call_that_is_demanded_is_made() {
     refused(json!({"tools": tools, "tool_choice": {"type": "function", "function": {"name": "fly"}}}), "tool_choice");
     refused(json!({"tool_choice": "required"}), "tool_choice");
     refused(json!({"tools": [{"type": "web_search"}]}), "tools[0].type");
+    // What a client offers by itself is turned off in the client.
+    for (kind, setting) in [
+        ("web_search", "web_search = \"disabled\""),
+        ("web_search_preview", "web_search = \"disabled\""),
+        ("namespace", "multi_agent = false"),
+        ("custom", "parameters"),
+        ("code_interpreter", "turn it off"),
+    ] {
+        let body = ask(&json!({"tools": [tool("walk"), {"type": kind}]}));
+        let message = server.post(CHAT, &body).refused(400, Some("tools[1].type"), "invalid_parameter");
+        assert!(message.contains(setting) && message.contains(kind), "{message}");
+    }
     let mut strict = tool("walk");
     strict["function"]["strict"] = json!("yes");
     refused(json!({"tools": [strict]}), "tools[0].function.strict");
     let plain = Server::tiny(&[]);
     plain.post(CHAT, &ask(&json!({"tools": tools}))).refused(400, Some("tools"), "unsupported_parameter");
+}
+
+/// The calls that the deltas of a stream amount to. They come as the model writes them, not at once.
+#[track_caller]
+pub(super) fn replayed(chunks: &[Value]) -> Vec<Value> {
+    let mut calls: Vec<Value> = Vec::new();
+    let mut deltas = 0;
+    for delta in chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"][0].as_object()) {
+        deltas += 1;
+        let more = delta["function"]["arguments"].as_str().expect("text");
+        match calls.get_mut(delta["index"].as_u64().expect("a place") as usize) {
+            Some(call) => {
+                assert_eq!(delta.len(), 2, "only the first delta of a call names it: {delta:?}");
+                let arguments = [call["function"]["arguments"].as_str().expect("text"), more].concat();
+                call["function"]["arguments"] = json!(arguments);
+            }
+            None => {
+                assert!(delta["id"].is_string() && delta["function"]["name"].is_string(), "{delta:?}");
+                calls.push(json!(delta));
+            }
+        }
+    }
+    assert!(deltas > 2 * calls.len(), "{deltas} deltas");
+    calls
+}
+
+/// A length that cuts a call leaves a call, with the arguments so far, and no marker.
+#[test]
+fn a_call_that_is_cut_is_a_call() {
+    let (_model, server) = with_tools();
+    let tools = json!([tool("walk"), tool("drive")]);
+    let named = json!({"type": "function", "function": {"name": "drive"}});
+    let whole = server.post(CHAT, &ask(&json!({"tools": tools, "tool_choice": named, "seed": 3}))).ok();
+    let whole_arguments =
+        whole["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"].as_str().expect("text").to_owned();
+    let mut lengths = std::collections::BTreeSet::new();
+    for max_tokens in 1..whole["usage"]["completion_tokens"].as_u64().expect("a number") {
+        for stream in [false, true] {
+            let more =
+                json!({"tools": tools, "tool_choice": named, "seed": 3, "max_tokens": max_tokens, "stream": stream});
+            let answer = server.post(CHAT, &ask(&more));
+            assert!(!answer.body.contains("tool_call>") && !answer.body.contains("<tool"), "{max_tokens}: {answer:?}");
+            let (call, reason) = if stream {
+                let chunks = answer.chunks();
+                let mut calls = json!({"name": Value::Null, "arguments": ""});
+                for delta in chunks.iter().map(|chunk| &chunk["choices"][0]["delta"]["tool_calls"][0]["function"]) {
+                    if delta["name"].is_string() {
+                        calls["name"] = delta["name"].clone();
+                    }
+                    let more = delta["arguments"].as_str().unwrap_or_default();
+                    calls["arguments"] = json!([calls["arguments"].as_str().expect("text"), more].concat());
+                }
+                (calls, chunks.last().expect("a chunk")["choices"][0]["finish_reason"].clone())
+            } else {
+                let choice = &answer.ok()["choices"][0];
+                assert_eq!(choice["message"]["content"], Value::Null);
+                (choice["message"]["tool_calls"][0]["function"].clone(), choice["finish_reason"].clone())
+            };
+            assert_eq!((&call["name"], reason.as_str()), (&json!("drive"), Some("length")), "{max_tokens}");
+            let arguments = call["arguments"].as_str().expect("text");
+            assert!(whole_arguments.starts_with(arguments), "{arguments}");
+            lengths.insert(arguments.len());
+        }
+    }
+    assert!(lengths.len() > 10, "{lengths:?}");
+}
+
+/// The call is what this turn must be; the form holds for a turn that answers.
+#[test]
+fn a_call_that_is_demanded_needs_no_form() {
+    let (_model, server) = with_tools();
+    let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": {"const": 5}}});
+    let forms = [json!({"response_format": format}), json!({"structured_outputs": {"choice": ["yes"]}})];
+    for form in forms {
+        for choice in [json!("required"), json!({"type": "function", "function": {"name": "walk"}})] {
+            let mut more =
+                json!({"tools": [tool("walk")], "tool_choice": choice, "parallel_tool_calls": false, "seed": 3});
+            let plain =
+                server.post(CHAT, &ask(&more)).ok()["choices"][0]["message"]["tool_calls"][0]["function"].clone();
+            more.as_object_mut().expect("an object").extend(form.as_object().expect("an object").clone());
+            let choice = server.post(CHAT, &ask(&more)).ok()["choices"][0].clone();
+            assert_eq!(choice["message"]["tool_calls"][0]["function"], plain);
+            assert_eq!(choice["finish_reason"], "tool_calls");
+        }
+    }
+    let wrong = json!({"tools": [tool("walk")], "tool_choice": "required", "response_format": {"type": "xml"}});
+    server.post(CHAT, &ask(&wrong)).refused(400, Some("response_format"), "invalid_parameter");
 }
 
 fn allowed(mode: &str, names: &[&str]) -> Value {

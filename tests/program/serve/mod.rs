@@ -6,6 +6,7 @@ mod completions;
 mod edges;
 mod forms;
 mod load;
+mod messages;
 mod openapi;
 mod operations;
 mod refusals;

@@ -141,7 +141,7 @@ fn log_probabilities_are_those_of_the_text() {
     let refused =
         |more: Value, field: &str, code: &str| server.post(RESPONSES, &ask(&more)).refused(400, Some(field), code);
     refused(json!({"top_logprobs": 3}), "top_logprobs", "invalid_parameter");
-    refused(json!({"include": ["reasoning.encrypted_content"]}), "include", "unsupported_parameter");
+    refused(json!({"include": ["reasoning.everything"]}), "include", "unsupported_parameter");
 }
 
 #[test]
@@ -153,10 +153,18 @@ fn calls_are_items_and_come_back_as_such() {
     let (response, events) = streamed(&server, &ask(&more));
     assert_eq!((&response["status"], &response["tools"][1]["strict"]), (&json!("completed"), &json!(false)));
     let items = response["output"].as_array().expect("items");
-    assert_eq!(events.len(), 3 + 4 * items.len());
     let one =
         ["output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done"];
-    assert_eq!(names(&events[2..6]), one);
+    assert_eq!(names(&events[2..]), [one.repeat(items.len()), vec!["completed"]].concat());
+    for (place, item) in items.iter().enumerate() {
+        let deltas: Vec<&str> = events
+            .iter()
+            .filter(|event| event["output_index"] == place)
+            .filter_map(|event| event["delta"].as_str())
+            .collect();
+        assert_eq!(item["arguments"], deltas.concat());
+        assert!(deltas.len() > 2, "they come as the model writes them: {deltas:?}");
+    }
     for item in items {
         assert_eq!((&item["type"], &item["status"]), (&json!("function_call"), &json!("completed")));
         assert!(["walk", "drive"].contains(&item["name"].as_str().expect("a name")));
@@ -175,6 +183,20 @@ fn calls_are_items_and_come_back_as_such() {
         assert!(few["output"].as_array().expect("items").iter().all(|item| item["name"] == "walk"), "{few}");
         assert_eq!(few["tool_choice"], some);
     }
+    // What the length cuts is a call with the arguments so far.
+    let (cut, _) =
+        streamed(&server, &ask(&with(more.clone(), &json!({"max_output_tokens": 40, "tool_choice": choice}))));
+    let call = &cut["output"][0];
+    assert_eq!(
+        (&cut["status"], &call["status"], &call["name"]),
+        (&json!("incomplete"), &json!("incomplete"), &json!("drive"))
+    );
+    assert!(call["arguments"].as_str().is_some_and(|text| text.starts_with('{') && !text.ends_with('}')), "{call}");
+    // A form holds for a turn that answers; this one calls.
+    let format = json!({"type": "json_schema", "name": "n", "schema": {"const": 5}});
+    let formed = with(more.clone(), &json!({"text": {"format": format}, "tool_choice": choice}));
+    let formed = server.post(RESPONSES, &ask(&formed)).ok();
+    assert_eq!(formed["output"][0]["arguments"], named["output"][0]["arguments"]);
     // The items go on as the conversation.
     let mut input = vec![json!({"role": "user", "content": "How far?"}), named["output"][0].clone()];
     let call = &named["output"][0]["call_id"];
@@ -235,7 +257,8 @@ fn what_is_not_honoured_is_refused_by_name() {
         (json!({"truncation": "auto"}), "truncation"),
         (json!({"context_management": []}), "context_management"),
         (json!({"text": {"verbosity": "low"}}), "text.verbosity"),
-        (json!({"reasoning": {"summary": "auto"}}), "reasoning.summary"),
+        (json!({"reasoning": {"summary": "detailed"}}), "reasoning.summary"),
+        (json!({"reasoning": {"mode": "pro"}}), "reasoning.mode"),
         (json!({"reasoning": {"effort": "high"}}), "reasoning.effort"),
         (json!({"thinking_token_budget": 5}), "thinking_token_budget"),
     ] {
@@ -257,6 +280,21 @@ fn what_is_not_honoured_is_refused_by_name() {
     refused(json!({"n": 2}), "n", "unknown_parameter");
     refused(json!({"reasoning": {"depth": 2}}), "reasoning.depth", "unknown_parameter");
     server.post(RESPONSES, &ask(&json!({"max_output_tokens": 500}))).refused(400, None, "context_length_exceeded");
+    // Clients send them; what they ask for happens anyway.
+    let more = json!({
+        "client_metadata": {"session": "1"}, "include": ["reasoning.encrypted_content"], "prompt_cache_key": "k",
+        "reasoning": {"summary": "auto", "generate_summary": "auto", "effort": "medium", "context": "auto"},
+        "text": {"verbosity": "medium"}, "safety_identifier": "me", "service_tier": "auto", "parallel_tool_calls": true,
+    });
+    let plain = server.post(RESPONSES, &ask(&json!({}))).ok();
+    assert_eq!(server.post(RESPONSES, &ask(&more)).ok()["output"][0]["content"], plain["output"][0]["content"]);
+    let chat = json!({"messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "verbosity": "medium", "reasoning_effort": "medium", "client_metadata": {}});
+    server.post(CHAT, &chat).ok();
+    server.post(CHAT, &with(chat, &json!({"verbosity": "high"}))).refused(
+        400,
+        Some("verbosity"),
+        "unsupported_parameter",
+    );
     // Accepted, for they change nothing; that it is not stored is told.
     let more = json!({"store": true, "background": false, "truncation": "disabled", "user": "me", "max_tool_calls": 3});
     assert_eq!(

@@ -237,7 +237,7 @@ fn follow(args: &GenerateArgs, mut generation: Generation, prompt_len: usize) ->
                 show(args, &mut text, &token.text)?;
                 events.push(token);
             }
-            GenerateEvent::Done { reason, text: rest, cached_tokens } => {
+            GenerateEvent::Done { reason, text: rest, cached_tokens, .. } => {
                 show(args, &mut text, &rest)?;
                 return finish(args, &events, &text, reason, [prompt_len, cached_tokens]);
             }

@@ -9,7 +9,7 @@ use crate::api_error::ApiError;
 use crate::generation::{Event, Finished};
 use crate::ids;
 use crate::logprobs::{Names, chat_entry};
-use crate::output::{Call, Part};
+use crate::output::Part;
 use crate::prompt_logprobs::PromptLogprobs;
 use crate::reader::{Reader, Reading};
 use crate::sse::{Chunks, Encoder};
@@ -31,8 +31,15 @@ impl Shape {
     }
 }
 
-fn call(Call { name, arguments }: Call) -> Value {
-    json!({"id": ids::fresh("call_"), "type": "function", "function": {"name": name, "arguments": arguments}})
+fn call(name: &str) -> Value {
+    json!({"id": ids::fresh("call_"), "type": "function", "function": {"name": name, "arguments": ""}})
+}
+
+/// Appends to the arguments of a call.
+fn argue(call: &mut Value, more: &str) {
+    if let Value::String(arguments) = &mut call["function"]["arguments"] {
+        arguments.push_str(more);
+    }
 }
 
 /// What an answer says about its prompt.
@@ -65,7 +72,7 @@ pub(super) struct Whole {
 pub(super) fn whole(
     mut envelope: Envelope,
     shape: &Shape,
-    reading: Reading,
+    reading: &Reading,
     mut usage: Usage,
     mut about_prompt: AboutPrompt,
     finished: &[Finished],
@@ -97,17 +104,19 @@ pub(super) fn whole(
     Whole { rest: answer, prompt_logprobs }
 }
 
-fn message(reading: Reading, one: &Finished, usage: &mut Usage) -> (Value, &'static str) {
-    let mut reader = Reader::new(reading);
+fn message(reading: &Reading, one: &Finished, usage: &mut Usage) -> (Value, &'static str) {
+    let mut reader = Reader::new(reading.clone());
     let mut parts: Vec<Part> = one.tokens.iter().flat_map(|token| reader.token(&token.text)).collect();
-    parts.extend(reader.end(&one.rest));
+    parts.extend(reader.end(&one.rest, one.reason));
     usage.reasoning += reader.reasoning_tokens;
-    let (mut content, mut reasoning, mut calls) = (String::new(), String::new(), Vec::new());
+    let (mut content, mut reasoning, mut calls) = (String::new(), String::new(), Vec::<Value>::new());
     for part in parts {
         match part {
             Part::Content(text) => content.push_str(&text),
             Part::Reasoning(text) => reasoning.push_str(&text),
-            Part::Call(one) => calls.push(call(one)),
+            Part::Call(name) => calls.push(call(&name)),
+            Part::Arguments(more) => calls.iter_mut().last().into_iter().for_each(|call| argue(call, &more)),
+            Part::CallEnd => {}
         }
     }
     let content = if content.is_empty() && !calls.is_empty() { Value::Null } else { json!(content) };
@@ -137,12 +146,12 @@ impl Stream {
         envelope: Envelope,
         streaming: Streaming,
         shape: Shape,
-        reading: Reading,
+        reading: &Reading,
         usage: Usage,
         about_prompt: AboutPrompt,
         choices: usize,
     ) -> Self {
-        let readers = (0..choices).map(|_| Reader::new(reading)).collect();
+        let readers = (0..choices).map(|_| Reader::new(reading.clone())).collect();
         Self { envelope, streaming, shape, usage, about_prompt, readers }
     }
 
@@ -151,19 +160,33 @@ impl Stream {
         self.streaming.count(self.envelope.object("chat.completion.chunk", json!([choice])), self.usage)
     }
 
-    /// The deltas for parts of a choice, of whose calls `calls` were sent.
+    /// The deltas for parts of a choice, of whose calls `calls` were begun.
     fn deltas(parts: Vec<Part>, mut calls: usize) -> Vec<Value> {
-        let delta = |part| match part {
-            Part::Content(text) => json!({"content": text}),
-            Part::Reasoning(text) => json!({"reasoning_content": text}),
-            Part::Call(one) => {
-                let mut call = call(one);
-                call["index"] = json!(calls);
-                calls += 1;
-                json!({"tool_calls": [call]})
+        let mut deltas = Vec::with_capacity(parts.len());
+        for part in parts {
+            match part {
+                Part::Content(text) => deltas.push(json!({"content": text})),
+                Part::Reasoning(text) => deltas.push(json!({"reasoning_content": text})),
+                Part::Call(name) => {
+                    let mut call = call(&name);
+                    call["index"] = json!(calls);
+                    calls += 1;
+                    deltas.push(json!({"tool_calls": [call]}));
+                }
+                Part::Arguments(more) => match deltas.last_mut() {
+                    // With what is certain at once a call begins.
+                    Some(delta) if delta["tool_calls"][0]["id"].is_string() => {
+                        argue(&mut delta["tool_calls"][0], &more)
+                    }
+                    _ => {
+                        let call = json!({"index": calls.saturating_sub(1), "function": {"arguments": more}});
+                        deltas.push(json!({"tool_calls": [call]}));
+                    }
+                },
+                Part::CallEnd => {}
             }
-        };
-        parts.into_iter().map(delta).collect()
+        }
+        deltas
     }
 
     fn token(&mut self, index: usize, token: &TokenEvent, chunks: &mut Chunks) {
@@ -201,14 +224,14 @@ impl Encoder for Stream {
     fn event(&mut self, index: usize, event: Event, chunks: &mut Chunks) -> Result<(), ApiError> {
         match event {
             Event::Token(token) => self.token(index, &token, chunks),
-            Event::End { reason, text, cached_tokens } => {
+            Event::End { reason, text, cached_tokens, .. } => {
                 // The choices share their prompt; what the first one found counts.
                 if index == 0 {
                     self.usage.cached = cached_tokens;
                 }
                 let reader = &mut self.readers[index];
                 let calls = reader.calls;
-                let parts = reader.end(&text);
+                let parts = reader.end(&text, reason);
                 let reason = reader.reason(reason);
                 for delta in Self::deltas(parts, calls) {
                     chunks.push_back(self.chunk(index, &delta, &Value::Null, None));

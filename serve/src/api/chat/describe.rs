@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::api::envelope::{
     describe_chunk_usage, describe_finish, describe_object, describe_streaming, describe_versions,
 };
-use crate::fields::describe_no_effect;
+use crate::fields::{VERBOSITY, describe_no_effect};
 use crate::grammar::describe_format;
 use crate::logprobs::{describe_chat_entry, describe_names};
 use crate::openapi::Operation;
@@ -71,7 +71,7 @@ pub(super) fn body() -> Members {
         .maybe("response_format", describe_format(), "The answer has this form.")
         .and(describe_structured())
         .and(describe_budget())
-        .maybe("reasoning_effort", text(), "`none`, or what the chat template knows.")
+        .maybe("reasoning_effort", text(), "`none`, `medium`, or what the chat template knows.")
         .maybe("modalities", exactly(json!(["text"])), "Only text is generated.")
         .maybe("audio", any(), "Accepted; without audio among the modalities it has no use.")
         .maybe("functions", exactly(json!([])), "`tools` replaced it.")
@@ -79,7 +79,7 @@ pub(super) fn body() -> Members {
         .maybe("chat_template", null(), nothing)
         .maybe("web_search_options", null(), nothing)
         .maybe("moderation", null(), nothing)
-        .maybe("verbosity", null(), nothing)
+        .maybe("verbosity", exactly(VERBOSITY), "Answers are as long as the model makes them.")
         .and(describe_no_effect())
 }
 
@@ -102,10 +102,24 @@ fn tool_choice() -> Schema {
     any_of([one_of(&["none", "auto", "required"]), named(), allowed.open()])
 }
 
-/// A call, in a message or, with its place, in a chunk.
-fn call() -> Members {
+fn call() -> Schema {
     let function = Members::new().always("name", text(), "").always("arguments", text(), "JSON.").closed();
-    Members::new().always("id", text(), "").always("type", one_of(&["function"]), "").always("function", function, "")
+    Members::new()
+        .always("id", text(), "")
+        .always("type", one_of(&["function"]), "")
+        .always("function", function, "")
+        .closed()
+}
+
+/// A call in a chunk: the first one of a call has its id and name, those after it more of its arguments.
+fn call_delta() -> Schema {
+    let function = Members::new().maybe("name", text(), "").always("arguments", text(), "The next piece of the JSON.");
+    Members::new()
+        .always("index", count(), "")
+        .maybe("id", text(), "")
+        .maybe("type", one_of(&["function"]), "")
+        .always("function", function.closed(), "")
+        .closed()
 }
 
 fn message() -> Schema {
@@ -114,7 +128,7 @@ fn message() -> Schema {
         .always("content", nullable(text()), "`null` where there are only calls.")
         .always("refusal", null(), "")
         .maybe("reasoning_content", text(), "What the model thought.")
-        .maybe("tool_calls", list(call().closed()), "")
+        .maybe("tool_calls", list(call()), "")
         .closed()
 }
 
@@ -123,7 +137,7 @@ fn delta() -> Schema {
         .maybe("role", one_of(&["assistant"]), "")
         .maybe("content", text(), "")
         .maybe("reasoning_content", text(), "")
-        .maybe("tool_calls", list(call().always("index", count(), "").closed()), "")
+        .maybe("tool_calls", list(call_delta()), "")
         .closed()
 }
 

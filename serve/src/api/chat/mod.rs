@@ -16,7 +16,7 @@ use super::score::alternatives;
 use super::turn::{Question, Ready, Turn};
 use crate::api_error::ApiError;
 use crate::app::{App, Shared};
-use crate::fields::{Fields, NO_EFFECT};
+use crate::fields::{Fields, NO_EFFECT, NO_VERBOSITY, VERBOSITY};
 use crate::generation::Running;
 use crate::grammar::Form;
 use crate::logprobs::Names;
@@ -25,7 +25,7 @@ use crate::prompt::{PromptEncoding, ending, messages};
 use crate::prompt_logprobs::{self, Ask, PromptLogprobs};
 use crate::sampling::{COMPLETION_LENGTH, Sampling};
 use crate::sse;
-use crate::thinking::Thinking;
+use crate::thinking::{Thinking, USUAL_EFFORT};
 use crate::tools::Tools;
 use answer::{AboutPrompt, Shape, Stream, whole};
 pub(crate) use describe::describe;
@@ -49,7 +49,8 @@ impl Chat {
         let tools = Tools::take(&mut fields, &model)?;
         let form = form(&mut fields)?;
         let mut thinking = Thinking::take(&mut fields, &model)?;
-        thinking.effort(fields.take::<String>("reasoning_effort")?.as_deref(), "reasoning_effort", &model)?;
+        let effort: Option<String> = fields.take("reasoning_effort")?;
+        thinking.effort(effort.as_deref(), "reasoning_effort", USUAL_EFFORT, &model)?;
         let mut sampling = Sampling::take(&mut fields, &model, app.config.sampling_defaults, COMPLETION_LENGTH)?;
         let copies = Sampling::copies(&mut fields)?;
         let streaming = Streaming::take(&mut fields)?;
@@ -98,12 +99,12 @@ pub(crate) async fn create(State(app): State<Shared>, fields: Fields) -> Result<
     let running = Running::start(&app, job)?;
     match streaming {
         Some(streaming) => {
-            let stream = Stream::new(envelope, streaming, shape, reading, usage, about_prompt, running.count());
+            let stream = Stream::new(envelope, streaming, shape, &reading, usage, about_prompt, running.count());
             Ok(sse::respond(running, stream))
         }
         None => {
             let finished = running.collect().await?;
-            Ok(Json(whole(envelope, &shape, reading, usage, about_prompt, &finished)).into_response())
+            Ok(Json(whole(envelope, &shape, &reading, usage, about_prompt, &finished)).into_response())
         }
     }
 }
@@ -142,5 +143,5 @@ fn unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     fields.only("chat_template", &[], "the server's own is used; start it with --chat-template FILE for another")?;
     fields.only("web_search_options", &[], "there is no web search")?;
     fields.only("moderation", &[], "there is no moderation")?;
-    fields.only("verbosity", &[], "models here have no such setting")
+    fields.only("verbosity", &[json!(VERBOSITY)], NO_VERBOSITY)
 }

@@ -3,7 +3,7 @@
 use super::input::STATUSES;
 use super::request::{LOGPROBS, OF_OTHER_ITEMS};
 use crate::api::envelope::describe_versions;
-use crate::fields::describe_no_effect;
+use crate::fields::{VERBOSITY, describe_no_effect};
 use crate::grammar::describe_named_schema;
 use crate::openapi::Operation;
 use crate::openapi::schema::{
@@ -42,11 +42,7 @@ fn body() -> Members {
         .and(sampling::describe())
         .maybe("stream", boolean(), "The response as server-sent events.")
         .maybe("stream_options", obfuscation.sent(), "Needs `stream`.")
-        .maybe(
-            "include",
-            list(one_of(&include)),
-            "The first is honoured; there are no items that the others are about.",
-        )
+        .maybe("include", list(one_of(&include)), "The first is honoured; no item has what the others are about.")
         .maybe("top_logprobs", integer(0..=MAX_ALTERNATIVES as i128), "Needs log-probabilities in `include`.")
         .and(describe_question())
         .maybe("prompt", null(), STORED)
@@ -76,12 +72,16 @@ pub(super) fn describe_conversation() -> Members {
 
 /// What else the prompt depends on.
 pub(super) fn describe_question() -> Members {
-    let nothing = "Nothing but `null` is honoured.";
+    let verbose = "Answers are as long as the model makes them.";
     Members::new()
         .maybe("tools", list(tool()), "Functions that the model may call.")
         .maybe("tool_choice", tool_choice(), "`required`, a named function and the allowed tools are enforced.")
         .maybe("parallel_tool_calls", boolean(), "Whether more than one call counts.")
-        .maybe("text", Members::new().maybe("format", format(), "").maybe("verbosity", null(), nothing).sent(), "")
+        .maybe(
+            "text",
+            Members::new().maybe("format", format(), "").maybe("verbosity", exactly(VERBOSITY), verbose).sent(),
+            "",
+        )
         .maybe("reasoning", reasoning(), "")
         .and(describe_budget())
         .maybe("previous_response_id", null(), STORED)
@@ -139,11 +139,13 @@ fn format() -> Schema {
 }
 
 fn reasoning() -> Schema {
-    let why = "Nothing but `null` is honoured: reasoning is given as it is.";
+    let why = "Reasoning is given as it is.";
     Members::new()
-        .maybe("effort", text(), "`none`, or what the chat template knows.")
-        .maybe("summary", null(), why)
-        .maybe("generate_summary", null(), why)
+        .maybe("effort", text(), "`none`, `medium`, or what the chat template knows.")
+        .maybe("summary", exactly("auto"), why)
+        .maybe("generate_summary", exactly("auto"), why)
+        .maybe("context", exactly("auto"), "The chat template decides.")
+        .maybe("mode", exactly("standard"), "There is no other.")
         .sent()
 }
 

@@ -1,36 +1,25 @@
 //! `input`: a text, or the items of a conversation, as messages that chat templates know.
 
-use std::collections::BTreeSet;
-
 use serde_json::{Map, Value, json};
 
+use super::super::turn::Dialogue;
 use crate::api_error::ApiError;
 
 /// What may have become of an item.
 pub(super) const STATUSES: &[&str] = &["in_progress", "completed", "incomplete"];
 
-/// What a model says in one go is one message: reasoning, then text, then calls. Items of it are joined.
-#[derive(Default)]
-struct Messages {
-    done: Vec<Value>,
-    /// The assistant's message that the next item may belong to.
-    open: Option<Map<String, Value>>,
-    /// Ids of the calls so far.
-    calls: BTreeSet<String>,
-}
-
 /// Instructions and input as chat's messages.
 pub(super) fn messages(instructions: Option<&str>, input: Option<Value>) -> Result<Vec<Value>, ApiError> {
-    let mut messages = Messages::default();
+    let mut messages = Dialogue::default();
     if let Some(text) = instructions {
-        messages.done.push(json!({"role": "system", "content": text}));
+        messages.says("system", json!(text));
     }
     match input {
         None => {}
-        Some(Value::String(text)) => messages.done.push(json!({"role": "user", "content": text})),
+        Some(Value::String(text)) => messages.says("user", json!(text)),
         Some(Value::Array(items)) => {
             for (index, item) in items.into_iter().enumerate() {
-                messages.item(item).map_err(|(field, what)| {
+                self::item(&mut messages, item).map_err(|(field, what)| {
                     let place = format!("input[{index}]{field}");
                     ApiError::invalid(place.clone(), format!("`{place}`: {what}"))
                 })?;
@@ -38,8 +27,7 @@ pub(super) fn messages(instructions: Option<&str>, input: Option<Value>) -> Resu
         }
         Some(_) => return Err(ApiError::invalid("input", "`input`: a string or a list of items is needed")),
     }
-    messages.close();
-    Ok(messages.done)
+    Ok(messages.finish())
 }
 
 /// What is wrong with an item: the field behind `input[0]`, and why.
@@ -49,125 +37,97 @@ fn wrong<T>(field: &str, what: impl Into<String>) -> Result<T, Wrong> {
     Err((field.to_owned(), what.into()))
 }
 
-impl Messages {
-    fn item(&mut self, item: Value) -> Result<(), Wrong> {
-        let Value::Object(mut item) = item else { return wrong("", "an object is needed") };
-        item.retain(|_, value| !value.is_null());
-        let kind = item.get("type").map_or(Some("message"), Value::as_str).map(str::to_owned);
-        let known: &[&str] = match kind.as_deref() {
-            Some("message") => &["role", "content"],
-            Some("function_call") => &["call_id", "name", "arguments"],
-            Some("function_call_output") => &["call_id", "output"],
-            Some("reasoning") => &["summary", "content"],
-            Some("item_reference") => {
-                return wrong(".type", "nothing is stored that could be referred to; send the item");
-            }
-            _ => {
-                return wrong(".type", "must be message, function_call, function_call_output or reasoning");
-            }
-        };
-        // What the server says about its own items cannot change what they mean.
-        let unknown =
-            item.keys().find(|key| !known.contains(&key.as_str()) && !["type", "id", "status"].contains(&key.as_str()));
-        if let Some(key) = unknown {
-            return wrong(&format!(".{key}"), "unknown field; remove it");
+fn item(messages: &mut Dialogue, item: Value) -> Result<(), Wrong> {
+    let Value::Object(mut item) = item else { return wrong("", "an object is needed") };
+    item.retain(|_, value| !value.is_null());
+    let kind = item.get("type").map_or(Some("message"), Value::as_str).map(str::to_owned);
+    let known: &[&str] = match kind.as_deref() {
+        Some("message") => &["role", "content"],
+        Some("function_call") => &["call_id", "name", "arguments"],
+        Some("function_call_output") => &["call_id", "output"],
+        Some("reasoning") => &["summary", "content"],
+        Some("item_reference") => {
+            return wrong(".type", "nothing is stored that could be referred to; send the item");
         }
-        if item.get("id").is_some_and(|id| !id.is_string()) {
-            return wrong(".id", "a string is needed");
+        _ => {
+            return wrong(".type", "must be message, function_call, function_call_output or reasoning");
         }
-        if item.get("status").is_some_and(|status| !STATUSES.iter().any(|known| status == known)) {
-            return wrong(".status", "must be in_progress, completed or incomplete");
-        }
-        match kind.as_deref() {
-            Some("function_call") => self.call(&item),
-            Some("function_call_output") => self.output(&item),
-            Some("reasoning") => self.reasoning(&item),
-            _ => self.message(&item),
-        }
+    };
+    // What the server says about its own items cannot change what they mean.
+    let unknown =
+        item.keys().find(|key| !known.contains(&key.as_str()) && !["type", "id", "status"].contains(&key.as_str()));
+    if let Some(key) = unknown {
+        return wrong(&format!(".{key}"), "unknown field; remove it");
     }
+    if item.get("id").is_some_and(|id| !id.is_string()) {
+        return wrong(".id", "a string is needed");
+    }
+    if item.get("status").is_some_and(|status| !STATUSES.iter().any(|known| status == known)) {
+        return wrong(".status", "must be in_progress, completed or incomplete");
+    }
+    match kind.as_deref() {
+        Some("function_call") => call(messages, &item),
+        Some("function_call_output") => output(messages, &item),
+        Some("reasoning") => reasoning(messages, &item),
+        _ => message(messages, &item),
+    }
+}
 
-    fn message(&mut self, item: &Map<String, Value>) -> Result<(), Wrong> {
-        let content = text(item.get("content"), ".content")?;
-        match item.get("role").and_then(Value::as_str) {
-            Some("assistant") => {
-                let message = self.assistant(&["content", "tool_calls"]);
-                message.insert("content".into(), json!(content));
-                Ok(())
-            }
-            Some(role @ ("user" | "system" | "developer")) => {
-                self.close();
-                self.done.push(json!({"role": role, "content": content}));
-                Ok(())
-            }
-            _ => wrong(".role", "must be user, assistant, system or developer"),
+fn message(messages: &mut Dialogue, item: &Map<String, Value>) -> Result<(), Wrong> {
+    let content = text(item.get("content"), ".content")?;
+    match item.get("role").and_then(Value::as_str) {
+        Some("assistant") => {
+            messages.answers(content);
+            Ok(())
         }
+        Some(role @ ("user" | "system" | "developer")) => {
+            messages.says(role, json!(content));
+            Ok(())
+        }
+        _ => wrong(".role", "must be user, assistant, system or developer"),
     }
+}
 
-    fn reasoning(&mut self, item: &Map<String, Value>) -> Result<(), Wrong> {
-        let summary = match item.get("summary") {
-            None => &[][..],
-            Some(Value::Array(parts)) => parts,
-            Some(_) => return wrong(".summary", "a list is needed"),
-        };
-        let content = match item.get("content") {
-            None => String::new(),
-            Some(Value::String(_)) => return wrong(".content", "a list of parts is needed"),
-            content => text(content, ".content")?,
-        };
-        if content.is_empty() {
-            let what = "a summary is not what was thought; send `content`, or leave the item out";
-            return if summary.is_empty() { Ok(()) } else { wrong(".summary", what) };
-        }
-        let message = self.assistant(&["reasoning_content", "content", "tool_calls"]);
-        message.insert("reasoning_content".into(), json!(content));
-        Ok(())
+fn reasoning(messages: &mut Dialogue, item: &Map<String, Value>) -> Result<(), Wrong> {
+    let summary = match item.get("summary") {
+        None => &[][..],
+        Some(Value::Array(parts)) => parts,
+        Some(_) => return wrong(".summary", "a list is needed"),
+    };
+    let content = match item.get("content") {
+        None => String::new(),
+        Some(Value::String(_)) => return wrong(".content", "a list of parts is needed"),
+        content => text(content, ".content")?,
+    };
+    if content.is_empty() {
+        let what = "a summary is not what was thought; send `content`, or leave the item out";
+        return if summary.is_empty() { Ok(()) } else { wrong(".summary", what) };
     }
+    messages.thinks(content);
+    Ok(())
+}
 
-    fn call(&mut self, item: &Map<String, Value>) -> Result<(), Wrong> {
-        let field = |name: &str| match item.get(name).and_then(Value::as_str) {
-            Some(text) => Ok(text.to_owned()),
-            None => Err((format!(".{name}"), "a string is needed".to_owned())),
-        };
-        let (id, name, arguments) = (field("call_id")?, field("name")?, field("arguments")?);
-        if !self.calls.insert(id.clone()) {
-            return wrong(".call_id", format!("\"{id}\" is another call's already"));
-        }
-        let call = json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
-        let message = self.assistant(&[]);
-        match message.get_mut("tool_calls") {
-            Some(Value::Array(calls)) => calls.push(call),
-            _ => drop(message.insert("tool_calls".into(), json!([call]))),
-        }
-        Ok(())
+fn call(messages: &mut Dialogue, item: &Map<String, Value>) -> Result<(), Wrong> {
+    let field = |name: &str| match item.get(name).and_then(Value::as_str) {
+        Some(text) => Ok(text.to_owned()),
+        None => Err((format!(".{name}"), "a string is needed".to_owned())),
+    };
+    let (id, name, arguments) = (field("call_id")?, field("name")?, field("arguments")?);
+    if !messages.calls(&id, &name, json!(arguments)) {
+        return wrong(".call_id", format!("\"{id}\" is another call's already"));
     }
+    Ok(())
+}
 
-    fn output(&mut self, item: &Map<String, Value>) -> Result<(), Wrong> {
-        let Some(id) = item.get("call_id").and_then(Value::as_str) else {
-            return wrong(".call_id", "a string is needed");
-        };
-        if !self.calls.contains(id) {
-            return wrong(".call_id", format!("no function_call before it has the id \"{id}\""));
-        }
-        let output = text(item.get("output"), ".output")?;
-        self.close();
-        self.done.push(json!({"role": "tool", "tool_call_id": id, "content": output}));
-        Ok(())
+fn output(messages: &mut Dialogue, item: &Map<String, Value>) -> Result<(), Wrong> {
+    let Some(id) = item.get("call_id").and_then(Value::as_str) else {
+        return wrong(".call_id", "a string is needed");
+    };
+    let output = text(item.get("output"), ".output")?;
+    if !messages.returns(id, json!(output)) {
+        return wrong(".call_id", format!("no function_call before it has the id \"{id}\""));
     }
-
-    /// The assistant's message to add to; a new one where the last has one of `fields`.
-    fn assistant(&mut self, fields: &[&str]) -> &mut Map<String, Value> {
-        if self.open.as_ref().is_some_and(|open| fields.iter().any(|field| open.contains_key(*field))) {
-            self.close();
-        }
-        self.open.get_or_insert_with(|| Map::from_iter([("role".to_owned(), json!("assistant"))]))
-    }
-
-    fn close(&mut self) {
-        if let Some(mut message) = self.open.take() {
-            message.entry("content").or_insert(json!(""));
-            self.done.push(Value::Object(message));
-        }
-    }
+    Ok(())
 }
 
 /// A text, or the texts of some parts.

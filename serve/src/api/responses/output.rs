@@ -1,12 +1,12 @@
 //! The items of a response as they come about: reasoning, messages, calls. Every step is an event; the items are what the
 //! events amount to.
 
-use runtime::request::TokenEvent;
+use runtime::request::{FinishReason, TokenEvent};
 use serde_json::{Value, json};
 
 use crate::ids;
 use crate::logprobs::{Names, chat_entry};
-use crate::output::{Call, Part};
+use crate::output::Part;
 use crate::reader::{Reader, Reading};
 
 /// All items so far.
@@ -21,11 +21,16 @@ pub(super) struct Output {
     pending: Vec<Value>,
 }
 
-/// Which of the two items that grow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What an item is.
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
     Message,
     Reasoning,
+    /// Of this function, under this id.
+    Call {
+        name: String,
+        call_id: String,
+    },
 }
 
 /// The item that grows.
@@ -38,38 +43,52 @@ struct Open {
 
 impl Kind {
     /// What its events are called between `response.` and `.delta`.
-    fn event(self) -> &'static str {
+    fn event(&self) -> &'static str {
         match self {
             Self::Message => "output_text",
             Self::Reasoning => "reasoning_text",
+            Self::Call { .. } => "function_call_arguments",
         }
+    }
+
+    fn is_call(&self) -> bool {
+        matches!(self, Self::Call { .. })
     }
 }
 
 impl Open {
     fn new(kind: Kind) -> Self {
-        let prefix = if kind == Kind::Message { "msg_" } else { "rs_" };
+        let prefix = match kind {
+            Kind::Message => "msg_",
+            Kind::Reasoning => "rs_",
+            Kind::Call { .. } => "fc_",
+        };
         Self { kind, id: ids::fresh(prefix), text: String::new(), logprobs: Vec::new() }
     }
 
-    /// Its only part.
-    fn part(&self) -> Value {
+    /// Its only part, where it has parts.
+    fn part(&self) -> Option<Value> {
         match self.kind {
             Kind::Message => {
-                json!({"type": "output_text", "text": self.text, "annotations": [], "logprobs": self.logprobs})
+                Some(json!({"type": "output_text", "text": self.text, "annotations": [], "logprobs": self.logprobs}))
             }
-            Kind::Reasoning => json!({"type": "reasoning_text", "text": self.text}),
+            Kind::Reasoning => Some(json!({"type": "reasoning_text", "text": self.text})),
+            Kind::Call { .. } => None,
         }
     }
 
     fn item(&self, content: Value, status: &str) -> Value {
-        match self.kind {
+        let (id, text) = (&self.id, &self.text);
+        match &self.kind {
             Kind::Message => {
-                json!({"id": self.id, "type": "message", "status": status, "role": "assistant", "content": content})
+                json!({"id": id, "type": "message", "status": status, "role": "assistant", "content": content})
             }
             Kind::Reasoning => {
-                json!({"id": self.id, "type": "reasoning", "status": status, "summary": [], "content": content})
+                json!({"id": id, "type": "reasoning", "status": status, "summary": [], "content": content})
             }
+            Kind::Call { name, call_id } => json!({
+                "id": id, "type": "function_call", "status": status, "call_id": call_id, "name": name, "arguments": text,
+            }),
         }
     }
 }
@@ -96,21 +115,28 @@ impl Output {
     }
 
     /// Nothing more comes but this text. `status` is that of an item that has not ended by itself.
-    pub(super) fn end(&mut self, text: &str, status: &str, events: &mut Vec<Value>) {
-        let parts = self.reader.end(text);
+    pub(super) fn end(&mut self, text: &str, reason: FinishReason, status: &str, events: &mut Vec<Value>) {
+        let parts = self.reader.end(text, reason);
         self.parts(parts, events);
         if self.items.is_empty() && self.open.is_none() {
             self.begin(Kind::Message, events);
         }
+        // A call has an end of its own: one that is open was cut.
+        let status = if self.open.as_ref().is_some_and(|open| open.kind.is_call()) { "incomplete" } else { status };
         self.close(status, events);
     }
 
     fn parts(&mut self, parts: Vec<Part>, events: &mut Vec<Value>) {
         for part in parts {
             match part {
-                Part::Content(text) => self.text(Kind::Message, &text, events),
-                Part::Reasoning(text) => self.text(Kind::Reasoning, &text, events),
-                Part::Call(call) => self.call(call, events),
+                Part::Content(text) => self.text(&Kind::Message, &text, events),
+                Part::Reasoning(text) => self.text(&Kind::Reasoning, &text, events),
+                Part::Call(name) => {
+                    self.pending.clear();
+                    self.begin(Kind::Call { name, call_id: ids::fresh("call_") }, events);
+                }
+                Part::Arguments(more) => self.grow(&more, events),
+                Part::CallEnd => self.close("completed", events),
             }
         }
     }
@@ -133,53 +159,50 @@ impl Output {
         self.close("completed", events);
         let open = Open::new(kind);
         events.push(self.item_event("added", &open.item(json!([]), "in_progress")));
-        events.push(self.event("content_part.added", &open.id, json!({"content_index": 0, "part": open.part()})));
+        if let Some(part) = open.part() {
+            events.push(self.event("content_part.added", &open.id, json!({"content_index": 0, "part": part})));
+        }
         self.open = Some(open);
     }
 
-    fn text(&mut self, kind: Kind, text: &str, events: &mut Vec<Value>) {
-        if self.open.as_ref().is_none_or(|open| open.kind != kind) {
-            self.begin(kind, events);
+    fn text(&mut self, kind: &Kind, text: &str, events: &mut Vec<Value>) {
+        if self.open.as_ref().is_none_or(|open| open.kind != *kind) {
+            self.begin(kind.clone(), events);
         }
+        self.grow(text, events);
+    }
+
+    /// More of the item that grows.
+    fn grow(&mut self, text: &str, events: &mut Vec<Value>) {
         let Some(mut open) = self.open.take() else { return };
         open.text.push_str(text);
-        let mut delta = json!({"content_index": 0, "delta": text});
-        if kind == Kind::Message {
+        let mut delta = json!({"delta": text});
+        if !open.kind.is_call() {
+            delta["content_index"] = json!(0);
+        }
+        if open.kind == Kind::Message {
             let logprobs = std::mem::take(&mut self.pending);
             delta["logprobs"] = json!(logprobs);
             open.logprobs.extend(logprobs);
         }
-        events.push(self.event(&format!("{}.delta", kind.event()), &open.id, delta));
+        events.push(self.event(&format!("{}.delta", open.kind.event()), &open.id, delta));
         self.open = Some(open);
     }
 
     /// Ends the item that grows, if there is one.
     fn close(&mut self, status: &str, events: &mut Vec<Value>) {
         let Some(open) = self.open.take() else { return };
-        let mut done = json!({"content_index": 0, "text": open.text});
-        if open.kind == Kind::Message {
-            done["logprobs"] = json!(open.logprobs);
-        }
+        let done = match &open.kind {
+            Kind::Message => json!({"content_index": 0, "text": open.text, "logprobs": open.logprobs}),
+            Kind::Reasoning => json!({"content_index": 0, "text": open.text}),
+            Kind::Call { name, .. } => json!({"name": name, "arguments": open.text}),
+        };
         events.push(self.event(&format!("{}.done", open.kind.event()), &open.id, done));
-        events.push(self.event("content_part.done", &open.id, json!({"content_index": 0, "part": open.part()})));
-        let item = open.item(json!([open.part()]), status);
-        events.push(self.item_event("done", &item));
-        self.items.push(item);
-    }
-
-    /// A call is known when it is complete: its arguments come in one delta.
-    fn call(&mut self, Call { name, arguments }: Call, events: &mut Vec<Value>) {
-        self.close("completed", events);
-        self.pending.clear();
-        let id = ids::fresh("fc_");
-        let mut item = json!({
-            "id": id, "type": "function_call", "status": "in_progress", "call_id": ids::fresh("call_"), "name": name, "arguments": "",
-        });
-        events.push(self.item_event("added", &item));
-        events.push(self.event("function_call_arguments.delta", &id, json!({"delta": arguments})));
-        let done = json!({"name": name, "arguments": arguments});
-        events.push(self.event("function_call_arguments.done", &id, done));
-        (item["status"], item["arguments"]) = (json!("completed"), json!(arguments));
+        let part = open.part();
+        if let Some(part) = &part {
+            events.push(self.event("content_part.done", &open.id, json!({"content_index": 0, "part": part})));
+        }
+        let item = open.item(json!(part.as_slice()), status);
         events.push(self.item_event("done", &item));
         self.items.push(item);
     }
@@ -193,8 +216,8 @@ mod tests {
     use crate::output::Markers;
 
     /// What the pieces of a text amount to, and all events on the way.
-    fn read<'a>(pieces: impl IntoIterator<Item = &'a str>, reading: Reading) -> (Vec<Value>, Vec<Value>) {
-        let mut output = Output::new(reading, None);
+    fn read<'a>(pieces: impl IntoIterator<Item = &'a str>, reading: &Reading) -> (Vec<Value>, Vec<Value>) {
+        let mut output = Output::new(reading.clone(), None);
         let mut events = Vec::new();
         for piece in pieces {
             let (logprob, sampling_logprob, top, given) = (-0.5, -0.5, vec![], vec![]);
@@ -202,7 +225,7 @@ mod tests {
                 TokenEvent { token: 7, logprob, sampling_logprob, top, given, text: piece.to_owned(), version: 0 };
             output.token(&token, &mut events);
         }
-        output.end("", "incomplete", &mut events);
+        output.end("", FinishReason::Length, "incomplete", &mut events);
         (output.items, events)
     }
 
@@ -264,9 +287,10 @@ mod tests {
             let borders: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| borders[cut.index(borders.len())]).chain([0, text.len()]).collect();
             cuts.sort_unstable();
-            let reading = Reading { markers: Markers { reasoning: true, calls: true }, prompt_thinks, single_call };
-            let (whole, _) = read([text.as_str()], reading);
-            let (items, events) = read(cuts.windows(2).map(|pair| &text[pair[0]..pair[1]]), reading);
+            let markers = Markers { reasoning: true, calls: true };
+            let reading = Reading { markers, prompt_thinks, single_call, calls_only: false, only: None };
+            let (whole, _) = read([text.as_str()], &reading);
+            let (items, events) = read(cuts.windows(2).map(|pair| &text[pair[0]..pair[1]]), &reading);
             prop_assert_eq!(&replay(&events), &items);
             prop_assert_eq!(nameless(items), nameless(whole));
         }

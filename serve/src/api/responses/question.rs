@@ -8,11 +8,11 @@ use serde_json::{Map, Value, json};
 use super::super::turn::Question;
 use super::input;
 use crate::api_error::ApiError;
-use crate::fields::Fields;
+use crate::fields::{Fields, NO_VERBOSITY, VERBOSITY};
 use crate::grammar::Form;
 use crate::models::Model;
 use crate::prompt::{self, PromptEncoding};
-use crate::thinking::Thinking;
+use crate::thinking::{Thinking, USUAL_EFFORT};
 use crate::tools::{Given, Tools};
 
 /// Takes them; besides the question it returns what a response repeats of them.
@@ -42,7 +42,10 @@ pub(super) fn take(fields: &mut Fields, model: &Arc<Model>) -> Result<(Question,
         model: Arc::clone(model),
         messages: prompt::conversation(messages).map_err(|error| error.about("input"))?,
         field: "input",
-        tools: Tools::new(Given { tools, choice: choice.map(nested_choice), parallel, place: "" }, model)?,
+        tools: Tools::new(
+            Given { tools, choice: choice.map(nested_choice), parallel, place: "", objects: false },
+            model,
+        )?,
         form: form.map(|form| (form, "text")),
         thinking,
         ending: Ending::Answer,
@@ -54,7 +57,8 @@ pub(super) fn take(fields: &mut Fields, model: &Arc<Model>) -> Result<(Question,
 /// `text`: as the answer repeats it, and the form that it asks for.
 fn form(fields: &mut Fields) -> Result<(Value, Option<Form>), ApiError> {
     let mut text = fields.take::<Fields>("text")?.unwrap_or_default();
-    text.only("verbosity", &[], "models here have no such setting").map_err(|error| error.below("text"))?;
+    let verbosity = json!(VERBOSITY);
+    text.only("verbosity", std::slice::from_ref(&verbosity), NO_VERBOSITY).map_err(|error| error.below("text"))?;
     let format = text.take("format")?.unwrap_or_else(|| json!({"type": "text"}));
     text.finish().map_err(|error| error.below("text"))?;
     let form = Form::of_format(&format, &format, "text.format", "")?;
@@ -65,10 +69,11 @@ fn form(fields: &mut Fields) -> Result<(Value, Option<Form>), ApiError> {
 fn reasoning(fields: &mut Fields, model: &Model, thinking: &mut Thinking) -> Result<Value, ApiError> {
     let mut reasoning = fields.take::<Fields>("reasoning")?.unwrap_or_default();
     let effort: Option<String> = reasoning.take("effort").map_err(|error| error.below("reasoning"))?;
-    thinking.effort(effort.as_deref(), "reasoning.effort", model)?;
-    for field in ["summary", "generate_summary"] {
+    thinking.effort(effort.as_deref(), "reasoning.effort", USUAL_EFFORT, model)?;
+    for (field, usual) in [("summary", "auto"), ("generate_summary", "auto"), ("context", "auto"), ("mode", "standard")]
+    {
         let why = "reasoning is given as it is, in the content of its item";
-        reasoning.only(field, &[], why).map_err(|error| error.below("reasoning"))?;
+        reasoning.only(field, &[json!(usual)], why).map_err(|error| error.below("reasoning"))?;
     }
     reasoning.finish().map_err(|error| error.below("reasoning"))?;
     Ok(json!({"effort": effort, "summary": null}))

@@ -18,7 +18,7 @@ use crate::sampling::Sampling;
 
 /// The name of the length of a response.
 const LENGTH: &[&str] = &["max_output_tokens"];
-/// What `include` may ask for: the first is honoured; the others are about items that there are none of here.
+/// What `include` may ask for: the first is honoured; the others are about what no item has here.
 pub(super) const LOGPROBS: &str = "message.output_text.logprobs";
 pub(super) const OF_OTHER_ITEMS: &[&str] = &[
     "file_search_call.results",
@@ -27,6 +27,7 @@ pub(super) const OF_OTHER_ITEMS: &[&str] = &[
     "message.input_image.image_url",
     "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
+    "reasoning.encrypted_content",
 ];
 
 /// What is asked for.

@@ -21,7 +21,7 @@ pub(super) fn whole(mut head: Head, mut output: Output, mut usage: Usage, one: F
     usage.cached = one.cached_tokens;
     usage.reasoning = output.reader.reasoning_tokens;
     let status = Status::Ended(one.reason, usage);
-    output.end(&one.rest, status.name(), &mut events);
+    output.end(&one.rest, one.reason, status.name(), &mut events);
     head.object(&status, &output.items, &versions(&one.tokens))
 }
 
@@ -75,7 +75,7 @@ impl Stream {
         self.usage.reasoning = self.output.reader.reasoning_tokens;
         let status = Status::Ended(reason, self.usage);
         let mut events = Vec::new();
-        self.output.end(text, status.name(), &mut events);
+        self.output.end(text, reason, status.name(), &mut events);
         self.send_all(events, chunks);
         self.send(self.about_all(status.name(), &status), chunks);
     }
@@ -93,7 +93,7 @@ impl Encoder for Stream {
     fn event(&mut self, _choice: usize, event: Event, chunks: &mut Chunks) -> Result<(), ApiError> {
         match event {
             Event::Token(token) => self.token(&token, chunks),
-            Event::End { reason, text, cached_tokens } => self.finish(reason, &text, cached_tokens, chunks),
+            Event::End { reason, text, cached_tokens, .. } => self.finish(reason, &text, cached_tokens, chunks),
         }
         Ok(())
     }

@@ -1,4 +1,6 @@
-//! One turn of an assistant, as chat and responses ask for it: from messages and fields to a job for the runtime.
+//! One turn of an assistant, as chat, responses and messages ask for it: from messages and fields to a job for the runtime.
+
+mod dialogue;
 
 use std::sync::Arc;
 
@@ -18,6 +20,7 @@ use crate::reader::Reading;
 use crate::sampling::Sampling;
 use crate::thinking::Thinking;
 use crate::tools::Tools;
+pub(super) use dialogue::Dialogue;
 
 /// What the model is asked: all that its prompt depends on.
 pub(super) struct Question {
@@ -29,6 +32,7 @@ pub(super) struct Question {
     /// The form of the content, and the field that asks for it.
     pub(super) form: Option<(Form, &'static str)>,
     pub(super) thinking: Thinking,
+    /// Whether an answer begins, or the last message goes on.
     pub(super) ending: Ending,
     pub(super) encoding: PromptEncoding,
 }
@@ -72,7 +76,13 @@ impl Question {
         let Prompt { ids: prompt, text } = conversation.encode(&model).await?;
         fits(prompt.len(), model.context(), field)?;
         let prompt_thinks = thinking.marked && text.is_some_and(|text| thinks(&text, ending));
-        let reading = Reading { markers, prompt_thinks, single_call: tools.is_single() };
+        let reading = Reading {
+            markers,
+            prompt_thinks,
+            single_call: tools.is_single(),
+            calls_only: matches!(body, Some((Body::Calls(_), _))),
+            only: tools.only(),
+        };
         Ok(Asked { prompt, reading, thinking, body })
     }
 }
@@ -110,11 +120,8 @@ fn thinks(prompt: &str, ending: Ending) -> bool {
 /// What the answer must consist of, if that is given, and the field that gives it.
 fn body(form: Option<(Form, &'static str)>, tools: &Tools) -> Result<Option<(Body, &'static str)>, ApiError> {
     Ok(match (form, tools.demanded()?) {
-        (Some((_, field)), Some(_)) => {
-            let message = format!("`tool_choice` and `{field}` both give the answer a form; send one");
-            return Err(ApiError::invalid("tool_choice", message));
-        }
-        (None, Some(calls)) => Some((Body::Calls(calls), "tool_choice")),
+        // The form is that of a turn that answers; this one calls.
+        (_, Some(calls)) => Some((Body::Calls(calls), "tool_choice")),
         (Some((form, field)), None) => match tools.possible()? {
             Some(calls) => Some((Body::Either(form, calls), field)),
             None => Some((Body::Form(form), field)),

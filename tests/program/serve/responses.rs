@@ -185,7 +185,7 @@ fn calls_are_items_and_come_back_as_such() {
     }
     // What the length cuts is a call with the arguments so far.
     let (cut, _) =
-        streamed(&server, &ask(&with(more.clone(), &json!({"max_output_tokens": 40, "tool_choice": choice}))));
+        streamed(&server, &ask(&with(more.clone(), &json!({"max_output_tokens": 60, "tool_choice": choice}))));
     let call = &cut["output"][0];
     assert_eq!(
         (&cut["status"], &call["status"], &call["name"]),

@@ -115,6 +115,9 @@ fn remedy(largest: Entry, plan: &MemoryPlan, purpose: Purpose, means: Means) -> 
         }
         (Purpose::Command, Entry::Activations | Entry::Logits) => "give shorter prompts or texts",
         (Purpose::Command, _) => "choose a smaller --model, or stop other programs on the device",
+        (_, Entry::Weights | Entry::Activations) if mostly_adapter => {
+            "lower `lora.r`, or name fewer `lora.target_modules`"
+        }
         (_, Entry::Kv | Entry::Graphs) => "lower `runtime.kv_bytes`, `runtime.max_running` or `rollout.max_new_tokens`",
         (_, Entry::Activations) if plan.recomputed[0] + 1 < plan.recomputed[1] => {
             "lower `runtime.tokens_per_microbatch` or set `runtime.gradient_checkpointing = true`"
@@ -126,7 +129,6 @@ fn remedy(largest: Entry, plan: &MemoryPlan, purpose: Purpose, means: Means) -> 
         (_, Entry::Optimizer | Entry::Gradients | Entry::Copies) if means.lower_rank => {
             "lower `lora.r`, or name fewer `lora.target_modules`"
         }
-        (_, Entry::Weights) if mostly_adapter => "lower `lora.r`, or name fewer `lora.target_modules`",
         (_, Entry::Optimizer) if means.offload_optimizer => {
             "set `optim.offload = true`, or train a [lora] instead of every weight"
         }

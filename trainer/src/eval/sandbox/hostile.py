@@ -55,6 +55,10 @@ resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_IN
 call("mlock", ctypes.create_string_buffer(1 << 20), 1 << 20)
 # == memory: pages given to a pipe
 call("vmsplice", os.pipe()[1], ctypes.create_string_buffer(16), 1, 0)
+# == memory: large pipes
+import fcntl
+for _ in range(20):
+    fcntl.fcntl(os.pipe()[1], 1031, 1 << 20)
 # == memory: a file in /dev/shm
 with open("/dev/shm/x", "wb") as file:
     file.write(b"x")

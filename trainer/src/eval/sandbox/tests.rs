@@ -34,6 +34,26 @@ fn a_program_passes_by_coming_to_its_end() {
     assert!(matches!(verdict("input()"), Verdict::Raised(line) if line.starts_with("EOFError")));
 }
 
+/// What answers to programming questions use.
+#[test]
+fn what_programs_need_is_there() {
+    let Some(sandbox) = sandbox() else { return };
+    let programs = [
+        "import subprocess, sys\nassert subprocess.run([sys.executable, '-c', 'print(1)'], capture_output=True).stdout == b'1\\n'",
+        "import asyncio\nasync def f():\n  await asyncio.sleep(0.01)\n  return 3\nassert asyncio.run(f()) == 3",
+        "import threading\nt = threading.Thread(target=print)\nt.start()\nt.join()",
+        "import multiprocessing\np = multiprocessing.Process(target=print)\np.start()\np.join()\nassert p.exitcode == 0",
+        "import os, shutil, tempfile\nd = tempfile.mkdtemp()\nopen(d + '/a', 'w').write('x')\nshutil.copy(d + '/a', d + '/b')\nshutil.rmtree(d)",
+        "import socket\na, b = socket.socketpair()\na.send(b'x')\nassert b.recv(1) == b'x'",
+        "import sqlite3\nassert sqlite3.connect(':memory:').execute('select 1 + 1').fetchone() == (2,)",
+        "import signal\nsignal.signal(signal.SIGALRM, lambda *a: None)\nsignal.setitimer(signal.ITIMER_REAL, 0.05)\nsignal.pause()",
+        "import datetime, decimal, hashlib, platform, random, uuid\nuuid.uuid1(), platform.platform(), hashlib.sha256(b'x')",
+    ];
+    for program in programs {
+        assert_eq!(sandbox.run(program).expect("it starts"), Verdict::Passed, "{program}");
+    }
+}
+
 #[test]
 fn a_program_that_does_not_stop_is_stopped() {
     let Some(sandbox) = sandbox() else { return };

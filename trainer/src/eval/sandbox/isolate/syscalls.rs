@@ -22,6 +22,8 @@ pub(super) fn filter() -> io::Result<BpfProgram> {
         (libc::SYS_socketpair, families(&[libc::AF_UNIX])?),
         // A program must not outlive who started it.
         (libc::SYS_prctl, vec![only([argument(0, SeccompCmpOp::Ne, libc::PR_SET_PDEATHSIG as u64)?])?]),
+        // Pipes keep their size: a mebibyte for each would be beside the limit.
+        (libc::SYS_fcntl, vec![only([argument(1, SeccompCmpOp::Ne, libc::F_SETPIPE_SZ as u64)?])?]),
         // Terminals: no input is put into one.
         (
             libc::SYS_ioctl,
@@ -82,7 +84,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_faccessat2, libc::SYS_getdents64, libc::SYS_getcwd, libc::SYS_chdir, libc::SYS_fchdir, libc::SYS_mkdirat,
     libc::SYS_mknodat, libc::SYS_unlinkat, libc::SYS_linkat, libc::SYS_symlinkat, libc::SYS_readlinkat,
     libc::SYS_renameat, libc::SYS_renameat2, libc::SYS_fchmod, libc::SYS_fchmodat, libc::SYS_fchown, libc::SYS_fchownat,
-    libc::SYS_utimensat, libc::SYS_umask, libc::SYS_flock, libc::SYS_fcntl, libc::SYS_dup, libc::SYS_dup3,
+    libc::SYS_utimensat, libc::SYS_umask, libc::SYS_flock, libc::SYS_dup, libc::SYS_dup3,
     libc::SYS_pipe2, libc::SYS_getxattr, libc::SYS_lgetxattr, libc::SYS_fgetxattr, libc::SYS_listxattr,
     libc::SYS_llistxattr, libc::SYS_flistxattr, libc::SYS_inotify_init1, libc::SYS_inotify_add_watch,
     libc::SYS_inotify_rm_watch,

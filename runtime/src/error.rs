@@ -34,6 +34,16 @@ pub enum Error {
         /// The most that is read.
         limit: crate::memory::Bytes,
     },
+    /// A line of a file cannot be used.
+    #[error("{path}:{line}: {detail}")]
+    BadLine {
+        /// The file.
+        path: PathBuf,
+        /// Its number, from 1.
+        line: usize,
+        /// What is wrong.
+        detail: String,
+    },
     /// A model source could not be turned into files.
     #[error("source \"{model}\": {detail}")]
     Source {

@@ -131,7 +131,7 @@ impl Lines {
         if read.map_err(Error::io(&self.path))? == 0 {
             return Ok(None);
         }
-        let refuse = |what: String| Error::bad_file(&self.path, format!("line {}: {what}", self.number));
+        let refuse = |detail: String| Error::BadLine { path: self.path.clone(), line: self.number, detail };
         if line.len() as u64 > LINE {
             return Err(refuse(format!("is longer than {}; one line is one row", Bytes(LINE))));
         }
@@ -193,7 +193,9 @@ mod tests {
             "{}",
             refusal(bytes(&path, CONFIGURATION))
         );
-        assert!(refusal(lines(&path).and_then(Iterator::collect::<Result<Vec<_>>>)).contains("line 1: is longer than"));
+        assert!(
+            refusal(lines(&path).and_then(Iterator::collect::<Result<Vec<_>>>)).contains("sparse:1: is longer than")
+        );
         std::fs::write(&path, "12345").expect("written");
         assert_eq!(bytes(&path, 5).expect("as long as allowed"), b"12345");
         assert!(refusal(bytes(&path, 4)).contains("5 bytes, more than the 4 bytes"));
@@ -211,6 +213,6 @@ mod tests {
         assert_eq!(read, ["a", "", "b\rc", "d"]);
         std::fs::write(&path, b"a\n\xff\n").expect("written");
         let read = lines(&path).expect("opens").collect::<Result<Vec<_>>>();
-        assert!(refusal(read).contains("line 2: is no text"));
+        assert!(refusal(read).contains("lines:2: is no text"));
     }
 }

@@ -368,7 +368,7 @@ mod tests {
 
     use super::*;
     use crate::files::ModelFiles;
-    use crate::request::{EngineConfig, SlotSpec, TrainSequence};
+    use crate::request::{CompletionText, EngineConfig, SlotSpec, TrainSequence};
     use crate::sampler::SamplingParams;
     use crate::train::{Loss, LossBatch, LossValue, Needs};
 
@@ -401,7 +401,8 @@ mod tests {
             RuntimeSpec { device: Device::Cpu, deterministic: false, student, teacher: None, training: None, engine };
         let handle = RuntimeHandle::start(&spec, &|_, _| {}).expect("it starts");
         let params = SamplingParams { max_tokens: 200, ignore_eos: true, ..SamplingParams::default() };
-        let request = GenerateRequest { slot: Slot::Student, prompt: vec![1, 2], params, index: 0, text: false };
+        let request =
+            GenerateRequest { slot: Slot::Student, prompt: vec![1, 2], params, index: 0, text: CompletionText::None };
         let running = handle.generate(request).expect("it starts");
         let sequence = TrainSequence {
             tokens: vec![1, 2, 3],

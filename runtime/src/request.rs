@@ -34,6 +34,17 @@ impl Slot {
     }
 }
 
+/// The text of a completion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CompletionText {
+    /// Not wanted: the tokenizer runs for stop strings only.
+    None,
+    /// As it follows the prompt: the decoding of both, less that of the prompt.
+    AfterPrompt,
+    /// As if it stood alone, where some vocabularies drop the first space (lm-evaluation-harness reads it so).
+    Alone,
+}
+
 /// Ask for a continuation.
 #[derive(Debug, Clone)]
 pub struct GenerateRequest {
@@ -45,8 +56,8 @@ pub struct GenerateRequest {
     pub params: SamplingParams,
     /// Distinguishes requests with one seed (the index in a batch or group).
     pub index: u64,
-    /// Whether text is wanted: the tokenizer runs, and stop strings are looked for.
-    pub text: bool,
+    /// Whether its text is wanted, and how.
+    pub text: CompletionText,
 }
 
 /// Which tokens a generation may continue with, decided by all before them: the grammar of structured output.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use autograd::Device;
 use autograd::cuda::{Gpu, compile};
 use runtime::RuntimeHandle;
-use runtime::request::{EngineConfig, GenerateEvent, GenerateRequest, RuntimeSpec, ScoreRequest, Slot, SlotSpec};
+use runtime::request::{
+    CompletionText, EngineConfig, GenerateEvent, GenerateRequest, RuntimeSpec, ScoreRequest, Slot, SlotSpec,
+};
 use runtime::sampler::SamplingParams;
 use runtime::source::ModelSource;
 
@@ -40,7 +42,7 @@ fn start() -> RuntimeHandle {
 
 fn request(index: u64) -> GenerateRequest {
     let params = SamplingParams { max_tokens: 4000, ignore_eos: true, ..SamplingParams::default() };
-    GenerateRequest { slot: Slot::Student, prompt: vec![1, 2, 3], params, index, text: false }
+    GenerateRequest { slot: Slot::Student, prompt: vec![1, 2, 3], params, index, text: CompletionText::None }
 }
 
 #[test]

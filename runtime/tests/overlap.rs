@@ -6,7 +6,9 @@ use std::sync::Arc;
 use autograd::{Device, Tensor, ops};
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
-use runtime::request::{EngineConfig, FinishReason, GenerateRequest, RuntimeSpec, Slot, SlotSpec, TokenMask};
+use runtime::request::{
+    CompletionText, EngineConfig, FinishReason, GenerateRequest, RuntimeSpec, Slot, SlotSpec, TokenMask,
+};
 use runtime::sampler::{RngKey, SamplingParams, Scratch, TokenHistory, sample};
 
 /// A tiny model with a tokenizer on the host; two wide random layers on a GPU, whose kernels want them wide.
@@ -56,7 +58,8 @@ fn request(index: u64, device: Device) -> GenerateRequest {
     if on_card {
         params.stop.clear();
     }
-    GenerateRequest { slot: Slot::Student, prompt, params, index, text: !on_card }
+    let text = if on_card { CompletionText::None } else { CompletionText::AfterPrompt };
+    GenerateRequest { slot: Slot::Student, prompt, params, index, text }
 }
 
 type Trace = (Vec<(u32, u64, Vec<(u32, f64)>, Vec<f64>)>, String, FinishReason);
@@ -114,7 +117,7 @@ fn masked_runs(device: Device) -> [Vec<Trace>; 2] {
         let running: Vec<_> = (0..6)
             .map(|i| {
                 let mut request = request(8 * i, device);
-                request.text = false;
+                request.text = CompletionText::None;
                 handle.generate_masked(request, Box::new(Rising(0))).expect("starts")
             })
             .collect();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use autograd::Device;
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
-use runtime::request::{EngineConfig, GenerateRequest, RuntimeSpec, ScoreRequest, Slot, SlotSpec};
+use runtime::request::{CompletionText, EngineConfig, GenerateRequest, RuntimeSpec, ScoreRequest, Slot, SlotSpec};
 use runtime::sampler::SamplingParams;
 use runtime::source::ModelSource;
 use serde_json::Value;
@@ -53,7 +53,7 @@ fn texts_tokens_and_probabilities_equal_llama_cpp() {
         let want = ids(greedy);
         let params =
             SamplingParams { temperature: 0.0, max_tokens: want.len(), ignore_eos: true, ..SamplingParams::default() };
-        let request = GenerateRequest { slot: Slot::Student, prompt, params, index: 0, text: false };
+        let request = GenerateRequest { slot: Slot::Student, prompt, params, index: 0, text: CompletionText::None };
         let generated = handle.generate(request).and_then(|g| g.collect()).expect("generates");
         let tokens: Vec<u32> = generated.tokens.iter().map(|t| t.token).collect();
         assert_eq!(tokens, want, "{text}");

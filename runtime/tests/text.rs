@@ -131,6 +131,45 @@ fn stream(tokenizer: &Arc<Tokenizer>, ids: &[u32], skip_special: bool) -> Vec<St
     pieces
 }
 
+/// What follows a text is decoded with it: where each piece begins with a space, the first space is one.
+#[test]
+fn text_goes_on_after_other_text() {
+    let spm = Arc::new(from_gguf("spm.gguf"));
+    let after = |tokenizer: &Arc<Tokenizer>, before: &[u32], ids: &[u32]| -> String {
+        let mut text = Detokenizer::after(tokenizer.clone(), true, before).unwrap();
+        let mut pieces: Vec<_> = ids.iter().filter_map(|&id| text.push(id).unwrap()).collect();
+        pieces.extend(text.flush().unwrap());
+        pieces.concat()
+    };
+    let whole = spm.encode("the cat and the", true).unwrap();
+    for cut in 2..whole.len() {
+        let (before, ids) = whole.split_at(cut);
+        let wanted = spm.decode(&whole, true).unwrap()[spm.decode(before, true).unwrap().len()..].to_owned();
+        assert_eq!(after(&spm, before, ids), wanted, "{cut}");
+    }
+    let (space, alone) = (spm.encode("the", false).unwrap(), spm.encode_inside("the").unwrap());
+    assert_eq!(after(&spm, &whole, &space), " the");
+    assert_eq!(after(&spm, &whole, &alone), "the");
+    // Only tokens that are no text come before: the text begins here.
+    assert_eq!(after(&spm, &whole[..1], &space), "the");
+    // A character whose bytes are in both.
+    for tokenizer in [Arc::new(qwen3()), spm] {
+        let ids = tokenizer.encode("x\u{1F600}y", false).unwrap();
+        for cut in 1..ids.len() {
+            let text = after(&tokenizer, &ids[..cut], &ids[cut..]);
+            assert!(!text.contains('\u{FFFD}') && text.ends_with('y'), "{cut}: {text:?}");
+        }
+    }
+}
+
+#[test]
+fn tokens_around_a_text_are_not_its_own() {
+    let spm = from_gguf("spm.gguf");
+    let ids = spm.encode("the cat", true).unwrap();
+    assert_eq!(spm.own_tokens("the cat", &ids).unwrap(), 1..ids.len());
+    assert_eq!(spm.own_tokens("", &ids).unwrap(), 0..0);
+}
+
 #[test]
 fn characters_are_emitted_whole_and_at_once() {
     let tokenizer = Arc::new(qwen3());

@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use runtime::request::{EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, GradeRequest, Graded, TokenEvent};
+use runtime::request::{
+    CompletionText, EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, GradeRequest, Graded, TokenEvent,
+};
 use runtime::sampler::SamplingParams;
 use runtime::{Closed, Sink, Ticket};
 use tokio::sync::{mpsc, oneshot};
@@ -96,7 +98,10 @@ impl Running {
         let temperature = sampled.map_or(1.0, |params| reported_temperature(params, app.config.logprobs_mode));
         let (sender, events) = mpsc::unbounded_channel();
         let mut tickets = Vec::with_capacity(count);
-        let text = job.model.files().tokenizer.is_some();
+        let text = match job.model.files().tokenizer {
+            Some(_) => CompletionText::AfterPrompt,
+            None => CompletionText::None,
+        };
         for (prompt, params) in job.prompts {
             watch.prompt(prompt.len());
             for copy in 0..job.copies {

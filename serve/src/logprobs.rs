@@ -82,21 +82,29 @@ impl Lists {
         }));
     }
 
-    /// Appends a prompt with `top` alternatives to each token but the first, of which nothing is known.
+    /// Appends a prompt with `top` alternatives to each token but the first, of which nothing is known. `text` is what the tokens
+    /// were made of, if that is known: those that the tokenizer put around it are no part of it.
     pub(crate) fn push_prompt(
         &mut self,
         names: &Names,
         ids: &[u32],
+        text: Option<&str>,
         rows: &GradedRows,
         top: usize,
     ) -> Result<(), ApiError> {
-        let mut text = Detokenizer::new(names.tokenizer.clone(), false);
+        let (own, length) = match text {
+            Some(text) => (names.tokenizer.own_tokens(text, ids)?, text.chars().count()),
+            None => (0..ids.len(), usize::MAX),
+        };
+        let mut pieces = Detokenizer::new(names.tokenizer.clone(), false);
         let mut offset = 0;
         for (place, &id) in ids.iter().enumerate() {
             let row = place.checked_sub(1);
             let listed = row.and_then(|row| rows.top.get(row)).map_or(&[][..], |listed| &listed[..top]);
-            self.push(names, offset, id, row.map(|row| rows.logprobs[row]), listed);
-            offset += text.push(id)?.map_or(0, |piece| piece.chars().count());
+            self.push(names, offset.min(length), id, row.map(|row| rows.logprobs[row]), listed);
+            if own.contains(&place) {
+                offset += pieces.push(id)?.map_or(0, |piece| piece.chars().count());
+            }
         }
         Ok(())
     }

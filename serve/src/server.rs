@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::RuntimeHandle;
-use runtime::request::GenerateRequest;
+use runtime::request::{CompletionText, GenerateRequest};
 use runtime::sampler::SamplingParams;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -167,7 +167,8 @@ async fn answer(connections: &Connections, accepted: std::io::Result<tokio::net:
 fn warm_up(app: &App) -> Result<()> {
     for model in app.models.list() {
         let params = SamplingParams { temperature: 0.0, max_tokens: 2, ignore_eos: true, ..SamplingParams::default() };
-        let request = GenerateRequest { slot: model.slot(), prompt: vec![0], params, index: 0, text: false };
+        let request =
+            GenerateRequest { slot: model.slot(), prompt: vec![0], params, index: 0, text: CompletionText::None };
         let generated = app.runtime.generate(request).and_then(runtime::Generation::collect);
         generated.map_err(|error| Error::WarmUp { model: model.name().to_owned(), source: Box::new(error) })?;
     }

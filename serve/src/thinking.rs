@@ -117,7 +117,7 @@ impl Thinking {
     pub(crate) fn budget(&self, model: &Model, prompt_thinks: bool) -> Result<Option<Budget>, ApiError> {
         let Some(tokens) = self.budget else { return Ok(None) };
         let tokenizer = Arc::clone(model.tokenizer()?);
-        let closing = tokenizer.encode(THINK_END, false)?;
+        let closing = tokenizer.encode_inside(THINK_END)?;
         // As the parser of the answer will see it.
         if !tokenizer.decode(&closing, true)?.ends_with(THINK_END) {
             let message = format!("`{}`: the tokens of {THINK_END} are no text of {}", self.field, model.name());

@@ -7,7 +7,7 @@ use autograd::Device;
 use autograd::ops::{Draw, DrawRow, Drawn, Extras, Rules};
 
 use crate::config::ModelConfig;
-use crate::request::{FinishReason, GenerateEvent, GenerateRequest, TokenEvent, TokenMask};
+use crate::request::{CompletionText, FinishReason, GenerateEvent, GenerateRequest, TokenEvent, TokenMask};
 use crate::sampler::{
     RngKey, Sampled, SamplingError, SamplingParams, Scratch, StopMatcher, TokenHistory, from_device, sample,
 };
@@ -82,12 +82,17 @@ impl Generation {
     ) -> Result<Self> {
         let missing =
             || Error::Request("text or stop strings were asked for, but the model has no tokenizer".to_owned());
-        let wants_text = request.text || !request.params.stop.is_empty();
+        let wants_text = request.text != CompletionText::None || !request.params.stop.is_empty();
         let text = wants_text.then(|| -> Result<_> {
-            let tokenizer = tokenizer.ok_or_else(missing)?;
+            let tokenizer = tokenizer.ok_or_else(missing)?.clone();
             let params = &request.params;
-            let stops = StopMatcher::new(&params.stop).including(params.include_stop);
-            Ok((Detokenizer::new(tokenizer.clone(), params.skip_special_tokens), stops))
+            let text = match request.text {
+                CompletionText::Alone => Detokenizer::new(tokenizer, params.skip_special_tokens),
+                CompletionText::None | CompletionText::AfterPrompt => {
+                    Detokenizer::after(tokenizer, params.skip_special_tokens, &request.prompt)?
+                }
+            };
+            Ok((text, StopMatcher::new(&params.stop).including(params.include_stop)))
         });
         let sampler = match device {
             Device::Cpu | Device::Portable => Sampler::Host(TokenHistory::new(&request.prompt)),

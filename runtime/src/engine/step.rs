@@ -266,13 +266,19 @@ mod tests {
 
     use super::*;
     use crate::files::ModelFiles;
-    use crate::request::{EngineConfig, GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSpec};
+    use crate::request::{CompletionText, EngineConfig, GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSpec};
     use crate::sampler::SamplingParams;
 
     fn submit(slot: &mut SlotEngine, id: u64) -> Receiver<GenerateEvent> {
         let (sender, events) = channel();
         let params = SamplingParams { max_tokens: 3, ignore_eos: true, ..SamplingParams::default() };
-        let request = GenerateRequest { slot: Slot::Student, prompt: vec![1, 2, 3], params, index: id, text: false };
+        let request = GenerateRequest {
+            slot: Slot::Student,
+            prompt: vec![1, 2, 3],
+            params,
+            index: id,
+            text: CompletionText::None,
+        };
         slot.submit(RequestId(id), request, None, sender.into());
         events
     }

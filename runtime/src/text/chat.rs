@@ -165,7 +165,10 @@ impl ChatTemplate {
                 JinjaValue::from_pairs(given.chain([("messages".to_owned(), messages.values(form))]))
             };
             match self.templates.render(name, bytes, values) {
-                Ok(text) if conversation.has_quoted_arguments(form, &text) => {}
+                Ok(text) if conversation.is_mistaken(form, &text) => {
+                    let what = "the template needs content, or arguments of a call, of another form than they have";
+                    refusal.get_or_insert_with(|| TemplateError::Refused(what.to_owned()));
+                }
                 Ok(text) if conversation.is_whole(&text) => return Ok(text),
                 Ok(text) => drop(incomplete.get_or_insert(text)),
                 Err(excess @ TemplateError::Excess(_)) => return Err(template_error(excess)),

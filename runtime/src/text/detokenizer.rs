@@ -5,8 +5,12 @@ use std::sync::Arc;
 use super::tokenizer::{Tokenizer, piece_bytes};
 use crate::{Error, Result};
 
+/// Tokens of the text before that a piece's text may depend on.
+const CONTEXT: usize = 4;
+
 /// Emits text as tokens arrive. A character is never split, and all pieces together (with [`Self::flush`])
-/// equal the decoding of all tokens at once. The cost of a token does not depend on how many came before.
+/// equal the decoding of all tokens at once, less that of the tokens before them. The cost of a token does not depend on how
+/// many came before.
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     skip_special: bool,
@@ -15,7 +19,11 @@ pub struct Detokenizer {
 
 enum State {
     /// Byte-level vocabularies: each token is bytes; what waits is an unfinished character.
-    Bytes { pending: Vec<u8> },
+    Bytes {
+        pending: Vec<u8>,
+        /// Whether all that waits is of the text before.
+        untouched: bool,
+    },
     /// Other vocabularies, where a piece's text can depend on the piece before it: `window` begins with the
     /// tokens of the last emitted piece, which decode to `context`, and goes on with those that wait.
     Window { window: Vec<u32>, emitted: usize, context: String },
@@ -25,22 +33,67 @@ impl Detokenizer {
     /// Starts an empty text; `skip_special` as in [`Tokenizer::decode`].
     pub fn new(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
         let state = if tokenizer.is_byte_level() {
-            State::Bytes { pending: Vec::new() }
+            State::Bytes { pending: Vec::new(), untouched: true }
         } else {
             State::Window { window: Vec::new(), emitted: 0, context: String::new() }
         };
         Self { tokenizer, skip_special, state }
     }
 
+    /// Goes on after the text of `before`, none of which is emitted again. A character whose first bytes are there already
+    /// is emitted whole.
+    ///
+    /// # Errors
+    /// What cannot be decoded.
+    pub fn after(tokenizer: Arc<Tokenizer>, skip_special: bool, before: &[u32]) -> Result<Self> {
+        let mut text = Self::new(tokenizer, skip_special);
+        let shown = |&&id: &&u32| text.tokenizer.token(id).is_some() && !text.skips(id);
+        // A piece depends on the one before it, and bytes on all bytes beside them.
+        let pieces = before.iter().rev().filter(shown).copied();
+        let (mut tail, mut whole) = (Vec::new(), 0);
+        for id in pieces {
+            whole += usize::from(!text.tokenizer.is_byte_piece(id));
+            tail.push(id);
+            if whole == CONTEXT {
+                break;
+            }
+        }
+        tail.reverse();
+        match &mut text.state {
+            State::Bytes { pending, .. } => {
+                let bytes = tail.iter().filter_map(|&id| text.tokenizer.token(id));
+                pending.extend(bytes.flat_map(|piece| piece_bytes(&piece)));
+                take_certain(pending);
+            }
+            State::Window { window, emitted, context } => {
+                *context = text.tokenizer.decode(&tail, skip_special)?;
+                // The bytes of an unfinished character are emitted with its last one.
+                let bytes = tail.iter().rev().take_while(|&&id| text.tokenizer.is_byte_piece(id)).count();
+                let unfinished = context.ends_with(char::REPLACEMENT_CHARACTER).then_some(bytes).unwrap_or(0);
+                *emitted = tail.len() - unfinished;
+                if unfinished > 0 {
+                    *context = text.tokenizer.decode(&tail[..*emitted], skip_special)?;
+                }
+                *window = tail;
+            }
+        }
+        Ok(text)
+    }
+
+    fn skips(&self, id: u32) -> bool {
+        self.skip_special && self.tokenizer.is_special(id)
+    }
+
     /// Takes a token; returns the text that is now certain, if there is any.
     pub fn push(&mut self, id: u32) -> Result<Option<String>> {
         // What has no text ends no run of byte pieces either.
         let Some(piece) = self.tokenizer.token(id) else { return Ok(None) };
-        if self.skip_special && self.tokenizer.is_special(id) {
+        if self.skips(id) {
             return Ok(None);
         }
         match &mut self.state {
-            State::Bytes { pending } => {
+            State::Bytes { pending, untouched } => {
+                *untouched = false;
                 pending.extend(piece_bytes(&piece));
                 let text = take_certain(pending);
                 Ok((!text.is_empty()).then_some(text))
@@ -56,7 +109,8 @@ impl Detokenizer {
     /// Ends the text; returns what still waited.
     pub fn flush(&mut self) -> Result<Option<String>> {
         match &mut self.state {
-            State::Bytes { pending } => {
+            State::Bytes { untouched: true, .. } => Ok(None),
+            State::Bytes { pending, .. } => {
                 let text = String::from_utf8_lossy(&std::mem::take(pending)).into_owned();
                 Ok((!text.is_empty()).then_some(text))
             }

@@ -8,7 +8,7 @@
 use minijinja::value::{Serde, Value};
 use serde_json::{Map, Value as Json, json};
 
-use super::jinja::{Arguments, TextParts};
+use super::jinja::{Arguments, TextParts, WHOLE_LIST};
 use super::message::{Message, calls, function, texts};
 use super::python;
 
@@ -120,8 +120,13 @@ impl Conversation {
         })
     }
 
-    /// Arguments that are no JSON object and stand in a rendered text as a JSON string, which no model was trained on.
-    pub(super) fn has_quoted_arguments(&self, form: Form, rendered: &str) -> bool {
+    /// Whether a rendered text has what no model was trained on: a list where one text was meant, or arguments that are no
+    /// JSON object as a JSON string.
+    pub(super) fn is_mistaken(&self, form: Form, rendered: &str) -> bool {
+        rendered.contains(WHOLE_LIST) || self.has_quoted_arguments(form, rendered)
+    }
+
+    fn has_quoted_arguments(&self, form: Form, rendered: &str) -> bool {
         let quoted = |call: &Json| {
             let text = function(call)["arguments"].as_str().filter(|text| parsed(text).is_none());
             text.is_some_and(|text| rendered.contains(&written(text)))

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use minijinja::{Environment, ErrorKind, Value};
 
 pub(super) use environment::transformers;
-pub(super) use given::{Arguments, TextParts};
+pub(super) use given::{Arguments, TextParts, WHOLE_LIST};
 
 /// Bytes of a template, at most. The longest that models have are some ten thousand.
 const LONGEST: usize = 1 << 20;

@@ -64,6 +64,31 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// Token ids of a text that goes on after another: not those that it has when it begins a text, which some vocabularies
+    /// put a space before.
+    ///
+    /// # Errors
+    /// What cannot be encoded.
+    pub fn encode_inside(&self, text: &str) -> Result<Vec<u32>> {
+        // A line end is no part of a longer token in the vocabularies that begin a text with a space.
+        let before = self.encode("\n", false)?;
+        let both = self.encode(&format!("\n{text}"), false)?;
+        match both.strip_prefix(before.as_slice()) {
+            Some(inside) => Ok(inside.to_vec()),
+            None => self.encode(text, false),
+        }
+    }
+
+    /// Those of a text's tokens that are not put around it.
+    ///
+    /// # Errors
+    /// What cannot be encoded.
+    pub fn own_tokens(&self, text: &str, ids: &[u32]) -> Result<std::ops::Range<usize>> {
+        let own = self.encode(text, false)?;
+        let first = if own.is_empty() { 0 } else { ids.windows(own.len()).position(|part| part == own).unwrap_or(0) };
+        Ok(first..first + own.len())
+    }
+
     /// Whether a text has more than `most` tokens for sure: of a text that is far longer this is known long before
     /// [`Self::encode`] would be through. Never true of another one.
     pub fn surely_exceeds(&self, text: &str, most: usize) -> bool {

@@ -3,7 +3,7 @@
 use std::sync::mpsc::channel;
 
 use autograd::Device;
-use runtime::request::{Continuation, ContinuationRequest, GenerateRequest, ScoreRequest, Slot};
+use runtime::request::{CompletionText, Continuation, ContinuationRequest, GenerateRequest, ScoreRequest, Slot};
 use runtime::sampler::SamplingParams;
 use runtime::{Result, RuntimeHandle};
 
@@ -37,7 +37,8 @@ fn the_end_of_a_sequence_scores_as_in_the_whole() {
     let mut requests: Vec<(Vec<u32>, usize)> = [1, 17, 40].into_iter().flat_map(choices).collect();
     requests.push((vec![1, 2, 3], 1));
     let params = SamplingParams { max_tokens: 30, ignore_eos: true, ..SamplingParams::default() };
-    let beside = GenerateRequest { slot: Slot::Student, prompt: vec![4; 20], params, index: 0, text: false };
+    let beside =
+        GenerateRequest { slot: Slot::Student, prompt: vec![4; 20], params, index: 0, text: CompletionText::None };
     let beside = handle.generate(beside).expect("it starts");
     let mut cached = 0;
     for ((tokens, from), got) in requests.iter().zip(ask(&handle, requests.clone())) {

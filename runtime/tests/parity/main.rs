@@ -12,8 +12,8 @@ use runtime::RuntimeHandle;
 use runtime::config::Family;
 use runtime::files::ModelFiles;
 use runtime::request::{
-    EngineConfig, GenerateRequest, Generated, LoraConfig, Offload, RuntimeSpec, ScoreRequest, Slot, SlotSpec,
-    Trainable, Training,
+    CompletionText, EngineConfig, GenerateRequest, Generated, LoraConfig, Offload, RuntimeSpec, ScoreRequest, Slot,
+    SlotSpec, Trainable, Training,
 };
 use runtime::sampler::SamplingParams;
 use serde_json::Value;
@@ -142,7 +142,7 @@ fn adapters_equal_peft() {
 
 fn greedy(prompt: &[u32], max_tokens: usize, index: u64) -> GenerateRequest {
     let params = SamplingParams { temperature: 0.0, max_tokens, ignore_eos: true, ..SamplingParams::default() };
-    GenerateRequest { slot: Slot::Student, prompt: prompt.to_vec(), params, index, text: false }
+    GenerateRequest { slot: Slot::Student, prompt: prompt.to_vec(), params, index, text: CompletionText::None }
 }
 
 fn tokens(generated: &Generated) -> Vec<u32> {

@@ -183,7 +183,8 @@ impl Shape {
         let Some(names) = self.names.as_ref().filter(|_| self.echo) else { return Ok((String::new(), lists)) };
         let ids = &scored.prompt.ids;
         if let (Some(lists), Some(rows)) = (&mut lists, &scored.echoed) {
-            lists.push_prompt(names, ids, rows, self.logprobs.unwrap_or(0))?;
+            let text = scored.prompt.text.as_deref();
+            lists.push_prompt(names, ids, text, rows, self.logprobs.unwrap_or(0))?;
         }
         let text = match &scored.prompt.text {
             Some(text) => text.clone(),

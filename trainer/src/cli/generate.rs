@@ -5,7 +5,7 @@ use std::sync::Arc;
 use clap::{ArgGroup, Args};
 use runtime::Generation;
 use runtime::files::{GenerationDefaults, ModelFiles};
-use runtime::request::{FinishReason, GenerateEvent, GenerateRequest, Slot, TokenEvent};
+use runtime::request::{CompletionText, FinishReason, GenerateEvent, GenerateRequest, Slot, TokenEvent};
 use runtime::sampler::{SamplingError, SamplingParams};
 use serde_json::{Value, json};
 
@@ -191,7 +191,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
     let params = args.sampling.params(&files, prompt.len())?;
     let room = prompt.len() + params.max_tokens;
     let runtime = args.model.start(&files, usize::from(args.n), room, progress)?;
-    let text = files.tokenizer.is_some();
+    let text = if files.tokenizer.is_some() { CompletionText::AfterPrompt } else { CompletionText::None };
     let running: Vec<Generation> = (0..u64::from(args.n))
         .map(|index| {
             let (prompt, params) = (prompt.clone(), params.clone());

@@ -88,17 +88,16 @@ fn report_json(args: &ScoreArgs, ids: &[u32], score: &Score) -> Result<()> {
 }
 
 fn report(args: &ScoreArgs, files: &ModelFiles, ids: &[u32], score: &Score) -> Result<()> {
-    let spell = |id: u32| match &files.tokenizer {
-        Some(tokenizer) => tokenizer.decode(&[id], false).map(|text| format!("{text:?}")),
-        None => Ok(String::new()),
-    };
+    // Decoded alone a token of some vocabularies loses the space that it begins with.
+    let bytes = |id: u32| files.tokenizer.as_ref().and_then(|tokenizer| tokenizer.token_bytes(id));
+    let spell = |id: u32| bytes(id).map_or_else(String::new, |bytes| format!("{:?}", String::from_utf8_lossy(&bytes)));
     let mut text = String::new();
     for ((&id, logprob), top) in ids.iter().zip(&score.logprobs).zip(&score.top) {
         let logprob = logprob.map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));
-        text += &format!("{id:>8} {logprob:>10}  {}", spell(id)?);
+        text += &format!("{id:>8} {logprob:>10}  {}", spell(id));
         if args.top.is_some() {
             for (id, logprob) in top {
-                text += &format!("  {id}:{}:{logprob:.3}", spell(*id)?);
+                text += &format!("  {id}:{}:{logprob:.3}", spell(*id));
             }
         }
         text.push('\n');

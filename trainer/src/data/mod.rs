@@ -8,7 +8,7 @@ mod row;
 use std::path::Path;
 
 pub use cursor::Cursor;
-pub use row::{Message, Origin, Prompt, Row};
+pub use row::{Completion, Message, Origin, Prompt, Row};
 
 use crate::recipe::{Data, HeldOut};
 use crate::{Error, Result};

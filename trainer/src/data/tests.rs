@@ -6,6 +6,9 @@ use ::parquet::file::properties::WriterProperties;
 use ::parquet::file::writer::SerializedFileWriter;
 use ::parquet::schema::parser::parse_message_type;
 
+use runtime::text::Message as ChatMessage;
+use serde_json::json;
+
 use super::*;
 
 fn jsonl(text: &str) -> Result<Vec<Row>> {
@@ -27,15 +30,49 @@ fn every_form_of_a_row_is_read() {
         "{\"prompt\": [{\"role\": \"user\", \"content\": \"Why?\"}], \"completion\": [{\"role\": \"assistant\", \"content\": \"So.\"}]}\n",
     ))
     .expect("valid");
-    let chat = Prompt::Chat(vec![Message::new("user", "Why?")]);
+    let chat = Prompt::Chat(vec![ChatMessage::new("user", "Why?")]);
     assert_eq!(rows[0].prompt, Prompt::Text("Why?".to_owned()));
     assert_eq!(rows[0].columns.get("hint").map(String::as_str), Some("because"));
     assert_eq!(rows[0].columns.get("weight").map(String::as_str), Some("2"));
     assert!(!rows[0].columns.contains_key("none"));
     for row in &rows[1..] {
-        assert_eq!((&row.prompt, row.completion.as_deref()), (&chat, Some("So.")));
+        let text = match row.completion.as_ref().expect("given") {
+            Completion::Text(text) => text.clone(),
+            Completion::Message(message) => message.text(),
+        };
+        assert_eq!((&row.prompt, text.as_str()), (&chat, "So."));
     }
     assert_eq!(rows[1].origin.line, 3);
+}
+
+#[test]
+fn a_null_key_is_absent_and_other_forms_of_a_conversation_are_read() {
+    let plain = jsonl(
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}, {\"role\": \"assistant\", \"content\": \"yo\"}]}",
+    );
+    let plain = plain.expect("valid").remove(0);
+    for other in [
+        json!({"messages": [{"role": "user", "content": "hi", "name": null, "tool_calls": null},
+            {"role": "assistant", "content": "yo", "name": null}], "prompt": null, "tools": []}),
+        json!({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]}),
+    ] {
+        let row = jsonl(&other.to_string()).expect("valid").remove(0);
+        assert_eq!((row.prompt, row.completion, row.tools), (plain.prompt.clone(), plain.completion.clone(), None));
+    }
+    let call = json!({"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1, "b": null}}}]});
+    let tools = json!([{"name": "f", "parameters": null}]).to_string();
+    let row = jsonl(&json!({"messages": [{"role": "user", "content": "hi"}, call], "tools": tools}).to_string());
+    let row = row.expect("valid").remove(0);
+    assert_eq!(row.tools, Some(json!([{"name": "f"}])));
+    let Some(Completion::Message(message)) = row.completion else { panic!("a message") };
+    assert_eq!(message.fields()["tool_calls"][0]["function"]["arguments"], json!({"a": 1}));
+    let open = json!({"prompt": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "y"}], "completion": "o"});
+    assert!(matches!(jsonl(&open.to_string()).expect("valid")[0].prompt, Prompt::Open(_)));
+    let from = json!({"conversations": [{"from": "bing", "value": "hi"}]}).to_string();
+    assert!(refusal(&from).contains("\"bing\""));
+    assert!(refusal(&json!({"prompt": "x", "tools": 3}).to_string()).contains("`tools` must be a list"));
+    let image = json!({"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]}).to_string();
+    assert!(refusal(&image).contains("`messages[0]`") && refusal(&image).contains("`image`"));
 }
 
 #[test]
@@ -48,10 +85,6 @@ fn a_bad_line_is_named() {
     assert!(refusal("{\"prompt\": 3}").contains(":1: `prompt` must be a string"));
     assert!(refusal("{\"prompt\": \"\"}").contains("`prompt` is empty"));
     assert!(refusal("{\"messages\": [{\"role\": \"user\"}]}").contains("missing field `content`"));
-    assert!(
-        refusal("{\"messages\": [{\"role\": \"user\", \"content\": \"x\", \"name\": \"y\"}]}")
-            .contains("unknown field `name`")
-    );
     assert!(refusal("{\"messages\": [{\"role\": \"assistant\", \"content\": \"x\"}]}").contains("no message before"));
 }
 

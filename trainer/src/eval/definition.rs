@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
+use minijinja::value::{Serde, Value as JinjaValue};
 use minijinja::{Environment, UndefinedBehavior};
 use regex::Regex;
+use runtime::text::{TemplateError, Templates};
 use serde::Deserialize;
 
 use super::ask::{Ask, Response};
@@ -148,7 +149,7 @@ struct Compare {
 pub(super) struct Definition {
     info: TaskInfo,
     file: File,
-    templates: Environment<'static>,
+    templates: Templates,
     extract: Vec<Extract>,
     normal: Normal,
     /// Where its data is; `None` is the folder of the built-in tasks' data.
@@ -185,12 +186,14 @@ impl Definition {
         Self { folder: Some(folder.to_owned()), ..self }
     }
 
-    fn render(&self, template: &str, doc: &Doc) -> Result<String> {
-        let failed = |e: minijinja::Error| Error::Syntax {
+    fn render(&self, template: &'static str, doc: &Doc) -> Result<String> {
+        let failed = |e: TemplateError| Error::Syntax {
             origin: format!("{} of task {}", template, self.info.name),
             what: e.to_string(),
         };
-        self.templates.get_template(template).and_then(|t| t.render(Serde(doc))).map_err(failed)
+        let row = doc.clone();
+        let bytes = serde_json::to_vec(doc).map_or(0, |text| text.len());
+        self.templates.render(template, bytes, move || JinjaValue::from(Serde(row))).map_err(failed)
     }
 
     fn question(&self, doc: &Doc) -> String {
@@ -261,17 +264,14 @@ fn strings(doc: &Doc, field: &str) -> Option<Vec<String>> {
     doc.get(field)?.as_array()?.iter().map(|value| value.as_str().map(str::to_owned)).collect()
 }
 
-fn templates(prompt: &PromptRules) -> Result<Environment<'static>, minijinja::Error> {
+fn templates(prompt: &PromptRules) -> Result<Templates, TemplateError> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_syntax(SyntaxConfig::builder().keep_trailing_newline(true).build().unwrap_or_default());
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.add_template_owned(QUESTION, prompt.question.clone())?;
-    environment.add_template_owned(ANSWER, prompt.answer.clone())?;
-    if let Some(answer) = &prompt.example_answer {
-        environment.add_template_owned(EXAMPLE_ANSWER, answer.clone())?;
-    }
-    Ok(environment)
+    let example = prompt.example_answer.iter().map(|answer| (EXAMPLE_ANSWER, answer.clone()));
+    let sources = [(QUESTION, prompt.question.clone()), (ANSWER, prompt.answer.clone())];
+    Templates::new(environment, sources.into_iter().chain(example).collect())
 }
 
 /// Keys that contradict each other.

@@ -30,7 +30,7 @@ impl Completion {
     #[must_use]
     pub(super) fn sampled(example: &Example, generated: &Generated, source: Source) -> Self {
         let tokens: Vec<u32> = generated.tokens.iter().map(|event| event.token).collect();
-        let mut completion = Self::given(example, &tokens);
+        let mut completion = Self::after(&example.prompt, example, &tokens);
         if source == Source::Student {
             let events = &generated.tokens;
             completion.sequence.sampled_logprobs = events.iter().map(|e| e.sampling_logprob as f32).collect();
@@ -39,12 +39,16 @@ impl Completion {
         Self { source, truncated: generated.reason == FinishReason::Length, ..completion }
     }
 
-    /// A completion with these tokens.
+    /// A completion that the data gave.
     #[must_use]
     pub(super) fn given(example: &Example, tokens: &[u32]) -> Self {
+        Self::after(example.given_prompt.as_ref().unwrap_or(&example.prompt), example, tokens)
+    }
+
+    fn after(prompt: &[u32], example: &Example, tokens: &[u32]) -> Self {
         let sequence = TrainSequence {
-            tokens: [example.prompt.as_slice(), tokens].concat(),
-            prompt_len: example.prompt.len(),
+            tokens: [prompt, tokens].concat(),
+            prompt_len: prompt.len(),
             teacher_prompt: example.teacher_prompt.clone(),
             sampled_logprobs: Vec::new(),
             raw_logprobs: Vec::new(),
@@ -56,7 +60,7 @@ impl Completion {
     /// A completion that a teacher elsewhere wrote.
     #[must_use]
     pub(super) fn written(example: &Example, written: &Written) -> Self {
-        Self { truncated: written.truncated, ..Self::given(example, &written.tokens) }
+        Self { truncated: written.truncated, ..Self::after(&example.prompt, example, &written.tokens) }
     }
 
     /// Tokens of the completion.
@@ -106,6 +110,7 @@ mod tests {
             prompt: vec![1; prompt],
             teacher_prompt: teacher.map(|len| vec![2; len]),
             completion: None,
+            given_prompt: None,
             shown: String::new(),
         };
         Completion { source, ..Completion::given(&example, &vec![3; tokens]) }

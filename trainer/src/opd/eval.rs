@@ -3,7 +3,7 @@
 use std::fs;
 
 use runtime::read;
-use runtime::request::{GenerateRequest, Slot};
+use runtime::request::{CompletionText, GenerateRequest, Slot};
 use runtime::sampler::SamplingParams;
 use serde_json::{Map, Value, json};
 
@@ -121,8 +121,8 @@ impl<'a> Evaluator<'a> {
             let prompts: Vec<_> = prompts.map(|prompt| (prompt, 0)).collect();
             return Ok(remote.write(&prompts, sampling)?.into_iter().map(|written| written.text).collect());
         }
-        let requests =
-            prompts.map(|prompt| GenerateRequest { text: true, ..request(slot, prompt, sampling.clone(), 0) });
+        let text = CompletionText::AfterPrompt;
+        let requests = prompts.map(|prompt| GenerateRequest { text, ..request(slot, prompt, sampling.clone(), 0) });
         let bar = self.progress.bar("samples", (self.samples.len() * self.eval.max_new_tokens) as u64, "tokens");
         let generated = generate(&self.setup.runtime, requests, &bar)?;
         Ok(generated.into_iter().map(|generated| generated.text).collect())

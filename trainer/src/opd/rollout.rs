@@ -2,7 +2,7 @@
 
 use indicatif::ProgressBar;
 use runtime::RuntimeHandle;
-use runtime::request::{GenerateRequest, Generated, Slot};
+use runtime::request::{CompletionText, GenerateRequest, Generated, Slot};
 use runtime::sampler::SamplingParams;
 
 use crate::Result;
@@ -67,5 +67,5 @@ pub(super) fn generate(
 /// A request for token ids.
 #[must_use]
 pub(super) fn request(slot: Slot, prompt: Vec<u32>, params: SamplingParams, index: u64) -> GenerateRequest {
-    GenerateRequest { slot, prompt, params, index, text: false }
+    GenerateRequest { slot, prompt, params, index, text: CompletionText::None }
 }

@@ -26,7 +26,9 @@ pub(in crate::text) fn transformers() -> Environment<'static> {
     environment.set_unknown_method_callback(python_method);
     environment.set_formatter(format_value);
     environment.add_filter("tojson", to_json);
+    environment.add_filter("string", to_string);
     environment.add_test("string", is_string);
+    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
         Err(invalid(message))
     });
@@ -41,6 +43,18 @@ pub(super) fn invalid(message: impl Into<String>) -> minijinja::Error {
 /// Arguments of a call that came as text may be taken as such.
 fn is_string(value: &Value) -> bool {
     value.kind() == ValueKind::String || value.downcast_object_ref::<Arguments>().is_some()
+}
+
+/// `str(value)`.
+fn to_string(state: &State, value: &Value) -> Result<String, minijinja::Error> {
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Map if value.downcast_object_ref::<Arguments>().is_none() => {
+            Ok(python::repr(&as_json(state, value, 0)?))
+        }
+        ValueKind::Number if !value.is_integer() => Ok(python::float_repr(f64::try_from(value.clone())?)),
+        ValueKind::Bool | ValueKind::None => Ok(python::repr(&as_json(state, value, 0)?)),
+        _ => Ok(value.to_string()),
+    }
 }
 
 /// Methods of Python's strings, lists and dictionaries.

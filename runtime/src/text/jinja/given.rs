@@ -34,6 +34,9 @@ impl Object for Arguments {
     }
 }
 
+/// Stands for a list of text parts that a template takes for one text.
+pub(in crate::text) const WHOLE_LIST: &str = "\u{0}list of text parts\u{0}";
+
 /// Content that came as a list of text parts. A template that prints it as a whole does not know such lists.
 #[derive(Debug)]
 pub(in crate::text) struct TextParts(pub(in crate::text) Vec<Value>);
@@ -51,5 +54,9 @@ impl Object for TextParts {
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
         Enumerator::Seq(self.0.len())
+    }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(WHOLE_LIST)
     }
 }

@@ -69,6 +69,7 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
             prompt: prompt(number, args.prompt_len, vocab),
             teacher_prompt: None,
             completion: None,
+            given_prompt: None,
             shown: String::new(),
         })
         .collect();

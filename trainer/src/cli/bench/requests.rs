@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use runtime::RuntimeHandle;
 use runtime::read;
-use runtime::request::{GenerateRequest, Slot};
+use runtime::request::{CompletionText, GenerateRequest, Slot};
 use serde::Deserialize;
 use serde_json::{Map, json};
 
@@ -92,7 +92,13 @@ fn complete(runtime: &RuntimeHandle, requests: Vec<Request>, temperature: f32, v
         .zip(requests)
         .map(|(index, Request { prompt, max_tokens })| {
             let params = speed::params(temperature, max_tokens, vocab)?;
-            Ok(runtime.generate(GenerateRequest { slot: Slot::Student, prompt, params, index, text: false })?)
+            Ok(runtime.generate(GenerateRequest {
+                slot: Slot::Student,
+                prompt,
+                params,
+                index,
+                text: CompletionText::None,
+            })?)
         })
         .collect::<Result<_>>()?;
     running.into_iter().map(|generation| Ok(generation.collect()?.tokens.len())).sum()

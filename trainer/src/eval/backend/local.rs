@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use runtime::files::{GenerationRules, ModelFiles};
-use runtime::request::{Continuation, ContinuationRequest, GenerateEvent, GenerateRequest, Slot};
+use runtime::request::{CompletionText, Continuation, ContinuationRequest, GenerateEvent, GenerateRequest, Slot};
 use runtime::sampler::SamplingParams;
 use runtime::text::Tokenizer;
 use runtime::{Closed, RuntimeHandle, Sink, Ticket};
@@ -377,7 +377,8 @@ impl Backend for Local {
                         params: (**params).clone(),
                         // Documents and repeats have random numbers of their own.
                         index: (doc as u64) << 16 | index,
-                        text: true,
+                        // The harness decodes answers by themselves.
+                        text: CompletionText::Alone,
                     };
                     let mask = self.encoder.settings.rules.mask(prompt, &self.encoder.eos, params.max_tokens);
                     tickets.push(self.runtime.generate_into(request, mask, Sink::new(take))?);

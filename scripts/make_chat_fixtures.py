@@ -18,8 +18,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 FIXTURE = Path(__file__).parent.parent / "tests" / "fixtures" / "text" / "forms.json"
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
-KEPT = ["cohere2", "deepseek_r1_distill", "deepseekv3", "gemma", "gemma3", "glm4moe", "gptoss", "llama3_1", "phi3", "phi4",
-        "qwen2_5", "qwen3", "smollm3"]
+KEPT = ["cohere", "deepseek_r1_distill", "deepseekv3", "gemma", "gemma3", "glm4moe", "gptoss", "lfm2_v2", "llama3_1",
+        "nemotron_3_nano", "phi3", "qwen2_5", "qwen3", "qwen3_instruct_2507"]
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "Weather \u2014 \"now\"", "parameters": {

@@ -131,7 +131,7 @@ impl Conversation {
             let text = function(call)["arguments"].as_str().filter(|text| parsed(text).is_none());
             text.is_some_and(|text| rendered.contains(&written(text)))
         };
-        form.call == Call::Text && self.messages.iter().flat_map(calls).any(quoted)
+        form.call != Call::Both && self.messages.iter().flat_map(calls).any(quoted)
     }
 
     /// About how many bytes it has.

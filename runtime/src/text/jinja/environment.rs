@@ -48,9 +48,9 @@ fn is_string(value: &Value) -> bool {
 /// `str(value)`.
 fn to_string(state: &State, value: &Value) -> Result<String, minijinja::Error> {
     match value.kind() {
-        ValueKind::Seq | ValueKind::Map if value.downcast_object_ref::<Arguments>().is_none() => {
-            Ok(python::repr(&as_json(state, value, 0)?))
-        }
+        _ if value.downcast_object_ref::<Arguments>().is_some() => Ok(value.to_string()),
+        _ if value.downcast_object_ref::<TextParts>().is_some() => Ok(value.to_string()),
+        ValueKind::Seq | ValueKind::Map => Ok(python::repr(&as_json(state, value, 0)?)),
         ValueKind::Number if !value.is_integer() => Ok(python::float_repr(f64::try_from(value.clone())?)),
         ValueKind::Bool | ValueKind::None => Ok(python::repr(&as_json(state, value, 0)?)),
         _ => Ok(value.to_string()),

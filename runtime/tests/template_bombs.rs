@@ -58,8 +58,8 @@ fn bombs() -> Vec<String> {
         add(x("{% set ns.x = ns %}"));
         add(x("{% set ns.x = [ns] %}"));
         add(x("{% set other = namespace(y=ns) %}{% set ns.x = other %}"));
-        add(repeated("{% set x = 1 %}", "{% set x = [x] %}", 20_000, using));
-        add(repeated("{% set x = 1 %}", "{% set x = {'a': x} %}", 20_000, using));
+        add(repeated("{% set x = 1 %}", "{% set x = [x] %}", 8_000, using));
+        add(repeated("{% set x = 1 %}", "{% set x = {'a': x} %}", 8_000, using));
         add(nested("[ns.x]", 1000, &format!("{{% set x = ns.x %}}{using}")));
         add(nested("{'a': ns.x}", 1000, &format!("{{% set x = ns.x %}}{using}")));
     }
@@ -114,9 +114,6 @@ fn bombs() -> Vec<String> {
         ("'x' * 1000", "(ns.x ~ ns.x) | upper"),
         ("'x' * 1000", "(ns.x ~ ns.x).title()"),
         ("[1] * 1000", "ns.x + ns.x"),
-        ("[1] * 1000", "(ns.x * 1000) | list"),
-        ("[1] * 1000", "[ns.x, ns.x] | sum(start=[])"),
-        ("[[1]]", "ns.x + [ns.x]"),
         ("'x' * 1000", "[ns.x, ns.x] | tojson"),
         ("'x' * 1000", "(ns.x ~ ns.x) | urlencode"),
         ("'x' * 1000", "(ns.x ~ ns.x).split('x') | join('xx')"),
@@ -148,6 +145,7 @@ fn bombs() -> Vec<String> {
         "{{ messages | batch(0) | list }}",
         "{{ messages | slice(9999999999) | list }}",
         "{{ 'x'.zfill(9999999999) }}",
+        "{{ '{:{w}}'.format(1, w=9999999999) }}",
         "{{ 1e308 * 10 }}",
         "{{ messages[99999999999999999999] }}",
         "{{ messages[::0] }}",
@@ -195,7 +193,7 @@ fn bombs() -> Vec<String> {
         ("2 ** ", ""),
         ("x ~ ", ""),
     ] {
-        add(format!("{{{{ {}1{} }}}}", open.repeat(50_000), close.repeat(50_000)));
+        add(format!("{{{{ {}1{} }}}}", open.repeat(10_000), close.repeat(10_000)));
         add(format!("{{{{ {}1{} }}}}", open.repeat(100), close.repeat(100)));
     }
     for (open, close) in [
@@ -210,9 +208,9 @@ fn bombs() -> Vec<String> {
         add(open.repeat(5_000) + &close.repeat(5_000));
         add(open.repeat(100) + &close.repeat(100));
     }
-    add("{{ x.y".to_owned() + &".y".repeat(100_000) + " }}");
-    add("{{ x".to_owned() + &"|upper".repeat(100_000) + " }}");
-    add("{% if 0 %}".to_owned() + &"{% elif 0 %}".repeat(50_000) + "{% endif %}");
+    add("{{ x.y".to_owned() + &".y".repeat(20_000) + " }}");
+    add("{{ x".to_owned() + &"|upper".repeat(20_000) + " }}");
+    add("{% if 0 %}".to_owned() + &"{% elif 0 %}".repeat(10_000) + "{% endif %}");
     add("x".repeat(2 << 20));
     all
 }
@@ -242,7 +240,7 @@ fn what_is_too_much_is_named() {
     let error = render(endless, &Map::new()).unwrap_err();
     assert!(error.contains("too much work") && error.contains("steps"), "{error}");
     let error = ChatTemplate::new(&"x".repeat(2 << 20), None).err().unwrap().to_string();
-    assert!(error.contains("2097152 bytes") && error.contains("1048576"), "{error}");
+    assert!(error.contains("2097152 bytes") && error.contains("262144"), "{error}");
     let error = render("{% set ns = namespace() %}{% set ns.x = ns %}", &Map::new()).unwrap_err();
     assert!(error.contains("namespace cannot hold a namespace"), "{error}");
 }
@@ -263,5 +261,5 @@ fn a_long_conversation_renders() {
     let messages: Vec<Message> =
         (0..5000).map(|i| Message::new("user", &format!("{i} {}", "word ".repeat(200)))).collect();
     let text = ChatTemplate::new(source, None).unwrap().render(&messages, Ending::Answer, None, &Map::new()).unwrap();
-    assert!(text.len() > 4_000_000 && text.ends_with("!\n"));
+    assert!(text.len() > 4_000_000 && text.ends_with('!'));
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use minijinja::value::{Serde, Value as JinjaValue};
 use serde::Deserialize;
@@ -158,6 +159,7 @@ impl ChatTemplate {
         let variables = Arc::new(variables);
         let bytes = conversation.bytes();
         let (mut incomplete, mut refusal) = (None, None);
+        let begun = Instant::now();
         for form in conversation.forms() {
             let (messages, variables) = (Arc::clone(&conversation), Arc::clone(&variables));
             let values = move || {
@@ -173,6 +175,10 @@ impl ChatTemplate {
                 Ok(text) => drop(incomplete.get_or_insert(text)),
                 Err(excess @ TemplateError::Excess(_)) => return Err(template_error(excess)),
                 Err(error) => drop(refusal.get_or_insert(error)),
+            }
+            if begun.elapsed() > jinja::PATIENCE {
+                let what = format!("the forms of its values take longer than {} s", jinja::PATIENCE.as_secs());
+                return Err(template_error(TemplateError::Excess(what)));
             }
         }
         match (incomplete, refusal) {

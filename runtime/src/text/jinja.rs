@@ -10,10 +10,11 @@ use std::sync::Arc;
 use minijinja::{Environment, ErrorKind, Value};
 
 pub(super) use environment::transformers;
+pub(super) const PATIENCE: std::time::Duration = bounds::PATIENCE;
 pub(super) use given::{Arguments, TextParts, WHOLE_LIST};
 
 /// Bytes of a template, at most. The longest that models have are some ten thousand.
-const LONGEST: usize = 1 << 20;
+const LONGEST: usize = 256 << 10;
 
 /// Steps of one rendering, each of which stands for 64 bytes of text, too. A message takes some hundred.
 const FUEL: u64 = 2_000_000;

@@ -12,7 +12,7 @@ use std::time::Duration;
 const STACK: usize = 256 << 20;
 
 /// Far more than the steps and bytes that a template has take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 type Job = Box<dyn FnOnce() + Send>;
 

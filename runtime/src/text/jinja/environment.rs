@@ -15,6 +15,10 @@ pub(super) const STORABLE: &str = "_storable";
 /// Values nest no deeper in a namespace or in JSON.
 const DEEPEST: usize = 128;
 
+/// Bytes of a format of dates, and digits of a width in another one.
+const LONGEST_FORMAT: usize = 1000;
+const LONGEST_WIDTH: usize = 4;
+
 /// Bytes that one unit of fuel stands for.
 const BYTES_PER_FUEL: usize = 64;
 
@@ -27,12 +31,16 @@ pub(in crate::text) fn transformers() -> Environment<'static> {
     environment.set_formatter(format_value);
     environment.add_filter("tojson", to_json);
     environment.add_filter("string", to_string);
+    environment.add_filter("pprint", to_string);
     environment.add_test("string", is_string);
     environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
         Err(invalid(message))
     });
-    environment.add_function("strftime_now", |format: String| strftime::now(&format).map_err(invalid));
+    environment.add_function("strftime_now", |format: String| match format.len() {
+        0..=LONGEST_FORMAT => strftime::now(&format).map_err(invalid),
+        length => Err(invalid(format!("strftime_now: {length} bytes; at most {LONGEST_FORMAT} are a format"))),
+    });
     environment
 }
 
@@ -73,9 +81,21 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
         state.consume_fuel((text.len() / BYTES_PER_FUEL) as u64)?;
     }
     match (value.as_str(), method) {
+        (Some(text), "format") if has_wide_field(text) => {
+            Err(invalid(format!("format: a width has more than {LONGEST_WIDTH} digits, or is an argument itself")))
+        }
         (Some(text), "title") if args.is_empty() => Ok(python::title(text).into()),
         _ => unknown_method_callback(state, value, method, args),
     }
+}
+
+/// Whether a format asks for more text than its arguments have.
+fn has_wide_field(format: &str) -> bool {
+    let digits = |part: &str| part.bytes().filter(u8::is_ascii_digit).count();
+    format
+        .split('{')
+        .skip(1)
+        .any(|field| field.ends_with(':') || digits(field.split('}').next().unwrap_or(field)) > LONGEST_WIDTH)
 }
 
 /// `str(value)` for what `{{ }}` prints.
@@ -146,24 +166,31 @@ fn to_json(state: &State, value: Value, options: Kwargs) -> Result<String, minij
 
 /// Lets through what a namespace may hold: no namespace, and nothing nested too deep.
 pub(super) fn storable(state: &State, value: Value) -> Result<Value, minijinja::Error> {
-    fn check(state: &State, value: &Value, depth: usize) -> Result<(), minijinja::Error> {
-        let Some(object) = value.as_object() else { return Ok(()) };
-        state.consume_fuel(1)?;
-        // The type has no public name.
-        if object.type_name().ends_with("::Namespace") {
-            return Err(invalid("a namespace cannot hold a namespace"));
-        }
-        if depth > DEEPEST {
-            return Err(invalid(format!("a value in a namespace is nested more than {DEEPEST} deep")));
-        }
-        match value.kind() {
-            ValueKind::Seq | ValueKind::Iterable => {
-                value.try_iter()?.try_for_each(|item| check(state, &item, depth + 1))
-            }
-            ValueKind::Map => value.try_iter()?.try_for_each(|key| check(state, &value.get_item(&key)?, depth + 1)),
-            _ => Ok(()),
-        }
-    }
-    check(state, &value, 0)?;
+    check_storable(state, &value, 0, &mut 0)?;
     Ok(value)
+}
+
+fn check_storable(state: &State, value: &Value, depth: usize, seen: &mut u64) -> Result<(), minijinja::Error> {
+    // To look at some values takes as long as one step.
+    *seen += 1;
+    if seen.is_multiple_of(8) {
+        state.consume_fuel(1)?;
+    }
+    let Some(object) = value.as_object() else { return Ok(()) };
+    // The type has no public name.
+    if object.type_name().ends_with("::Namespace") {
+        return Err(invalid("a namespace cannot hold a namespace"));
+    }
+    if depth > DEEPEST {
+        return Err(invalid(format!("a value in a namespace is nested more than {DEEPEST} deep")));
+    }
+    let by_key = value.kind() == ValueKind::Map;
+    if !by_key && !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
+        return Ok(());
+    }
+    for item in value.try_iter()? {
+        let item = if by_key { value.get_item(&item)? } else { item };
+        check_storable(state, &item, depth + 1, seen)?;
+    }
+    Ok(())
 }

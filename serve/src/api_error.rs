@@ -90,6 +90,19 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "permission_error", Some("forbidden"), message)
     }
 
+    /// A request that does not say which host it is for.
+    pub(crate) fn invalid_host(message: impl Into<String>) -> Self {
+        Self::request(StatusCode::BAD_REQUEST, "invalid_host", message)
+    }
+
+    /// A body that does not say that it is JSON.
+    pub(crate) fn no_json(given: Option<&HeaderValue>) -> Self {
+        let given = given
+            .map_or_else(|| "there is no content-type".to_owned(), |given| format!("the content-type is {given:?}"));
+        let message = format!("{given}; send the body as JSON with the header \"content-type: application/json\"");
+        Self::request(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
+    }
+
     pub(crate) fn conflict(message: impl Into<String>) -> Self {
         Self::request(StatusCode::CONFLICT, "conflict", message)
     }
@@ -107,6 +120,11 @@ impl ApiError {
     pub(crate) fn slow_head(seconds: u64) -> Self {
         let message = format!("the head of the request did not arrive within {seconds} s");
         Self::request(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
+    }
+
+    /// What takes more memory than requests may have.
+    pub(crate) fn needs_too_much(message: impl Into<String>) -> Self {
+        Self::request(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", message)
     }
 
     /// An answer of rows of numbers that would be too long.

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use crate::admission::Admission;
 use crate::config::ServeConfig;
+use crate::memory::Budget;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::train::TrainControl;
@@ -18,6 +19,8 @@ pub(crate) struct App {
     pub(crate) runtime: RuntimeHandle,
     pub(crate) models: Models,
     pub(crate) admission: Admission,
+    /// Memory of requests.
+    pub(crate) budget: Arc<Budget>,
     pub(crate) metrics: Metrics,
     pub(crate) config: ServeConfig,
     /// The training run that the server is in.
@@ -50,6 +53,7 @@ impl App {
         Self {
             metrics: Metrics::default(),
             admission: Admission::new(config.max_sequences),
+            budget: Budget::new(config.request_memory),
             training: None,
             train_proxy: None,
             phase: watch::Sender::new(Phase::WarmingUp),

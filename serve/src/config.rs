@@ -29,12 +29,18 @@ pub struct ServeConfig {
     pub max_body_bytes: usize,
     /// Longest answer with log-probabilities, logits or hidden states of given tokens.
     pub max_score_bytes: usize,
+    /// Bytes that all requests may take together: for bodies, tokenizations, grammars and answers that are not sent yet.
+    pub request_memory: u64,
+    /// Gives memory that was freed back to the system; called when what requests took is free again.
+    pub release_memory: fn(),
     /// A request that takes longer ends with 504, or with an error in its stream.
     pub request_timeout: Duration,
     /// How long a stopping server lets running requests go on.
     pub drain_timeout: Duration,
     /// Origins whose pages may call the server from a browser.
     pub cors_origins: Vec<String>,
+    /// Names that requests may use for the server besides `host` and those that stand for this machine; `*` is any.
+    pub allowed_hosts: Vec<String>,
     /// Where sampling settings that a request leaves out come from.
     pub sampling_defaults: SamplingDefaults,
     /// What the log-probabilities of sampled tokens are of.
@@ -61,6 +67,11 @@ pub enum MetricNames {
     Arle,
     /// `vllm:...`, where a metric means the same there.
     Vllm,
+}
+
+impl ServeConfig {
+    /// Bytes that requests usually may take: an answer of 256 MiB, or making tokens of 3 MB of text, leaves room for others.
+    pub const REQUEST_MEMORY: u64 = 768 << 20;
 }
 
 /// Where sampling settings that a request leaves out come from.

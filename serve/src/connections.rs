@@ -12,10 +12,16 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::app::Shared;
+use crate::patient::Patient;
 use crate::peer::Peer;
 
 /// A handshake or a request's head that takes longer is not waited for; also how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A client that takes nothing of its answer for so long is not waited for.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest head of a request, and what is read or written at a time.
+const BUFFER: usize = 64 << 10;
 
 /// All connections of a server.
 pub(crate) struct Connections {
@@ -31,7 +37,7 @@ pub(crate) struct Connections {
 impl Connections {
     pub(crate) fn new(app: Shared, routes: Router, tls: Option<TlsAcceptor>) -> Self {
         let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(BUFFER);
         Self { app, http, service: TowerToHyperService::new(routes), tls, open: GracefulShutdown::new(), late: false }
     }
 
@@ -77,7 +83,7 @@ async fn serve_plain(mut http: http1::Builder, service: TowerToHyperService<Rout
     http.half_close(true);
     tokio::select! {
         biased;
-        ended = open.watch(http.serve_connection(TokioIo::new(peer.clone()), service)) => match ended {
+        ended = open.watch(http.serve_connection(TokioIo::new(Patient::new(peer.clone(), READ_TIMEOUT)), service)) => match ended {
             Ok(()) => {}
             Err(error) => {
                 tracing::debug!("a connection ended: {error}");
@@ -94,7 +100,9 @@ async fn serve<S>(http: http1::Builder, service: TowerToHyperService<Router>, op
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    if let Err(error) = open.watch(http.serve_connection(TokioIo::new(stream), service)).await {
+    if let Err(error) =
+        open.watch(http.serve_connection(TokioIo::new(Patient::new(stream, READ_TIMEOUT)), service)).await
+    {
         tracing::debug!("a connection ended: {error}");
     }
 }

@@ -8,13 +8,15 @@ use runtime::request::{
 };
 use runtime::sampler::SamplingParams;
 use runtime::{Closed, Sink, Ticket};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::admission::Places;
 use crate::api_error::ApiError;
 use crate::app::App;
+use crate::backlog::{Outlet, backlog};
 use crate::guide::Guide;
+use crate::memory::{self, Budget};
 use crate::metrics::Watch;
 use crate::models::Model;
 use crate::sampling::reported_temperature;
@@ -33,7 +35,8 @@ pub(crate) struct Job {
 
 /// A running request: `copies` sequences for each of its prompts, numbered in this order. Dropping it cancels them all.
 pub(crate) struct Running {
-    events: mpsc::UnboundedReceiver<(usize, Instant, GenerateEvent)>,
+    events: Outlet,
+    budget: Arc<Budget>,
     tickets: Vec<Option<Ticket>>,
     open: usize,
     deadline: Instant,
@@ -93,10 +96,12 @@ impl Running {
     pub(crate) fn start(app: &App, job: Job) -> Result<Self, ApiError> {
         let count = job.prompts.len().saturating_mul(job.copies);
         let places = app.admission.enter(count)?;
+        let bytes = job.guide.as_ref().map_or(0, Guide::bytes);
+        memory::hold_answer(memory::take(bytes.saturating_mul(count as u64), "the grammars")?);
         let mut watch = Watch::new(Arc::clone(&job.model.metrics), job.copies);
         let sampled = job.prompts.iter().find_map(|(_, params)| params.as_ref());
         let temperature = sampled.map_or(1.0, |params| reported_temperature(params, app.config.logprobs_mode));
-        let (sender, events) = mpsc::unbounded_channel();
+        let (inlet, events) = backlog(&app.budget);
         let mut tickets = Vec::with_capacity(count);
         let text = match job.model.files().tokenizer {
             Some(_) => CompletionText::AfterPrompt,
@@ -110,8 +115,8 @@ impl Running {
                     tickets.push(None);
                     continue;
                 };
-                let (sender, choice) = (sender.clone(), tickets.len());
-                let sink = move |event| sender.send((choice, Instant::now(), event)).map_err(|_| Closed);
+                let (inlet, choice) = (inlet.clone(), tickets.len());
+                let sink = move |event| inlet.send(choice, event);
                 let mask = job.guide.as_ref().map(Guide::follow);
                 let request = GenerateRequest {
                     slot: job.model.slot(),
@@ -125,7 +130,8 @@ impl Running {
         }
         let timeout = app.config.request_timeout;
         let (open, deadline) = (tickets.iter().flatten().count(), Instant::now() + timeout);
-        Ok(Self { events, tickets, open, deadline, timeout, over: false, watch, temperature, _places: places })
+        let budget = Arc::clone(&app.budget);
+        Ok(Self { events, budget, tickets, open, deadline, timeout, over: false, watch, temperature, _places: places })
     }
 
     /// Sequences, running or not.
@@ -139,9 +145,13 @@ impl Running {
             let Ok(received) = tokio::time::timeout_at(self.deadline, self.events.recv()).await else {
                 return Some(self.time_is_over());
             };
-            let Some((choice, at, event)) = received else {
-                let why = "the device thread has ended; the server's log says why";
-                return Some(Err(self.fail(ApiError::unavailable(why))));
+            let (choice, at, event) = match received {
+                Some(Ok(received)) => received,
+                Some(Err(error)) => return Some(Err(self.fail(error))),
+                None => {
+                    let why = "the device thread has ended; the server's log says why";
+                    return Some(Err(self.fail(ApiError::unavailable(why))));
+                }
             };
             // It ended with the deadline, and this came still.
             if self.tickets[choice].is_none() {
@@ -197,6 +207,7 @@ impl Running {
 
     /// Waits for all sequences.
     pub(crate) async fn collect(mut self) -> Result<Vec<Finished>, ApiError> {
+        self.events.keep(&self.budget);
         let mut finished: Vec<Finished> = (0..self.count()).map(|_| Finished::nothing()).collect();
         while let Some(event) = self.next().await {
             let (choice, event) = event?;
@@ -208,6 +219,7 @@ impl Running {
                 }
             }
         }
+        self.events.kept()?.into_iter().for_each(memory::hold_answer);
         Ok(finished)
     }
 }

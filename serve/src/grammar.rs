@@ -7,13 +7,16 @@ use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use crate::api_error::ApiError;
 use crate::closed_objects::close;
 use crate::fields::Fields;
+use crate::form_limits;
+use crate::memory;
 use crate::models::Model;
+use crate::off_loop::off_loop;
 use crate::openapi::schema::{Members, Schema, any, any_of, boolean, map, one_of, word};
-use crate::prompt::off_loop;
 
 /// A form, as a request asks for it.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,7 +28,10 @@ pub(crate) enum Form {
 }
 
 /// A checked grammar, ready for any number of generations.
-pub(crate) struct Grammar(Matcher);
+pub(crate) struct Grammar {
+    matcher: Matcher,
+    bytes: u64,
+}
 
 /// What knows a model's tokens; made when the first form is asked for.
 #[derive(Default, Clone)]
@@ -94,6 +100,14 @@ pub(crate) fn bounded(mut schema: Value) -> Value {
     Value::Object(schema)
 }
 
+/// Stack of the thread that compiles: `form_limits` allow 10,000 levels, of which each took at most 9 KB (llguidance 1.9).
+/// Pages that are not used take no memory.
+const STACK: usize = 256 << 20;
+/// Bytes that compiling may take, within the limits of `make_factory`.
+const COMPILE_BYTES: u64 = 128 << 20;
+/// Grammars that are compiled at a time.
+static COMPILERS: Semaphore = Semaphore::const_new(2);
+
 impl Grammars {
     /// Checks grammars, of which the first is the whole's, for a model; `field` is where they came from.
     pub(crate) async fn compile(
@@ -102,27 +116,53 @@ impl Grammars {
         model: &Arc<Model>,
         field: &'static str,
     ) -> Result<Grammar, ApiError> {
+        let wrong = move |why: String| ApiError::invalid(field, format!("`{field}`: {why}"));
+        form_limits::check(&grammars).map_err(wrong)?;
+        let turn = COMPILERS.acquire().await.ok();
+        let share = memory::wait(COMPILE_BYTES, "to compile a grammar").await?;
         let (model, factory) = (Arc::clone(model), self.clone());
         off_loop(move || {
+            // Both are held as long as the work goes on, whoever has left.
+            let (_turn, _share) = (turn, share);
             let factory = factory.0.get_or_init(|| make_factory(&model)).as_ref();
             let factory = factory.map_err(|why| ApiError::unsupported(field, format!("`{field}`: {why}")))?;
-            let wrong = |why: String| ApiError::invalid(field, format!("`{field}`: {why}"));
-            let mut matcher = Matcher::new(factory.create_parser(TopLevelGrammar { grammars, max_tokens: None }));
-            match matcher.get_error() {
-                Some(error) => Err(wrong(error)),
-                None => matcher.compute_mask().map(|_| Grammar(matcher)).map_err(|error| wrong(error.to_string())),
-            }
+            let compile = || compiled(factory, TopLevelGrammar { grammars, max_tokens: None }).map_err(wrong);
+            std::thread::scope(|scope| {
+                let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(STACK);
+                let compiling = thread.spawn_scoped(scope, compile);
+                let compiling =
+                    compiling.map_err(|error| ApiError::internal(format!("no thread for a grammar: {error}")))?;
+                compiling.join().unwrap_or_else(|_| Err(wrong("the form cannot be compiled".to_owned())))
+            })
         })
         .await
+    }
+}
+
+fn compiled(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Grammar, String> {
+    let parser = factory.create_parser(grammar).map_err(|error| error.to_string())?;
+    let bytes = parser.parser.lexer_stats().num_bytes as u64;
+    let mut matcher = Matcher::new(Ok(parser));
+    match matcher.get_error() {
+        Some(error) => Err(error),
+        None => matcher.compute_mask().map(|_| Grammar { matcher, bytes }).map_err(|error| error.to_string()),
     }
 }
 
 impl Grammar {
     /// For a generation.
     pub(crate) fn matcher(&self) -> Matcher {
-        self.0.deep_clone()
+        self.matcher.deep_clone()
+    }
+
+    /// About what a generation takes for it.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 }
+
+/// States of a lexer, of 1 to 2 kB each; a generation whose form needs more fails.
+const LEXER_STATES: usize = 20_000;
 
 /// All tokens as bytes, special ones apart from texts.
 fn make_factory(model: &Model) -> Result<ParserFactory, String> {
@@ -140,6 +180,11 @@ fn make_factory(model: &Model) -> Result<ParserFactory, String> {
     let mut factory =
         ParserFactory::new(&environment, InferenceCapabilities::default(), &[]).map_err(|e| e.to_string())?;
     factory.quiet();
+    let limits = factory.limits_mut();
+    limits.max_lexer_states = LEXER_STATES;
+    // Looking at every token in every state of a large regular expression took 4 GiB; without that a step takes longer.
+    limits.precompute_large_lexemes = false;
+    limits.verbose_errors = false;
     Ok(factory)
 }
 

@@ -33,6 +33,11 @@ impl Guide {
         (grammar.is_some() || budget.is_some()).then_some(Self { grammar, budget })
     }
 
+    /// About what one generation takes for it.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.grammar.as_ref().map_or(0, Grammar::bytes)
+    }
+
     /// For one generation.
     pub(crate) fn follow(&self) -> Box<dyn TokenMask> {
         Box::new(Follower {

@@ -3,9 +3,11 @@
 //! Everything here submits work through [`runtime::RuntimeHandle`]; nothing knows a device, a kernel or a loss.
 //!
 //! # The life of a request
-//! 1. [`Server`] accepts a connection; `request_id` names the request, `access` checks its key, the router picks the endpoint.
+//! 1. [`Server`] accepts a connection; `request_id` names the request, `origin` checks its host and page, `access` its key, and
+//!    the router picks the endpoint.
 //! 2. An endpoint in `api` reads its body field by field (`fields`): what its description (`openapi`) does not have or what cannot be
 //!    honoured is refused by name.
+//!    `memory` has the bytes that it takes, or it is refused.
 //! 3. `prompt` and `sampling` turn it into token ids and sampler parameters, off the event loop.
 //! 4. `admission` takes a place for every sequence, or answers 429; `generation` submits them.
 //! 5. The device thread hands events to a sink, which never waits; the endpoint turns them into one object or into `sse` chunks.
@@ -16,22 +18,29 @@ mod admission;
 mod api;
 mod api_error;
 mod app;
+mod backlog;
 mod call;
 mod closed_objects;
 mod config;
 mod connections;
 mod error;
 mod fields;
+mod form_limits;
 mod generation;
 mod grammar;
 mod guide;
 mod ids;
+mod json_text;
 mod layout;
 mod logprobs;
+mod memory;
 mod metrics;
 mod models;
+mod off_loop;
 mod openapi;
+mod origin;
 mod output;
+mod patient;
 mod peer;
 mod prompt;
 mod prompt_logprobs;

@@ -1,28 +1,117 @@
 //! From texts and conversations to token ids, off the event loop.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::sync::Arc;
 
 use runtime::text::{Ending, Message};
-use serde::Deserialize;
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{self, SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
 use crate::api_error::ApiError;
 use crate::fields::Fields;
+use crate::json_text;
+use crate::memory::{self, Share};
 use crate::models::Model;
+use crate::off_loop::{Abandoned, SHORT, in_turn};
 use crate::openapi::schema::{
     Members, Schema, any, any_of, boolean, integer, list, map, nullable, one_of, some, text, token_id,
 };
 use crate::telemetry::Scope;
 
 /// `prompt` and `input`: a text, some texts, the ids of one prompt, or of some.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected a string, a list of strings, a list of token ids or a list of such lists")]
+#[derive(Debug)]
 pub(crate) enum Input {
     Text(String),
     Ids(Vec<u32>),
     Texts(Vec<String>),
     IdLists(Vec<Vec<u32>>),
+}
+
+/// An element of a list of inputs.
+enum Element {
+    Id(u32),
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+const INPUT: &str = "a string, a list of strings, a list of token ids or a list of such lists";
+
+/// Reads an [`Input`] in one go: to try one form after the other would keep several copies of millions of ids.
+struct ReadInput;
+/// Reads an [`Element`].
+struct ReadElement;
+
+impl<'de> Deserialize<'de> for Input {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(ReadInput)
+    }
+}
+
+impl<'de> Deserialize<'de> for Element {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(ReadElement)
+    }
+}
+
+impl<'de> Visitor<'de> for ReadInput {
+    type Value = Input;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(INPUT)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Input, E> {
+        Ok(Input::Text(text.to_owned()))
+    }
+
+    fn visit_string<E: de::Error>(self, text: String) -> Result<Input, E> {
+        Ok(Input::Text(text))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Input, A::Error> {
+        let mut input = match list.next_element()? {
+            None => return Ok(Input::Ids(vec![])),
+            Some(Element::Id(id)) => Input::Ids(vec![id]),
+            Some(Element::Text(text)) => Input::Texts(vec![text]),
+            Some(Element::Ids(ids)) => Input::IdLists(vec![ids]),
+        };
+        while let Some(element) = list.next_element()? {
+            match (&mut input, element) {
+                (Input::Ids(ids), Element::Id(id)) => ids.push(id),
+                (Input::Texts(texts), Element::Text(text)) => texts.push(text),
+                (Input::IdLists(lists), Element::Ids(ids)) => lists.push(ids),
+                _ => return Err(de::Error::custom(format!("its elements are of several kinds; expected {INPUT}"))),
+            }
+        }
+        Ok(input)
+    }
+}
+
+impl<'de> Visitor<'de> for ReadElement {
+    type Value = Element;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{INPUT}; an id is from 0 to {}", u32::MAX)
+    }
+
+    fn visit_u64<E: de::Error>(self, id: u64) -> Result<Element, E> {
+        let id = u32::try_from(id).map_err(|_| E::invalid_value(Unexpected::Unsigned(id), &self))?;
+        Ok(Element::Id(id))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Element, E> {
+        Ok(Element::Text(text.to_owned()))
+    }
+
+    fn visit_string<E: de::Error>(self, text: String) -> Result<Element, E> {
+        Ok(Element::Text(text))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Element, A::Error> {
+        Vec::deserialize(SeqAccessDeserializer::new(list)).map(Element::Ids)
+    }
 }
 
 /// A prompt and, where it was given whole, its text.
@@ -70,10 +159,11 @@ impl PromptEncoding {
         Ok(Self { special, keep })
     }
 
-    /// Ids of a text, which are checked for what the model can see.
-    fn encode(self, text: String, model: &Model, field: &'static str) -> Result<Prompt, ApiError> {
+    /// Ids of a text, which is checked for what the model can see; `share` is the memory for it.
+    fn encode(self, text: String, model: &Model, field: &'static str, share: &mut Share) -> Result<Prompt, ApiError> {
         let limit = if self.keep.is_some() { model.context().saturating_mul(MAX_DROPPED) } else { model.context() };
         may_fit(&text, limit, model, field)?;
+        to_tokenize(&text, share)?;
         let ids = model.tokenizer()?.encode(&text, self.special)?;
         Ok(self.cut(Prompt { ids, text: Some(text) }))
     }
@@ -103,12 +193,17 @@ pub(crate) fn describe_encoding(special: &str) -> Members {
         )
 }
 
-/// Runs what takes long for long texts on a thread of its own.
-pub(crate) async fn off_loop<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(ApiError::internal(format!("the work on the prompt ended: {error}"))))
+/// Bytes that it takes to look at a byte of text, and to make tokens of it: the tokenizer keeps where each came from.
+const LOOK_BYTES: u64 = 48;
+pub(crate) const TOKENIZE_BYTES: u64 = 220;
+
+/// Takes the memory for making tokens of a text, where that is worth counting.
+fn to_tokenize(text: &str, share: &mut Share) -> Result<(), ApiError> {
+    if text.len() <= SHORT {
+        return Ok(());
+    }
+    let more = (text.len() as u64 * TOKENIZE_BYTES).saturating_sub(share.bytes());
+    share.grow(more, "to tokenize the text")
 }
 
 impl Input {
@@ -120,11 +215,34 @@ impl Input {
         encoding: PromptEncoding,
     ) -> Result<Vec<Prompt>, ApiError> {
         let model = Arc::clone(model);
-        Scope::current().time("tokenize", off_loop(move || self.encode_now(&model, field, encoding))).await
+        let bytes = self.longest_text();
+        let work = in_turn(bytes, bytes as u64 * LOOK_BYTES, "the text", move |abandoned, share| {
+            self.encode_now(&model, field, encoding, share, abandoned)
+        });
+        Scope::current().time("tokenize", work).await
     }
 
-    fn encode_now(self, model: &Model, field: &'static str, encoding: PromptEncoding) -> Result<Vec<Prompt>, ApiError> {
-        let text = |text: String| encoding.encode(text, model, field);
+    /// Bytes of the longest text.
+    fn longest_text(&self) -> usize {
+        match self {
+            Self::Text(one) => one.len(),
+            Self::Texts(some) => some.iter().map(String::len).max().unwrap_or(0),
+            Self::Ids(_) | Self::IdLists(_) => 0,
+        }
+    }
+
+    fn encode_now(
+        self,
+        model: &Model,
+        field: &'static str,
+        encoding: PromptEncoding,
+        mut share: Share,
+        abandoned: &Abandoned,
+    ) -> Result<Vec<Prompt>, ApiError> {
+        let mut text = |text: String| -> Result<Prompt, ApiError> {
+            abandoned.check()?;
+            encoding.encode(text, model, field, &mut share)
+        };
         let ids = |ids| encoding.cut(Prompt { ids, text: None });
         let prompts = match self {
             Self::Text(one) => vec![text(one)?],
@@ -194,11 +312,12 @@ impl Conversation {
     /// The text that the template makes, and the ids that the model continues.
     pub(crate) async fn encode(self, model: &Arc<Model>) -> Result<Prompt, ApiError> {
         let model = Arc::clone(model);
-        let encode = off_loop(move || {
+        let bytes = self.messages.iter().map(|message| message.content().map_or(0, str::len)).sum::<usize>();
+        let encode = in_turn(bytes, bytes as u64 * LOOK_BYTES, "the conversation", move |_, mut share| {
             let template = model.chat_template()?;
             let rendered = template.render(&self.messages, self.ending, self.tools.as_ref(), &self.variables);
             let text = rendered.map_err(|error| ApiError::from(error).about(self.field))?;
-            let Prompt { ids, .. } = self.encoding.encode(text.clone(), &model, self.field)?;
+            let Prompt { ids, .. } = self.encoding.encode(text.clone(), &model, self.field, &mut share)?;
             check_ids(&ids, &model, self.field)?;
             Ok(Prompt { ids, text: Some(text) })
         });
@@ -242,6 +361,11 @@ pub(crate) fn messages(given: Vec<Value>) -> Result<Vec<Message>, ApiError> {
 
 /// The same for a conversation that may be empty.
 pub(crate) fn conversation(given: Vec<Value>) -> Result<Vec<Message>, ApiError> {
+    // The arguments of calls are JSON in strings; what they take is not in what the body took.
+    let texts = given.iter().filter_map(|message| message.get("tool_calls")?.as_array()).flatten();
+    let texts = texts.filter_map(|call| call.get("function")?.get("arguments")?.as_str());
+    let bytes = texts.map(|text| json_text::outline(text.as_bytes()).bytes).sum();
+    memory::hold_input(memory::take(bytes, "the JSON of the calls' arguments")?);
     given.into_iter().enumerate().map(|(index, value)| message(value).map_err(|what| at(index, &what))).collect()
 }
 

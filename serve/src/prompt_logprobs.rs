@@ -12,6 +12,7 @@ use crate::app::App;
 use crate::fields::Fields;
 use crate::generation::grade;
 use crate::logprobs::{IMPOSSIBLE, finite, spelling};
+use crate::memory;
 use crate::models::Model;
 use crate::openapi::schema::{Members, Schema, integer, list, map_from, nullable, number, text};
 
@@ -19,6 +20,8 @@ use crate::openapi::schema::{Members, Schema, integer, list, map_from, nullable,
 const FIELD: &str = "prompt_logprobs";
 /// Bytes of one alternative in JSON: its id, ln p with 17 digits, rank and text.
 const ENTRY_BYTES: usize = 96;
+/// Bytes of one before it is JSON: its id and ln p, in a list that may be half empty.
+const ROW_BYTES: usize = 32;
 
 /// Takes the number of alternatives to each token of the prompt; -1 is all tokens that there are.
 pub(crate) fn take(fields: &mut Fields, model: &Model) -> Result<Option<usize>, ApiError> {
@@ -73,6 +76,9 @@ pub(crate) async fn of_prompts(
 ) -> Result<Vec<Arc<GradedRows>>, ApiError> {
     let spans = prompts.iter().filter(|ids| ids.len() > 1);
     let sequences: Vec<Span> = spans.map(|ids| Span { tokens: ids.to_vec(), positions: 1..ids.len() }).collect();
+    let rows: usize = sequences.iter().map(|span| span.positions.len()).sum();
+    let bytes = rows as u64 * (ask.top as u64 + 1) * (ENTRY_BYTES + ROW_BYTES) as u64;
+    memory::hold_answer(memory::wait(bytes, "the prompts' log-probabilities").await?);
     let mut graded = Vec::new();
     if !sequences.is_empty() {
         let Ask { top, temperature, ranks } = ask;

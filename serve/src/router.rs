@@ -13,7 +13,7 @@ use crate::api;
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::openapi::{self, Access, Document, KeysFor, Route};
-use crate::{Error, Result, access, request_id, train_proxy};
+use crate::{Error, Result, access, memory, origin, request_id, train_proxy};
 
 /// Every route, with its description.
 pub(crate) fn routes() -> Vec<Route> {
@@ -91,6 +91,8 @@ pub(crate) fn router(app: &Shared) -> Result<Router> {
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(Extension(Document::new(routes, keys)))
+        .layer(from_fn_with_state(Arc::clone(app), memory::account))
+        .layer(from_fn_with_state(Arc::clone(app), origin::check))
         .layer(map_response(no_sniffing))
         .layer(from_fn_with_state(Arc::clone(app), request_id::name))
         .layer(from_fn(api::messages::shape));

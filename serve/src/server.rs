@@ -18,12 +18,10 @@ use crate::router::{router, stopping};
 use crate::tls::TlsFiles;
 use crate::train::TrainControl;
 use crate::train_proxy::TrainProxy;
-use crate::{Error, Result, ServeConfig};
+use crate::{Error, Result, ServeConfig, memory, off_loop};
 
 /// Threads of the event loop: it parses and writes, the device thread computes.
 const LOOP_THREADS: usize = 2;
-/// Threads for tokenizers and templates.
-const TEXT_THREADS: usize = 8;
 /// Pause after a connection that could not be accepted (no file descriptor is free).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -102,7 +100,7 @@ impl Server {
     /// A model that cannot answer, threads or sockets that the system refuses.
     pub fn run(self, stop: &Stop) -> Result<()> {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
-        let builder = builder.worker_threads(LOOP_THREADS).max_blocking_threads(TEXT_THREADS).thread_name("http");
+        let builder = builder.worker_threads(LOOP_THREADS).max_blocking_threads(off_loop::THREADS).thread_name("http");
         let event_loop = builder.enable_io().enable_time().build()?;
         let result = event_loop.block_on(self.serve(stop.0.subscribe()));
         // A text in the middle of its tokenizer is not waited for.
@@ -117,6 +115,7 @@ impl Server {
         let cold = Arc::clone(&app);
         let mut warm_up = pin!(tokio::task::spawn_blocking(move || warm_up(&cold)));
         let mut warm = false;
+        let housekeeping = tokio::spawn(memory::release(Arc::clone(&app)));
         let connections = Connections::new(Arc::clone(&app), routes.clone(), self.tls.clone());
         loop {
             tokio::select! {
@@ -130,6 +129,7 @@ impl Server {
                 accepted = listener.accept() => answer(&connections, accepted.map(|(stream, _)| stream)).await,
             }
         }
+        housekeeping.abort();
         app.enter(Phase::Draining);
         let limit = app.config.drain_timeout;
         tracing::info!(sequences = app.admission.taken(), "stopping; what runs may go on for {} s", limit.as_secs());

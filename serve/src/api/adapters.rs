@@ -12,9 +12,9 @@ use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;
 use crate::models::{Model, ServedModel};
+use crate::off_loop::off_loop;
 use crate::openapi::Operation;
 use crate::openapi::schema::{Members, boolean, count, text};
-use crate::prompt::off_loop;
 
 /// `POST /v1/load_lora_adapter`: the PEFT adapter in the folder `lora_path` of this machine answers as `lora_name`. With
 /// `load_inplace` it takes the place of the adapter of that name.

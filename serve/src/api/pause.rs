@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
 use crate::app::{App, Shared};
+use crate::off_loop::off_loop;
 use crate::openapi::Operation;
 use crate::openapi::schema::{Members, boolean, one_of};
-use crate::prompt::off_loop;
 
 /// What becomes of requests that run.
 #[derive(Deserialize, Clone, Copy, PartialEq, Eq)]

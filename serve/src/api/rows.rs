@@ -12,6 +12,7 @@ use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;
 use crate::generation::grade;
+use crate::memory;
 use crate::openapi::Operation;
 use crate::openapi::schema::{Members, Schema, count, described, one_of, some, text, token_id};
 use crate::prompt::check_ids;
@@ -60,7 +61,8 @@ pub(crate) async fn raw_logits(State(app): State<Shared>, mut fields: Fields) ->
     if let Some(positions) = positions {
         check_positions(&positions, ids.len())?;
     }
-    check_size(ids.len(), model.vocab_size() * precision.bytes(), app.config.max_score_bytes)?;
+    let bytes = check_size(ids.len(), model.vocab_size() * precision.bytes(), app.config.max_score_bytes)?;
+    memory::hold_answer(memory::wait(bytes as u64, "the answer").await?);
     let (positions, wanted) = (1..ids.len() + 1, Wanted::Logits(precision));
     let sequences = vec![Span { tokens: ids, positions }];
     let request = GradeRequest { slot: model.slot(), sequences, wanted: wanted.clone() };
@@ -87,10 +89,10 @@ fn check_positions(positions: &[u32], tokens: usize) -> Result<(), ApiError> {
     }
 }
 
-/// Refuses an answer of `rows` rows of `row` bytes that would be longer than `limit`.
-pub(super) fn check_size(rows: usize, row: usize, limit: usize) -> Result<(), ApiError> {
+/// Bytes of an answer of `rows` rows of `row` bytes; refuses one that would be longer than `limit`.
+pub(super) fn check_size(rows: usize, row: usize, limit: usize) -> Result<usize, ApiError> {
     match rows.checked_mul(row) {
-        Some(bytes) if bytes <= limit => Ok(()),
+        Some(bytes) if bytes <= limit => Ok(bytes),
         _ => Err(ApiError::answer_too_large(rows, row, limit)),
     }
 }

@@ -15,6 +15,7 @@ use crate::app::Shared;
 use crate::fields::Fields;
 use crate::generation::grade;
 use crate::logprobs::finite;
+use crate::memory;
 use crate::models::Model;
 use crate::openapi::Operation;
 use crate::openapi::schema::{
@@ -25,6 +26,8 @@ use crate::sampling::MAX_ALTERNATIVES;
 
 /// Bytes that one id with its log-probability takes in JSON, generously.
 const ENTRY_BYTES: usize = 36;
+/// What an answer takes while its JSON is made, in lengths of the answer.
+const JSON_COPIES: u64 = 4;
 
 /// `positions`: one range for all inputs, or one for each.
 #[derive(Deserialize)]
@@ -69,7 +72,9 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         let message = format!("positions has {} pairs for {} inputs", ranges.len(), sequences.len());
         return Err(ApiError::invalid("positions", message));
     }
-    check_size(&wanted, &sequences, &model, app.config.max_score_bytes)?;
+    let bytes = check_size(&wanted, &sequences, &model, app.config.max_score_bytes)?;
+    let copies = if kind.is_some() { 1 } else { JSON_COPIES };
+    memory::hold_answer(memory::wait(bytes as u64 * copies, "the answer").await?);
     // Nothing comes before the first token, so nothing can be said of it.
     let span = |(range, ids): &(Range<usize>, Vec<u32>)| Span {
         tokens: ids.clone(),
@@ -139,13 +144,13 @@ fn range(positions: Option<&Positions>, number: usize, len: usize, rows: bool) -
     Ok(start..end)
 }
 
-/// Refuses an answer that would be too long.
+/// Bytes of an answer; refuses one that would be too long.
 fn check_size(
     wanted: &Wanted,
     sequences: &[(Range<usize>, Vec<u32>)],
     model: &Model,
     limit: usize,
-) -> Result<(), ApiError> {
+) -> Result<usize, ApiError> {
     let row = match wanted {
         Wanted::LogProbs { top, ids, .. } => (2 + top + ids.len()) * ENTRY_BYTES,
         Wanted::Logits(precision) => model.vocab_size() * precision.bytes(),

@@ -12,11 +12,17 @@ use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;
 use crate::logprobs::spelling;
+use crate::memory;
+use crate::off_loop::{in_turn, off_loop};
 use crate::openapi::Operation;
 use crate::openapi::schema::{Members, any, boolean, count, list, map, nullable, text, token_id};
 use crate::prompt::{
-    Conversation, Prompt, PromptEncoding, check_ids, describe_ending, describe_messages, ending, messages, off_loop,
+    Conversation, Prompt, PromptEncoding, TOKENIZE_BYTES, check_ids, describe_ending, describe_messages, ending,
+    messages,
 };
+
+/// Bytes of a token as a text in an answer.
+const STRING_BYTES: u64 = 160;
 
 /// `POST /tokenize`: ids of `prompt`, or of `messages` as the chat template writes them.
 pub(crate) async fn tokenize(State(app): State<Shared>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
@@ -27,7 +33,11 @@ pub(crate) async fn tokenize(State(app): State<Shared>, mut fields: Fields) -> R
             let add_special: bool = fields.take("add_special_tokens")?.unwrap_or(true);
             fields.finish()?;
             let model = Arc::clone(&model);
-            off_loop(move || Ok(Prompt { ids: model.tokenizer()?.encode(&text, add_special)?, text: None })).await?
+            let bytes = text.len();
+            in_turn(bytes, bytes as u64 * TOKENIZE_BYTES, "to tokenize the text", move |_, _| {
+                Ok(Prompt { ids: model.tokenizer()?.encode(&text, add_special)?, text: None })
+            })
+            .await?
         }
         (None, Some(given)) => {
             let conversation = Conversation {
@@ -45,6 +55,7 @@ pub(crate) async fn tokenize(State(app): State<Shared>, mut fields: Fields) -> R
     };
     let mut answer = json!({"count": ids.len(), "max_model_len": model.context(), "tokens": ids});
     if with_strings {
+        memory::hold_answer(memory::take(ids.len() as u64 * STRING_BYTES, "the tokens as texts")?);
         let tokenizer = model.tokenizer()?;
         answer["token_strs"] = ids.iter().map(|&id| json!(spelling(tokenizer, id))).collect();
     }

@@ -82,6 +82,12 @@ pub(crate) fn families(app: &App) -> Vec<Family> {
     let taken = vec![(vec![], app.admission.taken() as f64)];
     let help = "Sequences of requests that have not ended.";
     all.push(Family { name: "arle_num_sequences", help, samples: Samples::Gauge(taken) });
+    for (name, help, bytes) in [
+        ("arle_request_memory_bytes", "Memory that requests hold.", app.budget.used()),
+        ("arle_request_memory_limit_bytes", "Memory that requests may hold (--request-memory).", app.budget.total()),
+    ] {
+        all.push(Family { name, help, samples: Samples::Gauge(vec![(vec![], bytes as f64)]) });
+    }
     for (name, help, read) in SCHEDULER {
         all.push(Family { name, help, samples: Samples::Counter(of_slots(&|slot| read(slot) as f64)) });
     }

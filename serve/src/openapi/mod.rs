@@ -107,11 +107,16 @@ fn document(routes: Vec<Route>, keys: KeysFor) -> OpenApi {
             Access::Key => keys.api.then_some("apiKey"),
             Access::Admin => keys.admin.then_some("adminKey"),
         };
+        operation = operation.refuses_besides(400, "There is no `Host`, or there are two.");
+        operation = operation.refuses(
+            403,
+            match access {
+                Access::Admin if key.is_none() && keys.api => "The server has no admin key.",
+                _ => "`Host` is no name of the server, or a page of another origin asks one without keys.",
+            },
+        );
         if key.is_some() {
             operation = operation.refuses(401, "There is no key, or another one.");
-        } else if access == Access::Admin {
-            let words = "The server has no admin key, and it has API keys or a page of a foreign origin asks.";
-            operation = operation.refuses(403, words);
         }
         // A name of a model may have slashes; a document has no word for that.
         let path = path.replace("{*", "{");

@@ -53,7 +53,8 @@ impl Operation {
         self.refuses(400, "The body is no JSON object, or a field is unknown, missing or out of range.")
             .refuses(408, "The body did not arrive in time.")
             .refuses(413, "The body is too long.")
-            .refuses(415, "The body is compressed.")
+            .refuses(415, "The body is compressed, or not sent as JSON.")
+            .refuses(429, "Other requests hold the memory (`--request-memory`); `Retry-After` says when to come back.")
     }
 
     fn parameter(mut self, place: ParameterIn, name: &str, schema: Schema, words: &str) -> Self {
@@ -92,10 +93,16 @@ impl Operation {
     /// It submits work to the scheduler.
     pub(crate) fn submits(self) -> Self {
         self.refuses(413, "The body is too long, or the answer would be.")
-            .refuses(429, "All places for sequences are taken; `Retry-After` says when to come back.")
+            .refuses(429, "All places for sequences are taken, or the memory is; `Retry-After` says when to come back.")
             .refuses(500, "A defect of the server.")
             .refuses(503, "The device is gone.")
             .refuses(504, "The request took longer than the server allows.")
+    }
+
+    /// An error with this status, unless it has one already.
+    pub(super) fn refuses_besides(mut self, status: u16, words: &'static str) -> Self {
+        self.refusals.entry(status).or_insert(words);
+        self
     }
 
     /// An error with this status.

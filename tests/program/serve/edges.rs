@@ -19,7 +19,7 @@ fn connect(server: &Server) -> TcpStream {
 }
 
 /// The status of the answer to these bytes, behind which nothing comes; `None` where the server just closes.
-fn status(server: &Server, bytes: &[u8]) -> Option<u16> {
+pub(super) fn status(server: &Server, bytes: &[u8]) -> Option<u16> {
     let mut stream = connect(server);
     // A server that has had enough does not read to the end.
     let _sent = stream.write_all(bytes).and_then(|()| stream.shutdown(Shutdown::Write));
@@ -34,7 +34,7 @@ fn status(server: &Server, bytes: &[u8]) -> Option<u16> {
 #[test]
 fn what_is_no_http_is_refused_and_forgotten() {
     let server = Server::tiny(&[]);
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\n";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n";
     let long = "a".repeat(1 << 20);
     for bytes in [
         "\0\0\0\0\r\n\r\n".to_owned(),
@@ -42,11 +42,11 @@ fn what_is_no_http_is_refused_and_forgotten() {
         "GET\r\n\r\n".to_owned(),
         "GET /health HTTP/9.9\r\n\r\n".to_owned(),
         "GET /health HTTP/1.1\r\nno colon\r\n\r\n".to_owned(),
-        "GET /hea lth HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(),
+        "GET /hea lth HTTP/1.1\r\nhost: localhost\r\n\r\n".to_owned(),
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
-        format!("GET /{long} HTTP/1.1\r\nhost: a\r\n\r\n"),
-        format!("GET /health HTTP/1.1\r\nhost: a\r\nx: {long}\r\n\r\n"),
-        format!("GET /health HTTP/1.1\r\nhost: a\r\n{}\r\n", "x: y\r\n".repeat(1000)),
+        format!("GET /{long} HTTP/1.1\r\nhost: localhost\r\n\r\n"),
+        format!("GET /health HTTP/1.1\r\nhost: localhost\r\nx: {long}\r\n\r\n"),
+        format!("GET /health HTTP/1.1\r\nhost: localhost\r\n{}\r\n", "x: y\r\n".repeat(1000)),
         format!("{head}content-length: -1\r\n\r\n"),
         format!("{head}content-length: 99999999999999999999999\r\n\r\n"),
         format!("{head}content-length: 1\r\ncontent-length: 2\r\n\r\n{{}}"),
@@ -69,11 +69,12 @@ fn what_is_no_http_is_refused_and_forgotten() {
 fn a_body_of_a_hundred_megabytes_is_not_read() {
     let server = Server::tiny(&["--max-body-bytes", "1MiB"]);
     let mut stream = connect(&server);
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 100000000\r\nconnection: close\r\n\r\n";
+    let head =
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000000\r\nconnection: close\r\n\r\n";
     stream.write_all(head.as_bytes()).expect("sent");
     Response::read(stream).refused(413, None, "payload_too_large");
     let mut stream = connect(&server);
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n";
     let chunk = [b"10000\r\n".to_vec(), vec![b' '; 1 << 16], b"\r\n".to_vec()].concat();
     let mut sent = 0;
     stream.write_all(head.as_bytes()).expect("sent");

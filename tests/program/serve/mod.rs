@@ -5,6 +5,7 @@ pub(crate) mod client;
 mod completions;
 mod edges;
 mod forms;
+mod guards;
 mod load;
 mod messages;
 mod openapi;

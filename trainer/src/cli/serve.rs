@@ -86,6 +86,9 @@ pub(super) struct ServeArgs {
     /// Origin of pages that may call from a browser, or *; may be given several times.
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
+    /// Name that requests may use for the server (in `Host`) besides those of this machine, or *; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    allowed_host: Vec<String>,
     /// Where sampling settings that a request leaves out come from.
     #[arg(long, value_enum, default_value_t = Defaults::Model)]
     sampling_defaults: Defaults,
@@ -119,6 +122,10 @@ struct Limits {
     /// Longest answer of /v1/score and /v1/raw_logits.
     #[arg(long, default_value = "256MiB", value_name = "BYTES", value_parser = parse_bytes)]
     max_score_bytes: u64,
+    /// Memory that all requests may take together, beside the plan: for bodies, tokenizations, grammars and answers that are not
+    /// sent yet [default: 768MiB, or three times --max-score-bytes or --max-body-bytes where that is more].
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    request_memory: Option<u64>,
     /// Longest answer to a conversation that names no length [default: the rest of the context on a GPU, 1024 tokens else].
     #[arg(long, value_name = "N", value_parser = parse_count)]
     default_max_tokens: Option<usize>,
@@ -161,6 +168,14 @@ enum Logprobs {
     /// At the request's temperature.
     #[value(name = "processed_logprobs")]
     Processed,
+}
+
+impl Limits {
+    /// Bytes that requests may take.
+    fn request_memory(&self) -> u64 {
+        let longest = self.max_score_bytes.max(self.max_body_bytes);
+        self.request_memory.unwrap_or(longest.saturating_mul(3).max(ServeConfig::REQUEST_MEMORY))
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -220,6 +235,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
     let config = args.config(spec.engine.max_running, traces.clone())?;
     let (runtime, plan) = opd::start(&mut spec, &workload, Purpose::Command, progress)?;
     args.check_adapters(plan.kv_bytes, progress)?;
+    args.check_requests(progress)?;
     let mut models = args.models(&student, teacher);
     for (name, folder) in &args.adapter {
         let slot = runtime.add_adapter(folder.clone())?;
@@ -317,6 +333,24 @@ impl ServeArgs {
         }
     }
 
+    /// Shows the memory of requests, and refuses more than the host has beside the plan.
+    fn check_requests(&self, progress: Progress) -> Result<()> {
+        let need = self.limits.request_memory();
+        progress.line(&format!(
+            "requests   {} for bodies, tokenizations, grammars and answers (--request-memory)",
+            Bytes(need)
+        ));
+        match memory::available(Device::Cpu)? {
+            Some(available) if available < need => {
+                let available = Bytes(available);
+                let what =
+                    format!("requests may take {}, but {available} are left; lower --request-memory", Bytes(need));
+                Err(Error::Models { what })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn max_adapters(&self) -> Result<usize> {
         let given = self.adapter.len();
         match self.limits.max_adapters {
@@ -342,9 +376,12 @@ impl ServeArgs {
             max_adapters: self.max_adapters()?,
             max_body_bytes: usize::try_from(limits.max_body_bytes).unwrap_or(usize::MAX),
             max_score_bytes: usize::try_from(limits.max_score_bytes).unwrap_or(usize::MAX),
+            request_memory: limits.request_memory(),
+            release_memory: memory::release_freed_pages,
             request_timeout: Duration::from_secs(limits.request_timeout),
             drain_timeout: Duration::from_secs(limits.drain_timeout),
             cors_origins: self.cors_origin.clone(),
+            allowed_hosts: self.allowed_host.clone(),
             sampling_defaults: match self.sampling_defaults {
                 Defaults::Model => SamplingDefaults::Model,
                 Defaults::Openai => SamplingDefaults::OpenAi,

@@ -10,6 +10,7 @@ use super::print;
 use super::serve::USUAL_ANSWER;
 use crate::data::Rows;
 use crate::interrupt::{Interrupt, TRAINING};
+use crate::memory;
 use crate::opd::{self, Options, Resume};
 use crate::progress::say;
 use crate::recipe::{Override, Recipe};
@@ -66,6 +67,9 @@ pub struct TrainArgs {
     /// With --serve: the certificate's private key, PEM.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
+    /// With --serve: name that requests may use for the server besides those of this machine, or *; may be given several times.
+    #[arg(long, value_name = "NAME", requires = "serve")]
+    allowed_host: Vec<String>,
     /// OpenTelemetry collector for traces (OTLP over HTTP), such as http://localhost:4318 [default: the environment's].
     #[arg(long, value_name = "URL")]
     otlp_endpoint: Option<String>,
@@ -115,9 +119,12 @@ impl TrainArgs {
             max_adapters: 0,
             max_body_bytes: 16 << 20,
             max_score_bytes: 256 << 20,
+            request_memory: ServeConfig::REQUEST_MEMORY,
+            release_memory: memory::release_freed_pages,
             request_timeout: Duration::from_secs(600),
             drain_timeout: Duration::from_secs(5),
             cors_origins: Vec::new(),
+            allowed_hosts: self.allowed_host.clone(),
             sampling_defaults: SamplingDefaults::Model,
             logprobs_mode: LogprobsMode::Raw,
             default_max_tokens: Some(USUAL_ANSWER),

@@ -135,8 +135,12 @@ mod tests {
     fn status(rules: &Rules, hosts: &[&str], origins: &[&str]) -> u16 {
         let mut headers = HeaderMap::new();
         let value = |text: &&str| HeaderValue::from_str(text).expect("a header");
-        hosts.iter().for_each(|host| drop(headers.append(header::HOST, value(host))));
-        origins.iter().for_each(|origin| drop(headers.append(header::ORIGIN, value(origin))));
+        for host in hosts {
+            headers.append(header::HOST, value(host));
+        }
+        for origin in origins {
+            headers.append(header::ORIGIN, value(origin));
+        }
         let admitted = admit(rules, Version::HTTP_11, &Uri::from_static("/v1/models"), &headers);
         admitted.map_or_else(|error| error.status.as_u16(), |()| 200)
     }

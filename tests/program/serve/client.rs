@@ -66,17 +66,16 @@ impl Server {
     pub(super) fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> TcpStream {
         let mut stream = TcpStream::connect(&self.address).expect("a connection");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let length = body.len().to_string();
+        let host: &[_] = &[("host", self.address.as_str()), ("content-length", &length)];
         let kind: &[_] = if body.is_empty() { &[] } else { &[("content-type", "application/json")] };
-        let host: &[_] = &[("host", self.address.as_str())];
         // Headers of the caller take the place of those that every client sends.
         let usual = [host, kind].concat();
         let usual = usual.iter().filter(|(name, _)| headers.iter().all(|(given, _)| given != name));
         let headers: String = usual.chain(headers).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        let length = body.len();
-        let head =
-            format!("{method} {path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n{headers}\r\n{body}");
         // A server that refuses a body closes before it is sent; its answer is there all the same.
-        let _sent = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
+        let _sent = stream.write_all(request.as_bytes());
         stream
     }
 

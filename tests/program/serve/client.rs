@@ -67,7 +67,7 @@ impl Server {
         let mut stream = TcpStream::connect(&self.address).expect("a connection");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         let length = body.len().to_string();
-        let host: &[_] = &[("host", self.address.as_str()), ("content-length", &length)];
+        let host: &[_] = &[("host", self.address.as_str()), ("content-length", length.as_str())];
         let kind: &[_] = if body.is_empty() { &[] } else { &[("content-type", "application/json")] };
         // Headers of the caller take the place of those that every client sends.
         let usual = [host, kind].concat();

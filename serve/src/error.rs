@@ -39,6 +39,9 @@ pub enum Error {
         /// The address.
         address: SocketAddr,
     },
+    /// A certificate or a private key that cannot be read.
+    #[error("{0} (--tls-cert, --tls-key)")]
+    TlsFile(runtime::Error),
     /// A certificate or a private key that cannot be used.
     #[error("{path}: {what} (--tls-cert, --tls-key)")]
     Tls {

@@ -25,7 +25,7 @@ impl TlsFiles {
     /// Reads both and checks that they belong together.
     pub(crate) fn acceptor(&self) -> Result<TlsAcceptor> {
         let chain = self.chain()?;
-        let key = PrivateKeyDer::from_pem_slice(&read::bytes(&self.key, read::KEYS)?)
+        let key = PrivateKeyDer::from_pem_slice(&read::bytes(&self.key, read::KEYS).map_err(Error::TlsFile)?)
             .map_err(|error| self.refuse_key(&error))?;
         let versions =
             ServerConfig::builder_with_provider(Arc::new(default_provider())).with_safe_default_protocol_versions();
@@ -43,7 +43,7 @@ impl TlsFiles {
 
     fn chain(&self) -> Result<Vec<CertificateDer<'static>>> {
         let unreadable = |error: pem::Error| refuse(&self.cert, describe(&error));
-        let pem = read::bytes(&self.cert, read::KEYS)?;
+        let pem = read::bytes(&self.cert, read::KEYS).map_err(Error::TlsFile)?;
         let chain = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
         if chain.is_empty() {
             return Err(refuse(&self.cert, "there is no CERTIFICATE in it; PEM is needed".to_owned()));

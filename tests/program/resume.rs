@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::serve::client::{self, Server, free_port};
 use crate::support::{TRAIN, Workshop, command, finish, fixture, read_json};
 
@@ -332,11 +334,16 @@ fn a_second_ctrl_c_is_heard_when_nobody_reads_the_answer_to_the_first() {
 fn ctrl_c_before_the_run_begins_leaves_nothing() {
     let workshop = Workshop::new();
     let rows = workshop.path("rows.jsonl");
-    fs::remove_file(&rows).expect("removed");
-    assert!(Command::new("mkfifo").arg(&rows).status().expect("mkfifo runs").success());
+    // They take seconds to read and to encode.
+    let row = |i: usize| format!("{}\n", json!({ "prompt": format!("Why is number {i} blue?"), "completion": "x" }));
+    fs::write(&rows, (0..200_000).map(row).collect::<String>()).expect("written");
     let mut child = self::start(workshop.command("run", &[]));
-    // Opens when the program reads it, and keeps it waiting for rows.
-    let writer = fs::OpenOptions::new().write(true).open(&rows).expect("a pipe");
+    let reads = |id: u32| {
+        let open = fs::read_dir(format!("/proc/{id}/fd")).into_iter().flatten().flatten();
+        open.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file == rows)
+    };
+    let id = child.id();
+    wait_until(&mut child, || reads(id));
     interrupt(&child);
     let start = Instant::now();
     while child.try_wait().expect("a child").is_none() {
@@ -346,7 +353,6 @@ fn ctrl_c_before_the_run_begins_leaves_nothing() {
         sleep(Duration::from_millis(1));
     }
     let output = child.wait_with_output().expect("the program ends");
-    drop(writer);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{stderr}");
     assert!(stderr.contains("interrupted before the run began"), "{stderr}");

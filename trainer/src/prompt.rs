@@ -347,4 +347,11 @@ mod tests {
         let error = teacher_messages(&context, &[], &row(&[("other", "x")])).expect_err("no column").to_string();
         assert!(error.contains("rows.jsonl:4") && error.contains("`answer`") && error.contains("other"), "{error}");
     }
+
+    #[test]
+    fn a_completion_begins_where_both_differ_from_the_prompt_alone() {
+        assert_eq!(split(&[1, 2], vec![1, 2, 3]), (None, vec![3]));
+        assert_eq!(split(&[1, 2], vec![1, 4]), (Some(vec![1]), vec![4]));
+        assert_eq!(split(&[1, 2], vec![1]), (Some(vec![1]), vec![]));
+    }
 }

@@ -16,6 +16,8 @@ from llama_cpp import Llama
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from make_gguf_strings import STRINGS
+
 OUT = Path(__file__).parent.parent / "tests" / "fixtures" / "gguf"
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FF, VOCAB = 256, 2, 1, 4, 8, 5
@@ -109,21 +111,6 @@ TEXT = (
     "def f(x):\n    return x + 1\n\nfor i in range(10):\n\tprint(i)\n "
 ) * 3
 
-STRINGS = [
-    "",
-    " ",
-    "Hello world",
-    "  two  spaces\tand\ttabs \n\n new lines\r\n  end  ",
-    "It's 1234567 o'clock, isn't it? I'LL SAY 'twas.",
-    "x=10;y=[1,22,333,4444]; a+b<c^d~e|f $5.99",
-    "def f(x):\n    return x + 1\n\n\nfor i in range(10):\n\tprint(i)",
-    "naïve café façade €100,000 — “quoted” … Übergröße",
-    "日本語のテキスト と 한국어 और हिन्दी",
-    "emoji 😀👩‍👩‍👧🇫🇷 and \u00a0 nbsp \u3000 wide \u200b zero",
-    "<|im_start|>user\nhi<|im_end|>\n<tool> x</tool><|im_start|>",
-    "a<|im_end|> b <|im_end|>",
-    "trailing space ",
-]
 PRE = ["gpt-2", "smollm", "qwen2", "llama-bpe", "default"]
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 USER_DEFINED = ["<tool>", "</tool>"]

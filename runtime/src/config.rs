@@ -5,6 +5,7 @@
 
 mod gguf;
 mod hf;
+mod keys;
 mod rope;
 
 use std::path::Path;
@@ -99,6 +100,8 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// Whether q, k and v carry a bias.
     pub attention_bias: bool,
+    /// Probability of leaving out an attention weight in training. The trainer has no such dropout and refuses it.
+    pub attention_dropout: f64,
     /// Per layer: attend to this many last positions only; empty when no layer slides.
     pub sliding_window: Vec<Option<usize>>,
     /// Longest sequence the model was made for.
@@ -109,22 +112,41 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
 }
 
+/// Columns of a weight, generously: products of sizes stay far from the end of 64 bits.
+const MOST_COLUMNS: usize = 1 << 22;
+/// Rows of the embedding, generously.
+const MOST_ROWS: usize = 1 << 28;
+/// Layers, generously.
+const MOST_LAYERS: usize = 1 << 12;
+/// Positions are 32-bit numbers.
+const MOST_POSITIONS: usize = i32::MAX as usize;
+
+/// A size between 1 and `most`.
+fn within(path: &Path, key: &str, size: usize, most: usize) -> Result<()> {
+    match size {
+        0 => Err(Error::bad_key(path, key, 0, "at least 1 is needed")),
+        size if size > most => Err(Error::bad_key(path, key, size, format!("no model has more than {most}"))),
+        _ => Ok(()),
+    }
+}
+
 impl ModelConfig {
-    /// Refuses shapes that no decoder of these families can have.
+    /// Refuses shapes that no decoder of these families can have, and sizes beyond which no model is.
     fn check(self, path: &Path) -> Result<Self> {
+        let (heads, kv_heads) = (self.num_heads, self.num_kv_heads);
         let sizes = [
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_layers),
-            ("num_attention_heads", self.num_heads),
-            ("num_key_value_heads", self.num_kv_heads),
-            ("head_dim", self.head_dim),
-            ("vocab_size", self.vocab_size),
-            ("max_position_embeddings", self.max_position_embeddings),
+            ("hidden_size", self.hidden_size, MOST_COLUMNS),
+            ("intermediate_size", self.intermediate_size, MOST_COLUMNS),
+            ("num_hidden_layers", self.num_layers, MOST_LAYERS),
+            ("num_attention_heads", heads, MOST_COLUMNS),
+            ("num_key_value_heads", kv_heads, MOST_COLUMNS),
+            ("head_dim", self.head_dim, MOST_COLUMNS),
+            ("num_attention_heads * head_dim", heads.saturating_mul(self.head_dim), MOST_COLUMNS),
+            ("num_key_value_heads * head_dim", kv_heads.saturating_mul(self.head_dim), MOST_COLUMNS),
+            ("vocab_size", self.vocab_size, MOST_ROWS),
+            ("max_position_embeddings", self.max_position_embeddings, MOST_POSITIONS),
         ];
-        if let Some((key, _)) = sizes.iter().find(|(_, size)| *size == 0) {
-            return Err(Error::bad_key(path, *key, 0, "at least 1 is needed"));
-        }
+        sizes.into_iter().try_for_each(|(key, size, most)| within(path, key, size, most))?;
         if !self.num_heads.is_multiple_of(self.num_kv_heads) {
             let want = format!("it must divide the {} attention heads", self.num_heads);
             return Err(Error::bad_key(path, "num_key_value_heads", self.num_kv_heads, want));
@@ -134,6 +156,10 @@ impl ModelConfig {
         }
         if !(self.rope.theta.is_finite() && self.rope.theta > 0.0) {
             return Err(Error::bad_key(path, "rope_theta", self.rope.theta, "a positive number is needed"));
+        }
+        if !(0.0..1.0).contains(&self.attention_dropout) {
+            let want = "a probability below 1 is needed";
+            return Err(Error::bad_key(path, "attention_dropout", self.attention_dropout, want));
         }
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
             return Err(Error::bad_key(path, "rms_norm_eps", self.rms_norm_eps, "a number of at least 0 is needed"));

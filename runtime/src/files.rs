@@ -8,7 +8,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::config::ModelConfig;
-use crate::text::{ChatTemplate, Tokenizer};
+use crate::model::check_shapes;
+use crate::text::{ChatTemplate, TextFiles, Tokenizer};
 use crate::weights::gguf::GgufFile;
 use crate::weights::{GgufWeights, RandomWeights, SafetensorsWeights, WeightSource};
 use crate::{Error, Result, read};
@@ -31,6 +32,12 @@ pub struct ModelFiles {
     pub generation: GenerationDefaults,
     /// `config.json`; for a GGUF file, one from which transformers builds the same model.
     pub hf_config: Value,
+    /// `generation_config.json`, where there is one.
+    pub hf_generation: Option<Value>,
+    /// The files of tokenizer and templates; none of a GGUF file.
+    pub text: TextFiles,
+    /// What the user should know of these files.
+    pub notes: Vec<String>,
 }
 
 impl ModelFiles {
@@ -73,23 +80,35 @@ impl ModelFiles {
             generation: GenerationDefaults::default(),
             config,
             hf_config,
+            hf_generation: None,
+            text: TextFiles::default(),
+            notes: vec![],
             path: path.to_owned(),
         })
     }
 
     fn open_dir(dir: &Path) -> Result<Self> {
-        let hf_config: Value = read::json(&dir.join("config.json"))?;
+        refuse_adapter(dir)?;
+        let mut hf_config: Value = read::json(&dir.join("config.json"))?;
         let generation_path = dir.join("generation_config.json");
-        let generation: Option<Value> = read::if_there(read::json(&generation_path))?;
-        let tokenizer =
-            dir.join("tokenizer.json").exists().then(|| Tokenizer::from_dir(dir)).transpose()?.map(Arc::new);
+        let hf_generation: Option<Value> = read::if_there(read::json(&generation_path))?;
+        let mut config = ModelConfig::from_hf(&dir.join("config.json"), &hf_config, hf_generation.as_ref())?;
+        let mut weights = SafetensorsWeights::open(dir)?;
+        let notes = untie(&mut config, &mut hf_config, &mut weights)?;
+        check_shapes(&config, &weights)?;
+        let text = TextFiles::read(dir)?;
+        let has_tokenizer = text.has_tokenizer();
+        let tokenizer = has_tokenizer.then(|| Tokenizer::from_files(dir, &text)).transpose()?.map(Arc::new);
         Ok(Self {
-            config: ModelConfig::from_hf(&dir.join("config.json"), &hf_config, generation.as_ref())?,
-            weights: Arc::new(SafetensorsWeights::open(dir)?),
-            chat_template: ChatTemplate::from_dir(dir, tokenizer.as_deref())?,
+            config,
+            weights: Arc::new(weights),
+            chat_template: ChatTemplate::from_files(dir, &text, tokenizer.as_deref())?,
             tokenizer,
-            generation: GenerationDefaults::from_hf(&generation_path, generation.as_ref())?,
+            generation: GenerationDefaults::from_hf(&generation_path, hf_generation.as_ref())?,
             hf_config,
+            hf_generation,
+            text,
+            notes,
             path: dir.to_owned(),
         })
     }
@@ -97,6 +116,8 @@ impl ModelFiles {
     fn open_gguf(path: &Path) -> Result<Self> {
         let file = Arc::new(GgufFile::open(path)?);
         let config = ModelConfig::from_gguf(&file)?;
+        let weights = GgufWeights::new(Arc::clone(&file))?;
+        check_shapes(&config, &weights)?;
         let tokenizer =
             file.get("tokenizer.ggml.model").map(|_| Tokenizer::from_gguf(&file)).transpose()?.map(Arc::new);
         Ok(Self {
@@ -104,9 +125,56 @@ impl ModelFiles {
             tokenizer,
             generation: GenerationDefaults::from_gguf(&file)?,
             hf_config: config.to_hf(),
+            hf_generation: None,
+            text: TextFiles::default(),
+            notes: vec![],
             config,
-            weights: Arc::new(GgufWeights::new(file)?),
+            weights: Arc::new(weights),
             path: path.to_owned(),
         })
     }
+}
+
+/// A folder that holds an adapter is not a model, or is one of two, of which transformers takes the adapter's base.
+fn refuse_adapter(dir: &Path) -> Result<()> {
+    const ADAPTER: &str = "adapter_config.json";
+    if !dir.join(ADAPTER).exists() {
+        return Ok(());
+    }
+    let what = if dir.join("config.json").exists() {
+        format!(
+            "there are a model (config.json) and an adapter ({ADAPTER}), and transformers would load the adapter onto its base; \
+             move one of them to a folder of its own, and give an adapter as such, beside its base"
+        )
+    } else {
+        format!(
+            "this is an adapter ({ADAPTER}), not a model; give its base as the model and this folder as the adapter"
+        )
+    };
+    Err(Error::bad_file(dir, what))
+}
+
+/// Makes a configuration that ties the output head to the embedding true to its weights, as transformers 5 does: a head of
+/// its own with other values stays one, and the tensor that is there stands for one that is not.
+fn untie(config: &mut ModelConfig, hf_config: &mut Value, weights: &mut SafetensorsWeights) -> Result<Vec<String>> {
+    const EMBEDDING: &str = "model.embed_tokens.weight";
+    const HEAD: &str = "lm_head.weight";
+    let there = |name: &str| weights.tensors().contains_key(name);
+    if !config.tie_word_embeddings || !there(HEAD) {
+        return Ok(vec![]);
+    }
+    if !there(EMBEDDING) {
+        weights.rename(HEAD, EMBEDDING);
+        return Ok(vec![]);
+    }
+    if weights.equal(EMBEDDING, HEAD)? {
+        return Ok(vec![]);
+    }
+    config.tie_word_embeddings = false;
+    hf_config["tie_word_embeddings"] = Value::Bool(false);
+    Ok(vec![format!(
+        "note: {}: tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}; both are used, as transformers 5 does; \
+         set tie_word_embeddings to false in config.json",
+        weights.path().display()
+    )])
 }

@@ -3,6 +3,7 @@
 //! [`RuntimeHandle`] is the only door. Rollouts, scoring, training steps, evaluation and (in `serve`)
 //! HTTP requests all submit work through it; nothing else touches a device.
 
+mod caught;
 pub mod config;
 mod engine;
 pub mod error;
@@ -21,6 +22,7 @@ pub mod text;
 pub mod train;
 pub mod weights;
 
+pub use caught::caught;
 pub use error::{Error, Result};
 pub use handle::{Generation, RuntimeHandle, Ticket};
 pub use sink::{Closed, Sink};

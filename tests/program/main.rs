@@ -4,6 +4,7 @@ mod adapter;
 mod bad_files;
 mod bench;
 mod best;
+mod checkpoint;
 mod command_line;
 mod data;
 mod eval;

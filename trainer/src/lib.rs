@@ -10,6 +10,7 @@ mod error;
 pub mod eval;
 mod guard;
 pub mod interrupt;
+mod limits;
 pub mod loss;
 pub mod memory;
 pub mod metrics;

@@ -1,22 +1,27 @@
 //! Rotary position embedding (<https://arxiv.org/abs/2104.09864>), halves rotated as Hugging Face does.
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use super::{Op, Recorded, ensure, ensure_index};
 use crate::cpu::rows;
 use crate::cuda::{self, Array, Gpu, attention::Pages, rows::Rotation};
 use crate::{Index, Result, Tape, Tensor, portable};
 
-/// Cosines and sines of every position that a model can see.
+/// Cosines and sines of the positions that a model can see. On the host they are computed as far as they are used.
 #[derive(Debug)]
 pub struct RopeTable {
-    half: usize,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-    /// Cosines and sines on a GPU, once an op has asked for them.
+    inverse_frequencies: Vec<f32>,
+    magnitude: f32,
+    positions: usize,
+    /// Blocks of [`BLOCK`] positions, from the first one on.
+    blocks: RwLock<Vec<Arc<[Vec<f32>; 2]>>>,
+    /// Those of all positions on a GPU, once an op has asked for them.
     device: OnceLock<[Array; 2]>,
 }
+
+/// Positions that the host computes at once.
+const BLOCK: usize = 1024;
 
 impl RopeTable {
     /// A table for `positions` positions. `inverse_frequencies` has one entry per pair of a head; cosines and sines are
@@ -25,28 +30,66 @@ impl RopeTable {
     /// Angles are products of f32 values, as in the implementations that models are trained with.
     #[must_use]
     pub fn new(inverse_frequencies: &[f32], positions: usize, magnitude: f32) -> Self {
-        let half = inverse_frequencies.len();
-        let angles = (0..positions).flat_map(|p| inverse_frequencies.iter().map(move |f| p as f32 * f));
-        let (cos, sin) = angles.map(|a| (a.cos() * magnitude, a.sin() * magnitude)).unzip();
-        Self { half, cos, sin, device: OnceLock::new() }
+        let inverse_frequencies = inverse_frequencies.to_vec();
+        Self { inverse_frequencies, magnitude, positions, blocks: RwLock::default(), device: OnceLock::new() }
     }
 
     /// Positions in the table.
     #[must_use]
     pub fn positions(&self) -> usize {
-        self.cos.len() / self.half.max(1)
+        self.positions
+    }
+
+    /// Positions that the host has computed once the first `used` ones were asked for.
+    #[must_use]
+    pub fn on_host(used: usize) -> usize {
+        used.div_ceil(BLOCK).saturating_mul(BLOCK)
+    }
+
+    fn half(&self) -> usize {
+        self.inverse_frequencies.len()
+    }
+
+    /// Cosines and sines of a range of positions.
+    fn compute(&self, positions: Range<usize>) -> [Vec<f32>; 2] {
+        let angles = positions.flat_map(|p| self.inverse_frequencies.iter().map(move |f| p as f32 * f));
+        let (cos, sin) = angles.map(|a| (a.cos() * self.magnitude, a.sin() * self.magnitude)).unzip();
+        [cos, sin]
     }
 
     fn on(&self, gpu: &'static Gpu) -> Result<&[Array; 2]> {
         if let Some(arrays) = self.device.get() {
             return Ok(arrays);
         }
-        let arrays = [Array::f32(gpu.info().ordinal, &self.cos)?, Array::f32(gpu.info().ordinal, &self.sin)?];
+        let [cos, sin] = self.compute(0..self.positions);
+        let arrays = [Array::f32(gpu.info().ordinal, &cos)?, Array::f32(gpu.info().ordinal, &sin)?];
         Ok(self.device.get_or_init(|| arrays))
     }
 
-    fn gather(&self, values: &[f32], positions: &Index) -> Vec<f32> {
-        positions.places().flat_map(|p| &values[p * self.half..][..self.half]).copied().collect()
+    /// The first blocks, at least `count` of them.
+    fn blocks(&self, count: usize) -> Vec<Arc<[Vec<f32>; 2]>> {
+        let there = self.blocks.read().unwrap_or_else(PoisonError::into_inner);
+        if there.len() >= count {
+            return there.clone();
+        }
+        drop(there);
+        let mut blocks = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
+        while blocks.len() < count {
+            let first = blocks.len() * BLOCK;
+            let block = self.compute(first..first + BLOCK);
+            blocks.push(Arc::new(block));
+        }
+        blocks.clone()
+    }
+
+    /// Cosines and sines of each of `positions`.
+    fn gather(&self, positions: &Index) -> [Vec<f32>; 2] {
+        let blocks = self.blocks(positions.places().max().map_or(0, |last| last / BLOCK + 1));
+        let half = self.half();
+        [0, 1].map(|which| {
+            let row = |p: usize| blocks[p / BLOCK][which][p % BLOCK * half..][..half].iter();
+            positions.places().flat_map(row).copied().collect()
+        })
     }
 }
 
@@ -77,13 +120,13 @@ pub fn qk_rope(tape: &mut Tape, op: QkRope, qkv: &Tensor, norms: Option<[&Tensor
 impl QkRope {
     /// Columns of the query heads and of the key heads.
     fn columns(&self) -> [Range<usize>; 2] {
-        let dim = 2 * self.table.half;
+        let dim = 2 * self.table.half();
         let [q, k] = self.heads.map(|n| n * dim);
         [0..q, q..q + k]
     }
 
     fn row_len(&self) -> usize {
-        (self.heads[0] + 2 * self.heads[1]) * 2 * self.table.half
+        (self.heads[0] + 2 * self.heads[1]) * 2 * self.table.half()
     }
 
     fn rotation<'a>(&'a self, gpu: &'static Gpu, norms: &[&'a Array]) -> Result<Rotation<'a>> {
@@ -91,7 +134,7 @@ impl QkRope {
         Ok(Rotation {
             rows: self.positions.len(),
             heads: self.heads,
-            dim: 2 * self.table.half,
+            dim: 2 * self.table.half(),
             eps: self.eps,
             positions: self.positions.on(gpu)?,
             cosines,
@@ -102,7 +145,7 @@ impl QkRope {
 
     fn on_gpu(&self, inputs: &[&Tensor], pages: Option<&Pages<'_>>) -> Result<Tensor> {
         let x = inputs[0].array();
-        cuda::rows::check_width(self.name(), "half a head", self.table.half)?;
+        cuda::rows::check_width(self.name(), "half a head", self.table.half())?;
         let norms: Vec<&Array> = inputs[1..].iter().map(|w| w.array()).collect();
         Ok(Tensor::cuda(self.rotation(x.gpu(), &norms)?.forward(x, pages)?, inputs[0].shape()))
     }
@@ -115,9 +158,9 @@ impl QkRope {
     }
 
     fn rotate(&self, y: &mut [f32], sign: f32) {
-        let [cos, sin] = [&self.table.cos, &self.table.sin].map(|t| self.table.gather(t, &self.positions));
+        let [cos, sin] = self.table.gather(&self.positions);
         let widths = [self.row_len(), self.columns()[1].end];
-        rows::rope(y, widths, [&cos, &sin], self.table.half, sign);
+        rows::rope(y, widths, [&cos, &sin], self.table.half(), sign);
     }
 }
 
@@ -138,7 +181,7 @@ impl Op for QkRope {
         let x = inputs[0];
         let fits = x.rows() == self.positions.len() && x.cols() == self.row_len();
         ensure(fits, self.name(), "one position per row and rows [T, (heads + 2 kv_heads) * D]", inputs)?;
-        let narrow = inputs[1..].iter().all(|w| w.shape() == [1, 2 * self.table.half]);
+        let narrow = inputs[1..].iter().all(|w| w.shape() == [1, 2 * self.table.half()]);
         ensure(narrow, self.name(), "norms [1, D]", inputs)?;
         let limit = self.table.positions();
         self.positions.places().try_for_each(|p| ensure_index(self.name(), "position", p, limit))
@@ -208,11 +251,9 @@ impl Op for QkRope {
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
-        let (t, half) = (inputs[0].dims()[0], self.table.half);
-        let factor = |values: &[f32]| {
-            portable::upload(self.table.gather(values, &self.positions), [t, half]).reshape([t, 1, half])
-        };
-        let (cos, sin) = (factor(&self.table.cos), factor(&self.table.sin));
+        let (t, half) = (inputs[0].dims()[0], self.table.half());
+        let factor = |values: Vec<f32>| portable::upload(values, [t, half]).reshape([t, 1, half]);
+        let [cos, sin] = self.table.gather(&self.positions).map(factor);
         // burn has no empty columns, which there are when nothing but queries is rotated.
         let there = self.columns().into_iter().enumerate().filter(|(_, columns)| !columns.is_empty());
         let rotated = there.map(|(i, columns)| {

@@ -1,7 +1,7 @@
 //! GGUF metadata of llama, qwen2 and qwen3 files.
 
 use super::{Family, ModelConfig, rope};
-use crate::weights::gguf::{GgufFile, family};
+use crate::weights::gguf::{GgufFile, Value, family};
 use crate::{Error, Result};
 
 impl ModelConfig {
@@ -20,6 +20,7 @@ impl ModelConfig {
             Some(_) => file.usize(&key("attention.key_length"))?,
             None => hidden_size.checked_div(num_heads).unwrap_or(0),
         };
+        super::within(file.path(), "attention.key_length", head_dim, super::MOST_COLUMNS)?;
         let max_position_embeddings = file.usize(&key("context_length"))?;
         refuse_variants(file, arch, head_dim, max_position_embeddings)?;
         let has_bias = file.dims("blk.0.attn_q.bias").is_some();
@@ -44,6 +45,7 @@ impl ModelConfig {
             rope: rope::from_gguf(file, arch, head_dim)?,
             tie_word_embeddings: file.dims("output.weight").is_none(),
             attention_bias: has_bias,
+            attention_dropout: 0.0,
             sliding_window: Vec::new(),
             max_position_embeddings,
             eos_token_ids: eos_token_ids(file)?,
@@ -69,9 +71,46 @@ fn uniform(file: &GgufFile, key: &str) -> Result<usize> {
     }
 }
 
+/// Keys below the architecture's name that change the computation in ways the decoder does not have, unless they are 0,
+/// false or empty.
+const OFF: [&str; 11] = [
+    "attention.scale",
+    "attention.clamp_kqv",
+    "attention.max_alibi_bias",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "logit_scale",
+    "embedding_scale",
+    "residual_scale",
+    "use_parallel_residual",
+    "rope.dimension_sections",
+    "pooling_type",
+];
+
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Bool(on) => !on,
+        Value::Str(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        number => number.as_f64() == Some(0.0),
+    }
+}
+
 /// Fields that change the computation in ways the decoder does not have.
 fn refuse_variants(file: &GgufFile, arch: &str, head_dim: usize, max_position: usize) -> Result<()> {
     let key = |name: &str| format!("{arch}.{name}");
+    let not_done = |key: String, value: &Value| {
+        let want = "the decoder of llama, qwen2 and qwen3 does not do this";
+        Error::bad_key(file.path(), key, format_args!("{value:.60?}"), want)
+    };
+    for name in OFF {
+        if let Some(value) = file.get(&key(name)).filter(|value| !is_off(value)) {
+            return Err(not_done(key(name), value));
+        }
+    }
+    if let Some(value @ Value::Bool(false)) = file.get(&key("attention.causal")) {
+        return Err(not_done(key("attention.causal"), value));
+    }
     let experts = file.usize_or(&key("expert_count"), 0)?;
     if experts > 0 {
         return Err(Error::unsupported(file.path(), "mixture of experts of", experts, "dense models"));

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::rope;
 use super::{Family, ModelConfig};
+use super::{keys, rope};
 use crate::{Error, Result};
 
 /// One JSON object of a file; `null` counts as absent, as it does in transformers.
@@ -89,6 +89,7 @@ impl ModelConfig {
         let hidden_size = object.required_usize("hidden_size")?;
         let num_heads = object.required_usize("num_attention_heads")?;
         let num_layers = object.required_usize("num_hidden_layers")?;
+        super::within(path, "num_hidden_layers", num_layers, super::MOST_LAYERS)?;
         let max_position_embeddings = object.required_usize("max_position_embeddings")?;
         let generation = generation.map(|value| Object::new(path, value)).transpose()?;
         let eos_token_ids = match generation.map(|g| g.token_ids("eos_token_id")).transpose()?.flatten() {
@@ -102,13 +103,14 @@ impl ModelConfig {
             intermediate_size: object.required_usize("intermediate_size")?,
             num_layers,
             num_heads,
-            num_kv_heads: object.usize("num_key_value_heads")?.unwrap_or(num_heads),
+            num_kv_heads: num_kv_heads(&object, family, num_heads)?,
             head_dim: head_dim(&object, family, hidden_size, num_heads)?,
             vocab_size: object.required_usize("vocab_size")?,
             rms_norm_eps: object.f64("rms_norm_eps")?.unwrap_or(1e-6),
             rope: rope::from_hf(&object, max_position_embeddings)?,
             tie_word_embeddings: object.bool("tie_word_embeddings")?,
             attention_bias: family == Family::Qwen2,
+            attention_dropout: object.f64("attention_dropout")?.unwrap_or(0.0),
             sliding_window: sliding_window(&object, family, num_layers)?,
             max_position_embeddings,
             eos_token_ids,
@@ -162,8 +164,10 @@ impl ModelConfig {
 fn refuse_variants(object: &Object, family: Family) -> Result<()> {
     let refuse =
         |what, got: &dyn std::fmt::Display, supported| Err(Error::unsupported(object.path, what, got, supported));
+    keys::check(object)?;
+    // Two names of one function in transformers.
     if let Some(act) = object.str("hidden_act")?
-        && act != "silu"
+        && !matches!(act, "silu" | "swish")
     {
         return refuse("hidden_act", &act, "silu");
     }
@@ -183,6 +187,13 @@ fn refuse_variants(object: &Object, family: Family) -> Result<()> {
         return refuse("partial_rotary_factor", &factor, "1.0");
     }
     Ok(())
+}
+
+/// transformers reads null as the number of heads, and an absent key so only for llama; qwen's default is 32.
+fn num_kv_heads(object: &Object, family: Family, num_heads: usize) -> Result<usize> {
+    let absent = !object.map.contains_key("num_key_value_heads");
+    let default = if absent && family != Family::Llama { 32 } else { num_heads };
+    Ok(object.usize("num_key_value_heads")?.unwrap_or(default))
 }
 
 fn head_dim(object: &Object, family: Family, hidden_size: usize, num_heads: usize) -> Result<usize> {

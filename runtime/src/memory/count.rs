@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use autograd::kv::{KvShape, PAGE_TOKENS};
+use autograd::ops::RopeTable;
 use autograd::{Device, cuda};
 
 use crate::config::ModelConfig;
@@ -72,9 +73,11 @@ impl Weights {
     }
 }
 
-/// Rotary tables: cosines and sines in f32, made on a GPU when first used.
-pub(super) fn rotary(config: &ModelConfig, device: Device) -> u64 {
-    2 * block(device, (config.max_position_embeddings * config.head_dim / 2) as u64 * F32)
+/// Rotary tables, cosines and sines in f32: of every position on a GPU, else of those before `longest`.
+pub(super) fn rotary(config: &ModelConfig, device: Device, longest: usize) -> u64 {
+    let context = config.max_position_embeddings;
+    let positions = if matches!(device, Device::Cuda(_)) { context } else { RopeTable::on_host(longest.min(context)) };
+    2 * block(device, positions as u64 * (config.head_dim / 2) as u64 * F32)
 }
 
 /// The low-rank branches of a model.
@@ -115,15 +118,19 @@ impl Branches {
         }
         let source = SafetensorsWeights::open(&file)?;
         let shapes = source.tensors();
-        let tensors = shapes.values().map(|shape| shape.iter().map(|&n| n as u64).product()).collect();
-        let ranks: u64 =
-            shapes.iter().filter(|(name, _)| name.contains("lora_A")).map(|(_, shape)| shape[0] as u64).sum();
+        let elements = |shape: &Vec<usize>| shape.iter().fold(1u64, |n, &size| n.saturating_mul(size as u64));
+        let tensors = shapes.values().map(elements).collect();
+        let ranks: u64 = shapes
+            .iter()
+            .filter(|(name, _)| name.contains("lora_A"))
+            .map(|(_, shape)| shape.first().copied().unwrap_or(0) as u64)
+            .sum();
         Ok(Self { tensors, merged: vec![], ranks: ranks.div_ceil(layers.max(1) as u64) })
     }
 
     /// All branches in `value` bytes a value.
     pub(super) fn bytes(&self, device: Device, value: u64) -> u64 {
-        self.tensors.iter().map(|n| block(device, n * value)).sum()
+        self.tensors.iter().fold(0, |sum: u64, n| sum.saturating_add(block(device, n.saturating_mul(value))))
     }
 
     /// The weights that a copy with the branches added has for itself.
@@ -136,8 +143,9 @@ impl Branches {
 #[must_use]
 pub fn kv_bytes(config: &ModelConfig, device: Device, lengths: impl IntoIterator<Item = usize>) -> u64 {
     // One more page a sequence: a shared last page is copied before it is written.
-    let pages: usize = lengths.into_iter().map(|tokens| tokens.div_ceil(PAGE_TOKENS) + 1).sum();
-    (pages * page_bytes(config, device)) as u64
+    let pages =
+        lengths.into_iter().fold(0usize, |pages, tokens| pages.saturating_add(tokens.div_ceil(PAGE_TOKENS) + 1));
+    (pages as u64).saturating_mul(page_bytes(config, device) as u64)
 }
 
 /// Bytes of one page, all layers.
@@ -150,7 +158,7 @@ fn page_bytes(config: &ModelConfig, device: Device) -> usize {
 pub(super) fn kv_pool(config: &ModelConfig, device: Device, bytes: u64) -> u64 {
     let page = page_bytes(config, device) as u64;
     let layers = config.num_layers as u64;
-    layers * block(device, bytes / page * page / layers)
+    layers.saturating_mul(block(device, bytes / page * page / layers))
 }
 
 /// Rows of the graph that `count` sequences run in: powers of two up to 8, then steps of an eighth of the next power of
@@ -178,7 +186,7 @@ pub(super) struct Rows<'a> {
 impl Rows<'_> {
     /// An activation of `width` values a row.
     pub(super) fn values(&self, width: usize) -> u64 {
-        block(self.device, self.count * width as u64 * self.device.value_bytes() as u64)
+        block(self.device, self.count.saturating_mul(width as u64 * self.device.value_bytes() as u64))
     }
 
     /// Columns of queries; of queries, keys and values.
@@ -230,6 +238,6 @@ impl Rows<'_> {
 
     /// Logits in f32.
     pub(super) fn logits(&self) -> u64 {
-        block(self.device, self.count * self.config.vocab_size as u64 * F32)
+        block(self.device, self.count.saturating_mul(self.config.vocab_size as u64 * F32))
     }
 }

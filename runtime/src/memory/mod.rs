@@ -198,7 +198,7 @@ impl MemoryPlan {
     /// All of it.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.entries.values().sum()
+        planner::total(self.entries.values())
     }
 
     /// What the allocator may give: all but the driver's own.

@@ -21,6 +21,11 @@ const SMALL: u64 = 192 << 20;
 /// What driver and libraries take outside the allocator once kernels are loaded, and each captured decode step.
 pub(super) const DRIVER: u64 = 512 << 20;
 
+/// A sum of bytes that ends at the most that can be written.
+pub(super) fn total<'a>(bytes: impl IntoIterator<Item = &'a u64>) -> u64 {
+    bytes.into_iter().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+}
+
 /// One model of the runtime.
 pub(super) struct Slot {
     pub(super) config: ModelConfig,
@@ -114,7 +119,7 @@ impl<'a> Planner<'a> {
                     let what = "this system does not tell how much memory is free; give the KV memory in bytes (8GiB)";
                     Error::Request(what.to_owned())
                 })?;
-                let left = available.saturating_sub(self.entries(least).values().sum());
+                let left = available.saturating_sub(total(self.entries(least).values()));
                 self.pools_within((left as f64 * share) as u64)
             }
         };
@@ -123,9 +128,8 @@ impl<'a> Planner<'a> {
         }
         // A sixteenth stays free: what is free now need not be free later.
         let room = available.map_or(u64::MAX, |available| available - available / 16);
-        let fits = |recomputed: &usize| {
-            self.entries(*recomputed).values().sum::<u64>().saturating_add(self.kv(kv_bytes)) <= room
-        };
+        let fits =
+            |recomputed: &usize| total(self.entries(*recomputed).values()).saturating_add(self.kv(kv_bytes)) <= room;
         // The last layer is needed as soon as backward begins: to run it again would save nothing.
         let most = layers.saturating_sub(1);
         Ok((kv_bytes, (0..most).find(fits).unwrap_or(most)))
@@ -157,7 +161,7 @@ impl<'a> Planner<'a> {
 
     /// Bytes of the pools of all models.
     pub(super) fn kv(&self, bytes: u64) -> u64 {
-        self.generating().map(|slot| kv_pool(&slot.config, self.device, bytes)).sum()
+        self.generating().fold(0, |sum, slot| sum.saturating_add(kv_pool(&slot.config, self.device, bytes)))
     }
 
     /// Everything but keys and values.
@@ -177,13 +181,15 @@ impl<'a> Planner<'a> {
     }
 
     fn weights(&self) -> u64 {
+        let work = self.workload;
+        let longest = work.longest.max(work.longest_scored).max(work.micro_batch);
         let models = self.slots().enumerate().map(|(number, slot)| {
             let weights = match number {
                 1 if self.shared => 0,
                 1 if self.offload().teacher => slot.weights.outer + 2 * block(self.device, slot.weights.layer),
                 _ => slot.weights.total(),
             };
-            let rotary = if self.on_gpu() { rotary(&slot.config, self.device) } else { 0 };
+            let rotary = rotary(&slot.config, self.device, longest);
             let adapter = slot.adapter.as_ref().map_or(0, |branches| branches.bytes(self.device, self.value()));
             weights + rotary + adapter
         });
@@ -241,13 +247,17 @@ impl<'a> Planner<'a> {
         // Hidden states before and after the last norm, of the scored rows, and their gradient.
         let ends = 4 * rows.hidden() + graded;
         let training = match self.spec.training {
-            Some(_) => kept * rows.kept() + recomputed as u64 * rows.hidden() + again + ends + rows.backward(),
+            Some(_) => {
+                let layers =
+                    kept.saturating_mul(rows.kept()).saturating_add((recomputed as u64).saturating_mul(rows.hidden()));
+                layers.saturating_add(again + ends + rows.backward())
+            }
             None => forward(&self.student, None, work.micro_batch) + ends,
         };
         let grading = teacher.map_or(0, |slot| forward(slot, None, work.micro_batch));
         // Blocks of many sizes leave holes.
         let most = training.max(grading).max(requests);
-        most + most / 32
+        most.saturating_add(most / 32)
     }
 
     fn logits(&self) -> u64 {
@@ -258,11 +268,11 @@ impl<'a> Planner<'a> {
         let models = 1 + usize::from(self.teacher.is_some() || given > 0);
         // What a teacher elsewhere says waits on the host: of the micro-batch that runs, and twice, as it came and put
         // together, of the one after it.
-        let waiting = 3 * (self.workload.micro_batch * given) as u64;
+        let waiting = (self.workload.micro_batch as u64).saturating_mul(3 * given as u64);
         let loss = match (self.workload.micro_batch > 0, self.on_gpu()) {
             (false, _) => 0,
             (true, true) => ops::gpu_loss_bytes(self.workload.micro_batch, vocab, models) as u64,
-            (true, false) => 3 * HEAD_ROWS * vocab as u64 * 4 + waiting,
+            (true, false) => waiting.saturating_add(3 * HEAD_ROWS * vocab as u64 * 4),
         };
         drawn.max(loss)
     }

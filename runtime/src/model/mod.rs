@@ -17,6 +17,7 @@ pub use decoder::{Decoder, Memory, Packed, Paged, Pass};
 pub use weights::{LayerWeights, ModelWeights};
 
 use crate::config::{Family, ModelConfig};
+use crate::weights::WeightSource;
 use crate::{Error, Result};
 
 /// A linear map of a layer.
@@ -191,6 +192,20 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
     let outer = entries.clone().filter(|e| !in_layer(e)).filter(wanted).map(|e| spec(e, None));
     let layers = (0..config.num_layers).flat_map(|l| entries.clone().filter(in_layer).map(move |e| spec(e, Some(l))));
     outer.chain(layers).collect()
+}
+
+/// Refuses weights that are not the tensors of the configuration, by name and shape alone: nothing is read, and no size of
+/// the configuration is used that the file does not bear out.
+pub(crate) fn check_shapes(config: &ModelConfig, source: &dyn WeightSource) -> Result<()> {
+    let path = || source.path().to_owned();
+    for TensorSpec { name, shape: want, .. } in tensors(config) {
+        let shape = source.shape(&name)?;
+        if shape != want {
+            let (got, want) = (format!("{shape:?}"), format!("{want:?}"));
+            return Err(Error::TensorShape { path: path(), name, got, want });
+        }
+    }
+    Ok(())
 }
 
 /// The configuration with only these layers, and the file's layer for each of them.

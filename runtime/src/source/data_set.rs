@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
-use super::ModelSource;
+use super::{ModelSource, hub};
 use crate::{Error, Result, read};
 
 /// A data set at one commit, in the cache that Python's `huggingface_hub` uses too.
@@ -32,8 +32,19 @@ impl DataSet {
         let revision = revision.as_deref().unwrap_or("main");
         let at = |revision: &str| Repo::with_revision(repo.clone(), RepoType::Dataset, revision.to_owned());
         let failed = |what: &str, e: ApiError| Error::Source { model: text.to_owned(), detail: format!("{what}: {e}") };
-        let api = ApiBuilder::from_env().with_progress(false).build().map_err(|e| failed("hub client", e))?;
         let cache = Cache::from_env();
+        let in_cache = || {
+            let folder = cache.path().join(at(revision).folder_name());
+            let commit = read::text(&folder.join("refs").join(revision), read::KEYS).ok()?;
+            let snapshot = cache.repo(at(revision)).pointer_path(commit.trim());
+            Some(Self { source: text.to_owned(), snapshot, remote: None })
+        };
+        if let Some(variable) = hub::offline() {
+            let missing =
+                || format!("{variable} is set, and the data set is not in the cache ({})", cache.path().display());
+            return in_cache().map_or_else(|| source.error(missing()), Ok);
+        }
+        let api = ApiBuilder::from_env().with_progress(false).build().map_err(|e| failed("hub client", e))?;
         match api.repo(at(revision)).info() {
             Ok(info) => {
                 // A branch may move while files are fetched, so all of them are taken from the commit it is at now.
@@ -44,15 +55,13 @@ impl DataSet {
                 let files = info.siblings.into_iter().map(|file| file.rfilename).collect();
                 Ok(Self { source: text.to_owned(), snapshot, remote: Some((api.repo(at(&info.sha)), files)) })
             }
-            Err(error) => {
-                let folder = cache.path().join(at(revision).folder_name());
-                let Ok(commit) = read::text(&folder.join("refs").join(revision), read::KEYS) else {
-                    return Err(failed("the hub did not answer and the data set is not in the cache", error));
-                };
-                progress(&format!("{text}: the hub did not answer; using the copy in the cache"));
-                let snapshot = cache.repo(at(revision)).pointer_path(commit.trim());
-                Ok(Self { source: text.to_owned(), snapshot, remote: None })
-            }
+            Err(error) => match in_cache() {
+                None => Err(failed("the hub did not answer and the data set is not in the cache", error)),
+                Some(cached) => {
+                    progress(&format!("{text}: the hub did not answer; using the copy in the cache"));
+                    Ok(cached)
+                }
+            },
         }
     }
 

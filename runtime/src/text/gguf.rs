@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
+use super::pre_tokenizer::{NAMES, PreTokenizer};
 use super::tokenizer::Tokenizer;
 use crate::weights::gguf::GgufFile;
 use crate::{Error, Result};
@@ -113,55 +114,9 @@ fn config(file: &GgufFile, vocab: &Vocab) -> Result<Map<String, Value>> {
     Ok(config)
 }
 
-/// How text is cut before merging; the patterns are those of each model's own `tokenizer.json`.
-struct PreTokenizer {
-    normalizer: Value,
-    steps: Vec<Value>,
-    /// Whole words of the vocabulary need no merges (tiktoken's rule).
-    ignore_merges: bool,
-    add_bos: bool,
-}
-
 fn pre_tokenizer(file: &GgufFile) -> Result<PreTokenizer> {
-    let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
-    let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
-    let plain = |steps| PreTokenizer { normalizer: Value::Null, steps, ignore_merges: false, add_bos: false };
-    Ok(match file.str("tokenizer.ggml.pre")? {
-        "gpt-2" => plain(vec![byte_level(true)]),
-        "smollm" => plain(vec![json!({"type": "Digits", "individual_digits": true}), byte_level(true)]),
-        // llama.cpp's own cut for files that do not say which model they are.
-        "default" => plain(vec![
-            split(r"[\p{P}\$\+<=>\^~\|]+"),
-            split(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"),
-            split(r"\p{N}+"),
-            split("[0-9][0-9][0-9]"),
-            byte_level(false),
-        ]),
-        "qwen2" => PreTokenizer {
-            normalizer: json!({"type": "NFC"}),
-            ..plain(vec![split(&cl100k(r"\p{N}")), byte_level(false)])
-        },
-        "llama-bpe" | "llama3" | "llama-v3" => PreTokenizer {
-            ignore_merges: true,
-            add_bos: true,
-            ..plain(vec![split(&cl100k(r"\p{N}{1,3}")), byte_level(false)])
-        },
-        other => {
-            return Err(Error::unsupported(
-                file.path(),
-                "tokenizer.ggml.pre",
-                other,
-                "default, gpt-2, smollm, qwen2, llama-bpe",
-            ));
-        }
-    })
-}
-
-/// tiktoken's cl100k pattern with the family's rule for digits.
-fn cl100k(digits: &str) -> String {
-    format!(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
+    let name = file.str("tokenizer.ggml.pre")?;
+    PreTokenizer::of(name).ok_or_else(|| Error::unsupported(file.path(), "tokenizer.ggml.pre", name, NAMES))
 }
 
 fn byte_level(file: &GgufFile, vocab: &Vocab) -> Result<Value> {

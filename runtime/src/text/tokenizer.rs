@@ -4,17 +4,19 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{LazyLock, OnceLock};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use tokenizers::{AddedToken, DecoderWrapper};
+use tokenizers::DecoderWrapper;
 
 use super::cover::Cover;
-use crate::{Error, Result, read};
+use super::declared;
+use super::folder::TextFiles;
+use crate::{Error, Result, caught};
 
 /// Turns text into token ids and back, exactly as Hugging Face's `tokenizer.json` defines it.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// `tokenizer_config.json`, without the chat template.
+    /// `tokenizer_config.json` and what other files say instead, without the chat template.
     config: Map<String, Value>,
     special: BTreeSet<u32>,
     vocab_size: usize,
@@ -24,21 +26,49 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// From a directory with `tokenizer.json` and, usually, `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// Files that are missing, malformed, or contradict each other.
     pub fn from_dir(dir: &Path) -> Result<Self> {
+        Self::from_files(dir, &TextFiles::read(dir)?)
+    }
+
+    /// From the files of the directory `dir`.
+    pub(crate) fn from_files(dir: &Path, files: &TextFiles) -> Result<Self> {
         let path = dir.join("tokenizer.json");
-        let bytes = read::bytes(&path, read::TOKENIZER)?;
-        let config_path = dir.join("tokenizer_config.json");
-        let config = read::if_there(read::json(&config_path))?.unwrap_or_default();
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| Error::bad_file(&path, e.to_string()))?;
-        add_configured_tokens(&mut inner, &config, &config_path)?;
-        Ok(Self::new(inner, config))
+        let missing = || Error::Io { path: path.clone(), source: std::io::ErrorKind::NotFound.into() };
+        let bytes = files.bytes("tokenizer.json").ok_or_else(missing)?;
+        let made = caught(|| {
+            let inner = tokenizers::Tokenizer::from_bytes(bytes);
+            let mut inner = inner.map_err(|e| Error::bad_file(&path, e.to_string()))?;
+            let config = declared::apply(dir, files, &mut inner)?;
+            let tokenizer = Self::new(inner, config);
+            tokenizer.probe();
+            Ok(tokenizer)
+        });
+        made.map_err(|panic| Error::bad_file(&path, format!("the tokenizers library fails on it: {panic}")))?
+    }
+
+    /// Asks for what some files make the library panic at: short texts, and pieces alone and together.
+    fn probe(&self) {
+        for text in ["", " ", "a", "  \n\u{e9}1"] {
+            let _ = self.inner.encode_fast(text, true).map(|encoding| self.inner.decode(encoding.get_ids(), true));
+        }
+        let size = u32::try_from(self.vocab_size).unwrap_or(u32::MAX);
+        for id in (0..size.min(512)).chain(size.saturating_sub(64)..size) {
+            for ids in [&[id][..], &[id, id]] {
+                let _ = self.inner.decode(ids, false);
+            }
+        }
     }
 
     /// From the parsed contents of the two files.
     pub(super) fn from_json(tokenizer: &Value, config: Map<String, Value>) -> Result<Self> {
-        let inner =
-            tokenizers::Tokenizer::from_bytes(tokenizer.to_string()).map_err(|e| Error::Tokenizer(e.to_string()))?;
-        Ok(Self::new(inner, config))
+        let made = caught(|| {
+            let inner = tokenizers::Tokenizer::from_bytes(tokenizer.to_string());
+            inner.map(|inner| Self::new(inner, config)).map_err(|e| Error::Tokenizer(e.to_string()))
+        });
+        made.map_err(|panic| Error::Tokenizer(format!("the tokenizers library fails on it: {panic}")))?
     }
 
     fn new(mut inner: tokenizers::Tokenizer, mut config: Map<String, Value>) -> Self {
@@ -60,8 +90,8 @@ impl Tokenizer {
     /// Token ids of a text. Special tokens written in the text become their ids; `add_special` adds those
     /// that the tokenizer puts around every text (such as a first `<s>`).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| Error::Tokenizer(e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        let encoding = caught(|| self.inner.encode_fast(text, add_special)).map_err(Error::Tokenizer)?;
+        Ok(encoding.map_err(|e| Error::Tokenizer(e.to_string()))?.get_ids().to_vec())
     }
 
     /// Token ids of a text that goes on after another: not those that it has when it begins a text, which some vocabularies
@@ -105,7 +135,8 @@ impl Tokenizer {
     /// Text of token ids; bytes that are not UTF-8 become U+FFFD. Ids beyond the vocabulary, which models
     /// with a padded embedding can produce, are no text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(|e| Error::Tokenizer(e.to_string()))
+        let text = caught(|| self.inner.decode(ids, skip_special)).map_err(Error::Tokenizer)?;
+        text.map_err(|e| Error::Tokenizer(e.to_string()))
     }
 
     /// One more than the largest id.
@@ -157,14 +188,9 @@ impl Tokenizer {
         spelling(self.config.get(key)?)
     }
 
-    /// Every `*_token` of the configuration with its spelling, for chat templates.
+    /// Every named special token with its spelling, for chat templates.
     pub fn named_tokens(&self) -> Map<String, Value> {
-        let named = |(key, value): (&String, &Value)| Some((key.clone(), json!(spelling(value)?)));
-        self.config
-            .iter()
-            .filter(|(key, _)| key.ends_with("_token") && !key.starts_with("add_"))
-            .filter_map(named)
-            .collect()
+        declared::spellings(&self.config)
     }
 
     /// Sum (SHA-256, hexadecimal) over vocabulary, merges, added tokens and normaliser: equal for two
@@ -183,15 +209,15 @@ impl Tokenizer {
         self.token(id).is_some_and(|token| token.len() == 6 && token.starts_with("<0x") && token.ends_with('>'))
     }
 
-    /// Writes `tokenizer.json` and `tokenizer_config.json` (with the chat template, if given) so that
-    /// transformers loads the same tokenizer from `dir`.
-    pub fn save_files(&self, dir: &Path, chat_template: Option<&str>) -> Result<()> {
+    /// Writes `tokenizer.json` and `tokenizer_config.json` (with the chat template, or a list of named ones, if given) so
+    /// that transformers loads the same tokenizer from `dir`. For a tokenizer that is in no such files: see [`TextFiles`].
+    pub fn save_files(&self, dir: &Path, chat_template: Option<&Value>) -> Result<()> {
         let path = dir.join("tokenizer.json");
         let text = self.inner.to_string(true).map_err(|e| Error::Tokenizer(e.to_string()))?;
         std::fs::write(&path, text).map_err(Error::io(&path))?;
         let mut config = self.config.clone();
         if let Some(template) = chat_template {
-            config.insert("chat_template".into(), json!(template));
+            config.insert("chat_template".into(), template.clone());
         }
         let path = dir.join("tokenizer_config.json");
         let text = format!("{:#}\n", Value::Object(config));
@@ -202,58 +228,6 @@ impl Tokenizer {
 /// A token's text: plain, or in the `content` of an object.
 fn spelling(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
-}
-
-/// Adds the tokens that only `added_tokens_decoder` of the configuration lists, as transformers does.
-fn add_configured_tokens(inner: &mut tokenizers::Tokenizer, config: &Map<String, Value>, path: &Path) -> Result<()> {
-    let Some(listed) = config.get("added_tokens_decoder").and_then(Value::as_object) else {
-        return Ok(());
-    };
-    let mut missing = Vec::new();
-    for (id, entry) in listed {
-        let bad = || Error::bad_key(path, "added_tokens_decoder", entry, "an id with its content is needed");
-        let id: u32 = id.parse().map_err(|_| bad())?;
-        let content = entry.get("content").and_then(Value::as_str).ok_or_else(bad)?;
-        match inner.token_to_id(content) {
-            Some(known) if known == id && inner.get_added_vocabulary().get_vocab().contains_key(content) => {}
-            Some(known) if known != id => {
-                return Err(Error::bad_key(
-                    path,
-                    "added_tokens_decoder",
-                    format!("{id} = {content:?}"),
-                    format!("tokenizer.json has it as {known}"),
-                ));
-            }
-            _ => missing.push((id, added_token(content, entry))),
-        }
-    }
-    missing.sort_by_key(|(id, _)| *id);
-    for (id, token) in missing {
-        let content = token.content.clone();
-        let special = token.special;
-        let tokens = [token];
-        let added = if special { inner.add_special_tokens(tokens) } else { inner.add_tokens(tokens) };
-        added.map_err(|e| Error::Tokenizer(e.to_string()))?;
-        if inner.token_to_id(&content) != Some(id) {
-            return Err(Error::bad_key(
-                path,
-                "added_tokens_decoder",
-                format!("{id} = {content:?}"),
-                "ids must continue those of tokenizer.json",
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn added_token(content: &str, entry: &Value) -> AddedToken {
-    let flag = |key: &str| entry.get(key).and_then(Value::as_bool);
-    let special = flag("special").unwrap_or(false);
-    AddedToken::from(content, special)
-        .single_word(flag("single_word").unwrap_or(false))
-        .lstrip(flag("lstrip").unwrap_or(false))
-        .rstrip(flag("rstrip").unwrap_or(false))
-        .normalized(flag("normalized").unwrap_or(!special))
 }
 
 fn fingerprint(tokenizer: &tokenizers::Tokenizer) -> String {

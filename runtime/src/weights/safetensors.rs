@@ -54,21 +54,58 @@ struct Index {
 }
 
 impl SafetensorsWeights {
-    /// Opens a `.safetensors` file, or a directory that holds `model.safetensors` or its index.
+    /// Opens a `.safetensors` file, or a directory that holds `model.safetensors` or the shards of its index.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged; a directory that offers two sets of weights, of which one is stale.
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_file() {
             return Self::open_single(path, path);
         }
-        if path.join(INDEX).is_file() {
-            return Self::open_sharded(path);
+        if !path.join(INDEX).is_file() {
+            if path.join(SINGLE).is_file() {
+                return Self::open_single(path, &path.join(SINGLE));
+            }
+            return Err(no_weights(path));
         }
-        if path.join(SINGLE).is_file() {
-            return Self::open_single(path, &path.join(SINGLE));
+        let index = read_index(path)?;
+        if !path.join(SINGLE).is_file() {
+            return Self::open_sharded(path, &index);
         }
-        Err(Error::bad_file(
-            path,
-            format!("neither {SINGLE} nor {INDEX} is here; weights in other formats must be converted to safetensors"),
-        ))
+        // transformers reads the single file first, and leaves an index behind when it saves whole what was in shards.
+        match index.values().find(|shard| *shard != SINGLE && path.join(shard).is_file()) {
+            None => Self::open_single(path, &path.join(SINGLE)),
+            Some(shard) => Err(Error::bad_file(
+                path,
+                format!(
+                    "there are two sets of weights, {SINGLE} and the shards of {INDEX} (\"{shard}\"); transformers would \
+                     read {SINGLE}; remove the set that is out of date"
+                ),
+            )),
+        }
+    }
+
+    /// Gives the tensor `from` the name `to`.
+    pub(crate) fn rename(&mut self, from: &str, to: &str) {
+        if let (Some(shape), Some(place)) = (self.shapes.remove(from), self.places.remove(from)) {
+            self.insert(to.to_owned(), shape, place);
+        }
+    }
+
+    /// Whether two tensors hold the same values.
+    ///
+    /// # Errors
+    /// A tensor that is not there or cannot be decoded.
+    pub(crate) fn equal(&self, one: &str, other: &str) -> Result<bool> {
+        if self.shape(one)? != self.shape(other)? {
+            return Ok(false);
+        }
+        let [a, b] = [one, other].map(|name| &self.places[name]);
+        if a.dtype == b.dtype {
+            let [a, b] = [a, b].map(|place| &self.files[place.file].map[place.bytes.clone()]);
+            return Ok(a == b);
+        }
+        Ok(self.read(one)? == self.read(other)?)
     }
 
     fn new(path: &Path) -> Self {
@@ -85,14 +122,10 @@ impl SafetensorsWeights {
         Ok(weights)
     }
 
-    fn open_sharded(dir: &Path) -> Result<Self> {
+    fn open_sharded(dir: &Path, index: &BTreeMap<String, String>) -> Result<Self> {
         let index_path = dir.join(INDEX);
-        let index: Index = read::json(&index_path)?;
         let mut weights = Self::new(dir);
-        for shard in index.weight_map.values().collect::<BTreeSet<_>>() {
-            if Path::new(shard).components().count() != 1 || shard.contains("..") {
-                return Err(Error::bad_file(&index_path, format!("shard \"{shard}\" is not a plain file name")));
-            }
+        for shard in index.values().collect::<BTreeSet<_>>() {
             let shard_path = dir.join(shard);
             if !shard_path.is_file() {
                 return Err(Error::bad_file(
@@ -102,7 +135,7 @@ impl SafetensorsWeights {
             }
             let (data, mut header) = open_file(&shard_path)?;
             let file = weights.files.len();
-            for (name, _) in index.weight_map.iter().filter(|(_, s)| *s == shard) {
+            for (name, _) in index.iter().filter(|(_, s)| *s == shard) {
                 let Some((dtype, shape, bytes)) = header.remove(name) else {
                     return Err(Error::bad_file(
                         &shard_path,
@@ -110,6 +143,11 @@ impl SafetensorsWeights {
                     ));
                 };
                 weights.insert(name.clone(), shape, Place { file, dtype, bytes });
+            }
+            if let Some(name) = header.keys().next() {
+                let detail =
+                    format!("tensor \"{name}\" is here, but {INDEX} does not say so: one of them is out of date");
+                return Err(Error::bad_file(&shard_path, detail));
             }
             weights.files.push(data);
         }
@@ -120,6 +158,37 @@ impl SafetensorsWeights {
         self.shapes.insert(name.clone(), shape);
         self.places.insert(name, place);
     }
+}
+
+/// The file of every tensor, by the index of a directory.
+fn read_index(dir: &Path) -> Result<BTreeMap<String, String>> {
+    let path = dir.join(INDEX);
+    let index: Index = read::json(&path)?;
+    let plain = |shard: &String| Path::new(shard).components().count() == 1 && !shard.contains("..");
+    match index.weight_map.values().find(|shard| !plain(shard)) {
+        None => Ok(index.weight_map),
+        Some(shard) => Err(Error::bad_file(&path, format!("shard \"{shard}\" is not a plain file name"))),
+    }
+}
+
+/// Why a directory has no weights, with what is there instead.
+fn no_weights(dir: &Path) -> Error {
+    let named = |ending: &str| {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let mut names: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        names.sort();
+        names.into_iter().find(|name| name.ends_with(ending))
+    };
+    let instead = if let Some(name) = named(".gguf") {
+        format!("; for {name} give the path of that file")
+    } else if let Some(name) = named("adapter_model.safetensors").or_else(|| named("adapter_model.bin")) {
+        format!("; {name} is an adapter, which goes onto a base model")
+    } else if let Some(name) = named(".safetensors").or_else(|| named(".bin")).or_else(|| named(".pth")) {
+        format!("; {name} is not read: convert it, or save the model again with transformers")
+    } else {
+        String::new()
+    };
+    Error::bad_file(dir, format!("neither {SINGLE} nor {INDEX} is here{instead}"))
 }
 
 type Header = BTreeMap<String, (String, Vec<usize>, Range<usize>)>;

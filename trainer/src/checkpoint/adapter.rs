@@ -1,10 +1,12 @@
-//! `adapter_config.json` as PEFT 0.20 writes it.
+//! `adapter_config.json` as PEFT writes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use runtime::read;
 use runtime::request::TrainState;
+use runtime::source::ModelSource;
 use serde_json::{Value, json};
 
 use crate::recipe::{Lora, Recipe};
@@ -13,15 +15,20 @@ use crate::{Error, Result};
 /// What the file says about an adapter.
 #[derive(Debug, Clone)]
 pub struct AdapterConfig {
-    base_model: String,
+    /// The base by the name that PEFT and llama.cpp's converter look for, and its revision. `None` of a student with only
+    /// some of a model's layers, which has no name that they know.
+    base: Option<(String, Option<String>)>,
     lora: Lora,
 }
 
 impl AdapterConfig {
     /// The adapter of a run with `[lora]`.
-    #[must_use]
-    pub fn new(recipe: &Recipe, lora: &Lora) -> Self {
-        Self { base_model: recipe.student.model.clone(), lora: lora.clone() }
+    ///
+    /// # Errors
+    /// A `student.model` that is no source.
+    pub fn new(recipe: &Recipe, lora: &Lora) -> Result<Self> {
+        let base = ModelSource::parse(&recipe.student.model)?.base_name();
+        Ok(Self { base: recipe.student.layers.is_none().then_some(base), lora: lora.clone() })
     }
 
     pub(super) fn write(&self, folder: &Path, state: &TrainState) -> Result<()> {
@@ -46,7 +53,7 @@ impl AdapterConfig {
         let fields: BTreeMap<&str, Value> = BTreeMap::from([
             ("alpha_pattern", json!(lora.alpha_pattern)),
             ("auto_mapping", Value::Null),
-            ("base_model_name_or_path", json!(self.base_model)),
+            ("base_model_name_or_path", json!(self.base.as_ref().map(|(name, _)| name))),
             ("bias", json!("none")),
             ("corda_config", Value::Null),
             ("eva_config", Value::Null),
@@ -67,7 +74,7 @@ impl AdapterConfig {
             ("peft_type", json!("LORA")),
             ("r", json!(lora.r)),
             ("rank_pattern", json!(lora.rank_pattern)),
-            ("revision", Value::Null),
+            ("revision", json!(self.base.as_ref().and_then(|(_, revision)| revision.as_ref()))),
             ("target_modules", json!(targets)),
             ("target_parameters", Value::Null),
             ("task_type", json!("CAUSAL_LM")),
@@ -83,4 +90,18 @@ impl AdapterConfig {
 /// PEFT types alpha as an integer; some loaders insist.
 fn whole_if_possible(alpha: f64) -> Value {
     if alpha.fract() == 0.0 && alpha.abs() < 1e15 { json!(alpha as i64) } else { json!(alpha) }
+}
+
+/// Says where the adapter in `folder` names another base than `source`. The shapes decide whether it fits, as in PEFT, and
+/// a model may have several names, so this is no error; nor is what the loader will refuse.
+pub(crate) fn note_other_base(folder: &Path, source: &str, note: &dyn Fn(&str)) {
+    let Ok(config) = read::json::<Value>(&folder.join("adapter_config.json")) else { return };
+    let Some(named) = config["base_model_name_or_path"].as_str().filter(|name| !name.is_empty()) else { return };
+    let Ok((ours, _)) = ModelSource::parse(source).map(|source| source.base_name()) else { return };
+    // Adapters of older versions have the source itself.
+    let named = ModelSource::parse(named).map_or_else(|_| named.to_owned(), |source| source.base_name().0);
+    let last = |name: &str| name.trim_end_matches('/').rsplit('/').next().unwrap_or(name).to_lowercase();
+    if last(&named) != last(&ours) {
+        note(&format!("note: the adapter {} was made for {named}, and the model is {ours}", folder.display()));
+    }
 }

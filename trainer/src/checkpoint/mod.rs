@@ -3,6 +3,7 @@
 //! ```text
 //! checkpoints/step_000123/   adapter_model.safetensors + adapter_config.json   (or model.safetensors + config + tokenizer)
 //!                            optimizer.safetensors   trainer_state.json
+//!                            master_weights.safetensors   (where the model's weights are not saved in f32)
 //! checkpoints/latest         a link to the newest
 //! checkpoints/best           a link to the best, where `checkpoint.best` says what that is
 //! ```
@@ -18,17 +19,21 @@ use std::path::{Path, PathBuf};
 use runtime::request::TrainState;
 
 pub use adapter::AdapterConfig;
+pub(crate) use adapter::note_other_base;
 pub use folder::Checkpoints;
 pub use model::ModelExport;
 pub use state::{Best, TrainerState};
 
 use crate::Result;
+use crate::recipe::SavedDtype;
 
 /// Name of the adapter's weights.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 /// Name of a full model's weights.
 pub const MODEL_WEIGHTS: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
+/// The trained weights in f32, from which a run continues.
+const MASTERS: &str = "master_weights.safetensors";
 
 /// In which form trained weights are written.
 pub enum Export {
@@ -46,9 +51,24 @@ impl Export {
         }
     }
 
+    fn dtype(&self) -> SavedDtype {
+        match self {
+            Self::Adapter(_) => SavedDtype::Float32,
+            Self::Model(model) => model.dtype(),
+        }
+    }
+
+    /// Name of the file that holds the trained weights in f32.
+    fn masters_file(&self) -> &'static str {
+        if self.dtype() == SavedDtype::Float32 { self.weights_file() } else { MASTERS }
+    }
+
     /// Writes weights and their description into `folder`.
     fn write(&self, folder: &Path, state: &TrainState) -> Result<()> {
-        tensors::write(&folder.join(self.weights_file()), &state.weights)?;
+        tensors::write(&folder.join(self.weights_file()), &state.weights, self.dtype())?;
+        if self.masters_file() != self.weights_file() {
+            tensors::write(&folder.join(self.masters_file()), &state.weights, SavedDtype::Float32)?;
+        }
         match self {
             Self::Adapter(config) => config.write(folder, state),
             Self::Model(model) => model.write(folder),
@@ -64,7 +84,7 @@ impl Checkpoints {
     pub fn save(&self, export: &Export, weights: &TrainState, trainer: &TrainerState) -> Result<PathBuf> {
         self.publish(trainer.step, trainer.best.as_ref(), &|folder: &Path| {
             export.write(folder, weights)?;
-            tensors::write(&folder.join(OPTIMIZER), &weights.moments)?;
+            tensors::write(&folder.join(OPTIMIZER), &weights.moments, SavedDtype::Float32)?;
             trainer.write(folder)
         })
     }
@@ -84,7 +104,7 @@ impl Checkpoints {
     /// A file that is missing or malformed, or that holds other tensors than `current`.
     pub fn load(folder: &Path, export: &Export, current: &TrainState) -> Result<(TrainState, TrainerState)> {
         let trainer = TrainerState::read(folder)?;
-        let weights = tensors::read(&folder.join(export.weights_file()), &current.weights)?;
+        let weights = tensors::read(&folder.join(export.masters_file()), &current.weights)?;
         let moments = tensors::read(&folder.join(OPTIMIZER), &current.moments)?;
         Ok((TrainState { weights, moments, step: trainer.optimizer_step }, trainer))
     }

@@ -5,8 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use runtime::files::ModelFiles;
+use runtime::text::ChatTemplate;
 use serde_json::{Value, json};
 
+use crate::recipe::SavedDtype;
 use crate::{Error, Result};
 
 /// Lists in `config.json` with one entry a layer.
@@ -16,20 +18,34 @@ const PER_LAYER: [&str; 2] = ["layer_types", "mlp_layer_types"];
 pub struct ModelExport {
     files: Arc<ModelFiles>,
     layers: Option<Vec<usize>>,
+    dtype: SavedDtype,
 }
 
 impl ModelExport {
-    /// `layers`: those kept of the source model.
+    /// `layers`: those kept of the source model; `dtype`: `None` is the source's.
     #[must_use]
-    pub fn new(files: Arc<ModelFiles>, layers: Option<Vec<usize>>) -> Self {
-        Self { files, layers }
+    pub fn new(files: Arc<ModelFiles>, layers: Option<Vec<usize>>, dtype: Option<SavedDtype>) -> Self {
+        let named = ["dtype", "torch_dtype"].into_iter().find_map(|key| files.hf_config.get(key)?.as_str());
+        let source = match named {
+            Some("bfloat16") => SavedDtype::Bfloat16,
+            Some("float16") => SavedDtype::Float16,
+            _ => SavedDtype::Float32,
+        };
+        Self { files, layers, dtype: dtype.unwrap_or(source) }
+    }
+
+    /// Type of the written weights.
+    pub(super) fn dtype(&self) -> SavedDtype {
+        self.dtype
     }
 
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
         write_json(&folder.join("config.json"), &self.config())?;
         write_json(&folder.join("generation_config.json"), &self.generation())?;
-        if let Some(tokenizer) = &self.files.tokenizer {
-            tokenizer.save_files(folder, self.files.chat_template.as_ref().map(|template| template.source()))?;
+        if !self.files.text.is_empty() {
+            self.files.text.write(folder)?;
+        } else if let Some(tokenizer) = &self.files.tokenizer {
+            tokenizer.save_files(folder, self.files.chat_template.as_ref().map(ChatTemplate::to_json).as_ref())?;
         }
         Ok(())
     }
@@ -39,7 +55,7 @@ impl ModelExport {
         let mut config = self.files.hf_config.clone();
         for key in ["torch_dtype", "dtype"] {
             if config.get(key).is_some() {
-                config[key] = json!("float32");
+                config[key] = json!(self.dtype);
             }
         }
         if let Some(layers) = &self.layers {
@@ -53,7 +69,11 @@ impl ModelExport {
         config
     }
 
+    /// The source's own, or what a GGUF file says.
     fn generation(&self) -> Value {
+        if let Some(generation) = &self.files.hf_generation {
+            return generation.clone();
+        }
         let (config, defaults) = (&self.files.config, &self.files.generation);
         let mut generation = json!({ "eos_token_id": config.eos_token_ids });
         let optional = [

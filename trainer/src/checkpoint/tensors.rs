@@ -1,12 +1,15 @@
 //! Named f32 tensors in safetensors files.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
+use half::{bf16, f16};
 use runtime::read;
 use runtime::request::NamedTensor;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
+use safetensors::tensor::{Dtype, SafeTensors, View, serialize_to_file};
 
+use crate::recipe::SavedDtype;
 use crate::{Error, Result};
 
 /// The most that the crate accepts of a header, with its length.
@@ -16,20 +19,73 @@ fn malformed(path: &Path, what: impl ToString) -> Error {
     Error::RunFolder { path: path.to_owned(), what: what.to_string() }
 }
 
-pub(super) fn write(path: &Path, tensors: &[NamedTensor]) -> Result<()> {
-    let views: Result<Vec<_>, _> = tensors
-        .iter()
-        .map(|tensor| {
-            let bytes = bytemuck::cast_slice(&tensor.values);
-            Ok((tensor.name.as_str(), TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)?))
-        })
-        .collect();
-    let views = views.map_err(|e: safetensors::SafeTensorError| malformed(path, e))?;
+/// Writes tensors in `dtype`, rounded to the nearest value of it.
+pub(super) fn write(path: &Path, tensors: &[NamedTensor], dtype: SavedDtype) -> Result<()> {
+    let mut views = Vec::with_capacity(tensors.len());
+    for tensor in tensors {
+        let bytes = encode(tensor, dtype).ok_or_else(|| {
+            let what = format!(
+                "tensor `{}` has values beyond float16; set `checkpoint.dtype` to bfloat16 or float32",
+                tensor.name
+            );
+            malformed(path, what)
+        })?;
+        views.push((tensor.name.as_str(), Encoded { dtype: of(dtype), shape: &tensor.shape, bytes }));
+    }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     serialize_to_file(views, Some(metadata), path).map_err(|e| match e {
         safetensors::SafeTensorError::IoError(source) => Error::Io { path: path.to_owned(), source },
         other => malformed(path, other),
     })
+}
+
+/// A tensor's bytes in the file.
+struct Encoded<'a> {
+    dtype: Dtype,
+    shape: &'a [usize],
+    bytes: Cow<'a, [u8]>,
+}
+
+impl View for Encoded<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+fn of(dtype: SavedDtype) -> Dtype {
+    match dtype {
+        SavedDtype::Float32 => Dtype::F32,
+        SavedDtype::Bfloat16 => Dtype::BF16,
+        SavedDtype::Float16 => Dtype::F16,
+    }
+}
+
+/// `None` where a finite value has no finite one of `dtype`.
+fn encode(tensor: &NamedTensor, dtype: SavedDtype) -> Option<Cow<'_, [u8]>> {
+    let values = &tensor.values;
+    match dtype {
+        SavedDtype::Float32 => Some(Cow::Borrowed(bytemuck::cast_slice(values))),
+        SavedDtype::Bfloat16 => {
+            Some(Cow::Owned(values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect()))
+        }
+        SavedDtype::Float16 => {
+            let halves: Vec<f16> = values.iter().map(|v| f16::from_f32(*v)).collect();
+            let fits = halves.iter().zip(values).all(|(half, value)| half.is_finite() || !value.is_finite());
+            fits.then(|| Cow::Owned(halves.iter().flat_map(|half| half.to_le_bytes()).collect()))
+        }
+    }
 }
 
 /// Reads the tensors that `like` names, in its order; the file has to hold these and no others.

@@ -9,10 +9,10 @@ use crate::Error;
 use crate::recipe::{Override, Recipe};
 
 fn export() -> Export {
-    let text = "[student]\nmodel = \"hf:org/base\"\n[teacher]\nsystem_prompt = \"x\"\n[lora]\nr = 4\nalpha = 8\n[data]\npath = \"p.jsonl\"\n[schedule]\nmax_steps = 1";
+    let text = "[student]\nmodel = \"hf:org/base@v2\"\n[teacher]\nsystem_prompt = \"x\"\n[lora]\nr = 4\nalpha = 8\n[data]\npath = \"p.jsonl\"\n[schedule]\nmax_steps = 1";
     let none: &[Override] = &[];
     let recipe = Recipe::parse(text, "test", "test", Path::new("/"), none).expect("valid");
-    Export::Adapter(AdapterConfig::new(&recipe, recipe.lora.as_ref().expect("a lora section")))
+    Export::Adapter(AdapterConfig::new(&recipe, recipe.lora.as_ref().expect("a lora section")).expect("a source"))
 }
 
 fn tensor(name: &str, values: &[f32]) -> NamedTensor {
@@ -81,7 +81,8 @@ fn the_adapter_is_described_as_peft_does() {
     assert_eq!(config["target_modules"], serde_json::json!(["q_proj", "v_proj"]));
     assert_eq!((&config["r"], &config["lora_alpha"]), (&4.into(), &8.into()));
     assert_eq!((&config["peft_type"], &config["bias"]), (&"LORA".into(), &"none".into()));
-    assert_eq!(config["base_model_name_or_path"], "hf:org/base");
+    // PEFT and llama.cpp's converter look for a repository's name, without what ARLE puts before it.
+    assert_eq!((&config["base_model_name_or_path"], &config["revision"]), (&"org/base".into(), &"v2".into()));
     let header = fs::read(path.join(ADAPTER_WEIGHTS)).expect("a file");
     assert!(String::from_utf8_lossy(&header).contains("{\"format\":\"pt\"}"));
 }

@@ -189,7 +189,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
     let files = args.model.open(progress)?;
     let prompt = encode(args, &files)?;
     let params = args.sampling.params(&files, prompt.len())?;
-    let room = prompt.len() + params.max_tokens;
+    let room = prompt.len().saturating_add(params.max_tokens);
     let runtime = args.model.start(&files, usize::from(args.n), room, progress)?;
     let text = if files.tokenizer.is_some() { CompletionText::AfterPrompt } else { CompletionText::None };
     let running: Vec<Generation> = (0..u64::from(args.n))

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::device::Choice;
+use crate::limits::{MOST_RUNNING, MOST_TOKENS, between};
 use crate::memory::Purpose;
 use crate::progress::Progress;
 use crate::{Error, Result, opd};
@@ -84,7 +85,8 @@ impl ModelArgs {
         tokens: usize,
         progress: Progress,
     ) -> Result<RuntimeHandle> {
-        Ok(self.start_for(files, &vec![tokens; sequences.max(1)], None, progress)?.0)
+        let sequences = between("sequences at once", sequences.max(1), MOST_RUNNING)?;
+        Ok(self.start_for(files, &vec![tokens; sequences], None, progress)?.0)
     }
 
     /// Starts the runtime to score texts of up to so many tokens. It generates nothing, so --kv-bytes is refused.
@@ -132,7 +134,8 @@ impl ModelArgs {
     ) -> Result<RuntimeHandle> {
         let gpu = matches!(self.device.device, Device::Cuda(_));
         let (usual, most) = if gpu { (1 << 18, 256) } else { (1 << 14, 64) };
-        let tokens = batch_tokens.unwrap_or_else(|| usual.max(longest));
+        let tokens =
+            between("--batch-tokens", batch_tokens.unwrap_or_else(|| usual.max(longest)), MOST_TOKENS.max(longest))?;
         if tokens < longest {
             let rule = format!("at least --max-length, {longest}");
             return Err(Error::value("--batch-tokens", tokens, rule));

@@ -19,6 +19,7 @@ use serve::{
 use super::model::ModelName;
 use super::{log, print};
 use crate::device::Choice;
+use crate::limits::{MOST_RUNNING, MOST_TOKENS};
 use crate::memory::{self, Bytes, Purpose};
 use crate::progress::{Progress, say};
 use crate::{Error, Result, guard, opd};
@@ -101,7 +102,7 @@ pub(super) struct ServeArgs {
 #[derive(Debug, Args)]
 struct Limits {
     /// Sequences computed at once [default: 256 on a GPU, 32 else].
-    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[arg(long, value_name = "N", value_parser = |text: &str| parse_count(text, MOST_RUNNING))]
     max_running: Option<usize>,
     /// Sequences that may wait besides (0: none); one more is refused with 429.
     #[arg(long, default_value_t = 512, value_name = "N")]
@@ -111,7 +112,7 @@ struct Limits {
     #[arg(long, value_name = "SIZE")]
     kv_bytes: Option<KvSize>,
     /// Tokens computed in one step, at most [default: 16384 on a GPU, 512 else].
-    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[arg(long, value_name = "N", value_parser = |text: &str| parse_count(text, MOST_TOKENS))]
     token_budget: Option<usize>,
     /// Adapters at a time, those of --adapter included [default: as many as --adapter gives]; KV memory is planned for all.
     #[arg(long, value_name = "N")]
@@ -127,7 +128,7 @@ struct Limits {
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     request_memory: Option<u64>,
     /// Longest answer to a conversation that names no length [default: the rest of the context on a GPU, 1024 tokens else].
-    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[arg(long, value_name = "N", value_parser = |text: &str| parse_count(text, MOST_TOKENS))]
     default_max_tokens: Option<usize>,
     /// Seconds after which a request ends, with the text so far or an error where there is none.
     #[arg(long, default_value_t = 600, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
@@ -204,8 +205,9 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(unit).ok_or_else(|| "more bytes than there can be".to_owned())
 }
 
-fn parse_count(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&count| count > 0).ok_or_else(|| "expected a number of at least 1".to_owned())
+fn parse_count(text: &str, most: usize) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| (1..=most).contains(count));
+    count.ok_or_else(|| format!("expected a number from 1 to {most}"))
 }
 
 fn parse_adapter(text: &str) -> Result<(String, PathBuf), String> {
@@ -299,7 +301,7 @@ impl ServeArgs {
                 token_budget: limits.token_budget.unwrap_or_else(|| EngineConfig::usual_token_budget(device)),
                 max_running,
                 // The server counts both, so that a burst does not depend on when the device thread looks.
-                max_waiting: max_running + limits.max_waiting,
+                max_waiting: max_running.saturating_add(limits.max_waiting),
                 kv_bytes: 0,
                 prefix_cache: true,
                 overlap: EngineConfig::usual_overlap(device),
@@ -372,7 +374,7 @@ impl ServeArgs {
             tls: self.tls_cert.clone().zip(self.tls_key.clone()).map(|(cert, key)| TlsFiles { cert, key }),
             train_control_url: self.train_control_url.clone(),
             traces,
-            max_sequences: max_running + limits.max_waiting,
+            max_sequences: max_running.saturating_add(limits.max_waiting),
             max_adapters: self.max_adapters()?,
             max_body_bytes: usize::try_from(limits.max_body_bytes).unwrap_or(usize::MAX),
             max_score_bytes: usize::try_from(limits.max_score_bytes).unwrap_or(usize::MAX),

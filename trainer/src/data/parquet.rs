@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row as ParquetRow};
-use runtime::read;
+use runtime::{caught, read};
 use serde_json::{Map, Value};
 
 use super::row::{Origin, Row};
@@ -22,6 +22,14 @@ pub(super) fn read(path: &Path) -> Result<Vec<Row>> {
 /// # Errors
 /// What is no Parquet file; values that JSON has not, by row.
 pub(crate) fn objects(path: &Path) -> Result<Vec<Map<String, Value>>> {
+    // The library panics on some damaged files.
+    caught(|| all_objects(path)).map_err(|panic| {
+        let what = format!("the file is damaged: the parquet library fails on it: {panic}");
+        Error::Data { path: path.to_owned(), line: None, what }
+    })?
+}
+
+fn all_objects(path: &Path) -> Result<Vec<Map<String, Value>>> {
     let refuse = |line: Option<usize>, what: String| Error::Data { path: path.to_owned(), line, what };
     let file = read::open(path)?;
     let reader = SerializedFileReader::new(file).map_err(|e| refuse(None, e.to_string()))?;

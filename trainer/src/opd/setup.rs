@@ -10,7 +10,7 @@ use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec, Training};
 use runtime::source::ModelSource;
 
 use super::benchmark;
-use crate::checkpoint::{ADAPTER_WEIGHTS, AdapterConfig, Export, ModelExport};
+use crate::checkpoint::{ADAPTER_WEIGHTS, AdapterConfig, Export, ModelExport, note_other_base};
 use crate::data::{Row, Rows};
 use crate::interrupt::Interrupt;
 use crate::memory::{self, Purpose};
@@ -89,8 +89,12 @@ impl Setup {
         };
         let context = recipe.teacher.as_ref().and_then(|teacher| teacher.context.clone());
         if matches!(what_for, Use::Training { .. }) {
+            refuse_dropout(&student)?;
             warn_if_nothing_to_learn(recipe, progress);
             say_what_rollouts_are(&student, progress);
+        }
+        if let Some(adapter) = &recipe.student.adapter {
+            note_other_base(adapter, &recipe.student.model, &|note| progress.line(note));
         }
         let encoder = Encoder::new(Arc::clone(&student), recipe.data.chat, recipe.data.system_prompt.clone(), context)?;
         let fits = Fits { recipe, context: student.config.max_position_embeddings };
@@ -119,8 +123,11 @@ impl Setup {
         let workload =
             Workload { given_bytes: given_bytes(recipe, vocab), ..workload(recipe, &train, &held_out, asked) };
         let export = match &recipe.lora {
-            Some(lora) => Export::Adapter(AdapterConfig::new(recipe, lora)),
-            None => Export::Model(Box::new(ModelExport::new(Arc::clone(&student), recipe.student.layers.clone()))),
+            Some(lora) => Export::Adapter(AdapterConfig::new(recipe, lora)?),
+            None => {
+                let layers = recipe.student.layers.clone();
+                Export::Model(Box::new(ModelExport::new(Arc::clone(&student), layers, recipe.checkpoint.dtype)))
+            }
         };
         let teacher = teacher_slot.as_ref().map(|slot| Arc::clone(&slot.files));
         let (training, purpose, told) = match what_for {
@@ -209,6 +216,18 @@ fn open_checkpoint(path: &Path) -> Result<Arc<ModelFiles>> {
         return Err(Error::RunFolder { path: PathBuf::from(path), what });
     }
     Ok(Arc::new(ModelFiles::open(path)?))
+}
+
+/// The trainer has dropout in adapters only (`lora.dropout`).
+fn refuse_dropout(student: &ModelFiles) -> Result<()> {
+    match student.config.attention_dropout {
+        0.0 => Ok(()),
+        dropout => Err(Error::Models {
+            what: format!(
+                "the student's config.json has attention_dropout = {dropout}, which training does not do; set it to 0 there"
+            ),
+        }),
+    }
 }
 
 fn warn_if_nothing_to_learn(recipe: &Recipe, progress: Progress) {

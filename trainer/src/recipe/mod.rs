@@ -18,7 +18,7 @@ use runtime::read;
 use runtime::request::{LoraConfig, Offload, Trainable, Training};
 
 pub use overrides::Override;
-pub use raw::{Lora, OneOrMany, Rollout, Sampling};
+pub use raw::{Lora, OneOrMany, Rollout, Sampling, SavedDtype};
 pub use remote::{Api, Remote, RemoteRows};
 pub(crate) use resolve::learning_rate;
 

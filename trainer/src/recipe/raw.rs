@@ -222,12 +222,32 @@ pub struct Checkpoint {
     /// better one is saved as it is measured. Default: none is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub best: Option<String>,
+    /// Type of the weights of a full fine-tune: `float32`, `bfloat16` or `float16`. Default: that of the student's files
+    /// (`float32` of a GGUF file). A run continues from weights in f32, which are kept beside others. Adapters are
+    /// `float32`, as PEFT writes them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<SavedDtype>,
 }
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { every: 50, keep_last: 3, best: None }
+        Self { every: 50, keep_last: 3, best: None, dtype: None }
     }
+}
+
+/// Type of saved weights, by PyTorch's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SavedDtype {
+    /// IEEE 754, 32 bits.
+    #[serde(alias = "f32")]
+    Float32,
+    /// The upper half of a `float32`.
+    #[serde(alias = "bf16")]
+    Bfloat16,
+    /// IEEE 754, 16 bits.
+    #[serde(alias = "f16")]
+    Float16,
 }
 
 /// `[log]`

@@ -12,6 +12,7 @@ use runtime::request::{EngineConfig, Offload};
 use super::{Data, HeldOut, Objective, Recipe, Runtime, Student};
 use crate::data::Format;
 use crate::device::Choice;
+use crate::limits::{MOST_GIVEN, MOST_RANK, MOST_RUNNING, MOST_SEQUENCES, MOST_TOKENS, between};
 use crate::{Error, Result};
 
 /// Checks every range, refuses keys without effect, and fills the defaults in.
@@ -31,6 +32,9 @@ pub(super) fn resolve(mut raw: RawRecipe, name: &str) -> Result<Recipe> {
     }
     if eval.is_none() {
         idle("checkpoint.best", raw.checkpoint.best.as_ref(), "where nothing is measured ([eval])")?;
+    }
+    if raw.lora.is_some() {
+        idle("checkpoint.dtype", raw.checkpoint.dtype, "with [lora], whose adapters are float32")?;
     }
     let runtime = runtime(&mut raw)?;
     let name = raw.log.name.get_or_insert_with(|| name.to_owned()).clone();
@@ -127,13 +131,13 @@ fn student(raw: &RawRecipe) -> Result<Student> {
 
 fn check_lora(raw: &RawRecipe) -> Result<()> {
     let Some(lora) = &raw.lora else { return Ok(()) };
-    at_least_one("lora.r", lora.r)?;
+    between("lora.r", lora.r, MOST_RANK)?;
     positive("lora.alpha", lora.alpha)?;
     if !(0.0..1.0).contains(&lora.dropout) {
         return Err(Error::value("lora.dropout", lora.dropout, "at least 0 and below 1"));
     }
     for (module, &rank) in &lora.rank_pattern {
-        at_least_one(&format!("lora.rank_pattern.{module}"), rank)?;
+        between(&format!("lora.rank_pattern.{module}"), rank, MOST_RANK)?;
     }
     for (module, &alpha) in &lora.alpha_pattern {
         positive(&format!("lora.alpha_pattern.{module}"), alpha)?;
@@ -154,10 +158,11 @@ fn check_lora(raw: &RawRecipe) -> Result<()> {
 
 fn check_rollout(raw: &RawRecipe) -> Result<()> {
     let rollout = &raw.rollout;
-    at_least_one("rollout.prompts_per_step", rollout.prompts_per_step)?;
-    at_least_one("rollout.group_size", rollout.group_size)?;
-    at_least_one("rollout.max_new_tokens", rollout.max_new_tokens)?;
-    at_least_one("rollout.max_prompt_tokens", rollout.max_prompt_tokens)?;
+    let prompts = between("rollout.prompts_per_step", rollout.prompts_per_step, MOST_SEQUENCES)?;
+    let group = between("rollout.group_size", rollout.group_size, MOST_SEQUENCES)?;
+    between("rollout.prompts_per_step * rollout.group_size", prompts * group, MOST_SEQUENCES)?;
+    between("rollout.max_new_tokens", rollout.max_new_tokens, MOST_TOKENS)?;
+    between("rollout.max_prompt_tokens", rollout.max_prompt_tokens, MOST_GIVEN)?;
     let sampling = &rollout.sampling;
     if !sampling.temperature.is_finite() {
         return Err(Error::value("rollout.sampling.temperature", sampling.temperature, "finite"));
@@ -267,11 +272,12 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
         return Err(Error::value("runtime.deterministic", true, rule));
     }
     let budget = *runtime.token_budget.get_or_insert(EngineConfig::usual_token_budget(device.device));
-    let token_budget = at_least_one("runtime.token_budget", budget)?;
+    let token_budget = between("runtime.token_budget", budget, MOST_TOKENS)?;
     let per_step = raw.rollout.prompts_per_step * raw.rollout.group_size;
-    let max_running = at_least_one(
+    let max_running = between(
         "runtime.max_running",
         *runtime.max_running.get_or_insert(per_step.min(if gpu { 256 } else { 64 })),
+        MOST_RUNNING,
     )?;
     let longest = raw.rollout.max_prompt_tokens + raw.rollout.max_new_tokens;
     // Larger ones are 3 % faster and take 3 GB more (0.6B on an H200); where every weight is trained, that is missed.
@@ -287,6 +293,7 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
         );
         return Err(Error::value("runtime.tokens_per_microbatch", tokens_per_microbatch, rule));
     }
+    between("runtime.tokens_per_microbatch", tokens_per_microbatch, 2 * MOST_GIVEN)?;
     Ok(Runtime {
         device,
         seed: runtime.seed,

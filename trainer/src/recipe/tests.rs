@@ -112,6 +112,16 @@ fn a_value_outside_its_domain_names_key_value_and_limit() {
         ("rollout.sampling.top_p=0", "`rollout.sampling.top_p` is 0, must be above 0 and at most 1"),
         ("rollout.sampling.temperature=-1", "`rollout.sampling.temperature` is -1, must be at least 0"),
         ("rollout.group_size=0", "`rollout.group_size` is 0, must be at least 1"),
+        ("lora.r=4294967296", "`lora.r` is 4294967296, must be at most 65536"),
+        ("runtime.max_running=1099511627776", "`runtime.max_running` is 1099511627776, must be at most 65536"),
+        (
+            "rollout.prompts_per_step=9223372036854775807",
+            "`rollout.prompts_per_step` is 9223372036854775807, must be at most 1048576",
+        ),
+        (
+            "rollout.max_new_tokens=9223372036854775807",
+            "`rollout.max_new_tokens` is 9223372036854775807, must be at most 16777216",
+        ),
         ("loss.lmbda=1.5", "`loss.lmbda` is 1.5, must be between 0 and 1"),
         ("schedule.max_steps=0", "`schedule.max_steps` is 0, must be at least 1"),
         ("schedule.warmup_steps=11", "`schedule.warmup_steps` is 11, must be at most `schedule.max_steps` (10)"),
@@ -126,6 +136,8 @@ fn a_value_outside_its_domain_names_key_value_and_limit() {
     for (set, message) in cases {
         assert_eq!(refusal(&[set]), message);
     }
+    let product = refusal(&["rollout.prompts_per_step=1048576", "rollout.group_size=1048576"]);
+    assert!(product.contains("`rollout.prompts_per_step * rollout.group_size` is 1099511627776"), "{product}");
     assert!(refusal(&["loss.kind=kl"]).contains("one of reverse_kl"));
     assert!(refusal(&["teacher.kind=other"]).contains("one of model, self, checkpoint"));
     assert!(refusal(&["runtime.device=tpu"]).contains("runtime.device"));

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use serve::Scope;
 
 use super::{BenchArgs, Report, prompt};
+use crate::limits::{MOST_TOKENS, between};
 use crate::memory::Purpose;
 use crate::metrics::Metrics;
 use crate::opd::{self, Outcome, Stepper};
@@ -58,6 +59,7 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
     if args.opd.steps == 0 {
         return Err(Error::value("--steps", 0, "at least 1"));
     }
+    between("--prompt-len", args.prompt_len, MOST_TOKENS)?;
     let recipe = recipe(args)?;
     let mut spec = spec(args, &recipe, progress)?;
     let vocab = spec.student.files.config.vocab_size as u32;

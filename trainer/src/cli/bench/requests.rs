@@ -30,7 +30,8 @@ pub(super) fn run(args: &BenchArgs, path: &Path, progress: Progress) -> Result<R
     let vocab = files.config.vocab_size;
     check(path, &requests, vocab)?;
     speed::params(args.temperature, 1, vocab)?;
-    let lengths: Vec<usize> = requests.iter().map(|request| request.prompt.len() + request.max_tokens).collect();
+    let lengths: Vec<usize> =
+        requests.iter().map(|request| request.prompt.len().saturating_add(request.max_tokens)).collect();
     let (runtime, plan) = args.model.start_for(&files, &lengths, args.token_budget, progress)?;
     // All of them with other prompts and few tokens: memory is touched and nothing is left in the prefix cache.
     let first = requests.iter().map(|request| warm_up(request, vocab)).collect();

@@ -8,6 +8,7 @@ use runtime::{Generation, RuntimeHandle};
 use serde_json::{Map, json};
 
 use super::{BenchArgs, Report, prompt};
+use crate::limits::{MOST_RUNNING, MOST_TOKENS, between};
 use crate::progress::Progress;
 use crate::{Error, Result};
 
@@ -29,7 +30,9 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
     }
     let files = args.model.open(progress)?;
     let params = params(args.temperature, new, files.config.vocab_size)?;
-    let most = args.sequences.iter().copied().max().unwrap_or(1);
+    let most = between("--sequences", args.sequences.iter().copied().max().unwrap_or(1), MOST_RUNNING)?;
+    between("--prompt-len", args.prompt_len, MOST_TOKENS)?;
+    between("--new", new, MOST_TOKENS)?;
     let lengths = vec![args.prompt_len + new; most];
     let (runtime, plan) = args.model.start_for(&files, &lengths, args.token_budget, progress)?;
     let mut next = 0;

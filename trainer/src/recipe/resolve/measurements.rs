@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::{at_least_one, idle};
 use crate::eval::data::HUB;
+use crate::limits::{MOST_TOKENS, between};
 use crate::recipe::raw::RawRecipe;
 use crate::recipe::{Benchmark, Eval};
 use crate::{Error, Result};
@@ -35,7 +36,7 @@ pub(super) fn resolve(raw: &mut RawRecipe, held_out: bool) -> Result<Option<Eval
     }
     let max_new_tokens = eval.max_new_tokens.unwrap_or(raw.rollout.max_new_tokens);
     if held_out {
-        eval.max_new_tokens = Some(at_least_one("eval.max_new_tokens", max_new_tokens)?);
+        eval.max_new_tokens = Some(between("eval.max_new_tokens", max_new_tokens, MOST_TOKENS)?);
     }
     Ok(Some(Eval {
         every: *eval.every.get_or_insert(0),
@@ -72,10 +73,13 @@ fn benchmark(raw: &mut RawRecipe) -> Result<Option<Benchmark>> {
         any,
         "with `eval.data = \"hf:\"`, whose data sets are taken as they are and named in the results",
     )?;
-    let counts =
-        [("eval.limit", eval.limit), ("eval.max_gen_toks", eval.max_gen_toks), ("eval.max_length", eval.max_length)];
-    for (key, value) in counts {
-        value.map_or(Ok(0), |value| at_least_one(key, value))?;
+    let counts = [
+        ("eval.limit", eval.limit, usize::MAX),
+        ("eval.max_gen_toks", eval.max_gen_toks, MOST_TOKENS),
+        ("eval.max_length", eval.max_length, MOST_TOKENS),
+    ];
+    for (key, value, most) in counts {
+        value.map_or(Ok(0), |value| between(key, value, most))?;
     }
     Ok(Some(Benchmark {
         tasks: eval.tasks.clone(),

@@ -2,7 +2,8 @@
 
 use autograd::ops::Divergence;
 
-use super::{at_least_one, idle, positive, within};
+use super::{idle, positive, within};
+use crate::limits::{MOST_SEQUENCES, between};
 use crate::recipe::raw::RawLoss;
 use crate::recipe::{LossKind, Objective, OffPolicy};
 use crate::{Error, Result};
@@ -35,9 +36,10 @@ pub(super) fn objective(raw: &mut RawLoss, sampling_temperature: f64) -> Result<
         "jsd" => Some(Divergence::Jsd { beta: beta(0.5)? }),
         "skewed_forward_kl" => Some(Divergence::SkewedForward { alpha: alpha()? }),
         "skewed_reverse_kl" => Some(Divergence::SkewedReverse { alpha: alpha()? }),
-        "top_k" => {
-            Some(Divergence::TopK { k: at_least_one("loss.top_k", *raw.top_k.get_or_insert(64))?, beta: beta(1.0)? })
-        }
+        "top_k" => Some(Divergence::TopK {
+            k: between("loss.top_k", *raw.top_k.get_or_insert(64), MOST_SEQUENCES)?,
+            beta: beta(1.0)?,
+        }),
         "policy_gradient" | "cross_entropy" => None,
         other => {
             let kinds = "one of reverse_kl, forward_kl, jsd, skewed_forward_kl, skewed_reverse_kl, top_k, policy_gradient, cross_entropy";

@@ -1,19 +1,22 @@
 //! Low-rank adapters in PEFT's file format.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod config;
+mod info;
+mod selection;
+
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use autograd::ops::{Dropout, LowRank};
 use autograd::rng::uniform;
 use autograd::{Device, Tensor};
-use regex::Regex;
-use serde_json::Value;
 
+use self::info::AdapterInfo;
 use super::{Module, tensors};
 use crate::config::ModelConfig;
 use crate::request::LoraConfig;
 use crate::weights::{SafetensorsWeights, WeightSource, check_finite};
-use crate::{Error, Result, read};
+use crate::{Error, Result};
 
 /// What PEFT puts before the model's own names.
 const PREFIX: &str = "base_model.model.";
@@ -64,57 +67,6 @@ pub(crate) struct Difference {
     pub(crate) ours: Option<(usize, f32)>,
     /// The second one's.
     pub(crate) theirs: Option<(usize, f32)>,
-}
-
-/// Ranks and scales by module, as an adapter's configuration gives them.
-#[derive(Debug, Clone)]
-struct AdapterInfo {
-    r: usize,
-    alpha: f64,
-    rslora: bool,
-    rank_pattern: Vec<(Regex, usize)>,
-    alpha_pattern: Vec<(Regex, f64)>,
-}
-
-impl AdapterInfo {
-    /// From a recipe.
-    ///
-    /// # Errors
-    /// A rank of zero, or a pattern that is no regular expression.
-    fn new(lora: &LoraConfig) -> Result<Self> {
-        let info = Self {
-            r: lora.r,
-            alpha: lora.alpha,
-            rslora: lora.rslora,
-            rank_pattern: compile(&lora.rank_pattern)?,
-            alpha_pattern: compile(&lora.alpha_pattern)?,
-        };
-        let smallest = info.rank_pattern.iter().map(|(_, r)| *r).chain([info.r]).min();
-        if smallest == Some(0) { Err(Error::Lora("a rank is 0; it must be at least 1".to_owned())) } else { Ok(info) }
-    }
-
-    fn rank(&self, module: &str) -> usize {
-        lookup(&self.rank_pattern, module).unwrap_or(self.r)
-    }
-
-    fn scale(&self, module: &str, rank: usize) -> f32 {
-        let alpha = lookup(&self.alpha_pattern, module).unwrap_or(self.alpha);
-        let rank = rank as f64;
-        (if self.rslora { alpha / rank.sqrt() } else { alpha / rank }) as f32
-    }
-}
-
-/// PEFT matches `(.*\.)?KEY$` from the beginning of a module's name.
-fn compile<T: Copy>(patterns: &BTreeMap<String, T>) -> Result<Vec<(Regex, T)>> {
-    let one = |(key, &value): (&String, &T)| {
-        let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{key})$"));
-        regex.map(|r| (r, value)).map_err(|e| Error::Lora(format!("pattern \"{key}\": {e}")))
-    };
-    patterns.iter().map(one).collect()
-}
-
-fn lookup<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
-    patterns.iter().find(|(regex, _)| regex.is_match(module)).map(|(_, value)| *value)
 }
 
 /// `model.layers.N.self_attn.q_proj`
@@ -190,28 +142,32 @@ impl Adapter {
     ///
     /// # Errors
     /// A file that is missing or damaged, a shape that does not fit the base, a feature that is not implemented.
-    pub fn load(dir: &Path, config: &ModelConfig, device: Device) -> Result<Self> {
-        let info = read_config(dir)?;
+    pub fn load(dir: &Path, model: &ModelConfig, device: Device) -> Result<Self> {
+        let config::FileConfig { info, selection } = config::read(dir)?;
+        let refuse = |detail: String| Error::Adapter { path: dir.to_owned(), detail };
         let source = SafetensorsWeights::open(&dir.join("adapter_model.safetensors"))?;
         let mut unused: BTreeSet<&String> = source.tensors().keys().collect();
-        let mut layers = Vec::with_capacity(config.num_layers);
-        for layer in 0..config.num_layers {
+        let mut layers = Vec::with_capacity(model.num_layers);
+        for layer in 0..model.num_layers {
             let mut branches: [Option<Branch>; 7] = Default::default();
             for module in Module::ALL {
                 let name = module_name(layer, module);
                 let [a, b] = ["lora_A", "lora_B"].map(|side| format!("{PREFIX}{name}.{side}.weight"));
                 let found = [&a, &b].map(|key| unused.remove(key));
-                if found == [false, false] {
+                let there = found != [false, false];
+                if there != selection.holds(layer, &name) {
+                    return Err(refuse(contradiction(&name, there)));
+                }
+                if !there {
                     continue;
                 }
-                branches[module as usize] =
-                    Some(read_branch(dir, &source, [&a, &b], module_shape(config, module), &info, &name, device)?);
+                let shape = module_shape(model, module);
+                branches[module as usize] = Some(read_branch(dir, &source, [&a, &b], shape, &info, &name, device)?);
             }
             layers.push(branches);
         }
         if let Some(stranger) = unused.first() {
-            let detail = format!("tensor \"{stranger}\" belongs to no linear map of the base model");
-            return Err(Error::Adapter { path: dir.to_owned(), detail });
+            return Err(refuse(format!("tensor \"{stranger}\" belongs to no linear map of the base model")));
         }
         Ok(Self { layers })
     }
@@ -276,6 +232,16 @@ impl Adapter {
     }
 }
 
+/// Why a module's tensors and the configuration do not go together. PEFT would leave out what is not selected, and take
+/// nothing for what is not there.
+fn contradiction(module: &str, there: bool) -> String {
+    let keys = "target_modules, exclude_modules and layers_to_transform";
+    match there {
+        true => format!("{module} has tensors, but {keys} do not select it"),
+        false => format!("{module} is selected by {keys}, but has no tensors"),
+    }
+}
+
 fn read_branch(
     dir: &Path,
     source: &SafetensorsWeights,
@@ -294,52 +260,17 @@ fn read_branch(
         );
         return Err(Error::Adapter { path: dir.to_owned(), detail });
     }
+    if r != info.rank(name) {
+        let detail = format!(
+            "{name}: its tensors have rank {r}, but the configuration (r, rank_pattern) says {}",
+            info.rank(name)
+        );
+        return Err(Error::Adapter { path: dir.to_owned(), detail });
+    }
     let read = |key: &str, shape| -> Result<Tensor> {
         let values = source.read(key)?;
         check_finite(key, &values)?;
         Ok(Tensor::weight(device, values, shape)?)
     };
     Ok(Branch { a: read(keys[0], [r, width])?, b: read(keys[1], [out, r])?, scale: info.scale(name, r) })
-}
-
-/// Ranks and scales of `adapter_config.json`; refuses what would change the result and is not implemented.
-/// Keys that it does not know are left alone, as PEFT leaves them.
-fn read_config(dir: &Path) -> Result<AdapterInfo> {
-    let path = dir.join("adapter_config.json");
-    let json: Value = read::json(&path)?;
-    let refuse = |detail: String| Error::Adapter { path: dir.to_owned(), detail };
-    if json["peft_type"] != "LORA" {
-        return Err(refuse(format!("peft_type is {}, only LORA is supported", json["peft_type"])));
-    }
-    let neutral = |v: &Value| match v {
-        Value::Null | Value::Bool(false) => true,
-        Value::String(s) => s == "none",
-        Value::Array(a) => a.is_empty(),
-        Value::Object(o) => o.is_empty(),
-        _ => false,
-    };
-    let unsupported = ["use_dora", "lora_bias", "bias", "fan_in_fan_out", "modules_to_save", "layer_replication"];
-    let unsupported = unsupported.into_iter().chain(["use_qalora", "trainable_token_indices", "target_parameters"]);
-    for key in unsupported {
-        if !neutral(&json[key]) {
-            return Err(refuse(format!("{key} = {} is not supported", json[key])));
-        }
-    }
-    let number = |key: &str| json[key].as_f64().ok_or_else(|| Error::missing_key(&path, key));
-    let pattern = |key: &str| -> Result<BTreeMap<String, f64>> {
-        match &json[key] {
-            Value::Null => Ok(BTreeMap::new()),
-            value => {
-                serde_json::from_value(value.clone()).map_err(|e| Error::bad_key(&path, key, value, e.to_string()))
-            }
-        }
-    };
-    let ranks = pattern("rank_pattern")?.into_iter().map(|(k, v)| (k, v as usize)).collect();
-    Ok(AdapterInfo {
-        r: number("r")? as usize,
-        alpha: number("lora_alpha")?,
-        rslora: json["use_rslora"].as_bool().unwrap_or(false),
-        rank_pattern: compile(&ranks)?,
-        alpha_pattern: compile(&pattern("alpha_pattern")?)?,
-    })
 }

@@ -1,5 +1,10 @@
 //! Whole model directories, as transformers saves them.
 
+mod adapters;
+mod damaged;
+mod special_tokens;
+mod twice;
+
 use std::path::{Path, PathBuf};
 
 use runtime::Error;
@@ -7,8 +12,12 @@ use runtime::files::{GenerationRules, ModelFiles};
 use runtime::source::ModelSource;
 use runtime::weights::check_finite;
 
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
+}
+
 fn models() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models")
+    fixtures().join("models")
 }
 
 #[test]

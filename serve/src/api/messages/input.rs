@@ -93,7 +93,7 @@ fn message(dialogue: &mut Dialogue, said: &mut Said, message: &Value) -> Result<
 fn block(dialogue: &mut Dialogue, said: &mut Said, role: &'static str, block: &Value) -> Result<(), Wrong> {
     let Value::Object(block) = block else { return wrong("", "an object is needed") };
     let kind = block.get("type").and_then(Value::as_str).unwrap_or_default();
-    if kind != "text" && kind != "" {
+    if kind != "text" && !kind.is_empty() {
         said.flush(dialogue);
     }
     match (kind, role) {

@@ -28,6 +28,13 @@ __forceinline__ void map(const A* a, const B* b, Out* out, long long count, F f)
     }
 }
 
+// Columns `first ..< last` of rows that lie `stride` apart become -inf; one block a row.
+extern "C" __global__ void exclude_columns(float* z, long long stride, int first, int last) {
+    for (int column = first + threadIdx.x; column < last; column += blockDim.x) {
+        z[blockIdx.x * stride + column] = __uint_as_float(0xff800000u);
+    }
+}
+
 // `out` may be `a` or `b` in all of these.
 extern "C" __global__ void add(const bf16* a, const bf16* b, bf16* out, long long count) {
     map(a, b, out, count, [](float x, float y) { return x + y; });

@@ -92,6 +92,9 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Rows of the embedding and of the output head.
     pub vocab_size: usize,
+    /// The first so many of them belong to tokens; the others are padding, which is in no softmax and never sampled. All of
+    /// them, until a run compares the model with one of another padding.
+    pub token_ids: usize,
     /// Epsilon of every RMSNorm.
     pub rms_norm_eps: f64,
     /// Rotary embedding.

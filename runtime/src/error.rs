@@ -190,9 +190,9 @@ pub enum Error {
     /// Student and teacher cannot be compared token by token.
     #[error("vocabularies differ: student {student}, teacher {teacher}")]
     Vocabulary {
-        /// Rows of the student's head.
+        /// Ids of the student's tokens.
         student: usize,
-        /// Rows of the teacher's head.
+        /// Ids of the teacher's tokens.
         teacher: usize,
     },
     /// A state to restore does not fit what is trained.

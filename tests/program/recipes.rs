@@ -40,7 +40,7 @@ fn values_out_of_range_and_of_another_type_are_named() {
 fn fields_without_effect_are_refused() {
     with(&["loss.beta=0.5"]).refused(2, &["`loss.beta` has no effect", "reverse_kl"]);
     with(&["teacher.model=x"]).refused(2, &["`teacher.model` has no effect"]);
-    with(&["schedule.epochs=1"]).refused(2, &["`schedule.epochs` has no effect"]);
+    with(&["schedule.epochs=1", "schedule.max_steps=4"]).refused(2, &["`schedule.epochs` has no effect"]);
     let workshop = Workshop::new();
     workshop.replace("eval_rows = 2", "");
     workshop.train("run", &[]).refused(2, &["`eval.every` has no effect", "held-out"]);

@@ -12,8 +12,13 @@ use serde_json::json;
 use crate::serve::client::{self, Server, free_port};
 use crate::support::{TRAIN, Workshop, command, finish, fixture, read_json};
 
-const CHECKPOINT_FILES: [&str; 4] =
-    ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"];
+const CHECKPOINT_FILES: [&str; 5] = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "checkpoint.sha256",
+    "optimizer.safetensors",
+    "trainer_state.json",
+];
 
 /// Lines of a file that may not be there yet.
 fn lines(path: &Path) -> usize {
@@ -182,6 +187,10 @@ fn what_cannot_be_continued_is_refused() {
     workshop.train("run", &["--resume"]).refused(1, &["optimizer.safetensors"]);
     fs::remove_file(&optimizer).expect("removed");
     workshop.train("run", &["--resume"]).refused(1, &["optimizer.safetensors"]);
+    let mut flipped = whole.clone();
+    *flipped.last_mut().expect("a byte") ^= 1;
+    fs::write(&optimizer, flipped).expect("written");
+    workshop.train("run", &["--resume"]).refused(1, &["optimizer.safetensors", "damaged", "SHA-256"]);
     fs::write(&optimizer, whole).expect("written");
     let metrics = workshop.path("run/metrics.jsonl");
     let text = fs::read(&metrics).expect("metrics");
@@ -247,6 +256,11 @@ fn a_checkpoint_of_another_model_is_refused() {
     workshop.train("run", &["--set", "schedule.max_steps=1"]).ok();
     let config = workshop.path("run/checkpoints/latest/adapter_model.safetensors");
     fs::copy(fixture("adapters/llama-all-linear/adapter_model.safetensors"), config).expect("copied");
+    workshop
+        .train("run", &["--resume", "--set", "schedule.max_steps=2"])
+        .refused(1, &["adapter_model.safetensors", "SHA-256", "checkpoint.sha256"]);
+    // Also where no sum tells.
+    fs::remove_file(workshop.path("run/checkpoints/latest/checkpoint.sha256")).expect("removed");
     workshop
         .train("run", &["--resume", "--set", "schedule.max_steps=2"])
         .refused(1, &["adapter_model.safetensors", "lora", "not F32"]);

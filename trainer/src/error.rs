@@ -133,6 +133,9 @@ pub enum Error {
         /// The last complete step.
         step: u64,
     },
+    /// Ctrl-C during a held-out measurement.
+    #[error("interrupted in a held-out measurement")]
+    MeasurementInterrupted,
     /// Ctrl-C during an evaluation.
     #[error(
         "interrupted after {done} of {of} samples; {}",
@@ -214,12 +217,25 @@ impl Error {
             | Self::Value { .. }
             | Self::NoEffect { .. }
             | Self::Missing { .. } => 2,
-            Self::Interrupted { .. } | Self::EvaluationInterrupted { .. } | Self::WaitInterrupted { .. } => 130,
+            _ if self.was_asked_for() => 130,
             Self::Stopped { source, .. } => source.exit_code(),
             Self::Runtime(error) if error.is_device_lost() => 3,
             Self::TeacherLost { .. } => 4,
             Self::Serve(error) if error.is_usage() => 2,
             _ => 1,
+        }
+    }
+
+    /// Whether someone stopped the program, which is no failure.
+    #[must_use]
+    pub fn was_asked_for(&self) -> bool {
+        match self {
+            Self::Interrupted { .. }
+            | Self::MeasurementInterrupted
+            | Self::EvaluationInterrupted { .. }
+            | Self::WaitInterrupted { .. } => true,
+            Self::Stopped { source, .. } => source.was_asked_for(),
+            _ => false,
         }
     }
 

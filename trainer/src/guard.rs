@@ -1,4 +1,5 @@
-//! Whether a student and a teacher can be compared token by token: found out by asking both, not by comparing sizes.
+//! Whether a student and a teacher can be compared token by token: found out by asking both, not by comparing sizes. What
+//! one has besides (padding of its head, a token that was added) is left out of the comparison.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +8,7 @@ use runtime::text::{ChatTemplate, Tokenizer};
 
 use crate::data::Message;
 use crate::prompt::render;
-use crate::{Error, Result};
+use crate::{Error, Result, turn_end};
 
 /// Texts on which tokenizers differ when they differ at all: scripts, digits, white space, code, control characters.
 const PROBES: [&str; 12] = [
@@ -25,20 +26,31 @@ const PROBES: [&str; 12] = [
     "",
 ];
 
-/// Refuses a teacher that reads or ends texts differently from the student.
+/// Refuses a teacher that reads texts differently from the student, or ends them differently unless the ends were `chosen`.
+/// Returns the ids that both have: what heads have beyond is padding, or a token that only one of them knows.
 ///
 /// # Errors
 /// [`Error::Models`] with the probe and both answers.
-pub(crate) fn compare(student: &ModelFiles, teacher: &ModelFiles) -> Result<()> {
+pub(crate) fn compare(student: &ModelFiles, teacher: &ModelFiles, chosen: bool) -> Result<usize> {
     let (ours, theirs) = (student.tokenizer()?, teacher.tokenizer()?);
+    let sizes = [own_ids(student)?, own_ids(teacher)?];
+    let ids = sizes[0].min(sizes[1]);
     if ours.fingerprint() != theirs.fingerprint() {
-        compare_tokenizers(ours, theirs)?;
+        compare_tokenizers(ours, theirs, ids)?;
     }
-    if student.config.vocab_size != teacher.config.vocab_size {
-        return Err(differ("rows of the output head", student.config.vocab_size, teacher.config.vocab_size));
+    if !chosen {
+        compare_ends(student, &teacher.config.eos_token_ids)?;
     }
-    compare_ends(&student.config.eos_token_ids, &teacher.config.eos_token_ids)?;
-    compare_templates(student.chat_template.as_ref(), teacher.chat_template.as_ref())
+    compare_templates(student.chat_template.as_ref(), teacher.chat_template.as_ref())?;
+    Ok(ids)
+}
+
+/// Ids of tokens that a model has a row for.
+///
+/// # Errors
+/// A model without a tokenizer.
+pub(crate) fn own_ids(files: &ModelFiles) -> Result<usize> {
+    Ok(files.tokenizer()?.vocab_size().min(files.config.vocab_size))
 }
 
 /// What a server says of its model.
@@ -62,29 +74,41 @@ pub(crate) struct Described<'a> {
 pub(crate) fn compare_described(
     student: &ModelFiles,
     teacher: &Described<'_>,
+    chosen: bool,
     tokenize: &dyn Fn(&str, bool) -> Result<Vec<u32>>,
-) -> Result<()> {
+) -> Result<usize> {
     let ours = student.tokenizer()?;
     if ours.fingerprint() != teacher.fingerprint {
         compare_probes(ours, tokenize)?;
     }
-    if ours.vocab_size() != teacher.vocab_size {
-        return Err(differ("sizes of the vocabulary", ours.vocab_size(), teacher.vocab_size));
+    if !chosen {
+        compare_ends(student, teacher.eos_token_ids)?;
     }
-    if student.config.vocab_size != teacher.model_vocab_size {
-        return Err(differ("rows of the output head", student.config.vocab_size, teacher.model_vocab_size));
-    }
-    compare_ends(&student.config.eos_token_ids, teacher.eos_token_ids)?;
     let template = teacher.chat_template.map(|source| ChatTemplate::new(source, Some(ours))).transpose()?;
-    compare_templates(student.chat_template.as_ref(), template.as_ref())
+    compare_templates(student.chat_template.as_ref(), template.as_ref())?;
+    Ok(own_ids(student)?.min(teacher.vocab_size).min(teacher.model_vocab_size))
 }
 
-fn compare_ends(ours: &[u32], theirs: &[u32]) -> Result<()> {
-    let [ours, theirs] = [ours, theirs].map(|ids| ids.iter().copied().collect::<BTreeSet<u32>>());
+fn compare_ends(student: &ModelFiles, theirs: &[u32]) -> Result<()> {
+    let [ours, theirs] =
+        [&student.config.eos_token_ids[..], theirs].map(|ids| ids.iter().copied().collect::<BTreeSet<u32>>());
     if ours == theirs {
         return Ok(());
     }
-    Err(differ("end-of-sequence ids", format!("{ours:?}"), format!("{theirs:?}")))
+    let show = |ids: &BTreeSet<u32>| -> String {
+        let spell = |id: &u32| student.tokenizer.as_ref().and_then(|t| t.token(*id)).unwrap_or_else(|| id.to_string());
+        ids.iter().map(spell).collect::<Vec<_>>().join(", ")
+    };
+    let usual = turn_end::unheard(student).or_else(|| Some(student.tokenizer.as_ref()?.token(*theirs.first()?)?));
+    Err(Error::Models {
+        what: format!(
+            "end-of-sequence ids differ: student and teacher end texts with other tokens\n  student: {}\n  teacher: {}\n\
+             set `student.eos_token` to what is to end a completion of this run, such as {:?}",
+            show(&ours),
+            show(&theirs),
+            usual.unwrap_or_default()
+        ),
+    })
 }
 
 /// Refuses a teacher that has other ids for a probe.
@@ -100,13 +124,17 @@ fn compare_probes(ours: &Tokenizer, theirs: &dyn Fn(&str, bool) -> Result<Vec<u3
     Ok(())
 }
 
-fn compare_tokenizers(ours: &Tokenizer, theirs: &Tokenizer) -> Result<()> {
+/// Both have the first `ids` tokens; beyond them one may have tokens that were added to its vocabulary.
+fn compare_tokenizers(ours: &Tokenizer, theirs: &Tokenizer, ids: usize) -> Result<()> {
     compare_probes(ours, &|probe, special| Ok(theirs.encode(probe, special)?))?;
-    if ours.vocab_size() != theirs.vocab_size() {
+    let more = |tokenizer: &Tokenizer| {
+        let beyond = (ids as u32)..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
+        beyond.into_iter().all(|id| tokenizer.token(id).is_none() || tokenizer.is_added(id))
+    };
+    if !(more(ours) && more(theirs)) {
         return Err(differ("sizes of the vocabulary", ours.vocab_size(), theirs.vocab_size()));
     }
-    let size = u32::try_from(ours.vocab_size()).unwrap_or(u32::MAX);
-    match (0..size).find(|&id| ours.token(id) != theirs.token(id)) {
+    match (0..ids as u32).find(|&id| ours.token(id) != theirs.token(id)) {
         None => Ok(()),
         Some(id) => Err(differ(
             &format!("spellings of token {id}"),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::progress::say;
 
 /// A wait looks this often whether it is to end.
-const GLANCE: Duration = Duration::from_millis(50);
+pub(crate) const GLANCE: Duration = Duration::from_millis(50);
 
 /// Whether someone asked to stop.
 #[derive(Debug, Clone, Default)]

@@ -11,6 +11,7 @@ pub mod eval;
 mod guard;
 pub mod interrupt;
 mod limits;
+mod lock;
 pub mod loss;
 pub mod memory;
 pub mod metrics;
@@ -21,5 +22,6 @@ pub mod recipe;
 pub mod schedule;
 mod teacher;
 mod terminal;
+mod turn_end;
 
 pub use error::{Error, Result};

@@ -22,9 +22,25 @@ pub enum Purpose {
 /// Plans for `spec` and `workload`, prints the plan, and makes it the device's limit.
 ///
 /// # Errors
-/// [`Error::Memory`] when it needs more than there is; what the plan itself refuses.
+/// As [`show`]; another process took the memory meanwhile.
 pub(crate) fn plan(
     spec: &mut RuntimeSpec,
+    workload: &Workload,
+    purpose: Purpose,
+    progress: Progress,
+) -> Result<MemoryPlan> {
+    let plan = show(spec, workload, purpose, progress)?;
+    plan.enforce()?;
+    plan.apply(spec);
+    Ok(plan)
+}
+
+/// Plans for `spec` and `workload` and prints the plan.
+///
+/// # Errors
+/// [`Error::Memory`] when it needs more than there is; what the plan itself refuses.
+pub(crate) fn show(
+    spec: &RuntimeSpec,
     workload: &Workload,
     purpose: Purpose,
     progress: Progress,
@@ -49,8 +65,6 @@ pub(crate) fn plan(
     }
     check(&plan, purpose, Means::of(spec))?;
     check_pinned(&plan)?;
-    plan.enforce()?;
-    plan.apply(spec);
     Ok(plan)
 }
 

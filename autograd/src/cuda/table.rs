@@ -89,6 +89,7 @@ pub(super) const FILES: &[File] = &[
             "cast_to_f32",
             "column_sum_partials",
             "dropout",
+            "exclude_columns",
             "fill",
             "scale",
             "scale_bf16",

@@ -1,6 +1,6 @@
 //! Cross-entropy from hidden states.
 
-use super::head::{HeadLoss, LogitChunk, RowLoss, Rows, check_targets, head_loss};
+use super::head::{Head, HeadLoss, LogitChunk, RowLoss, Rows, check_targets, head_loss};
 use super::log_prob::{portable_row, row_log_prob};
 use crate::cuda::Arg;
 use crate::{Result, Tape, Tensor};
@@ -13,14 +13,15 @@ struct CrossEntropy {
 ///
 /// # Errors
 /// Shapes that do not fit, a target outside the vocabulary.
-pub fn linear_cross_entropy(
+pub fn linear_cross_entropy<'a>(
     tape: &mut Tape,
-    [hidden, head]: [&Tensor; 2],
+    head: impl Into<Head<'a>>,
     targets: &[u32],
     weights: &[f32],
 ) -> Result<(Tensor, Rows)> {
-    let op = HeadLoss::new(CrossEntropy { targets: targets.to_vec() }, weights);
-    head_loss(tape, op, &[hidden, head])
+    let Head { hidden, weight, ids } = head.into();
+    let op = HeadLoss::new(CrossEntropy { targets: targets.to_vec() }, weights, ids);
+    head_loss(tape, op, &[hidden, weight])
 }
 
 impl RowLoss for CrossEntropy {

@@ -1,7 +1,8 @@
 //! Distillation from hidden states.
 
 use super::divergence::{Divergence, portable_divergence};
-use super::head::{HeadLoss, LogitChunk, RowLoss, Rows, Teacher, check_targets, check_temperature, head_loss};
+use super::ensure;
+use super::head::{Head, HeadLoss, LogitChunk, RowLoss, Rows, Teacher, check_targets, check_temperature, head_loss};
 use super::log_prob::{log_prob, portable_row};
 use crate::cpu::rows::first_max;
 use crate::cuda::Arg;
@@ -20,7 +21,7 @@ pub struct Distill {
 /// `teacher_entropy` (nats, at the temperature), `agreement` (1 when both prefer the same token) and `plain_logprob`
 /// (of `targets[t]` under the student at temperature 1, whatever the loss's temperature is).
 ///
-/// Hidden states are `[N, H]` and may differ in width; the heads share one vocabulary. The teacher is a constant. Where only
+/// Hidden states are `[N, H]` and may differ in width, heads in their padding: the student's `ids` are those of both. The teacher is a constant. Where only
 /// its most likely tokens are given, all values but the student's own are those of the bucketed distributions (see
 /// [`super::TopRows`]), and `teacher_entropy` that of its estimate.
 ///
@@ -29,16 +30,19 @@ pub struct Distill {
 /// given most likely tokens.
 pub fn linear_distill<'a>(
     tape: &mut Tape,
-    [hidden, head]: [&Tensor; 2],
+    student: impl Into<Head<'a>>,
     teacher: impl Into<Teacher<'a>>,
     targets: &[u32],
     weights: &[f32],
     distill: &Distill,
 ) -> Result<(Tensor, Rows)> {
+    let Head { hidden, weight, ids } = student.into();
     let mut loss = Rowwise { distill: *distill, targets: targets.to_vec(), best: None };
     match teacher.into() {
-        Teacher::Hidden([teacher_hidden, teacher_head]) => {
-            head_loss(tape, HeadLoss::new(loss, weights), &[hidden, head, teacher_hidden, teacher_head])
+        Teacher::Hidden(teacher) => {
+            let inputs = [hidden, weight, teacher.hidden, teacher.weight];
+            ensure(ids == teacher.ids, Rowwise::NAME, "equal vocabularies of student and teacher", &inputs)?;
+            head_loss(tape, HeadLoss::new(loss, weights, ids), &inputs)
         }
         Teacher::Given(given) => {
             if let Some(value) = given.temperature() {
@@ -55,7 +59,11 @@ pub fn linear_distill<'a>(
                 }
             }
             loss.best = given.best();
-            head_loss(tape, HeadLoss { given: Some(given.clone()), ..HeadLoss::new(loss, weights) }, &[hidden, head])
+            head_loss(
+                tape,
+                HeadLoss { given: Some(given.clone()), ..HeadLoss::new(loss, weights, ids) },
+                &[hidden, weight],
+            )
         }
     }
 }

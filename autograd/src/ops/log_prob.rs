@@ -1,9 +1,9 @@
 //! Log-probabilities of given tokens, from hidden states.
 
-use super::head::{HeadLoss, LogitChunk, RowLoss, check_targets, check_temperature, head_loss};
+use super::head::{Head, HeadLoss, LogitChunk, RowLoss, check_targets, check_temperature, head_loss};
 use crate::cpu::rows::{entropy_and_exp, normalizer, scale_in_place};
 use crate::cuda::Arg;
-use crate::{Result, Tape, Tensor, portable};
+use crate::{Result, Tape, portable};
 
 /// The sum of `ln p(targets[t])`, whose rows are the log-probabilities themselves.
 struct TokenLogProbs {
@@ -15,10 +15,11 @@ struct TokenLogProbs {
 ///
 /// # Errors
 /// Shapes that do not fit, a target outside the vocabulary, a temperature that is not positive.
-pub fn linear_log_prob([hidden, head]: [&Tensor; 2], targets: &[u32], temperature: f64) -> Result<Vec<f32>> {
+pub fn linear_log_prob<'a>(head: impl Into<Head<'a>>, targets: &[u32], temperature: f64) -> Result<Vec<f32>> {
+    let Head { hidden, weight, ids } = head.into();
     let loss = TokenLogProbs { targets: targets.to_vec(), temperature };
-    let op = HeadLoss::new(loss, &vec![1.0; targets.len()]);
-    let (_, mut rows) = head_loss(&mut Tape::off(), op, &[hidden, head])?;
+    let op = HeadLoss::new(loss, &vec![1.0; targets.len()], ids);
+    let (_, mut rows) = head_loss(&mut Tape::off(), op, &[hidden, weight])?;
     Ok(rows.remove("logprob").unwrap_or_default())
 }
 

@@ -27,7 +27,7 @@ pub use cross_entropy::linear_cross_entropy;
 pub use distill::{Distill, linear_distill};
 pub use divergence::Divergence;
 pub use embedding::{Embedding, embedding};
-pub use head::{GivenRows, LogitRows, Precision, Rows, Teacher, TopRows, gpu_loss_bytes, logits};
+pub use head::{GivenRows, Head, LogitRows, Precision, Rows, Teacher, TopRows, gpu_loss_bytes, logits};
 pub use linear::{Around, Dropout, Linear, LowRank, Projection, linear, merge, project, project_within};
 pub use log_prob::linear_log_prob;
 pub use policy_gradient::linear_policy_gradient;

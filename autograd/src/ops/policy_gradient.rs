@@ -1,6 +1,6 @@
 //! Policy gradient with importance ratios, from hidden states.
 
-use super::head::{HeadLoss, LogitChunk, RowLoss, Rows, check_targets, check_temperature, head_loss};
+use super::head::{Head, HeadLoss, LogitChunk, RowLoss, Rows, check_targets, check_temperature, head_loss};
 use super::log_prob::{portable_row, row_log_prob};
 use crate::cuda::Arg;
 use crate::{Result, Tape, Tensor, portable};
@@ -19,9 +19,9 @@ struct PolicyGradient {
 ///
 /// # Errors
 /// Shapes that do not fit, a target outside the vocabulary, a temperature that is not positive.
-pub fn linear_policy_gradient(
+pub fn linear_policy_gradient<'a>(
     tape: &mut Tape,
-    [hidden, head]: [&Tensor; 2],
+    head: impl Into<Head<'a>>,
     targets: &[u32],
     [sampled_logprobs, advantages]: [&[f32]; 2],
     weights: &[f32],
@@ -33,7 +33,8 @@ pub fn linear_policy_gradient(
         advantages: advantages.to_vec(),
         temperature,
     };
-    head_loss(tape, HeadLoss::new(loss, weights), &[hidden, head])
+    let Head { hidden, weight, ids } = head.into();
+    head_loss(tape, HeadLoss::new(loss, weights, ids), &[hidden, weight])
 }
 
 impl RowLoss for PolicyGradient {

@@ -342,10 +342,10 @@ fn draws_are_of_the_right_distribution() {
     let hidden: Vec<f32> = (0..rows * 8).map(|i| if i % 8 == i / 8 { 1.0 } else { 0.0 }).collect();
     let head: Vec<f32> =
         (0..vocab * 8).map(|i| if i % 8 < rows { rounded(logits[(i % 8) * vocab + i / 8]) } else { 0.0 }).collect();
-    let z = ops::logits(
+    let z = ops::logits([
         &Tensor::new(GPU, hidden, [rows, 8]).expect("memory"),
         &Tensor::weight(GPU, head, [vocab, 8]).expect("memory"),
-    )
+    ])
     .expect("runs");
     let values = z.to_vec();
     let board = DrawBoard::new(0, rows).expect("memory");

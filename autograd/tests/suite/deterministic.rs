@@ -115,7 +115,7 @@ fn a_row_of_a_product_does_not_depend_on_the_others() {
     for (hidden, vocab, rows) in [(1024, 151_936, 300), (2560, 32_000, 2100), (576, 49_152, 300), (64, 1003, 300)] {
         let head = weight([vocab, hidden], 9);
         rows_stand_alone(&format!("head {vocab} of {hidden}"), rows, hidden, &|x, _| {
-            ops::logits(x, &head).expect("runs")
+            ops::logits([x, &head]).expect("runs")
         });
     }
     assert_eq!(launches("matmul"), before, "products in an order of cuBLASLt's choice");
@@ -184,7 +184,7 @@ fn sampler_and_losses_agree_on_log_probabilities() {
             let (top_k, top_p, min_p, seed, position) = (0, 1.0, 0.0, 7, 11);
             let draw = |row| Draw { temperature, top_k, top_p, min_p, seed, request: row as u64, position };
             let draws: Vec<DrawRow<'_>> = (0..rows).map(|row| draw(row).into()).collect();
-            let logits = ops::logits(&hidden, &head).expect("runs");
+            let logits = ops::logits([&hidden, &head]).expect("runs");
             let drawn = board.draw(&logits, &draws).and_then(PendingDraws::wait).expect("runs");
             let (mut tokens, mut plain, mut sampling) = (vec![], vec![], vec![]);
             for d in drawn {

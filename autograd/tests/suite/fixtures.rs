@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use autograd::ops::{self, Attention, Distill, Divergence, LowRank, Projection, QkRope, RopeTable, Sequences};
+use autograd::ops::{self, Attention, Distill, Divergence, Head, LowRank, Projection, QkRope, RopeTable, Sequences};
 use autograd::{Device, Result, Tape, Tensor};
 
 use super::support::assert_close;
@@ -186,29 +186,35 @@ fn losses_from_hidden_states() {
     }
 }
 
-/// Values and gradients of every entry of `losses.json`, through an identity head, to 1e-6.
-fn check_rows(
-    what: &str,
-    entry: &Value,
-    run: impl Fn(&mut Tape, [&Tensor; 2], &Tensor) -> Result<(Tensor, ops::Rows)>,
-) {
+/// An identity head with `padding` rows more, whose logits would be far above the others.
+fn identity(device: Device, vocab: usize, padding: usize) -> Tensor {
+    let unit = (0..vocab * vocab).map(|i| if i / vocab == i % vocab { 1.0 } else { 0.0 });
+    let more = (0..padding * vocab).map(|i| if i % 3 == 0 { 20.0 } else { -20.0 });
+    Tensor::weight(device, unit.chain(more).collect(), [vocab + padding, vocab]).expect("the data fills the shape")
+}
+
+/// Values and gradients of every entry of `losses.json`, through an identity head, to 1e-6; with and without padding of the
+/// student's head and of the teacher's, which those who wrote the entries did not have.
+fn check_rows(what: &str, entry: &Value, run: impl Fn(&mut Tape, Head<'_>, Head<'_>) -> Result<(Tensor, ops::Rows)>) {
     let fixture = fixture("losses");
     let [rows, vocab] = wholes(&fixture["shape"])[..] else { panic!("two dimensions") };
-    for device in DEVICES {
+    let paddings = [[0, 0], [7, 3], [0, 24]];
+    for (device, [own, other]) in DEVICES.into_iter().flat_map(|device| paddings.map(|padding| (device, padding))) {
         let [student, teacher] = ["student", "teacher"]
             .map(|key| Tensor::new(device, numbers(&fixture[key]), [rows, vocab]).expect("the data fills the shape"));
-        let unit = (0..vocab * vocab).map(|i| if i / vocab == i % vocab { 1.0 } else { 0.0 }).collect();
-        let head = Tensor::weight(device, unit, [vocab, vocab]).expect("square");
+        let heads = [own, other].map(|padding| identity(device, vocab, padding));
         let mut tape = Tape::recording();
         tape.watch(&student);
-        let (loss, values) = run(&mut tape, [&student, &head], &teacher).expect("a valid call");
+        let head = Head { hidden: &student, weight: &heads[0], ids: vocab };
+        let teacher = Head { hidden: &teacher, weight: &heads[1], ids: vocab };
+        let (loss, values) = run(&mut tape, head, teacher).expect("a valid call");
         let one = Tensor::new(device, vec![1.0], [1, 1]).expect("one value");
         let grad = tape.backward(&loss, one).expect("watched").remove(&student).expect("the loss depends on it");
         for (key, got) in [("value", &values["loss"]), ("grad", &grad.to_vec())] {
             for (i, (got, want)) in got.iter().zip(numbers(&entry[key])).enumerate() {
                 assert!(
                     (got - want).abs() <= 1e-6 * want.abs().max(1.0),
-                    "{device} {what} {key}[{i}]: {got}, not {want}"
+                    "{device} {what} {key}[{i}], padding {own} and {other}: {got}, not {want}"
                 );
             }
         }
@@ -218,9 +224,9 @@ fn check_rows(
 fn check_divergence(entry: &Value, divergence: Divergence) {
     let temperature = entry["temperature"].as_f64().unwrap_or(1.0);
     let d = Distill { divergence, temperature };
-    check_rows(&format!("{d:?}"), entry, |tape, pair, teacher| {
-        let rows = teacher.rows();
-        ops::linear_distill(tape, pair, [teacher, pair[1]], &vec![0; rows], &vec![1.0; rows], &d)
+    check_rows(&format!("{d:?}"), entry, |tape, head, teacher| {
+        let rows = head.hidden.rows();
+        ops::linear_distill(tape, head, ops::Teacher::Hidden(teacher), &vec![0; rows], &vec![1.0; rows], &d)
     });
 }
 
@@ -255,9 +261,9 @@ fn policy_gradient() {
         let tokens: Vec<u32> = wholes(&entry["tokens"]).iter().map(|&t| t as u32).collect();
         let (sampled, teacher) = (numbers(&entry["sampled"]), numbers(&entry["teacher"]));
         let advantages: Vec<f32> = sampled.iter().zip(&teacher).map(|(s, t)| t - s).collect();
-        check_rows("policy", entry, |tape, pair, _| {
+        check_rows("policy", entry, |tape, head, _| {
             let weights = vec![1.0; tokens.len()];
-            ops::linear_policy_gradient(tape, pair, &tokens, [&sampled, &advantages], &weights, 1.0)
+            ops::linear_policy_gradient(tape, head, &tokens, [&sampled, &advantages], &weights, 1.0)
         });
     }
 }

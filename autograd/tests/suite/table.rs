@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use autograd::ops::{
-    self, Around, Attention, Distill, Divergence, Dropout, LowRank, Projection, QkRope, RopeTable, Rows, Sequences,
+    self, Around, Attention, Distill, Divergence, Dropout, Head, LowRank, Projection, QkRope, RopeTable, Rows,
+    Sequences, Teacher,
 };
 use autograd::{Index, Result, Tape, Tensor};
 
@@ -292,12 +293,28 @@ const LOSS_SHAPES: [[usize; 3]; 3] = [[5, 23, 12], [4, 300, 9], [270, 40, 8]];
 fn token_losses() -> Vec<Case> {
     let mut cases = vec![];
     for dims @ [t, vocab, _] in LOSS_SHAPES {
+        let fewer = targets(t, vocab - 3);
         let (targets, weights) = (targets(t, vocab), weights(t));
         let [sampled, advantages] = [random(t, 31).iter().map(|v| v - 2.0).collect::<Vec<_>>(), random(t, 32)];
         let (y, w) = (targets.clone(), weights.clone());
         cases.push(Case::loss("cross_entropy", format!("{dims:?}"), head(dims, 20), move |tape, x| {
             ops::linear_cross_entropy(tape, [x[0], x[1]], &y, &w)
         }));
+        let (y, w) = (fewer.clone(), weights.clone());
+        cases.push(Case::loss("cross_entropy", format!("{dims:?} padded"), head(dims, 20), move |tape, x| {
+            ops::linear_cross_entropy(tape, Head { hidden: x[0], weight: x[1], ids: vocab - 3 }, &y, &w)
+        }));
+        let (y, w, s, a) = (fewer.clone(), weights.clone(), sampled.clone(), advantages.clone());
+        cases.push(Case::loss("policy_gradient", format!("{dims:?} padded"), head(dims, 20), move |tape, x| {
+            let head = Head { hidden: x[0], weight: x[1], ids: vocab - 3 };
+            ops::linear_policy_gradient(tape, head, &y, [&s, &a], &w, 0.7)
+        }));
+        let y = fewer;
+        let log_prob = Case::new("log_prob", format!("{dims:?} padded"), head(dims, 20), move |_, x| {
+            let values = ops::linear_log_prob(Head { hidden: x[0], weight: x[1], ids: vocab - 3 }, &y, 0.7)?;
+            Tensor::new(x[0].device(), values, [y.len(), 1])
+        });
+        cases.push(Case { differentiable: false, ..log_prob });
         for temperature in [1.0, 0.7] {
             let (y, w, s, a) = (targets.clone(), weights.clone(), sampled.clone(), advantages.clone());
             let name = format!("{dims:?} temperature {temperature}");
@@ -345,10 +362,35 @@ fn distillation() -> Vec<Case> {
         }
         cases.push(case([270, 40, 8], 9, divergence, 1.0));
     }
+    cases.extend(padded());
     let jsd = Divergence::Jsd { beta: 0.5 };
     cases.push(case([5, 23, 12], 12, jsd, 1.0).reusing(&[0, 1, 2, 1]));
     cases.push(case([5, 23, 12], 12, jsd, 1.0).reusing(&[0, 1, 0, 3]));
     cases.extend(super::given::cases());
+    cases
+}
+
+/// Heads of 23 and 40 rows, of which 21 belong to tokens: 21 is no multiple of the width of a vector.
+fn padded() -> Vec<Case> {
+    const IDS: usize = 21;
+    let (t, hidden) = (5, 12);
+    let mut cases = vec![];
+    for [own, other] in [[23, 40], [40, 23], [21, 23]] {
+        for divergence in divergences(IDS) {
+            let operands = [head([t, own, hidden], 20), head([t, other, 7], 24)].concat();
+            let name = format!("{IDS} ids of heads {own} and {other}, {divergence:?}");
+            let (weights, targets) = (weights(t), targets(t, IDS));
+            let case = Case::loss("distill", name, operands, move |tape, x| {
+                let distill = Distill { divergence, temperature: 0.9 };
+                let head = Head { hidden: x[0], weight: x[1], ids: IDS };
+                let teacher = Head { hidden: x[2], weight: x[3], ids: IDS };
+                ops::linear_distill(tape, head, Teacher::Hidden(teacher), &targets, &weights, &distill)
+            });
+            let chooses = matches!(divergence, Divergence::TopK { k, .. } if k < IDS);
+            let step = if chooses { Some(5e-4) } else { case.step };
+            cases.push(Case { constants: vec![2, 3], step, ..case });
+        }
+    }
     cases
 }
 

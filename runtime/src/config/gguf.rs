@@ -41,6 +41,7 @@ impl ModelConfig {
             num_kv_heads,
             head_dim,
             vocab_size: vocab_size(file)?,
+            token_ids: vocab_size(file)?,
             rms_norm_eps: file.f64(&key("attention.layer_norm_rms_epsilon")).map(shortest)?,
             rope: rope::from_gguf(file, arch, head_dim)?,
             tie_word_embeddings: file.dims("output.weight").is_none(),

@@ -106,6 +106,7 @@ impl ModelConfig {
             num_kv_heads: num_kv_heads(&object, family, num_heads)?,
             head_dim: head_dim(&object, family, hidden_size, num_heads)?,
             vocab_size: object.required_usize("vocab_size")?,
+            token_ids: object.required_usize("vocab_size")?,
             rms_norm_eps: object.f64("rms_norm_eps")?.unwrap_or(1e-6),
             rope: rope::from_hf(&object, max_position_embeddings)?,
             tie_word_embeddings: object.bool("tie_word_embeddings")?,

@@ -71,7 +71,7 @@ fn step(
         Error::Op(e) => e,
         other => unreachable!("a forward pass only runs ops: {other}"),
     })?;
-    ops::logits(&hidden, pass.weights.output_head())
+    ops::logits(ops::Head { hidden: &hidden, weight: pass.weights.output_head(), ids: decoder.config.token_ids })
 }
 
 impl SlotEngine {

@@ -92,7 +92,7 @@ impl SlotEngine {
     fn score_continuations(&mut self, rows: &[Row], hidden: &Tensor) -> Result<()> {
         let places = rows.iter().map(|row| row.row).collect();
         let hidden = ops::select_rows(&mut Tape::off(), hidden, &places)?;
-        let logits = ops::logits(&hidden, self.serving.weights.output_head())?.read()?;
+        let logits = ops::logits(self.head(&hidden))?.read()?;
         let logits = logits.par_chunks(self.config().vocab_size);
         let scores: Vec<(f64, bool)> = rows.par_iter().zip(logits).map(|(row, z)| score(z, row.target)).collect();
         for (row, score) in rows.iter().zip(scores) {

@@ -15,7 +15,9 @@ impl SlotEngine {
         self.check_grade(request)?;
         let mut grades = match request.wanted {
             Wanted::LogProbs { .. } => Grades::LogProbs(Vec::with_capacity(request.sequences.len())),
-            Wanted::Logits(_) => Grades::Rows { bytes: vec![], columns: self.config().vocab_size },
+            Wanted::Logits(_) => {
+                Grades::Rows { bytes: vec![], columns: request.token_ids.unwrap_or(self.config().vocab_size) }
+            }
             Wanted::Hidden { .. } => Grades::Rows { bytes: vec![], columns: self.config().hidden_size },
         };
         let mut rest = &request.sequences[..];
@@ -28,14 +30,23 @@ impl SlotEngine {
             // One always fits: it was checked.
             let count = rest.iter().take_while(fits).count().max(1);
             let (batch, later) = rest.split_at(count);
-            self.grade_batch(batch, &request.wanted, &mut grades)?;
+            self.grade_batch(batch, request, &mut grades)?;
             rest = later;
         }
         Ok(Graded { version: self.version, grades })
     }
 
+    /// The head with `token_ids`, where they are given.
+    fn head_of<'a>(&'a self, hidden: &'a Tensor, token_ids: Option<usize>) -> ops::Head<'a> {
+        let head = self.head(hidden);
+        ops::Head { ids: token_ids.unwrap_or(head.ids), ..head }
+    }
+
     fn check_grade(&self, request: &GradeRequest) -> Result<()> {
         let config = self.config();
+        if let Some(ids) = request.token_ids.filter(|&ids| ids == 0 || ids > config.vocab_size) {
+            return Err(Error::Request(format!("{ids} ids are to be compared, of 1 to {}", config.vocab_size)));
+        }
         let about_tokens = matches!(request.wanted, Wanted::LogProbs { .. });
         for (number, span) in request.sequences.iter().enumerate() {
             check_ids(&span.tokens, config)?;
@@ -52,8 +63,9 @@ impl SlotEngine {
         }
         if let Wanted::LogProbs { top, ids, temperature, .. } = &request.wanted {
             check_ids(ids, config)?;
-            if *top > config.vocab_size {
-                return Err(Error::Request(format!("top {top} exceeds the vocabulary of {}", config.vocab_size)));
+            let compared = request.token_ids.unwrap_or(config.vocab_size);
+            if *top > compared {
+                return Err(Error::Request(format!("top {top} exceeds the vocabulary of {compared}")));
             }
             if !(*temperature > 0.0 && temperature.is_finite()) {
                 return Err(Error::Request(format!("temperature {temperature} must be positive")));
@@ -62,7 +74,8 @@ impl SlotEngine {
         Ok(())
     }
 
-    fn grade_batch(&self, batch: &[Span], wanted: &Wanted, grades: &mut Grades) -> Result<()> {
+    fn grade_batch(&self, batch: &[Span], request: &GradeRequest, grades: &mut Grades) -> Result<()> {
+        let wanted = &request.wanted;
         let (mut ids, mut lengths, mut rows) = (vec![], vec![], vec![]);
         for span in batch {
             // Position i is the row of the token before it.
@@ -82,13 +95,15 @@ impl SlotEngine {
                 precision.encode(&hidden.read()?, bytes);
             }
             (Wanted::Logits(precision), Grades::Rows { bytes, .. }) => {
-                self.each_logits(&hidden, |_, z| {
-                    precision.encode(&z, bytes);
+                let columns = request.token_ids.unwrap_or(self.config().vocab_size);
+                self.each_logits(&hidden, request.token_ids, |_, z| {
+                    z.chunks(self.config().vocab_size).for_each(|row| precision.encode(&row[..columns], bytes));
                     Ok(())
                 })?;
             }
             (Wanted::LogProbs { top, ids, temperature, ranks }, Grades::LogProbs(graded)) => {
-                let asked = Asked { top: *top, ids, temperature: *temperature, ranks: *ranks };
+                let token_ids = request.token_ids;
+                let asked = Asked { top: *top, ids, temperature: *temperature, ranks: *ranks, token_ids };
                 graded.extend(self.log_probs(&hidden, batch, &asked)?);
             }
             _ => unreachable!("the grades were made for what is wanted"),
@@ -97,11 +112,16 @@ impl SlotEngine {
     }
 
     /// Calls `take(first row, logits)` for some rows of `hidden` after others.
-    fn each_logits(&self, hidden: &Tensor, mut take: impl FnMut(usize, Vec<f32>) -> Result<()>) -> Result<()> {
+    fn each_logits(
+        &self,
+        hidden: &Tensor,
+        token_ids: Option<usize>,
+        mut take: impl FnMut(usize, Vec<f32>) -> Result<()>,
+    ) -> Result<()> {
         for first in (0..hidden.rows()).step_by(CHUNK) {
             let places: Vec<u32> = (first..(first + CHUNK).min(hidden.rows())).map(|row| row as u32).collect();
             let rows = ops::select_rows(&mut Tape::off(), hidden, &places.into())?;
-            take(first, ops::logits(&rows, self.serving.weights.output_head())?.read()?)?;
+            take(first, ops::logits(self.head_of(&rows, token_ids))?.read()?)?;
         }
         Ok(())
     }
@@ -110,13 +130,12 @@ impl SlotEngine {
         let targets: Vec<u32> = batch.iter().flat_map(|span| &span.tokens[span.positions.clone()]).copied().collect();
         let rows: Vec<Row> = if asked.top == 0 && asked.ids.is_empty() && !asked.ranks {
             // What a loss would be told, without the logits leaving the device.
-            let head = self.serving.weights.output_head();
-            let logprobs = ops::linear_log_prob([hidden, head], &targets, asked.temperature)?;
+            let logprobs = ops::linear_log_prob(self.head_of(hidden, asked.token_ids), &targets, asked.temperature)?;
             let row = |logprob| Row { logprob: f64::from(logprob), ..Row::default() };
             logprobs.into_iter().map(row).collect()
         } else {
             let (mut rows, vocab) = (Vec::with_capacity(targets.len()), self.config().vocab_size);
-            self.each_logits(hidden, |first, z| {
+            self.each_logits(hidden, asked.token_ids, |first, z| {
                 let part = z.par_chunks(vocab).enumerate().map(|(i, z)| asked.row(z, targets[first + i]));
                 rows.par_extend(part);
                 Ok(())
@@ -142,6 +161,7 @@ pub(super) struct Asked<'a> {
     pub(super) ids: &'a [u32],
     pub(super) temperature: f64,
     pub(super) ranks: bool,
+    pub(super) token_ids: Option<usize>,
 }
 
 /// What is said of one position.
@@ -157,7 +177,7 @@ pub(super) struct Row {
 impl Asked<'_> {
     /// The own token alone, of the model's own distribution.
     pub(super) fn plain() -> Self {
-        Self { top: 0, ids: &[], temperature: 1.0, ranks: false }
+        Self { top: 0, ids: &[], temperature: 1.0, ranks: false, token_ids: None }
     }
 
     /// From logits, in double precision.
@@ -221,7 +241,7 @@ mod tests {
     #[test]
     fn ranks_are_places_in_the_list_of_the_likeliest() {
         let z = [0.5, 2.0, -1.0, 2.0, f32::NEG_INFINITY, 0.5, 3.0, f32::NEG_INFINITY];
-        let asked = Asked { top: z.len(), ids: &[], temperature: 0.7, ranks: true };
+        let asked = Asked { top: z.len(), ids: &[], temperature: 0.7, ranks: true, token_ids: None };
         for target in 0..z.len() as u32 {
             let row = asked.row(&z, target);
             assert_eq!(row.top[row.rank as usize - 1].0, target);

@@ -58,12 +58,6 @@ impl Engine {
                 Some(SlotEngine::load(Slot::Teacher, teacher, spec, shared, progress)?)
             }
         };
-        if let Some(teacher) = &teacher {
-            let vocabularies = [student.config().vocab_size, teacher.config().vocab_size];
-            if vocabularies[0] != vocabularies[1] {
-                return Err(Error::Vocabulary { student: vocabularies[0], teacher: vocabularies[1] });
-            }
-        }
         let training = spec.training.as_ref().map(|t| TrainSession::new(t, &student)).transpose();
         let training = training.map_err(|e| e.asked_as(Entry::Optimizer))?;
         let (adapters, spec) = (BTreeMap::new(), spec.clone());

@@ -72,8 +72,8 @@ impl SlotEngine {
     fn score_rows(&self, hidden: &Tensor, rows: &[usize], tokens: &[u32], top: usize, score: &mut Score) -> Result<()> {
         let places = rows.iter().map(|&row| row as u32).collect();
         let hidden = ops::select_rows(&mut Tape::off(), hidden, &places)?;
-        let logits = ops::logits(&hidden, self.serving.weights.output_head())?.read()?;
-        let asked = Asked { top, ids: &[], temperature: 1.0, ranks: false };
+        let logits = ops::logits(self.head(&hidden))?.read()?;
+        let asked = Asked { top, ..Asked::plain() };
         let scored: Vec<Row> = rows
             .par_iter()
             .zip(logits.par_chunks(self.config().vocab_size))

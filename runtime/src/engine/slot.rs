@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
-use autograd::Device;
 use autograd::kv::{KvPool, KvShape, PAGE_TOKENS};
+use autograd::{Device, Tensor, ops};
 
 use super::card::Card;
 use super::continuation::Scoring;
@@ -19,7 +19,7 @@ use crate::request::{GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSnap
 use crate::scheduler::{RequestId, Scheduler, SchedulerConfig, SchedulerStats, SeqRequest};
 use crate::sink::Sink;
 use crate::text::Tokenizer;
-use crate::{Error, Result};
+use crate::{Error, Result, sums};
 
 /// A model on the device with its continuous batch.
 pub(crate) struct SlotEngine {
@@ -48,6 +48,11 @@ pub(crate) struct SlotEngine {
     owns_copy: bool,
 }
 
+/// Whether a model that a training run wrote is as it was written.
+fn verify(model: &Path) -> Result<()> {
+    if model.is_dir() { sums::verify(model, |name| !sums::OF_A_RUN.contains(&name)).map(drop) } else { Ok(()) }
+}
+
 impl SlotEngine {
     /// Loads a model, or takes `shared` weights for its base.
     pub(super) fn load(
@@ -64,7 +69,13 @@ impl SlotEngine {
                 let kept = (&kept[..], model.files.config.num_layers);
                 let offload = slot == Slot::Teacher && spec.training.as_ref().is_some_and(|t| t.offload.teacher);
                 let load = if offload { ModelWeights::load_offloaded } else { ModelWeights::load };
-                let weights = load(&config, &*model.files.weights, kept, spec.device, progress);
+                // The sums of a checkpoint's files are taken while they are loaded.
+                let weights = std::thread::scope(|scope| {
+                    let whole = scope.spawn(|| verify(&model.files.path));
+                    let weights = load(&config, &*model.files.weights, kept, spec.device, progress);
+                    whole.join().expect("reading files does not panic")?;
+                    weights
+                });
                 Arc::new(weights.map_err(|e| e.asked_as(Entry::Weights))?)
             }
         };
@@ -113,6 +124,11 @@ impl SlotEngine {
 
     pub(crate) fn decoder(&self) -> &Decoder {
         &self.decoder
+    }
+
+    /// Hidden states with the head that makes logits of them.
+    pub(super) fn head<'a>(&'a self, hidden: &'a Tensor) -> ops::Head<'a> {
+        ops::Head { hidden, weight: self.serving.weights.output_head(), ids: self.config().token_ids }
     }
 
     /// The weights that requests are answered with.

@@ -149,7 +149,7 @@ impl SlotEngine {
             return Ok(None);
         }
         let hidden = ops::select_rows(&mut Tape::off(), &hidden, &last_rows)?;
-        Ok(Some(ops::logits(&hidden, self.serving.weights.output_head())?))
+        Ok(Some(ops::logits(self.head(&hidden))?))
     }
 
     /// Draws a token for every row on the host.

@@ -26,6 +26,11 @@ fn elements(spec: &TensorSpec) -> u64 {
     spec.shape.iter().map(|&size| size as u64).product()
 }
 
+/// Values of a model's weights.
+pub(super) fn parameters(config: &ModelConfig) -> u64 {
+    tensors(config).iter().map(elements).sum()
+}
+
 /// Number of the block that a layer's tensor shares with others: maps of one input lie behind each other on a GPU.
 fn joined_with(part: Part) -> Option<usize> {
     match part {
@@ -126,6 +131,11 @@ impl Branches {
             .map(|(_, shape)| shape.first().copied().unwrap_or(0) as u64)
             .sum();
         Ok(Self { tensors, merged: vec![], ranks: ranks.div_ceil(layers.max(1) as u64) })
+    }
+
+    /// Their values.
+    pub(super) fn parameters(&self) -> u64 {
+        self.tensors.iter().sum()
     }
 
     /// All branches in `value` bytes a value.

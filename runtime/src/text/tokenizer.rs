@@ -169,6 +169,16 @@ impl Tokenizer {
         }
     }
 
+    /// Whether the token was added to the vocabulary, so that text has other tokens only where its spelling stands.
+    pub fn is_added(&self, id: u32) -> bool {
+        self.inner.get_added_tokens_decoder().contains_key(&id)
+    }
+
+    /// Makes a token the end-of-text token.
+    pub(crate) fn set_eos(&mut self, token: &str) {
+        self.config.insert("eos_token".to_owned(), json!(token));
+    }
+
     /// Whether `decode` leaves the id out when it skips special tokens.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id)

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use autograd::ops::{self, Sequences};
+use autograd::ops::{self, Head, Sequences};
 use autograd::{Gradients, Index, Tape, Tensor};
 
 use super::{LossBatch, Needs, Teacher};
@@ -74,6 +74,10 @@ pub(super) fn run(
             let missing = || Error::Request("this loss needs a teacher, and the runtime holds none".to_owned());
             let teacher = teacher.ok_or_else(missing)?;
             check_teacher(request, teacher)?;
+            let ids = [student.config().token_ids, teacher.config().token_ids];
+            if ids[0] != ids[1] {
+                return Err(Error::Vocabulary { student: ids[0], teacher: ids[1] });
+            }
             let packed = pack(&request.sequences, |s| s.teacher_prompt.as_deref());
             let hidden = rows_of(teacher.decoder(), &mut Tape::off(), teacher.serving(), &packed)?;
             // The seconds of a phase are those of the device, not of handing it the work; the loss is read anyway.
@@ -82,7 +86,10 @@ pub(super) fn run(
         }
     };
     let given = request.teacher.as_ref().map(Teacher::Given);
-    let teacher = resident.as_ref().map(|(hidden, head)| Teacher::Resident { hidden, head }).or(given);
+    let teacher = resident
+        .as_ref()
+        .map(|(hidden, head)| Teacher::Resident(Head { hidden, weight: head, ids: student.config().token_ids }))
+        .or(given);
     report.teacher_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
     let mut tape = watch.tape();
@@ -90,6 +97,7 @@ pub(super) fn run(
     let batch = LossBatch {
         student_hidden: &hidden,
         student_head: pass.weights.output_head(),
+        token_ids: student.config().token_ids,
         teacher,
         targets: &scored.targets,
         sampled_logprobs: &scored.sampled_logprobs,
@@ -200,8 +208,8 @@ fn check(request: &TrainRequest, student: &SlotEngine) -> Result<()> {
                 config.max_position_embeddings
             ));
         }
-        if let Some(id) = s.tokens.iter().find(|&&id| id as usize >= config.vocab_size) {
-            return refuse(format!("token id {id} is outside the vocabulary of {}", config.vocab_size));
+        if let Some(id) = s.tokens.iter().find(|&&id| id as usize >= config.token_ids) {
+            return refuse(format!("token id {id} is outside the vocabulary of {}", config.token_ids));
         }
     }
     Ok(())

@@ -6,6 +6,7 @@ mod teacher;
 
 use std::collections::BTreeMap;
 
+use autograd::ops::Head;
 use autograd::{Tape, Tensor};
 
 pub(crate) use session::TrainSession;
@@ -20,6 +21,8 @@ pub struct LossBatch<'a> {
     pub student_hidden: &'a Tensor,
     /// The student's output head `[V, H]`.
     pub student_head: &'a Tensor,
+    /// Rows of both heads that belong to tokens.
+    pub token_ids: usize,
     /// The teacher, where the loss needs one.
     pub teacher: Option<Teacher<'a>>,
     /// The completion tokens, N.
@@ -33,6 +36,12 @@ pub struct LossBatch<'a> {
 }
 
 impl<'a> LossBatch<'a> {
+    /// What makes the student's logits.
+    #[must_use]
+    pub fn student(&self) -> Head<'a> {
+        Head { hidden: self.student_hidden, weight: self.student_head, ids: self.token_ids }
+    }
+
     /// The teacher of a loss that needs one.
     ///
     /// # Errors

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use autograd::Tensor;
-use autograd::ops::{self, GivenRows};
+use autograd::ops::{self, GivenRows, Head};
 
 use crate::{Error, Result};
 
@@ -52,13 +51,8 @@ impl GivenTeacher {
 /// The teacher of a micro-batch, a constant.
 #[derive(Clone, Copy)]
 pub enum Teacher<'a> {
-    /// A model of this runtime.
-    Resident {
-        /// Its final hidden states `[N, H]`.
-        hidden: &'a Tensor,
-        /// Its output head `[V, H]`.
-        head: &'a Tensor,
-    },
+    /// A model of this runtime: its final hidden states and its head.
+    Resident(Head<'a>),
     /// Elsewhere.
     Given(&'a GivenTeacher),
 }
@@ -68,7 +62,7 @@ impl<'a> Teacher<'a> {
     #[must_use]
     pub fn distribution(self) -> Option<ops::Teacher<'a>> {
         match self {
-            Self::Resident { hidden, head } => Some(ops::Teacher::Hidden([hidden, head])),
+            Self::Resident(head) => Some(ops::Teacher::Hidden(head)),
             Self::Given(given) => given.rows.as_ref().map(ops::Teacher::Given),
         }
     }
@@ -79,7 +73,7 @@ impl<'a> Teacher<'a> {
     /// What the ops refuse; a temperature that the given ones do not hold for.
     pub fn log_probs(self, targets: &[u32], temperature: f64) -> Result<Vec<f32>> {
         let given = match self {
-            Self::Resident { hidden, head } => return Ok(ops::linear_log_prob([hidden, head], targets, temperature)?),
+            Self::Resident(head) => return Ok(ops::linear_log_prob(head, targets, temperature)?),
             Self::Given(given) => given,
         };
         if let Some(rows) = &given.rows

@@ -46,6 +46,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
     let kind: Option<Kind> = fields.take("rows")?;
     let precision = rows::precision(&mut fields)?;
     let log_probs = log_probs(&mut fields, &model)?;
+    let vocab: Option<usize> = fields.take("vocab_size")?;
     fields.finish()?;
     let wanted = match (kind, log_probs, precision) {
         (Some(kind), None, precision) => kind.wanted(precision.unwrap_or(Precision::Bf16)),
@@ -58,6 +59,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         (None, None, None) => Wanted::LogProbs { top: 0, ids: vec![], temperature: 1.0, ranks: false },
         (None, Some((_, wanted)), None) => wanted,
     };
+    check_vocab(vocab, &model, &wanted)?;
     let prompts = input.encode(&model, "input", PromptEncoding::whole(true)).await?;
     let total = prompts.iter().map(|prompt| prompt.ids.len()).sum::<usize>();
     let mut sequences = Vec::with_capacity(prompts.len());
@@ -72,7 +74,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         let message = format!("positions has {} pairs for {} inputs", ranges.len(), sequences.len());
         return Err(ApiError::invalid("positions", message));
     }
-    let bytes = check_size(&wanted, &sequences, &model, app.config.max_score_bytes)?;
+    let bytes = check_size(&wanted, &sequences, &model, vocab, app.config.max_score_bytes)?;
     let copies = if kind.is_some() { 1 } else { JSON_COPIES };
     memory::hold_answer(memory::wait(bytes as u64 * copies, "the answer").await?);
     // Nothing comes before the first token, so nothing can be said of it.
@@ -81,7 +83,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         positions: range.start.max(1)..range.end,
     };
     let spans: Vec<Span> = sequences.iter().map(span).filter(|span| !span.positions.is_empty()).collect();
-    let request = GradeRequest { slot: model.slot(), sequences: spans, wanted: wanted.clone() };
+    let request = GradeRequest { slot: model.slot(), sequences: spans, wanted: wanted.clone(), token_ids: vocab };
     let graded = grade(&app, request).await?;
     let graded_rows = match graded.grades {
         Grades::Rows { bytes, columns } => return Ok(rows::response(&wanted, graded.version, bytes, columns)),
@@ -123,6 +125,18 @@ fn log_probs(fields: &mut Fields, model: &Model) -> Result<Option<(&'static str,
     Ok(Some((field, Wanted::LogProbs { top, ids, temperature, ranks: false })))
 }
 
+/// Whether so many ids can be compared.
+fn check_vocab(size: Option<usize>, model: &Model, wanted: &Wanted) -> Result<(), ApiError> {
+    let Some(size) = size else { return Ok(()) };
+    let refuse = |what: String| Err(ApiError::invalid("vocab_size", format!("vocab_size = {size}: {what}")));
+    match wanted {
+        Wanted::Hidden { .. } => refuse("hidden states have no vocabulary; leave it out".to_owned()),
+        Wanted::LogProbs { top, .. } if *top > size => refuse(format!("must be at least top_k ({top})")),
+        _ if size == 0 || size > model.vocab_size() => refuse(format!("must be from 1 to {}", model.vocab_size())),
+        _ => Ok(()),
+    }
+}
+
 /// The positions of input `number`, which has `len` tokens; with `rows` the one after the last is one too.
 fn range(positions: Option<&Positions>, number: usize, len: usize, rows: bool) -> Result<Range<usize>, ApiError> {
     let (first, last) = (usize::from(rows), len + usize::from(rows));
@@ -149,11 +163,12 @@ fn check_size(
     wanted: &Wanted,
     sequences: &[(Range<usize>, Vec<u32>)],
     model: &Model,
+    vocab: Option<usize>,
     limit: usize,
 ) -> Result<usize, ApiError> {
     let row = match wanted {
         Wanted::LogProbs { top, ids, .. } => (2 + top + ids.len()) * ENTRY_BYTES,
-        Wanted::Logits(precision) => model.vocab_size() * precision.bytes(),
+        Wanted::Logits(precision) => vocab.unwrap_or(model.vocab_size()) * precision.bytes(),
         Wanted::Hidden { precision, .. } => model.files().config.hidden_size * precision.bytes(),
     };
     let rows: usize = sequences.iter().map(|(range, _)| range.len()).sum();
@@ -234,6 +249,11 @@ pub(crate) fn describe() -> Operation {
                 .maybe("top_k", integer(0..), "So many of the likeliest tokens in each place, at most the vocabulary.")
                 .maybe("ids", list(token_id()), "These tokens in each place.")
                 .maybe("temperature", number_above(0.0, None), "Of the distribution.")
+                .maybe(
+                    "vocab_size",
+                    integer(1..),
+                    "Over the first so many ids alone: rows of the head beyond are padding.",
+                )
                 .maybe("rows", one_of(&rows::KINDS), "Instead of all that the rows themselves, as bytes.")
                 .and(rows::describe_precision()),
         )

@@ -21,7 +21,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// `arle serve --model MODEL --port 0 ARGS`, warm.
-    pub(super) fn start(model: &str, args: &[&str]) -> Self {
+    pub(crate) fn start(model: &str, args: &[&str]) -> Self {
         let server = Self::launch(Self::command(model, args));
         wait_until("ready", || server.get("/ready").status == 200);
         server

@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use runtime::sums;
+
 use super::Best;
 use crate::{Error, Result};
 
@@ -86,7 +88,7 @@ impl Checkpoints {
         format!("step_{step:06}")
     }
 
-    /// Fills a temporary folder, syncs it, and gives it the name of `step`.
+    /// Fills a temporary folder, adds the sums of its files, syncs it, and gives it the name of `step`.
     pub(super) fn publish(
         &self,
         step: u64,
@@ -96,7 +98,8 @@ impl Checkpoints {
         let name = Self::name(step);
         let (temporary, path) = (self.root.join(format!("{TEMPORARY}{name}")), self.root.join(&name));
         fs::create_dir(&temporary).map_err(Error::io(&temporary))?;
-        let written = fill(&temporary).and_then(|()| sync_tree(&temporary));
+        let summed = || sums::write(&temporary).map_err(Error::from);
+        let written = fill(&temporary).and_then(|()| summed()).and_then(|()| sync_tree(&temporary));
         if let Err(error) = written {
             remove(&temporary)?;
             return Err(error);
@@ -174,6 +177,17 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
+/// Gives the files below `from` with such names a second name below `to`, or copies them where that cannot be.
+pub(super) fn link_files(from: &Path, to: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    for name in sums::files_below(from)?.iter().filter(|name| wanted(name)) {
+        let (path, target) = (from.join(name), to.join(name));
+        let folder = target.parent().unwrap_or(to);
+        fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        fs::hard_link(&path, &target).or_else(|_| fs::copy(&path, &target).map(drop)).map_err(Error::io(&target))?;
+    }
+    Ok(())
+}
+
 fn remove(path: &Path) -> Result<()> {
     let is_folder = fs::symlink_metadata(path).map_err(Error::io(path))?.is_dir();
     if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) }.map_err(Error::io(path))
@@ -181,9 +195,10 @@ fn remove(path: &Path) -> Result<()> {
 
 /// Makes the files of a folder, and their names, durable.
 fn sync_tree(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
+    for name in sums::files_below(folder)? {
+        let path = folder.join(name);
         File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
+        path.parent().map_or(Ok(()), sync_folder)?;
     }
     sync_folder(folder)
 }

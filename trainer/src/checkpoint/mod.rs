@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! checkpoints/step_000123/   adapter_model.safetensors + adapter_config.json   (or model.safetensors + config + tokenizer)
-//!                            optimizer.safetensors   trainer_state.json
+//!                            optimizer.safetensors   trainer_state.json   checkpoint.sha256: the sums of all of them
 //!                            master_weights.safetensors   (where the model's weights are not saved in f32)
 //! checkpoints/latest         a link to the newest
 //! checkpoints/best           a link to the best, where `checkpoint.best` says what that is
@@ -10,6 +10,7 @@
 
 mod adapter;
 mod folder;
+mod inputs;
 mod model;
 mod state;
 mod tensors;
@@ -17,10 +18,12 @@ mod tensors;
 use std::path::{Path, PathBuf};
 
 use runtime::request::TrainState;
+use runtime::sums;
 
 pub use adapter::AdapterConfig;
 pub(crate) use adapter::note_other_base;
 pub use folder::Checkpoints;
+pub use inputs::{Change, InputFile, Inputs};
 pub use model::ModelExport;
 pub use state::{Best, TrainerState};
 
@@ -31,9 +34,9 @@ use crate::recipe::SavedDtype;
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 /// Name of a full model's weights.
 pub const MODEL_WEIGHTS: &str = "model.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
+const OPTIMIZER: &str = sums::OF_A_RUN[1];
 /// The trained weights in f32, from which a run continues.
-const MASTERS: &str = "master_weights.safetensors";
+const MASTERS: &str = sums::OF_A_RUN[2];
 
 /// In which form trained weights are written.
 pub enum Export {
@@ -89,24 +92,39 @@ impl Checkpoints {
         })
     }
 
-    /// Tells the newest checkpoint what was decided since it was written. `None` where it is of another step.
+    /// Writes the newest checkpoint again with what was decided since. `None` where it is of another step.
     ///
     /// # Errors
     /// When it cannot be written: then it is as it was.
     pub fn amend(&self, trainer: &TrainerState) -> Result<Option<PathBuf>> {
-        let newest = self.latest()?.filter(|path| path.ends_with(Self::name(trainer.step)));
-        newest.map(|path| trainer.write(&path).map(|()| path)).transpose()
+        let Some(newest) = self.latest()?.filter(|path| path.ends_with(Self::name(trainer.step))) else {
+            return Ok(None);
+        };
+        let written = self.publish(trainer.step, trainer.best.as_ref(), &|folder: &Path| {
+            folder::link_files(&newest, folder, |name| name != state::FILE && name != sums::LIST)?;
+            trainer.write(folder)
+        });
+        written.map(Some)
     }
 
-    /// Reads a checkpoint folder back, with its tensors in the order of `current`'s.
+    /// Reads where a run stood, and holds every file of the checkpoint against the sums that it was written with; false
+    /// where it was written without them.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged or malformed.
+    pub fn state(folder: &Path) -> Result<(TrainerState, bool)> {
+        let summed = sums::verify(folder, |_| true)?;
+        Ok((TrainerState::read(folder)?, summed))
+    }
+
+    /// Reads a checkpoint's tensors after `step` optimizer steps back, in the order of `current`'s.
     ///
     /// # Errors
     /// A file that is missing or malformed, or that holds other tensors than `current`.
-    pub fn load(folder: &Path, export: &Export, current: &TrainState) -> Result<(TrainState, TrainerState)> {
-        let trainer = TrainerState::read(folder)?;
+    pub fn load(folder: &Path, export: &Export, step: u64, current: &TrainState) -> Result<TrainState> {
         let weights = tensors::read(&folder.join(export.masters_file()), &current.weights)?;
         let moments = tensors::read(&folder.join(OPTIMIZER), &current.moments)?;
-        Ok((TrainState { weights, moments, step: trainer.optimizer_step }, trainer))
+        Ok(TrainState { weights, moments, step })
     }
 }
 

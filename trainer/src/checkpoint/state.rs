@@ -7,9 +7,12 @@ use std::path::Path;
 use runtime::read;
 use serde::{Deserialize, Serialize};
 
+use super::Inputs;
+use crate::metrics::Metrics;
 use crate::{Error, Result};
 
-const FILE: &str = "trainer_state.json";
+/// Name of the file.
+pub(super) const FILE: &str = runtime::sums::OF_A_RUN[0];
 const FORMAT: u32 = 1;
 
 /// The position of a run. Random numbers are keyed by the recipe's seed and this position, so it holds all of them.
@@ -33,6 +36,9 @@ pub struct TrainerState {
     pub seed: u64,
     /// SHA-256 of the resolved recipe.
     pub recipe_sha256: String,
+    /// Checksums of the files that the recipe names; nothing in checkpoints of earlier versions.
+    #[serde(default, skip_serializing_if = "Inputs::is_empty")]
+    pub inputs: Inputs,
     /// Length of metrics.jsonl at this step.
     pub metrics_bytes: u64,
     /// Length of samples.jsonl at this step.
@@ -45,6 +51,9 @@ pub struct TrainerState {
     /// The best step up to now, where the recipe says what is best.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best: Option<Best>,
+    /// Numbers of this step that are not written yet, because its held-out measurement was stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<Metrics>,
     /// Seconds by phase up to now, for the summary.
     pub seconds: BTreeMap<String, f64>,
 }
@@ -74,22 +83,21 @@ impl TrainerState {
             non_finite: 0,
             seed,
             recipe_sha256,
+            inputs: Inputs::default(),
             metrics_bytes: 0,
             samples_bytes: 0,
             held_out_before: BTreeMap::new(),
             teacher_scores: BTreeMap::new(),
             best: None,
+            pending: None,
             seconds: BTreeMap::new(),
         }
     }
 
-    /// Replaces the file in one step, so that a checkpoint is whole while it is amended.
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
-        let (path, temporary) = (folder.join(FILE), folder.join(format!("{FILE}.tmp")));
+        let path = folder.join(FILE);
         let text = serde_json::to_string_pretty(self).expect("plain numbers and texts");
-        fs::write(&temporary, text).map_err(Error::io(&temporary))?;
-        fs::File::open(&temporary).and_then(|file| file.sync_all()).map_err(Error::io(&temporary))?;
-        fs::rename(&temporary, &path).map_err(Error::io(&path))
+        fs::write(&path, text).map_err(Error::io(&path))
     }
 
     pub(super) fn read(folder: &Path) -> Result<Self> {

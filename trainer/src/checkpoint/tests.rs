@@ -57,10 +57,16 @@ fn what_is_saved_comes_back_bit_for_bit() {
     let path = open(run.path()).save(&export(), &weights(0.1), &state(7)).expect("saves");
     assert_eq!(
         names(&path),
-        ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"]
+        [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "checkpoint.sha256",
+            "optimizer.safetensors",
+            "trainer_state.json"
+        ]
     );
-    let (back, trainer) = Checkpoints::load(&path, &export(), &weights(0.5)).expect("loads");
-    assert_eq!(trainer, state(7));
+    let back = Checkpoints::load(&path, &export(), 7, &weights(0.5)).expect("loads");
+    assert_eq!(Checkpoints::state(&path).expect("whole"), (state(7), true));
     assert_eq!(back.step, 7);
     let bits = |tensors: &[NamedTensor]| -> Vec<(String, Vec<usize>, Vec<u32>)> {
         tensors
@@ -102,7 +108,7 @@ fn latest_follows_and_old_ones_go() {
     checkpoints.save(&export(), &weights(0.2), &state(2)).expect("saves");
     assert_eq!(names(&root), ["latest", "step_000002"]);
     let latest = checkpoints.latest().expect("readable").expect("there is one");
-    assert_eq!(Checkpoints::load(&latest, &export(), &weights(0.5)).expect("loads").0.weights[0].values[0], 0.2);
+    assert_eq!(Checkpoints::load(&latest, &export(), 7, &weights(0.5)).expect("loads").weights[0].values[0], 0.2);
 }
 
 #[test]
@@ -129,7 +135,7 @@ fn a_kill_while_a_checkpoint_is_replaced_costs_neither() {
     let root = run.path().join("checkpoints");
     let first = |checkpoints: &Checkpoints| {
         let path = checkpoints.latest().expect("readable").expect("there is one");
-        Checkpoints::load(&path, &export(), &weights(0.5)).expect("loads").0.weights[0].values[0]
+        Checkpoints::load(&path, &export(), 7, &weights(0.5)).expect("loads").weights[0].values[0]
     };
     let checkpoints = open(run.path());
     checkpoints.save(&export(), &weights(0.1), &state(1)).expect("saves");
@@ -157,7 +163,7 @@ fn a_failed_write_leaves_everything_as_it_was() {
     });
     assert!(full.expect_err("fails").to_string().contains("half"));
     assert_eq!(names(&run.path().join("checkpoints")), ["latest", "step_000001"]);
-    Checkpoints::load(&checkpoints.latest().expect("readable").expect("there is one"), &export(), &weights(0.5))
+    Checkpoints::load(&checkpoints.latest().expect("readable").expect("there is one"), &export(), 7, &weights(0.5))
         .expect("still loads");
 }
 
@@ -168,7 +174,7 @@ fn a_checkpoint_of_other_tensors_is_refused() {
     let refusal = |change: fn(&mut TrainState)| {
         let mut current = weights(0.5);
         change(&mut current);
-        Checkpoints::load(&path, &export(), &current).expect_err("other tensors").to_string()
+        Checkpoints::load(&path, &export(), 7, &current).expect_err("other tensors").to_string()
     };
     assert!(refusal(|state| state.weights[1].shape = vec![2, 1]).contains("q_proj"));
     assert!(refusal(|state| state.weights[0].name = "other".to_owned()).contains("`other`"));
@@ -181,15 +187,48 @@ fn a_damaged_checkpoint_names_the_file() {
     let path = open(run.path()).save(&export(), &weights(0.1), &state(1)).expect("saves");
     fs::write(path.join(ADAPTER_WEIGHTS), b"short").expect("written");
     assert!(
-        Checkpoints::load(&path, &export(), &weights(0.5)).expect_err("damaged").to_string().contains(ADAPTER_WEIGHTS)
-    );
-    fs::write(path.join("trainer_state.json"), b"{}").expect("written");
-    assert!(
-        Checkpoints::load(&path, &export(), &weights(0.5))
+        Checkpoints::load(&path, &export(), 7, &weights(0.5))
             .expect_err("damaged")
             .to_string()
-            .contains("trainer_state.json")
+            .contains(ADAPTER_WEIGHTS)
     );
+    let damaged = || Checkpoints::state(&path).expect_err("damaged").to_string();
+    assert!(damaged().contains(ADAPTER_WEIGHTS) && damaged().contains("SHA-256"), "{}", damaged());
+    // Of an earlier version, which wrote no sums.
+    fs::remove_file(path.join("checkpoint.sha256")).expect("removed");
+    assert!(!Checkpoints::state(&path).expect("readable").1);
+    fs::write(path.join("trainer_state.json"), b"{}").expect("written");
+    assert!(damaged().contains("trainer_state.json"), "{}", damaged());
+}
+
+#[test]
+fn every_flipped_bit_of_a_checkpoint_is_found() {
+    let run = tempfile::tempdir().expect("a folder");
+    let path = open(run.path()).save(&export(), &weights(0.1), &state(1)).expect("saves");
+    for name in names(&path) {
+        let whole = fs::read(path.join(&name)).expect("a file");
+        for byte in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[byte] ^= 1 << (byte % 8);
+            fs::write(path.join(&name), damaged).expect("written");
+            assert!(Checkpoints::state(&path).is_err(), "{name}, byte {byte}");
+        }
+        fs::write(path.join(&name), whole).expect("written");
+    }
+    assert_eq!(Checkpoints::state(&path).expect("whole"), (state(1), true));
+}
+
+#[test]
+fn a_checkpoint_that_is_amended_stays_whole() {
+    let run = tempfile::tempdir().expect("a folder");
+    let checkpoints = open(run.path());
+    checkpoints.save(&export(), &weights(0.1), &state(1)).expect("saves");
+    let mut amended = state(1);
+    amended.lr = Some(0.5);
+    let path = checkpoints.amend(&amended).expect("written").expect("of this step");
+    assert_eq!(Checkpoints::state(&path).expect("whole"), (amended, true));
+    assert_eq!(Checkpoints::load(&path, &export(), 7, &weights(0.5)).expect("loads").weights[0].values[0], 0.1);
+    assert_eq!(checkpoints.amend(&state(2)).expect("another step"), None);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use runtime::request::{CompletionText, FinishReason, GenerateEvent, GenerateRequ
 use runtime::sampler::{SamplingError, SamplingParams};
 use serde_json::{Value, json};
 
-use super::model::ModelArgs;
+use super::model::{ModelArgs, end_with};
 use super::{print, print_generated, print_json, tokens};
 use crate::data::Message;
 use crate::progress::Progress;
@@ -97,6 +97,9 @@ struct SamplingArgs {
     /// Token ids that end the completion.
     #[arg(long, value_name = "IDS", value_delimiter = ',')]
     stop_token_ids: Vec<u32>,
+    /// Token that ends the completion, such as "<|im_end|>", instead of the model's; may be given several times.
+    #[arg(long, value_name = "TOKEN", conflicts_with = "ignore_eos")]
+    eos_token: Vec<String>,
     /// Go on after the model's end-of-sequence tokens.
     #[arg(long)]
     ignore_eos: bool,
@@ -186,7 +189,11 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
         return Err(Error::NoEffect { key: "--logprobs".to_owned(), because: "without --json".to_owned() });
     }
     let progress = Progress::new(args.json);
-    let files = args.model.open(progress)?;
+    let mut files = args.model.open(progress)?;
+    if let Some(files) = Arc::get_mut(&mut files).filter(|_| args.chat.is_some() || !args.sampling.eos_token.is_empty())
+    {
+        end_with(files, &args.sampling.eos_token, progress)?;
+    }
     let prompt = encode(args, &files)?;
     let params = args.sampling.params(&files, prompt.len())?;
     let room = prompt.len().saturating_add(params.max_tokens);

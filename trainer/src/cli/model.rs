@@ -9,16 +9,15 @@ use clap::Args;
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
 use runtime::memory::{Checkpointing, KvSize, KvWish, MemoryPlan, Workload};
-use runtime::read;
 use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec};
+use runtime::sums;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::device::Choice;
 use crate::limits::{MOST_RUNNING, MOST_TOKENS, between};
 use crate::memory::Purpose;
 use crate::progress::Progress;
-use crate::{Error, Result, opd};
+use crate::{Error, Result, opd, turn_end};
 
 /// Which model: `MODEL`, `-m MODEL` and `--model MODEL` mean the same.
 #[derive(Debug, Args)]
@@ -69,6 +68,19 @@ pub(super) struct ModelArgs {
     /// Print the memory plan and the progress of loading on stderr.
     #[arg(long, short)]
     pub(super) verbose: bool,
+}
+
+/// Ends answers with `tokens`, or notes that nothing would end them.
+///
+/// # Errors
+/// A token that the model has not.
+pub(super) fn end_with(files: &mut ModelFiles, tokens: &[String], progress: Progress) -> Result<()> {
+    files.set_end_tokens(tokens).map_err(|e| Error::value("--eos-token", format!("{tokens:?}"), e.to_string()))?;
+    if let Some(token) = turn_end::unheard(files).filter(|_| tokens.is_empty()) {
+        let remedy = format!("pass --eos-token {token:?}");
+        progress.line(&format!("note: {}", turn_end::explain(files, &token, &remedy)));
+    }
+    Ok(())
 }
 
 impl ModelArgs {
@@ -152,9 +164,7 @@ impl ModelArgs {
             None => Value::Null,
             Some(folder) => {
                 let path = folder.join("adapter_model.safetensors");
-                let sum: String =
-                    Sha256::digest(read::bytes(&path, 16 << 30)?).iter().map(|byte| format!("{byte:02x}")).collect();
-                json!({ "path": folder, "sha256": sum })
+                json!({ "path": folder, "sha256": sums::of_file(&path)? })
             }
         };
         let fields = [

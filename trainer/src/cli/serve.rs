@@ -16,7 +16,7 @@ use serve::{
     Keys, LogprobsMode, MetricNames, SamplingDefaults, ServeConfig, ServedModel, Server, Stop, TlsFiles, Traces,
 };
 
-use super::model::ModelName;
+use super::model::{ModelName, end_with};
 use super::{log, print};
 use crate::device::Choice;
 use crate::limits::{MOST_RUNNING, MOST_TOKENS};
@@ -50,6 +50,9 @@ pub(super) struct ServeArgs {
     /// A second model with the same vocabulary, under a name of its own.
     #[arg(long, value_name = "MODEL")]
     teacher: Option<String>,
+    /// Token that ends an answer, such as "<|im_end|>", instead of the model's; may be given several times.
+    #[arg(long, value_name = "TOKEN")]
+    eos_token: Vec<String>,
     /// File with the chat template of the model, instead of its own.
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
@@ -226,7 +229,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
     let student = args.student(progress)?;
     let teacher = args.teacher.as_ref().map(|source| opd::open(source, progress)).transpose()?;
     if let Some(teacher) = &teacher {
-        guard::compare(&student, teacher)?;
+        guard::compare(&student, teacher, !args.eos_token.is_empty())?;
     }
     let left_out = student.generation.beside_sampling();
     if !left_out.is_empty() {
@@ -259,6 +262,9 @@ impl ServeArgs {
         if let (Some(path), Some(files)) = (&self.chat_template, Arc::get_mut(&mut student)) {
             let source = read::text(path, read::CONFIGURATION)?;
             files.chat_template = Some(ChatTemplate::new(&source, files.tokenizer.as_deref())?);
+        }
+        if let Some(files) = Arc::get_mut(&mut student) {
+            end_with(files, &self.eos_token, progress)?;
         }
         Ok(student)
     }

@@ -8,21 +8,20 @@ use serve::{Keys, LogprobsMode, MetricNames, SamplingDefaults, ServeConfig, TlsF
 
 use super::print;
 use super::serve::USUAL_ANSWER;
-use crate::data::Rows;
 use crate::interrupt::{Interrupt, TRAINING};
 use crate::memory;
 use crate::opd::{self, Options, Resume};
-use crate::progress::say;
-use crate::recipe::{Override, Recipe};
+use crate::progress::{Progress, say};
+use crate::recipe::{Given, Override};
 use crate::{Error, Result};
 
 const EXAMPLES: &str = "Examples:
   arle-train recipes/quickstart.toml                            run a recipe; results go to runs/quickstart
   arle-train recipes/quickstart.toml --set optim.lr=2e-4 --out runs/faster
   arle-train recipes/quickstart.toml --dry-run                  check it and print it with every default
-  arle-train recipes/quickstart.toml --resume                   continue where it was stopped
+  arle-train --resume runs/quickstart                           continue where it was stopped
   arle-train recipes/quickstart.toml --serve 127.0.0.1:8000     answer and be steered over HTTP meanwhile
-  arle-train recipes/quickstart.toml --resume --set schedule.max_steps=200
+  arle-train --resume runs/quickstart --set schedule.max_steps=200
 
 Ctrl-C stops after the current step and writes a checkpoint; a second Ctrl-C stops at once.
 Exit codes: 0 done, 1 failed, 2 bad usage or recipe, 3 the GPU was lost, 4 a remote teacher
@@ -35,17 +34,23 @@ const SERVED_SEQUENCES: usize = 256;
 #[derive(Debug, Parser)]
 #[command(name = "arle-train", version, after_help = EXAMPLES)]
 pub struct TrainArgs {
-    /// The recipe, a TOML file.
-    recipe: PathBuf,
+    /// The recipe, a TOML file. With --resume PATH it may be left out: the run's folder has it.
+    #[arg(required_unless_present = "resume")]
+    recipe: Option<PathBuf>,
     /// Change one key of it; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Check recipe and data, print the recipe with every default filled in, and stop.
+    /// Check recipe, data, tokenizers, templates, prompt lengths and memory without loading weights; print the recipe with
+    /// every default filled in, and stop.
     #[arg(long)]
     dry_run: bool,
-    /// Continue the run in its folder from the newest checkpoint, or from the checkpoint (or run folder) at PATH.
+    /// Continue the run in its folder from the newest checkpoint, or from the checkpoint (or run folder) at PATH. What the run
+    /// was started with holds on, so that only changes are given.
     #[arg(long, value_name = "PATH", num_args = 0..=1)]
     resume: Option<Option<PathBuf>>,
+    /// With --resume: go on although data, models, adapters or tokenizers are not what they were at the checkpoint.
+    #[arg(long, requires = "resume")]
+    accept_changed_inputs: bool,
     /// Folder of the run [default: runs/NAME].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -82,24 +87,69 @@ impl TrainArgs {
     /// Whatever stops it.
     pub fn run(self) -> Result<()> {
         let overrides: Vec<Override> = self.set.iter().map(|text| Override::parse(text)).collect::<Result<_>>()?;
-        let recipe = Recipe::load(&self.recipe, &overrides)?;
+        let (given, folder, resume) = self.given(&overrides)?;
+        let recipe = given.resolve()?;
         if self.dry_run {
-            Rows::load(&recipe.data)?;
-            opd::check_measurements(&recipe)?;
+            opd::dry_run(&recipe, Progress::new(self.json))?;
             return print(&recipe.to_toml());
         }
         let interrupt = Interrupt::listen(&TRAINING)
             .map_err(|e| Error::Models { what: format!("Ctrl-C cannot be handled: {e}") })?;
         let traces = Traces::from_environment(self.otlp_endpoint.as_deref(), "arle-train")?;
         let serve = self.serving(&traces)?;
-        let (folder, resume) = place(self.resume, self.out, &recipe.name);
-        let result =
-            opd::run(&Options { recipe, folder, resume, json: self.json, serve, traces: traces.clone() }, &interrupt);
+        let options = Options {
+            recipe,
+            given,
+            folder,
+            resume,
+            accept_changed_inputs: self.accept_changed_inputs,
+            json: self.json,
+            serve,
+            traces: traces.clone(),
+        };
+        let result = opd::run(&options, &interrupt);
         let lost = traces.end();
         if lost > 0 && !self.json {
             say(&format!("{lost} spans were not delivered to the OpenTelemetry collector"));
         }
         result
+    }
+
+    /// What the run is made of, its folder, and what to continue from.
+    fn given(&self, changes: &[Override]) -> Result<(Given, PathBuf, Option<Resume>)> {
+        let fresh = self.recipe.as_ref().map(|path| Given::new(path, changes)).transpose()?;
+        let name = fresh.as_ref().map(|given| given.resolve().map(|recipe| recipe.name)).transpose()?;
+        let default = || -> Result<PathBuf> {
+            let rule =
+                "followed by the run's folder, as in `arle-train --resume runs/quickstart`, where no recipe is given";
+            let unnamed = || Error::value("--resume", "alone", rule);
+            self.out.clone().map_or_else(|| Ok(Path::new("runs").join(name.clone().ok_or_else(unnamed)?)), Ok)
+        };
+        let (folder, resume) = match &self.resume {
+            None => (default()?, None),
+            Some(None) => (default()?, Some(Resume::Latest)),
+            Some(Some(path)) if path.join("checkpoints").is_dir() || path.join("config.toml").is_file() => {
+                (self.out.clone().unwrap_or_else(|| path.clone()), Some(Resume::Latest))
+            }
+            Some(Some(path)) => {
+                // RUN/checkpoints/step_000123
+                let run = path.parent().and_then(Path::parent).map(Path::to_owned);
+                let run = run.filter(|run| run.join("config.toml").is_file());
+                if run.is_none() && self.out.is_none() && self.recipe.is_none() {
+                    return Err(opd::no_run(path));
+                }
+                (self.out.clone().or(run).map_or_else(default, Ok)?, Some(Resume::From(path.clone())))
+            }
+        };
+        let given = match (&resume, fresh) {
+            // Where there is no run, the refusal comes with its folder.
+            (Some(_), _) if folder.join("config.toml").is_file() => {
+                Given::again(&folder, self.recipe.as_deref(), changes)?
+            }
+            (_, Some(fresh)) => fresh,
+            (_, None) => return Err(opd::no_run(&folder)),
+        };
+        Ok((given, folder, resume))
     }
 
     fn serving(&self, traces: &Traces) -> Result<Option<ServeConfig>> {
@@ -130,20 +180,5 @@ impl TrainArgs {
             default_max_tokens: Some(USUAL_ANSWER),
             metric_names: MetricNames::Arle,
         }))
-    }
-}
-
-/// The run's folder and what to continue from. `--resume PATH` names a run folder or a checkpoint in one.
-fn place(resume: Option<Option<PathBuf>>, out: Option<PathBuf>, name: &str) -> (PathBuf, Option<Resume>) {
-    let default = || Path::new("runs").join(name);
-    match resume {
-        None => (out.unwrap_or_else(default), None),
-        Some(None) => (out.unwrap_or_else(default), Some(Resume::Latest)),
-        Some(Some(path)) if path.join("checkpoints").is_dir() => (out.unwrap_or(path), Some(Resume::Latest)),
-        Some(Some(path)) => {
-            // RUN/checkpoints/step_000123
-            let run = path.parent().and_then(Path::parent).map(Path::to_owned);
-            (out.or(run).unwrap_or_else(default), Some(Resume::From(path)))
-        }
     }
 }

@@ -59,12 +59,13 @@ impl Rows {
     /// A file that is missing, empty or malformed, by line.
     pub fn load(data: &Data) -> Result<Self> {
         let mut train = Vec::new();
+        let column = data.context_column.as_deref();
         for path in &data.paths {
-            train.extend(read(path, data.format)?);
+            train.extend(read(path, data.format, column)?);
         }
         let held_out = match &data.held_out {
             None => Vec::new(),
-            Some(HeldOut::File(path)) => read(path, data.format)?,
+            Some(HeldOut::File(path)) => read(path, data.format, column)?,
             Some(HeldOut::LastRows(rows)) => {
                 let left = train.len().checked_sub(*rows).filter(|&left| left > 0);
                 let left = left.ok_or_else(|| {
@@ -80,14 +81,17 @@ impl Rows {
     }
 }
 
-/// All rows of one file.
+/// All rows of one file, with `column` besides prompts and completions.
 ///
 /// # Errors
 /// When it is missing, empty or malformed.
-pub fn read(path: &Path, format: Option<Format>) -> Result<Vec<Row>> {
+pub fn read(path: &Path, format: Option<Format>, column: Option<&str>) -> Result<Vec<Row>> {
     let rows = match format.map_or_else(|| Format::of(path), Ok)? {
         Format::Jsonl => jsonl::read(path)?,
-        Format::Parquet => parquet::read(path)?,
+        Format::Parquet => {
+            let wanted: Vec<&str> = row::KEYS.into_iter().chain(column).collect();
+            parquet::read(path, &wanted)?
+        }
     };
     if rows.is_empty() {
         return Err(Error::Data { path: path.to_owned(), line: None, what: "no rows".to_owned() });

@@ -10,6 +10,10 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
+/// The columns that every row is made of.
+pub(super) const KEYS: [&str; 6] =
+    ["prompt", "messages", "conversations", "completion", "tools", "chat_template_kwargs"];
+
 /// One turn of a conversation that a recipe or a task writes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,10 +1,12 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use ::parquet::data_type::{ByteArray, ByteArrayType, DoubleType};
+use ::parquet::basic::Compression;
+use ::parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
 use ::parquet::file::properties::WriterProperties;
-use ::parquet::file::writer::SerializedFileWriter;
+use ::parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use ::parquet::schema::parser::parse_message_type;
+use tempfile::NamedTempFile;
 
 use runtime::text::Message as ChatMessage;
 use serde_json::json;
@@ -14,7 +16,7 @@ use super::*;
 fn jsonl(text: &str) -> Result<Vec<Row>> {
     let mut file = tempfile::Builder::new().suffix(".jsonl").tempfile().expect("a temporary file");
     file.write_all(text.as_bytes()).expect("written");
-    read(file.path(), None)
+    read(file.path(), None, None)
 }
 
 fn refusal(text: &str) -> String {
@@ -92,8 +94,10 @@ fn a_bad_line_is_named() {
 fn an_empty_or_missing_file_is_refused() {
     assert!(refusal("").contains("no rows"));
     assert!(refusal("\n\n").contains("no rows"));
-    assert!(read(Path::new("/does/not/exist.jsonl"), None).expect_err("missing").to_string().contains("exist.jsonl"));
-    assert!(read(Path::new("prompts.csv"), None).expect_err("format").to_string().contains("data.format"));
+    assert!(
+        read(Path::new("/does/not/exist.jsonl"), None, None).expect_err("missing").to_string().contains("exist.jsonl")
+    );
+    assert!(read(Path::new("prompts.csv"), None, None).expect_err("format").to_string().contains("data.format"));
 }
 
 #[test]
@@ -116,14 +120,96 @@ fn parquet_rows_are_read() {
     group.close().expect("closed");
     writer.close().expect("closed");
 
-    let rows = read(file.path(), None).expect("valid");
+    let rows = read(file.path(), None, Some("score")).expect("valid");
     assert_eq!(rows.len(), 2);
     assert_eq!(rows[1].prompt, Prompt::Text("two".to_owned()));
     assert_eq!(rows[0].columns.get("score").map(String::as_str), Some("0.5"));
     assert!(rows[1].columns.is_empty());
 
     let broken = tempfile::Builder::new().suffix(".parquet").tempfile().expect("a temporary file");
-    assert!(read(broken.path(), None).is_err());
+    assert!(read(broken.path(), None, None).is_err());
+    let unread = read(file.path(), None, None).expect("valid");
+    assert!(unread[0].columns.is_empty(), "nobody asked for it");
+}
+
+/// A file of three prompts and `column`, in a codec.
+fn with_column(column: &str, codec: Compression, write: impl Fn(&mut SerializedColumnWriter<'_>)) -> NamedTempFile {
+    let schema = format!("message rows {{ REQUIRED BYTE_ARRAY prompt (UTF8); {column} }}");
+    let schema = Arc::new(parse_message_type(&schema).expect("a schema"));
+    let file = tempfile::Builder::new().suffix(".parquet").tempfile().expect("a temporary file");
+    let properties = WriterProperties::builder().set_compression(codec).build();
+    let mut writer = SerializedFileWriter::new(file.reopen().expect("open"), schema, Arc::new(properties)).expect("ok");
+    let mut group = writer.next_row_group().expect("a row group");
+    let mut prompts = group.next_column().expect("no error").expect("first column");
+    let texts = ["one", "two", "three"].map(ByteArray::from);
+    prompts.typed::<ByteArrayType>().write_batch(&texts, None, None).expect("written");
+    prompts.close().expect("closed");
+    while let Some(mut column) = group.next_column().expect("no error") {
+        write(&mut column);
+        column.close().expect("closed");
+    }
+    group.close().expect("closed");
+    writer.close().expect("closed");
+    file
+}
+
+#[test]
+fn a_column_that_nobody_reads_may_have_any_type() {
+    let long = |column: &mut SerializedColumnWriter<'_>| {
+        column.typed::<Int64Type>().write_batch(&[1, 2, 3], None, None).expect("written");
+    };
+    let bytes = |column: &mut SerializedColumnWriter<'_>| {
+        let values = ["\u{1}\u{2}"; 3].map(ByteArray::from);
+        column.typed::<ByteArrayType>().write_batch(&values, None, None).expect("written");
+    };
+    let map = |column: &mut SerializedColumnWriter<'_>| {
+        let values = ["k"; 3].map(ByteArray::from);
+        column.typed::<ByteArrayType>().write_batch(&values, Some(&[1; 3]), Some(&[0; 3])).expect("written");
+    };
+    let plain = Compression::UNCOMPRESSED;
+    let files = [
+        with_column("REQUIRED INT64 other (TIMESTAMP_MILLIS);", plain, long),
+        with_column("REQUIRED INT64 other (DECIMAL(10,2));", plain, long),
+        with_column("REQUIRED INT64 other (TIME_MICROS);", plain, long),
+        with_column("REQUIRED BYTE_ARRAY other;", plain, bytes),
+        with_column(
+            "REQUIRED group other { REQUIRED BYTE_ARRAY image; REQUIRED BYTE_ARRAY path (UTF8); }",
+            plain,
+            bytes,
+        ),
+        with_column(
+            "REQUIRED group other (MAP) { REPEATED group key_value { REQUIRED BYTE_ARRAY key (UTF8); REQUIRED BYTE_ARRAY \
+             value (UTF8); } }",
+            plain,
+            map,
+        ),
+    ];
+    for (number, file) in files.iter().enumerate() {
+        assert_eq!(read(file.path(), None, None).unwrap_or_else(|e| panic!("{number}: {e}")).len(), 3);
+        let refused = read(file.path(), None, Some("other")).expect_err("it is used").to_string();
+        assert!(refused.contains("column `other` is of the type"), "{refused}");
+        // Where nobody says what is used, what can be used is read.
+        let all = parquet::objects(file.path(), None).expect("valid");
+        assert_eq!(all[2].keys().collect::<Vec<_>>(), ["prompt"]);
+    }
+}
+
+#[test]
+fn every_codec_is_read() {
+    use ::parquet::basic::{BrotliLevel, GzipLevel, ZstdLevel};
+    let codecs = [
+        Compression::UNCOMPRESSED,
+        Compression::SNAPPY,
+        Compression::GZIP(GzipLevel::default()),
+        Compression::BROTLI(BrotliLevel::default()),
+        Compression::LZ4_RAW,
+        Compression::ZSTD(ZstdLevel::default()),
+    ];
+    for codec in codecs {
+        let file = with_column("", codec, |_| ());
+        let rows = read(file.path(), None, None).unwrap_or_else(|e| panic!("{codec:?}: {e}"));
+        assert_eq!(rows[2].prompt, Prompt::Text("three".to_owned()), "{codec:?}");
+    }
 }
 
 #[test]
@@ -135,6 +221,7 @@ fn the_last_rows_are_held_out_before_the_limit_applies() {
     let mut data = Data {
         paths: vec![file.path().to_owned()],
         format: None,
+        context_column: None,
         system_prompt: None,
         chat: None,
         shuffle: true,

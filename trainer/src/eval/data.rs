@@ -120,6 +120,21 @@ impl DataFolder {
         self.sums.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// SHA-256 of a file or folder as it is now; nothing of one that is not there, or is the hub's.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn sum_now(&self, name: &str) -> Result<Option<String>> {
+        let path = self.root.join(name);
+        let sum = match &self.place {
+            Place::Own(_) => return Ok(None),
+            _ if path.is_dir() => sum_of_folder(&path)?,
+            _ if path.is_file() => runtime::sums::of_file(&path)?,
+            _ => return Ok(None),
+        };
+        Ok(Some(sum))
+    }
+
     /// A file as text.
     ///
     /// # Errors
@@ -204,17 +219,9 @@ impl DataFolder {
                 Place::Copy(set, progress) => set.get_folder(folder, &|line| progress.line(line))?,
                 Place::Here | Place::Own(_) => self.root.join(folder),
             };
-            let mut files = Vec::new();
-            for entry in fs::read_dir(&path).map_err(|e| self.unreadable(folder, runtime::Error::io(&path)(e)))? {
-                files.push(entry.map_err(Error::io(&path))?.path());
-            }
-            files.sort_unstable();
-            let mut all = Sha256::new();
-            for path in &files {
-                all.update(read::bytes(path, read::TEXT)?);
-            }
+            let sum = sum_of_folder(&path).map_err(|error| self.unreadable(folder, error))?;
             let known = KNOWN_FOLDERS.iter().find(|(name, _)| *name == folder).map(|(_, sum)| *sum);
-            self.check(folder, &hex(&all.finalize()), known)?;
+            self.check(folder, &sum, known)?;
         }
         self.csv(file)
     }
@@ -237,6 +244,20 @@ impl DataFolder {
         }
         Ok(docs)
     }
+}
+
+/// SHA-256 over all files of a folder, joined in byte order of their names.
+fn sum_of_folder(path: &Path) -> runtime::Result<String> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path).map_err(runtime::Error::io(path))? {
+        files.push(entry.map_err(runtime::Error::io(path))?.path());
+    }
+    files.sort_unstable();
+    let mut all = Sha256::new();
+    for path in &files {
+        all.update(read::bytes(path, read::TEXT)?);
+    }
+    Ok(hex(&all.finalize()))
 }
 
 /// SHA-256 in hexadecimal.

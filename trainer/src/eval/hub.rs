@@ -91,7 +91,7 @@ fn read(split: &Split, folder: PathBuf, source: String) -> Result<Rows> {
     };
     let path = file.path();
     let sum = sum_of(&read::bytes(&path, read::TEXT)?);
-    let rows = parquet::objects(&path)?.into_iter().enumerate();
+    let rows = parquet::objects(&path, None)?.into_iter().enumerate();
     let docs: Vec<Doc> = rows
         .map(|(index, row)| (split.convert)(row).map_err(|what| refuse(Some(index + 1), what)))
         .collect::<Result<_>>()?;

@@ -17,6 +17,7 @@ use super::sample::{Header, Sample, SampleFile};
 use super::shots::Shots;
 use super::task::{Doc, Docs, Task};
 use crate::interrupt::Interrupt;
+use crate::lock::FolderLock;
 use crate::progress::Progress;
 use crate::{Error, Result};
 
@@ -211,6 +212,7 @@ pub(super) fn run<B: Backend>(
     if let Some(out) = &options.out {
         std::fs::create_dir_all(out).map_err(Error::io(out))?;
     }
+    let _held = options.out.as_ref().map(|out| FolderLock::take(out, progress)).transpose()?;
     let mut queue = queue(&mut runs, &options, &backend, &identity)?;
     let total: usize = runs.iter().map(|run| run.asked).sum();
     let found = total - queue.len();

@@ -14,7 +14,7 @@ impl Loss for CrossEntropy {
     }
 
     fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {
-        let student = [batch.student_hidden, batch.student_head];
+        let student = batch.student();
         let (loss, rows) = linear_cross_entropy(tape, student, batch.targets, batch.weights)?;
         Ok(LossValue { loss, rows })
     }

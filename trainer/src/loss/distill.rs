@@ -17,7 +17,7 @@ impl Loss for Distillation {
     fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {
         let only_tokens = || Error::Request("the teacher gives no distributions, which this loss compares".to_owned());
         let teacher = batch.teacher()?.distribution().ok_or_else(only_tokens)?;
-        let student = [batch.student_hidden, batch.student_head];
+        let student = batch.student();
         let (loss, mut rows) = linear_distill(tape, student, teacher, batch.targets, batch.weights, &self.0)?;
         if let Some(kl) = rows.remove("reverse_kl") {
             rows.insert("teacher_kl", kl);

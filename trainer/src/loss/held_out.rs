@@ -15,7 +15,7 @@ impl Loss for HeldOut {
     }
 
     fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {
-        let (teacher, student) = (batch.teacher()?, [batch.student_hidden, batch.student_head]);
+        let (teacher, student) = (batch.teacher()?, batch.student());
         let reverse = Distill { divergence: Divergence::Jsd { beta: 1.0 }, temperature: 1.0 };
         let (loss, mut rows) = match teacher.distribution() {
             Some(teacher) => linear_distill(tape, student, teacher, batch.targets, batch.weights, &reverse)?,

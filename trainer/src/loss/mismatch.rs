@@ -33,7 +33,7 @@ impl Loss for Mismatch {
         let plain = value.rows.remove("plain_logprob").filter(|_| self.temperature == 1.0);
         let trainer = match value.rows.remove("logprob").or(plain) {
             Some(logprobs) => logprobs,
-            None => linear_log_prob([batch.student_hidden, batch.student_head], batch.targets, self.temperature)?,
+            None => linear_log_prob(batch.student(), batch.targets, self.temperature)?,
         };
         let differences: Vec<f32> = batch.sampled_logprobs.iter().zip(trainer).map(|(s, t)| s - t).collect();
         value.rows.insert("mismatch_size", differences.iter().map(|difference| difference.abs()).collect());

@@ -25,7 +25,7 @@ impl Loss for PolicyGradient {
         let sampled = batch.sampled_logprobs;
         let kl: Vec<f32> = sampled.iter().zip(&teacher).map(|(sampled, teacher)| sampled - teacher).collect();
         let advantages: Vec<f32> = kl.iter().map(|kl| -(self.coef as f32) * kl).collect();
-        let student = [batch.student_hidden, batch.student_head];
+        let student = batch.student();
         let (loss, mut rows) = linear_policy_gradient(
             tape,
             student,

@@ -33,7 +33,8 @@ fn run(loss: &dyn Loss, weights: &[f32], targets: &[u32], sampled: &[f32]) -> Ou
     let batch = LossBatch {
         student_hidden: &student,
         student_head: &head,
-        teacher: Some(Teacher::Resident { hidden: &teacher, head: &head }),
+        token_ids: 4,
+        teacher: Some(Teacher::Resident([&teacher, &head].into())),
         targets,
         sampled_logprobs: sampled,
         raw_logprobs: sampled,

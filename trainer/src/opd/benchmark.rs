@@ -73,6 +73,20 @@ impl<'a> Benchmarks<'a> {
         }
     }
 
+    /// Checksums of the data that was read so far.
+    pub(super) fn data_sums(&self) -> BTreeMap<String, String> {
+        self.data.sums()
+    }
+
+    /// Those of the same data as it is now, as far as it is there.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    pub(super) fn sums_now(&self, recorded: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
+        let now = recorded.keys().map(|name| Ok(self.data.sum_now(name)?.map(|sum| (name.clone(), sum))));
+        now.filter_map(Result::transpose).collect()
+    }
+
     fn ask(&self, slot: Slot, name: &str) -> Result<Results> {
         let out = self.folder.file("eval").join(name);
         // An evaluation of this step that a kill cut short was of the same weights, but perhaps of other tasks.

@@ -11,6 +11,7 @@ use super::folder::RunFolder;
 use super::held_out::{Distance, prompt_of};
 use super::rollout::{generate, params, request};
 use super::setup::Setup;
+use crate::interrupt::Interrupt;
 use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::prompt::Example;
@@ -25,6 +26,7 @@ pub(super) struct Evaluator<'a> {
     eval: &'a Eval,
     setup: &'a Setup,
     distance: Distance<'a>,
+    interrupt: &'a Interrupt,
     progress: Progress,
     /// What the teacher wrote at the start, a completion for every held-out row; nothing when it cannot be asked to.
     teacher_completions: Vec<Vec<u32>>,
@@ -41,16 +43,18 @@ impl<'a> Evaluator<'a> {
         eval: &'a Eval,
         setup: &'a Setup,
         folder: &RunFolder,
+        interrupt: &'a Interrupt,
         progress: Progress,
     ) -> Result<Self> {
         let samples = eval.sample_prompts.iter().map(|text| Ok((text.clone(), setup.encoder.encode_prompt(text)?)));
         let samples = samples.collect::<Result<_>>()?;
-        let distance = Distance::new(recipe, setup, eval.max_new_tokens, progress);
-        let mut evaluator = Self { recipe, eval, setup, distance, progress, teacher_completions: Vec::new(), samples };
+        let distance = Distance::new(recipe, setup, eval.max_new_tokens, interrupt, progress);
+        let mut evaluator =
+            Self { recipe, eval, setup, distance, interrupt, progress, teacher_completions: Vec::new(), samples };
         if !evaluator.distance.teacher_writes() {
             return Ok(evaluator);
         }
-        let path = folder.file("teacher_completions.json");
+        let path = folder.teacher_completions();
         evaluator.teacher_completions = match read::if_there(read::bytes(&path, read::TEXT))? {
             Some(bytes) => serde_json::from_slice(&bytes)
                 .ok()
@@ -124,7 +128,7 @@ impl<'a> Evaluator<'a> {
         let text = CompletionText::AfterPrompt;
         let requests = prompts.map(|prompt| GenerateRequest { text, ..request(slot, prompt, sampling.clone(), 0) });
         let bar = self.progress.bar("samples", (self.samples.len() * self.eval.max_new_tokens) as u64, "tokens");
-        let generated = generate(&self.setup.runtime, requests, &bar)?;
+        let generated = generate(&self.setup.runtime, requests, &bar, Some(self.interrupt))?;
         Ok(generated.into_iter().map(|generated| generated.text).collect())
     }
 }

@@ -14,6 +14,7 @@
 
 use std::sync::Arc;
 
+use autograd::Device;
 use runtime::request::{Slot, TrainRequest, TrainSequence};
 use runtime::train::Loss;
 
@@ -22,13 +23,13 @@ use super::graded::{self, Asked};
 use super::rollout::{Purpose, generate, params, request};
 use super::setup::{Setup, Use};
 use super::step::Sums;
-use crate::Result;
 use crate::interrupt::Interrupt;
 use crate::loss::HeldOut;
 use crate::progress::Progress;
 use crate::prompt::Example;
 use crate::recipe::Recipe;
 use crate::teacher::RemoteTeacher;
+use crate::{Error, Result};
 
 /// What is measured, by name.
 pub(crate) type Measured = Vec<(&'static str, f64)>;
@@ -50,12 +51,20 @@ pub(super) struct Distance<'a> {
     setup: &'a Setup,
     /// New tokens of a completion, at most.
     max_new_tokens: usize,
+    /// Ends a measurement.
+    interrupt: &'a Interrupt,
     progress: Progress,
 }
 
 impl<'a> Distance<'a> {
-    pub(super) fn new(recipe: &'a Recipe, setup: &'a Setup, max_new_tokens: usize, progress: Progress) -> Self {
-        Self { recipe, setup, max_new_tokens, progress }
+    pub(super) fn new(
+        recipe: &'a Recipe,
+        setup: &'a Setup,
+        max_new_tokens: usize,
+        interrupt: &'a Interrupt,
+        progress: Progress,
+    ) -> Self {
+        Self { recipe, setup, max_new_tokens, interrupt, progress }
     }
 
     /// Whether the teacher can write completions.
@@ -122,7 +131,7 @@ impl<'a> Distance<'a> {
             .enumerate()
             .map(|(row, example)| request(slot, prompt_of(example, slot), sampling.clone(), purpose.index(row as u64)));
         let bar = self.progress.bar("eval", (rows.len() * self.max_new_tokens) as u64, "tokens");
-        let generated = generate(&self.setup.runtime, requests, &bar)?;
+        let generated = generate(&self.setup.runtime, requests, &bar, Some(self.interrupt))?;
         Ok(rows
             .iter()
             .zip(&generated)
@@ -133,8 +142,16 @@ impl<'a> Distance<'a> {
     fn forward(&self, completions: Vec<Completion>) -> Result<Sums> {
         let mut sums = Sums::default();
         let bar = self.progress.bar("eval", completions.iter().map(Completion::len).sum::<usize>() as u64, "tokens");
-        let batches = split(completions, self.recipe.runtime.tokens_per_microbatch);
+        // The way to Ctrl-C is short: a CPU is through with so many tokens in a second or two.
+        let most = match self.recipe.runtime.device.device {
+            Device::Cuda(_) => usize::MAX,
+            Device::Cpu | Device::Portable => 512,
+        };
+        let batches = split(completions, self.recipe.runtime.tokens_per_microbatch.min(most));
         let run = |_, sequences: &[TrainSequence], asked: Asked| {
+            if self.interrupt.asked() {
+                return Err(Error::MeasurementInterrupted);
+            }
             let report = self.setup.runtime.forward_backward(TrainRequest {
                 sequences: sequences.to_vec(),
                 loss: Arc::new(HeldOut),
@@ -173,7 +190,7 @@ pub(crate) fn measure(
 ) -> Result<(usize, Measured)> {
     let setup = Setup::new(recipe, Use::Measuring { verbose }, interrupt, progress)?;
     let max_new_tokens = recipe.eval.as_ref().map_or(recipe.rollout.max_new_tokens, |eval| eval.max_new_tokens);
-    let distance = Distance::new(recipe, &setup, max_new_tokens, progress);
+    let distance = Distance::new(recipe, &setup, max_new_tokens, interrupt, progress);
     let teachers = if distance.teacher_writes() { distance.of_teacher()? } else { Vec::new() };
     Ok((setup.held_out.len(), distance.measure(&teachers)?))
 }

@@ -7,7 +7,12 @@ mod eval;
 mod folder;
 mod graded;
 mod held_out;
+mod inputs;
+mod measure;
+mod models;
+mod overview;
 mod phases;
+mod position;
 mod rollout;
 mod serving;
 mod setup;
@@ -17,28 +22,32 @@ mod summary;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
 pub use best::check_measurements;
 pub use folder::Resume;
+pub(crate) use folder::no_run;
 pub(crate) use held_out::{BETTER, measure as measure_held_out};
-pub(crate) use setup::{open, start};
+pub(crate) use models::open;
+pub use overview::dry_run;
+pub(crate) use setup::start;
 pub(crate) use step::{Outcome, Stepper};
 
-use crate::checkpoint::{Checkpoints, TrainerState};
+use crate::checkpoint::TrainerState;
 use crate::control::Control;
 use crate::data::Cursor;
 use crate::interrupt::Interrupt;
 use crate::metrics::{JsonLines, Metrics};
 use crate::progress::Progress;
-use crate::recipe::Recipe;
+use crate::recipe::{Given, Recipe};
 use crate::schedule::Schedule;
 use crate::{Error, Result};
 use benchmark::Benchmarks;
 use best::BestBy;
 use eval::Evaluator;
 use folder::RunFolder;
+use inputs::{InputSums, TASK_DATA};
+use overview::Sizes;
 use phases::Phases;
+use position::Position;
 use serve::{KeyValue, Scope, ServeConfig, Traces};
 use serving::Serving;
 use setup::{Setup, Use};
@@ -51,10 +60,14 @@ const MAX_NON_FINITE: u32 = 3;
 pub struct Options {
     /// The recipe.
     pub recipe: Recipe,
+    /// What it was made of.
+    pub given: Given,
     /// The run's folder.
     pub folder: PathBuf,
     /// Whether to continue it.
     pub resume: Option<Resume>,
+    /// Whether that may be with other data, models or tokenizers than before.
+    pub accept_changed_inputs: bool,
     /// Print metrics lines on stdout instead of progress on stderr.
     pub json: bool,
     /// Answer over HTTP while it runs.
@@ -70,24 +83,36 @@ pub struct Options {
 pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     let recipe = &options.recipe;
     let progress = Progress::new(options.json);
-    RunFolder::check(&options.folder, recipe, options.resume.as_ref())?;
+    recipe.notes.iter().for_each(|note| progress.line(note));
+    let reopened = match &options.resume {
+        None => RunFolder::check_new(&options.folder, progress).map(|()| None)?,
+        Some(resume) => Some(RunFolder::reopen(&options.folder, recipe, resume, progress)?),
+    };
+    let mut position = Position::find(recipe, reopened.as_ref(), options.accept_changed_inputs, progress)?;
     let setup = Setup::new(recipe, Use::Training { served: options.serve.is_some() }, interrupt, progress)?;
+    let sizes = Sizes { parameters: setup.plan.parameters, rows: setup.train.len(), held_out: setup.held_out.len() };
+    overview::tell(recipe, &sizes, progress)?;
     let best_by = BestBy::of(recipe, !setup.held_out.is_empty())?;
+    let unknown = position.unknown.then(|| inputs::files(recipe, progress)).transpose()?;
     interrupt.begin();
     // Only now: a run that cannot start leaves nothing behind.
-    let folder = RunFolder::open(&options.folder, recipe, options.resume.as_ref())?;
-    let state = restore(recipe, &setup, &folder, progress)?;
+    let folder = match reopened {
+        None => RunFolder::create(&options.folder, recipe, &options.given, progress)?,
+        Some(folder) => folder.keep_recipe(recipe, &options.given).map(|()| folder)?,
+    };
+    position.restore(recipe, &setup, &folder, progress)?;
+    let state = position.state;
     let control = Arc::new(Control::new(interrupt.clone()));
     let serving =
         options.serve.as_ref().map(|config| Serving::start(&setup, config, &control, progress)).transpose()?;
-    let run = Run {
+    let mut run = Run {
         control: &control,
         stepper: Stepper::new(recipe, &setup.runtime, setup.remote.as_ref(), &setup.train, progress),
         evaluator: recipe
             .eval
             .as_ref()
             .filter(|_| !setup.held_out.is_empty())
-            .map(|eval| Evaluator::new(recipe, eval, &setup, &folder, progress))
+            .map(|eval| Evaluator::new(recipe, eval, &setup, &folder, interrupt, progress))
             .transpose()?,
         benchmarks: recipe
             .eval
@@ -110,7 +135,10 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         json: options.json,
         traces: &options.traces,
         state,
+        unknown: unknown.map(InputSums::begin),
+        accept_changed_inputs: options.accept_changed_inputs,
     };
+    run.check_task_data()?;
     control.start(&recipe.name, run.state.step, run.total);
     let result = run.finish(interrupt);
     control.end(match &result {
@@ -120,29 +148,6 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     });
     drop(serving);
     result
-}
-
-/// Puts weights, moments and position back from the checkpoint to continue from.
-fn restore(recipe: &Recipe, setup: &Setup, folder: &RunFolder, progress: Progress) -> Result<TrainerState> {
-    let sum: String = Sha256::digest(recipe.to_toml()).iter().map(|byte| format!("{byte:02x}")).collect();
-    let Some(path) = &folder.resume_from else { return Ok(TrainerState::start(recipe.runtime.seed, sum)) };
-    let (weights, mut state) = Checkpoints::load(path, &setup.export, &setup.runtime.export_state()?)?;
-    setup.runtime.restore_state(weights)?;
-    setup.runtime.publish()?;
-    folder.checkpoints.rewind(path)?;
-    // A best one that has been dropped since, on the way that is abandoned now, cannot be kept any more.
-    let best = state.best.take_if(|best| !folder.checkpoints.has(best.step));
-    if let Some(best) = best {
-        progress.line(&format!("best       that of step {} is gone; the next measurement counts", best.step));
-    }
-    folder.checkpoints.link_best(state.best.as_ref())?;
-    progress.line(&format!("resume     {} (step {})", path.display(), state.step));
-    if let Some(lr) = state.lr {
-        progress
-            .line(&format!("lr         {lr:e}, as set through /v1/train/lr; the recipe has {:e}", recipe.schedule.lr));
-    }
-    state.recipe_sha256 = sum;
-    Ok(state)
 }
 
 struct Run<'a> {
@@ -162,6 +167,9 @@ struct Run<'a> {
     total: u64,
     phases: Phases,
     state: TrainerState,
+    /// The checksums of the run's inputs, where the state has none.
+    unknown: Option<InputSums>,
+    accept_changed_inputs: bool,
     /// What tells the best checkpoint.
     best_by: Option<BestBy>,
     /// The newest metrics with held-out measurements.
@@ -193,6 +201,12 @@ impl Run<'_> {
     fn take_steps(&mut self, interrupt: &Interrupt) -> Result<()> {
         if self.state.step == 0 && self.saved.is_none() {
             self.measure_before()?;
+        }
+        if let Some(metrics) = self.state.pending.take() {
+            let scope = self.span("held_out", self.state.step);
+            self.conclude(metrics, &scope)?;
+            // The checkpoint of this step still has them.
+            self.saved = None;
         }
         while !self.is_over() {
             loop {
@@ -247,22 +261,6 @@ impl Run<'_> {
         error
     }
 
-    /// Held-out measurements before the first step.
-    fn measure_before(&mut self) -> Result<()> {
-        if !self.recipe.eval.as_ref().is_some_and(|eval| eval.at_start) {
-            return Ok(());
-        }
-        if let Some(benchmarks) = &self.benchmarks {
-            self.state.teacher_scores = self.stoppable(benchmarks.of_teacher())?;
-        }
-        let mut metrics = Metrics::at(0);
-        let scope = self.span("held_out", 0);
-        self.measure(&mut metrics, &scope)?;
-        let numbers = metrics.named().filter(|(name, _)| name.starts_with("eval/"));
-        self.state.held_out_before = numbers.map(|(name, value)| (name.to_owned(), value)).collect();
-        self.write(&metrics)
-    }
-
     fn span(&self, name: &'static str, step: u64) -> Scope {
         let attributes =
             vec![KeyValue::new("arle.run", self.recipe.name.clone()), KeyValue::new("arle.step", step as i64)];
@@ -282,17 +280,7 @@ impl Run<'_> {
         metrics.set("epoch", self.cursor.epoch());
         self.progress.line(&summary::step_line(&metrics, self.total));
         self.state.non_finite = if applied { 0 } else { self.state.non_finite + 1 };
-        if self.is_eval_due() {
-            self.measure(&mut metrics, &scope)?;
-        }
-        let numbers = metrics.named().filter(|(name, _)| *name != "step");
-        scope.set(numbers.map(|(name, value)| KeyValue::new(format!("arle.{name}"), value)).collect());
-        self.write(&metrics)?;
-        self.keep_if_best(&metrics)?;
-        if self.state.non_finite >= MAX_NON_FINITE {
-            return Err(Error::NonFinite { step: self.state.step, times: self.state.non_finite });
-        }
-        Ok(())
+        self.conclude(metrics, &scope)
     }
 
     /// Keeps a checkpoint of this step where no step before it measured better.
@@ -308,53 +296,6 @@ impl Run<'_> {
     fn is_over(&self) -> bool {
         let taken = self.phases.total() - self.phases.get("eval");
         self.state.step >= self.total || self.recipe.max_seconds.is_some_and(|most| taken >= most)
-    }
-
-    fn is_eval_due(&self) -> bool {
-        let Some(eval) = &self.recipe.eval else { return false };
-        let periodic = eval.every > 0 && self.state.step.is_multiple_of(eval.every);
-        periodic || (eval.at_end && self.is_over())
-    }
-
-    fn measure(&mut self, metrics: &mut Metrics, scope: &Scope) -> Result<()> {
-        let mut phases = Phases::within(scope);
-        let measured = phases.time("eval", || {
-            let samples = match &self.evaluator {
-                None => Vec::new(),
-                Some(evaluator) => {
-                    evaluator.measure(metrics)?;
-                    evaluator.show_samples(self.state.step)?
-                }
-            };
-            let scored = self.benchmarks.as_ref().map(|benchmarks| benchmarks.measure(self.state.step, metrics));
-            scored.transpose()?;
-            Ok(samples)
-        });
-        for sample in &self.stoppable(measured)? {
-            self.samples.write(sample)?;
-            self.control.sample(sample);
-        }
-        self.best_by.as_ref().map_or(Ok(()), |by| by.check(metrics))?;
-        metrics.set("time/eval", phases.get("eval"));
-        self.phases.merge(&phases);
-        if self.evaluator.is_some() {
-            self.progress.line(&summary::held_out_line(metrics, &self.state.held_out_before));
-        }
-        if self.benchmarks.is_some() {
-            self.progress.line(&summary::scores_line(metrics, &self.state.held_out_before, &self.state.teacher_scores));
-        }
-        self.last = Some(metrics.clone());
-        Ok(())
-    }
-
-    /// A measurement that Ctrl-C stopped ends the run as a step boundary does.
-    fn stoppable<T>(&self, measured: Result<T>) -> Result<T> {
-        measured.map_err(|error| match error {
-            Error::EvaluationInterrupted { .. } | Error::WaitInterrupted { .. } => {
-                Error::Interrupted { step: self.state.step }
-            }
-            other => other,
-        })
     }
 
     fn write(&mut self, metrics: &Metrics) -> Result<()> {
@@ -379,6 +320,10 @@ impl Run<'_> {
         let _span = self.span("checkpoint", self.state.step);
         self.metrics.sync()?;
         self.samples.sync()?;
+        if let Some(mut sums) = self.unknown.take().map(InputSums::wait).transpose()? {
+            sums.extend(self.state.inputs.take(TASK_DATA));
+            self.state.inputs = sums;
+        }
         let weights = self.setup.runtime.export_state()?;
         self.state.optimizer_step = weights.step;
         self.state.metrics_bytes = self.metrics.bytes();

@@ -1,12 +1,15 @@
 //! Many completions at once through the runtime's scheduler.
 
-use indicatif::ProgressBar;
-use runtime::RuntimeHandle;
-use runtime::request::{CompletionText, GenerateRequest, Generated, Slot};
-use runtime::sampler::SamplingParams;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 
-use crate::Result;
+use indicatif::ProgressBar;
+use runtime::request::{CompletionText, FinishReason, GenerateEvent, GenerateRequest, Generated, Slot};
+use runtime::sampler::SamplingParams;
+use runtime::{Closed, RuntimeHandle, Sink, Ticket};
+
+use crate::interrupt::{GLANCE, Interrupt};
 use crate::recipe::Sampling;
+use crate::{Error, Result};
 
 /// What the random numbers of a completion are for; part of their key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,24 +47,70 @@ pub(super) fn params(sampling: &Sampling, max_tokens: usize, seed: u64) -> Sampl
     }
 }
 
-/// Submits every request, waits for all, and returns the answers in the order of the requests.
+/// Submits every request, waits for all, and returns the answers in the order of the requests. Where there is an `interrupt`
+/// that someone asks for, all are given up at once.
 ///
 /// # Errors
-/// The first request that fails.
+/// The first request that fails; [`Error::MeasurementInterrupted`].
 pub(super) fn generate(
     runtime: &RuntimeHandle,
     requests: impl IntoIterator<Item = GenerateRequest>,
     bar: &ProgressBar,
+    interrupt: Option<&Interrupt>,
 ) -> Result<Vec<Generated>> {
-    let running: Vec<_> = requests.into_iter().map(|request| runtime.generate(request)).collect::<Result<_, _>>()?;
-    let mut finished = Vec::with_capacity(running.len());
-    for generation in running {
-        let generated = generation.collect()?;
-        bar.inc(generated.tokens.len() as u64);
-        finished.push(generated);
+    let (sender, events) = channel();
+    let submit = |(index, request): (usize, GenerateRequest)| {
+        let (sender, most) = (sender.clone(), request.params.max_tokens);
+        let sink = Sink::new(move |event| sender.send((index, event)).map_err(|_| Closed));
+        runtime.generate_into(request, None, sink).map(|ticket| (ticket, most))
+    };
+    // A ticket that is dropped cancels its request.
+    let tickets: Vec<(Ticket, usize)> = requests.into_iter().enumerate().map(submit).collect::<Result<_, _>>()?;
+    drop(sender);
+    let mut answers: Vec<Generated> = tickets.iter().map(|_| nothing_yet()).collect();
+    let mut running = answers.len();
+    while running > 0 {
+        let (index, event) = match events.recv_timeout(GLANCE) {
+            Ok(event) => event,
+            Err(RecvTimeoutError::Timeout) => {
+                if interrupt.is_some_and(Interrupt::asked) {
+                    return Err(Error::MeasurementInterrupted);
+                }
+                continue;
+            }
+            // The device thread has ended and says why.
+            Err(RecvTimeoutError::Disconnected) => return Err(runtime.stats().err().map_or_else(lost, Error::from)),
+        };
+        if interrupt.is_some_and(Interrupt::asked) {
+            return Err(Error::MeasurementInterrupted);
+        }
+        let answer = &mut answers[index];
+        match event {
+            GenerateEvent::Started { .. } => {}
+            GenerateEvent::Token(token) => {
+                answer.text.push_str(&token.text);
+                answer.tokens.push(token);
+                bar.inc(1);
+            }
+            GenerateEvent::Done { reason, text, cached_tokens, .. } => {
+                answer.text.push_str(&text);
+                (answer.reason, answer.cached_tokens) = (reason, cached_tokens);
+                bar.dec_length((tickets[index].1 - answer.tokens.len()) as u64);
+                running -= 1;
+            }
+            GenerateEvent::Failed(error) => return Err(error.into()),
+        }
     }
     bar.finish_and_clear();
-    Ok(finished)
+    Ok(answers)
+}
+
+fn nothing_yet() -> Generated {
+    Generated { tokens: Vec::new(), text: String::new(), reason: FinishReason::Cancelled, cached_tokens: 0 }
+}
+
+fn lost() -> Error {
+    runtime::Error::Request("the device thread gave up its requests".to_owned()).into()
 }
 
 /// A request for token ids.

@@ -1,24 +1,23 @@
 //! From a recipe to a running runtime: models, guards, data, memory.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
 use runtime::memory::{KvWish, MemoryPlan, Workload};
-use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec, Training};
-use runtime::source::ModelSource;
+use runtime::request::{EngineConfig, RuntimeSpec, Training};
 
 use super::benchmark;
-use crate::checkpoint::{ADAPTER_WEIGHTS, AdapterConfig, Export, ModelExport, note_other_base};
+use super::models::Models;
+use crate::checkpoint::{AdapterConfig, Export, ModelExport, note_other_base};
 use crate::data::{Row, Rows};
 use crate::interrupt::Interrupt;
 use crate::memory::{self, Purpose};
 use crate::progress::Progress;
 use crate::prompt::{Encoder, Example};
-use crate::recipe::{Recipe, Teacher, TeacherWeights};
+use crate::recipe::{Recipe, TeacherWeights};
 use crate::teacher::RemoteTeacher;
-use crate::{Error, Result, guard};
+use crate::{Error, Result};
 
 /// Requests that may wait; far more than a step has.
 const MAX_WAITING: usize = 1 << 20;
@@ -41,14 +40,22 @@ pub(super) struct Setup {
     pub(super) teacher: Option<Arc<ModelFiles>>,
     /// A teacher that is elsewhere.
     pub(super) remote: Option<RemoteTeacher>,
+    /// The memory that was planned.
+    pub(super) plan: MemoryPlan,
 }
 
-/// Opens a model source, telling what takes time.
-///
-/// # Errors
-/// A source that cannot be had, or files that are damaged.
-pub(crate) fn open(source: &str, progress: Progress) -> Result<Arc<ModelFiles>> {
-    Ok(Arc::new(ModelSource::parse(source)?.open(&|line| progress.line(line))?))
+/// All of a [`Setup`] but what is loaded onto the device.
+pub(super) struct Prepared {
+    pub(super) spec: RuntimeSpec,
+    pub(super) workload: Workload,
+    pub(super) purpose: Purpose,
+    encoder: Encoder,
+    pub(super) train: Vec<Example>,
+    pub(super) held_out: Vec<Example>,
+    export: Export,
+    student: Arc<ModelFiles>,
+    teacher: Option<Arc<ModelFiles>>,
+    remote: Option<RemoteTeacher>,
 }
 
 /// What a recipe is set up for.
@@ -67,26 +74,33 @@ impl Setup {
     /// Models that cannot be compared, rows that do not fit, more memory than there is.
     pub(super) fn new(recipe: &Recipe, what_for: Use, interrupt: &Interrupt, progress: Progress) -> Result<Self> {
         recipe.runtime.device.start(recipe.runtime.deterministic, progress)?;
+        let mut prepared = Prepared::new(recipe, what_for, Some(interrupt), progress)?;
+        let told = match what_for {
+            Use::Training { .. } => progress,
+            Use::Measuring { verbose } => progress.only_if(verbose),
+        };
+        let (runtime, plan) = start(&mut prepared.spec, &prepared.workload, prepared.purpose, told)?;
+        let Prepared { encoder, train, held_out, export, student, teacher, remote, .. } = prepared;
+        Ok(Self { runtime, encoder, train, held_out, export, student, teacher, remote, plan })
+    }
+}
+
+impl Prepared {
+    /// Opens and compares the models, encodes the rows, and says what will be asked of the runtime. A teacher elsewhere is
+    /// connected to where an `interrupt` can end the waiting.
+    ///
+    /// # Errors
+    /// Models that cannot be compared, rows that do not fit.
+    pub(super) fn new(
+        recipe: &Recipe,
+        what_for: Use,
+        interrupt: Option<&Interrupt>,
+        progress: Progress,
+    ) -> Result<Self> {
         let rows = Rows::load(&recipe.data)?;
-        let student = open(&recipe.student.model, progress)?;
-        let student_slot = SlotSpec {
-            files: Arc::clone(&student),
-            layers: recipe.student.layers.clone(),
-            adapter: recipe.student.adapter.clone(),
-        };
-        let teacher_slot = match &recipe.teacher {
-            Some(teacher) => open_teacher(teacher, &student_slot, progress)?,
-            None => None,
-        };
-        if let Some(teacher) = &teacher_slot {
-            guard::compare(&student, &teacher.files)?;
-        }
-        let remote = match recipe.teacher.as_ref().map(|teacher| &teacher.weights) {
-            Some(TeacherWeights::Remote(remote)) => {
-                Some(RemoteTeacher::connect(remote, &student, interrupt, progress)?)
-            }
-            _ => None,
-        };
+        let Models { student: student_slot, teacher: teacher_slot, remote } =
+            Models::open(recipe, interrupt, progress)?;
+        let student = Arc::clone(&student_slot.files);
         let context = recipe.teacher.as_ref().and_then(|teacher| teacher.context.clone());
         if matches!(what_for, Use::Training { .. }) {
             refuse_dropout(&student)?;
@@ -97,7 +111,7 @@ impl Setup {
             note_other_base(adapter, &recipe.student.model, &|note| progress.line(note));
         }
         let encoder = Encoder::new(Arc::clone(&student), recipe.data.chat, recipe.data.system_prompt.clone(), context)?;
-        let fits = Fits { recipe, context: student.config.max_position_embeddings };
+        let fits = Fits { recipe, student: &student };
         let train = match what_for {
             Use::Training { .. } => fits.encode(&encoder, &rows.train, recipe.rollout.max_new_tokens)?,
             Use::Measuring { .. } => Vec::new(),
@@ -130,15 +144,15 @@ impl Setup {
             }
         };
         let teacher = teacher_slot.as_ref().map(|slot| Arc::clone(&slot.files));
-        let (training, purpose, told) = match what_for {
+        let (training, purpose) = match what_for {
             Use::Training { served } => {
                 let training = recipe.training();
                 let teacher_generates = training.teacher_generates || served;
-                (Some(Training { teacher_generates, ..training }), Purpose::Training, progress)
+                (Some(Training { teacher_generates, ..training }), Purpose::Training)
             }
-            Use::Measuring { verbose } => (None, Purpose::Command, progress.only_if(verbose)),
+            Use::Measuring { .. } => (None, Purpose::Command),
         };
-        let mut spec = RuntimeSpec {
+        let spec = RuntimeSpec {
             device: recipe.runtime.device.device,
             deterministic: recipe.runtime.deterministic,
             student: student_slot,
@@ -153,8 +167,7 @@ impl Setup {
                 overlap: EngineConfig::usual_overlap(recipe.runtime.device.device),
             },
         };
-        let (runtime, _) = start(&mut spec, &workload, purpose, told)?;
-        Ok(Self { runtime, encoder, train, held_out, export, student, teacher, remote })
+        Ok(Self { spec, workload, purpose, encoder, train, held_out, export, student, teacher, remote })
     }
 }
 
@@ -188,34 +201,6 @@ pub(crate) fn start(
     })?;
     bar.finish_and_clear();
     Ok((runtime, plan))
-}
-
-/// The teacher's files; one that is the student itself shares them, and so its weights. None for one that is elsewhere.
-fn open_teacher(teacher: &Teacher, student: &SlotSpec, progress: Progress) -> Result<Option<SlotSpec>> {
-    let alone = |files| Some(SlotSpec { files, layers: None, adapter: None });
-    match &teacher.weights {
-        TeacherWeights::Remote(_) => Ok(None),
-        TeacherWeights::Student => Ok(Some(student.clone())),
-        TeacherWeights::Model(source) => {
-            let files = open(source, progress)?;
-            let same = files.path == student.files.path;
-            Ok(alone(if same { Arc::clone(&student.files) } else { files }))
-        }
-        TeacherWeights::Checkpoint(path) if path.join(ADAPTER_WEIGHTS).is_file() => {
-            Ok(Some(SlotSpec { adapter: Some(path.clone()), ..student.clone() }))
-        }
-        TeacherWeights::Checkpoint(path) => open_checkpoint(path).map(alone),
-    }
-}
-
-fn open_checkpoint(path: &Path) -> Result<Arc<ModelFiles>> {
-    if !path.join("config.json").is_file() {
-        let what = format!(
-            "holds neither {ADAPTER_WEIGHTS} nor a model with config.json; name a folder like checkpoints/step_000100"
-        );
-        return Err(Error::RunFolder { path: PathBuf::from(path), what });
-    }
-    Ok(Arc::new(ModelFiles::open(path)?))
 }
 
 /// The trainer has dropout in adapters only (`lora.dropout`).
@@ -295,8 +280,7 @@ fn workload(recipe: &Recipe, train: &[Example], held_out: &[Example], asked: usi
 /// Limits that every row has to keep.
 struct Fits<'a> {
     recipe: &'a Recipe,
-    /// Positions the model was made for.
-    context: usize,
+    student: &'a ModelFiles,
 }
 
 impl Fits<'_> {
@@ -311,6 +295,14 @@ impl Fits<'_> {
     }
 
     fn check(&self, example: &Example, row: &Row, max_new_tokens: usize) -> Result<()> {
+        let prompts = [Some(&example.prompt), example.teacher_prompt.as_ref(), example.completion.as_ref()];
+        let known = self.student.config.token_ids;
+        if let Some(&id) = prompts.into_iter().flatten().flatten().find(|&&id| id as usize >= known) {
+            let spelled = self.student.tokenizer.as_ref().and_then(|tokenizer| tokenizer.token(id)).unwrap_or_default();
+            let what =
+                format!("has token {id} ({spelled:?}), which is not among the {known} that student and teacher share");
+            return Err(row.origin.error(what));
+        }
         let limit = self.recipe.rollout.max_prompt_tokens;
         if example.prompt.len() > limit {
             let what = format!("prompt of {} tokens, `rollout.max_prompt_tokens` is {limit}", example.prompt.len());
@@ -318,9 +310,9 @@ impl Fits<'_> {
         }
         let new = example.completion.as_ref().map_or(0, Vec::len).max(max_new_tokens);
         let longest = example.prompt.len().max(example.teacher_prompt.as_ref().map_or(0, Vec::len));
-        if longest + new > self.context {
-            let what =
-                format!("{longest} prompt tokens + {new} new tokens exceed the model's context of {}", self.context);
+        let context = self.student.config.max_position_embeddings;
+        if longest + new > context {
+            let what = format!("{longest} prompt tokens + {new} new tokens exceed the model's context of {context}");
             return Err(row.origin.error(what));
         }
         let budget = self.recipe.runtime.tokens_per_microbatch;

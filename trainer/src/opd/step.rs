@@ -151,7 +151,7 @@ impl<'a> Stepper<'a> {
             }
         }
         let bar = self.progress.bar("rollout", (requests.len() * recipe.rollout.max_new_tokens) as u64, "tokens");
-        let generated = generate(self.runtime, requests, &bar)?;
+        let generated = generate(self.runtime, requests, &bar, None)?;
         let sampled = asked.into_iter().zip(&generated);
         completions
             .extend(sampled.map(|((example, source), generated)| Completion::sampled(example, generated, source)));

@@ -3,6 +3,8 @@
 //! [`raw`] is the file with its defaults, `resolve` checks every range and refuses idle keys, and the result knows
 //! how to write itself as a recipe again ([`Recipe::to_toml`]).
 
+mod differences;
+mod given;
 pub(crate) mod keys;
 mod names;
 mod overrides;
@@ -10,6 +12,7 @@ mod paths;
 pub mod raw;
 mod remote;
 mod resolve;
+mod shortened;
 
 use std::path::{Path, PathBuf};
 
@@ -17,6 +20,7 @@ use runtime::memory::{Checkpointing, KvSize};
 use runtime::read;
 use runtime::request::{LoraConfig, Offload, Trainable, Training};
 
+pub use given::Given;
 pub use overrides::Override;
 pub use raw::{Lora, OneOrMany, Rollout, Sampling, SavedDtype};
 pub use remote::{Api, Remote, RemoteRows};
@@ -60,6 +64,8 @@ pub struct Recipe {
     pub mismatch: bool,
     /// Device and memory.
     pub runtime: Runtime,
+    /// What was made of its changes, for people.
+    pub notes: Vec<String>,
     /// The recipe with every default that applies filled in.
     filled: raw::RawRecipe,
 }
@@ -73,6 +79,8 @@ pub struct Student {
     pub layers: Option<Vec<usize>>,
     /// PEFT adapter to start from.
     pub adapter: Option<PathBuf>,
+    /// Tokens that end a completion; none: those of the model's files.
+    pub eos_tokens: Vec<String>,
 }
 
 /// The model that grades.
@@ -115,6 +123,8 @@ pub struct Data {
     pub paths: Vec<PathBuf>,
     /// Their format; `None` tells it from each name.
     pub format: Option<Format>,
+    /// A column that is used besides prompts and completions.
+    pub context_column: Option<String>,
     /// System prompt that the student sees.
     pub system_prompt: Option<String>,
     /// Whether string prompts become user messages; `None`: when there is a chat template.
@@ -297,14 +307,22 @@ impl Recipe {
         let mut table: toml::Table =
             text.parse().map_err(|e: toml::de::Error| syntax(e.to_string().trim().to_owned()))?;
         paths::make_absolute(&mut table, folder)?;
+        Self::from_table(table, origin, name, overrides)
+    }
+
+    /// [`Recipe::parse`] on a table with absolute paths.
+    fn from_table(mut table: toml::Table, origin: &str, name: &str, overrides: &[Override]) -> Result<Self> {
+        let written = table.clone();
         for change in overrides {
             change.apply(&mut table)?;
         }
+        let notes = shortened::apply(&mut table, &written, overrides);
         paths::make_absolute(&mut table, Path::new("."))?;
         keys::check(&table)?;
-        let raw: raw::RawRecipe =
-            table.try_into().map_err(|e: toml::de::Error| syntax(e.to_string().trim().to_owned()))?;
-        resolve::resolve(raw, name)
+        let syntax =
+            |e: toml::de::Error| Error::Syntax { origin: origin.to_owned(), what: e.to_string().trim().to_owned() };
+        let raw: raw::RawRecipe = table.try_into().map_err(syntax)?;
+        Ok(Self { notes: notes.into_iter().collect(), ..resolve::resolve(raw, name)? })
     }
 
     /// Refuses overrides of keys that no recipe has.
@@ -321,36 +339,6 @@ impl Recipe {
     #[must_use]
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(&self.filled).expect("a recipe holds only what TOML can write")
-    }
-
-    /// Dotted keys whose values differ from `other`'s, with both values.
-    #[must_use]
-    pub fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
-        let (ours, theirs) = (self.flat(), other.flat());
-        let keys: std::collections::BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
-        let show = |value: Option<&toml::Value>| value.map_or_else(|| "(absent)".to_owned(), ToString::to_string);
-        keys.into_iter()
-            .filter(|key| ours.get(*key) != theirs.get(*key))
-            .map(|key| (key.clone(), show(ours.get(key)), show(theirs.get(key))))
-            .collect()
-    }
-
-    fn flat(&self) -> std::collections::BTreeMap<String, toml::Value> {
-        fn walk(prefix: &str, table: &toml::Table, out: &mut std::collections::BTreeMap<String, toml::Value>) {
-            for (key, value) in table {
-                let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                match value {
-                    toml::Value::Table(inner) => walk(&key, inner, out),
-                    _ => {
-                        out.insert(key, value.clone());
-                    }
-                }
-            }
-        }
-        let mut out = std::collections::BTreeMap::new();
-        let table = toml::Table::try_from(&self.filled).expect("a recipe holds only what TOML can write");
-        walk("", &table, &mut out);
-        out
     }
 
     /// What the runtime has to train; the memory plan says how many layers run again.
@@ -377,6 +365,12 @@ impl Recipe {
             offload: self.runtime.offload,
             teacher_generates: sampled || self.eval.is_some(),
         }
+    }
+
+    /// Name of the loss.
+    #[must_use]
+    pub fn loss(&self) -> &str {
+        &self.filled.loss.kind
     }
 
     /// Sequences generated in one step.

@@ -1,5 +1,9 @@
 //! `--set a.b=value`.
 
+use std::fmt;
+use std::path::Path;
+
+use super::paths;
 use crate::{Error, Result};
 
 /// One override.
@@ -26,6 +30,20 @@ impl Override {
         Ok(Self { path, value: parse_value(value.trim()) })
     }
 
+    /// The same with a path that does not depend on where the program was started.
+    ///
+    /// # Errors
+    /// A current folder that is gone.
+    pub(super) fn absolute(&self) -> Result<Self> {
+        let mut table = toml::Table::new();
+        self.apply(&mut table)?;
+        paths::make_absolute(&mut table, Path::new("."))?;
+        let (last, sections) = self.path.split_last().expect("split gives at least one part");
+        let section = sections.iter().try_fold(&table, |table, part| table.get(part)?.as_table());
+        let value = section.and_then(|table| table.get(last)).unwrap_or(&self.value);
+        Ok(Self { path: self.path.clone(), value: value.clone() })
+    }
+
     /// The dotted key.
     #[must_use]
     pub fn key(&self) -> String {
@@ -48,6 +66,12 @@ impl Override {
         }
         table.insert(last.clone(), self.value.clone());
         Ok(())
+    }
+}
+
+impl fmt::Display for Override {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.key(), self.value)
     }
 }
 

@@ -61,6 +61,7 @@ pub(super) fn resolve(mut raw: RawRecipe, name: &str) -> Result<Recipe> {
         checkpoint: raw.checkpoint.clone(),
         mismatch: raw.log.mismatch,
         runtime,
+        notes: Vec::new(),
         filled: raw,
     })
 }
@@ -122,10 +123,16 @@ fn student(raw: &RawRecipe) -> Result<Student> {
             ));
         }
     }
+    let eos_tokens = raw.student.eos_token.as_ref().map_or(Vec::new(), |tokens| tokens.as_slice().to_vec());
+    if raw.student.eos_token.is_some() && (eos_tokens.is_empty() || eos_tokens.iter().any(String::is_empty)) {
+        let given = format!("{eos_tokens:?}");
+        return Err(Error::value("student.eos_token", given, "a token, such as \"<|im_end|>\", or a list of them"));
+    }
     Ok(Student {
         model: raw.student.model.clone(),
         layers: raw.student.layers.clone(),
         adapter: raw.student.adapter.clone(),
+        eos_tokens,
     })
 }
 
@@ -228,6 +235,7 @@ fn data(raw: &mut RawRecipe) -> Result<Data> {
     Ok(Data {
         paths,
         format,
+        context_column: raw.teacher.as_ref().and_then(|teacher| teacher.context_column.clone()),
         system_prompt: data.system_prompt.clone(),
         chat: data.chat,
         shuffle: data.shuffle,

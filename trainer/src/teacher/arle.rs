@@ -19,6 +19,8 @@ pub(super) struct Arle {
     client: Client,
     model: Option<String>,
     info: Info,
+    /// The ids that student and teacher share.
+    token_ids: usize,
 }
 
 /// What the server says of the model and its tokenizer.
@@ -47,7 +49,7 @@ struct Score {
 
 impl Arle {
     /// Compares the server's tokenizer with the student's.
-    pub(super) fn connect(client: Client, remote: &Remote, student: &ModelFiles) -> Result<Self> {
+    pub(super) fn connect(client: Client, remote: &Remote, student: &ModelFiles, ends_chosen: bool) -> Result<Self> {
         let model = remote.served_model.clone();
         let foreign = |why: &str| {
             client.error(format!(
@@ -75,16 +77,17 @@ impl Arle {
             let tokens = client.json("/tokenize", &answer)?["tokens"].take();
             serde_json::from_value(tokens).map_err(|e| client.error(format!("/tokenize gave no tokens: {e}")))
         };
-        guard::compare_described(student, &described, &tokenize)?;
-        Ok(Self { client, model, info })
+        let token_ids = guard::compare_described(student, &described, ends_chosen, &tokenize)?;
+        Ok(Self { client, model, info, token_ids })
     }
 
     pub(super) fn context(&self) -> usize {
         self.info.max_model_len
     }
 
+    /// Logits of a row: those of the tokens that both models have.
     pub(super) fn vocab(&self) -> usize {
-        self.info.model_vocab_size
+        self.token_ids
     }
 
     /// Longest answer.
@@ -95,7 +98,7 @@ impl Arle {
     /// Bytes that the server counts for a position.
     pub(super) fn row_bytes(&self, form: Form) -> usize {
         match form {
-            Form::Logits(precision) => self.info.model_vocab_size * precision.bytes(),
+            Form::Logits(precision) => self.token_ids * precision.bytes(),
             Form::Top { k, .. } => (2 + k) * ENTRY_BYTES,
             Form::Own { .. } => 2 * ENTRY_BYTES,
         }
@@ -106,6 +109,9 @@ impl Arle {
         let input: Vec<&[u32]> = group.iter().map(|ask| &ask.tokens[..ask.positions.end]).collect();
         let positions: Vec<[usize; 2]> = group.iter().map(|ask| [ask.positions.start, ask.positions.end]).collect();
         let mut body = named(&self.model, json!({"input": input, "positions": positions}));
+        if self.token_ids < self.info.model_vocab_size {
+            body["vocab_size"] = json!(self.token_ids);
+        }
         match form {
             Form::Logits(precision) => {
                 body["rows"] = json!("logits");

@@ -22,7 +22,7 @@ use runtime::train::{GivenTeacher, Needs};
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 use crate::recipe::{Api, Remote, RemoteRows};
-use crate::{Error, Result};
+use crate::{Error, Result, guard};
 use arle::Arle;
 use client::Client;
 use gather::Gathered;
@@ -33,6 +33,8 @@ pub(crate) struct RemoteTeacher {
     server: Server,
     rows: Option<RemoteRows>,
     concurrency: usize,
+    /// Ids of the student's tokens.
+    own_ids: usize,
 }
 
 enum Server {
@@ -86,12 +88,13 @@ impl RemoteTeacher {
     pub(crate) fn connect(
         remote: &Remote,
         student: &ModelFiles,
+        ends_chosen: bool,
         interrupt: &Interrupt,
         progress: Progress,
     ) -> Result<Self> {
         let client = Client::new(remote, interrupt.clone(), progress)?;
         let server = match remote.api {
-            Api::Arle => Server::Arle(Arle::connect(client, remote, student)?),
+            Api::Arle => Server::Arle(Arle::connect(client, remote, student, ends_chosen)?),
             Api::OpenAi => Server::OpenAi(OpenAi::connect(client, remote, student)?),
         };
         let name = match &server {
@@ -101,7 +104,8 @@ impl RemoteTeacher {
         let what =
             remote.rows.map_or_else(|| "log-probabilities of the student's tokens".to_owned(), |rows| rows.to_string());
         progress.line(&format!("teacher    {}{name}: {what}", remote.url));
-        Ok(Self { server, rows: remote.rows, concurrency: remote.concurrency })
+        let own_ids = guard::own_ids(student)?;
+        Ok(Self { server, rows: remote.rows, concurrency: remote.concurrency, own_ids })
     }
 
     /// Longest sequence that the teacher can see; `None` when it did not say.
@@ -109,6 +113,14 @@ impl RemoteTeacher {
         match &self.server {
             Server::Arle(arle) => Some(arle.context()),
             Server::OpenAi(_) => None,
+        }
+    }
+
+    /// The first so many ids are tokens of both models.
+    pub(crate) fn token_ids(&self) -> usize {
+        match &self.server {
+            Server::Arle(arle) => arle.vocab(),
+            Server::OpenAi(_) => self.own_ids,
         }
     }
 

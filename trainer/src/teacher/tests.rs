@@ -107,7 +107,7 @@ fn another_kind_of_server_is_told_apart() {
     let unlike = "HTTP/1.1 200 OK\r\ncontent-length: 17\r\nconnection: close\r\n\r\n{\"eos_token\": \"x\"}";
     for response in [missing, unlike] {
         let (url, _server) = scripted(vec![response]);
-        let error = RemoteTeacher::connect(&remote(&url), &student, &Interrupt::default(), Progress::new(true))
+        let error = RemoteTeacher::connect(&remote(&url), &student, false, &Interrupt::default(), Progress::new(true))
             .err()
             .expect("refused");
         assert!(error.to_string().contains("`teacher.api = \"openai\"`"), "{error}");

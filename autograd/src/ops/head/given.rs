@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::LogitChunk;
+use super::{Head, LogitChunk};
 use crate::cpu::rows::{normalizer, scale_in_place};
 use crate::cuda::{Arg, to_bf16};
 use crate::ops::log_prob::log_prob;
@@ -262,14 +262,14 @@ impl TopRows {
 /// What a student is compared with.
 #[derive(Clone, Copy)]
 pub enum Teacher<'a> {
-    /// Final hidden states `[N, H]` and output head `[V, H]`, on the student's device.
-    Hidden([&'a Tensor; 2]),
+    /// Final hidden states and output head, on the student's device.
+    Hidden(Head<'a>),
     /// Rows that came from elsewhere.
     Given(&'a std::sync::Arc<GivenRows>),
 }
 
 impl<'a> From<[&'a Tensor; 2]> for Teacher<'a> {
     fn from(pair: [&'a Tensor; 2]) -> Self {
-        Self::Hidden(pair)
+        Self::Hidden(pair.into())
     }
 }

@@ -79,11 +79,15 @@ fn columns(t: &Tensor) -> Columns<'_> {
     Columns::all(t.array(), t.cols())
 }
 
-/// Logits in f32, row after row.
-pub(super) fn logits(hidden: &Tensor, head: &Tensor) -> Result<Tensor> {
+/// Logits in f32, row after row; those from `ids` on are -inf.
+pub(super) fn logits(hidden: &Tensor, head: &Tensor, ids: usize) -> Result<Tensor> {
     let dims = [hidden.rows(), head.rows(), hidden.cols()];
     let z = Array::uninit(hidden.array().gpu(), dims[0] * dims[1], DType::F32)?;
     product(Columns::all(&z, dims[1]), Onto::Nothing, [columns(hidden), columns(head)], None, dims, 1.0)?;
+    if ids < dims[1] {
+        let args = [z.arg(), Arg::U64(dims[1] as u64), Arg::I32(ids as i32), Arg::I32(dims[1] as i32)];
+        z.gpu().launch("exclude_columns", [dims[0] as u32, 1, 1], [THREADS, 1, 1], 0, &args)?;
+    }
     Ok(Tensor::cuda(z, [dims[0], dims[1]]))
 }
 
@@ -112,7 +116,7 @@ pub(super) fn forward<R: RowLoss>(
     needs: &[bool],
 ) -> Result<(Tensor, Vec<Tensor>)> {
     let (hidden, head) = (inputs[0], inputs[1]);
-    let [t, v, h] = [hidden.rows(), head.rows(), hidden.cols()];
+    let [t, v, h] = [hidden.rows(), op.ids, hidden.cols()];
     row_kernels::check_width(R::NAME, "the width of hidden states", h)?;
     let gpu = hidden.array().gpu();
     let gradient = needs.contains(&true);
@@ -126,7 +130,9 @@ pub(super) fn forward<R: RowLoss>(
     let weights = Array::f32(gpu.info().ordinal, &op.weights)?;
     let values = Array::uninit(gpu, t * R::VALUES.len(), DType::F32)?;
     let dhidden = needs[0].then(|| Array::uninit(gpu, t * h, DType::Bf16)).transpose()?;
-    let dhead = needs[1].then(|| Array::uninit(gpu, v * h, DType::F32)).transpose()?;
+    // Padding has no gradient.
+    let whole = if v == head.rows() { Array::uninit } else { Array::zeros };
+    let dhead = needs[1].then(|| whole(gpu, head.rows() * h, DType::F32)).transpose()?;
     for first in (0..t).step_by(chunk) {
         let rows = first..(first + chunk).min(t);
         let dims = [rows.len(), v, h];
@@ -162,7 +168,7 @@ pub(super) fn forward<R: RowLoss>(
         }
         if let Some(d) = &dhead {
             let onto = if first == 0 { Onto::Nothing } else { Onto::Output };
-            weight_gradient(d, onto, [dz, Columns::all(&part(hidden), h)], dims, 1.0)?;
+            weight_gradient(&d.part(0, v * h), onto, [dz, Columns::all(&part(hidden), h)], dims, 1.0)?;
         }
     }
     let losses = values.read()?;

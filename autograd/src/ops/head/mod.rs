@@ -14,6 +14,7 @@ use rayon::prelude::*;
 
 use super::linear::portable_linear;
 use super::{Op, Recorded, ensure, ensure_index};
+use crate::cpu::simd::LANES;
 use crate::cpu::{gemm, gemm_backward};
 pub use given::{GivenRows, LogitRows, Precision, Teacher, TopRows};
 pub(super) use gpu::LogitChunk;
@@ -27,16 +28,42 @@ pub type Rows = BTreeMap<&'static str, Vec<f32>>;
 /// Bytes of logits held at a time, student and teacher together.
 const CHUNK_BYTES: usize = 64 << 20;
 
-/// Logits `[T, V]` of hidden states in f32, for sampling: T is the number of sequences, not of tokens.
+/// Hidden states and the output head that makes logits of them.
+#[derive(Clone, Copy)]
+pub struct Head<'a> {
+    /// `[N, H]`
+    pub hidden: &'a Tensor,
+    /// `[V, H]`
+    pub weight: &'a Tensor,
+    /// Rows of the head that belong to tokens: the first ones. The others are padding, which is in no softmax.
+    pub ids: usize,
+}
+
+impl<'a> From<[&'a Tensor; 2]> for Head<'a> {
+    /// A head without padding.
+    fn from([hidden, weight]: [&'a Tensor; 2]) -> Self {
+        Self { hidden, weight, ids: weight.rows() }
+    }
+}
+
+/// Logits `[T, V]` of hidden states in f32, for sampling: T is the number of sequences, not of tokens. Those of padding
+/// are -inf.
 ///
 /// # Errors
 /// Shapes that do not fit.
-pub fn logits(hidden: &Tensor, head: &Tensor) -> Result<Tensor> {
+pub fn logits<'a>(head: impl Into<Head<'a>>) -> Result<Tensor> {
+    let Head { hidden, weight, ids } = head.into();
+    check_heads("logits", &[hidden, weight], ids)?;
     if matches!(hidden.device(), Device::Cuda(_)) {
-        check_heads("logits", &[hidden, head])?;
-        return gpu::logits(hidden, head);
+        return gpu::logits(hidden, weight, ids);
     }
-    super::linear(&mut Tape::off(), hidden, head, None)
+    let logits = super::linear(&mut Tape::off(), hidden, weight, None)?;
+    if ids == weight.rows() {
+        return Ok(logits);
+    }
+    let (device, shape, mut values) = (logits.device(), logits.shape(), logits.read()?);
+    values.chunks_mut(weight.rows()).for_each(|row| row[ids..].fill(f32::NEG_INFINITY));
+    Tensor::new(device, values, shape)
 }
 
 /// A loss of one row of logits.
@@ -69,12 +96,14 @@ pub(super) struct HeadLoss<R> {
     pub(super) weights: Vec<f32>,
     /// A teacher that is no input.
     pub(super) given: Option<Arc<GivenRows>>,
+    /// Rows of the heads that are compared: those of tokens.
+    pub(super) ids: usize,
 }
 
 impl<R> HeadLoss<R> {
     /// A loss without given rows.
-    pub(super) fn new(loss: R, weights: &[f32]) -> Self {
-        Self { loss, weights: weights.to_vec(), given: None }
+    pub(super) fn new(loss: R, weights: &[f32], ids: usize) -> Self {
+        Self { loss, weights: weights.to_vec(), given: None, ids }
     }
 
     /// Models whose logits are held: the student, and a teacher of either kind.
@@ -92,14 +121,14 @@ pub(super) fn head_loss<R: RowLoss>(tape: &mut Tape, op: HeadLoss<R>, inputs: &[
     Ok((loss, rows.collect()))
 }
 
-/// Checks `[hidden, head]` pairs.
-fn check_heads(op: &'static str, inputs: &[&Tensor]) -> Result<()> {
+/// Checks `[hidden, head]` pairs whose first `ids` logits count.
+fn check_heads(op: &'static str, inputs: &[&Tensor], ids: usize) -> Result<()> {
     for pair in inputs.chunks(2) {
         ensure(pair[0].cols() == pair[1].cols() && pair[1].rows() > 0, op, "hidden [T, H] and head [V, H]", inputs)?;
+        ensure(ids > 0 && ids <= pair[1].rows(), op, "a head with a row for every token of the other", inputs)?;
     }
-    if let [hidden, head, teacher_hidden, teacher_head] = inputs {
-        let equal = hidden.rows() == teacher_hidden.rows() && head.rows() == teacher_head.rows();
-        ensure(equal, op, "equal rows and vocabularies of student and teacher", inputs)?;
+    if let [hidden, _, teacher_hidden, _] = inputs {
+        ensure(hidden.rows() == teacher_hidden.rows(), op, "equal rows of student and teacher", inputs)?;
     }
     Ok(())
 }
@@ -114,20 +143,21 @@ impl<R: RowLoss> Op for HeadLoss<R> {
     }
 
     fn check(&self, inputs: &[&Tensor]) -> Result<()> {
-        check_heads(R::NAME, inputs)?;
+        check_heads(R::NAME, inputs, self.ids)?;
         let rows = inputs[0].rows();
         let fits = self.weights.len() == rows && self.loss.rows().is_none_or(|n| n == rows);
         ensure(fits, R::NAME, "one weight and one target per row", inputs)?;
         if let Some(given) = &self.given {
-            given.check(R::NAME, rows, inputs[1].rows())?;
+            given.check(R::NAME, rows, self.ids)?;
         }
-        self.loss.check(inputs[1].rows())
+        self.loss.check(self.ids)
     }
 
     /// Keeps the rows' values, then the finished gradients of hidden states and head where they are needed.
     fn cpu_forward(&self, inputs: &[&Tensor], needs: &[bool]) -> (Tensor, Vec<Tensor>) {
         let (hidden, head) = (inputs[0], inputs[1]);
-        let (t, v, h) = (hidden.rows(), head.rows(), hidden.cols());
+        let (t, v, h) = (hidden.rows(), self.ids, hidden.cols());
+        let tokens = tokens(head, v);
         let gradient = needs.contains(&true);
         let mut values = vec![0.0; t * R::VALUES.len()];
         let mut dhidden = needs[0].then(|| vec![0.0; t * h]);
@@ -139,9 +169,9 @@ impl<R: RowLoss> Op for HeadLoss<R> {
         for first in (0..t).step_by(chunk) {
             let n = chunk.min(t - first);
             let rows = first..first + n;
-            chunk_logits(&mut student[..n * v], hidden, head, first);
+            chunk_logits(&mut student[..n * v], hidden, head, first, v);
             if let [_, _, teacher_hidden, teacher_head] = inputs {
-                chunk_logits(&mut teacher[..n * v], teacher_hidden, teacher_head, first);
+                chunk_logits(&mut teacher[..n * v], teacher_hidden, teacher_head, first, v);
             }
             if let Some(given) = &self.given {
                 given.fill(first, v, &student[..n * v], &mut teacher[..n * v]);
@@ -149,11 +179,11 @@ impl<R: RowLoss> Op for HeadLoss<R> {
             self.chunk(rows.clone(), &mut student, &mut teacher, v, gradient, &mut values);
             let dz = &student[..n * v];
             if let Some(d) = &mut dhidden {
-                gemm_backward::input_gradient(&mut d[first * h..(first + n) * h], dz, head.raw(), [n, v, h], 1.0);
+                gemm_backward::input_gradient(&mut d[first * h..(first + n) * h], dz, tokens, [n, v, h], 1.0);
             }
             if let Some(d) = &mut dhead {
                 let x = &hidden.raw()[first * h..(first + n) * h];
-                gemm_backward::weight_gradient(d, dz, x, [n, v, h], 1.0);
+                gemm_backward::weight_gradient(&mut d[..tokens.len()], dz, x, [n, v, h], 1.0);
             }
         }
         let losses = values.iter().step_by(R::VALUES.len()).zip(&self.weights);
@@ -186,8 +216,9 @@ impl<R: RowLoss> Op for HeadLoss<R> {
     }
 
     fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
-        let student = portable_linear(&inputs[0], &inputs[1]);
-        let teacher = (inputs.len() > 2).then(|| portable_linear(&inputs[2], &inputs[3]));
+        let logits = |pair: &[burn::Tensor<2>]| portable_linear(&pair[0], &pair[1].clone().narrow(0, 0, self.ids));
+        let student = logits(&inputs[..2]);
+        let teacher = (inputs.len() > 2).then(|| logits(&inputs[2..]));
         let teacher = teacher.or(self.given.as_ref().map(|given| given.portable(&student)));
         let values = self.loss.portable(student, teacher);
         let weights = portable::upload(self.weights.clone(), [self.weights.len(), 1]);
@@ -232,11 +263,17 @@ fn chunk_rows(rows: usize, vocab: usize, models: usize) -> usize {
     (CHUNK_BYTES / (vocab * models * size_of::<f32>()).max(1)).clamp(8, 256).min(rows.max(1))
 }
 
-/// Logits of rows `first..` into `out`.
-fn chunk_logits(out: &mut [f32], hidden: &Tensor, head: &Tensor, first: usize) {
-    let (v, h) = (head.rows(), hidden.cols());
-    let n = out.len() / v;
-    gemm::linear(out, &hidden.raw()[first * h..(first + n) * h], head.raw(), [n, v, h], gemm::Store::Set);
+/// The panels of the head that hold its first `ids` rows.
+fn tokens(head: &Tensor, ids: usize) -> &[f32] {
+    &head.raw()[..gemm::panels(ids) * head.cols() * LANES]
+}
+
+/// The first `ids` logits of rows `first..` into `out`.
+fn chunk_logits(out: &mut [f32], hidden: &Tensor, head: &Tensor, first: usize, ids: usize) {
+    let h = hidden.cols();
+    let n = out.len() / ids;
+    let dims = [n, ids, h];
+    gemm::linear(out, &hidden.raw()[first * h..(first + n) * h], tokens(head, ids), dims, gemm::Store::Set);
 }
 
 /// Refuses a temperature that is not positive.

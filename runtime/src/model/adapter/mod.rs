@@ -16,7 +16,7 @@ use super::{Module, tensors};
 use crate::config::ModelConfig;
 use crate::request::LoraConfig;
 use crate::weights::{SafetensorsWeights, WeightSource, check_finite};
-use crate::{Error, Result};
+use crate::{Error, Result, sums};
 
 /// What PEFT puts before the model's own names.
 const PREFIX: &str = "base_model.model.";
@@ -143,6 +143,7 @@ impl Adapter {
     /// # Errors
     /// A file that is missing or damaged, a shape that does not fit the base, a feature that is not implemented.
     pub fn load(dir: &Path, model: &ModelConfig, device: Device) -> Result<Self> {
+        sums::verify(dir, |name| name.starts_with("adapter_"))?;
         let config::FileConfig { info, selection } = config::read(dir)?;
         let refuse = |detail: String| Error::Adapter { path: dir.to_owned(), detail };
         let source = SafetensorsWeights::open(&dir.join("adapter_model.safetensors"))?;

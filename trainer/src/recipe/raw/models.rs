@@ -19,6 +19,10 @@ pub struct RawStudent {
     /// A PEFT adapter to start from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<PathBuf>,
+    /// The token that ends a completion, such as `"<|im_end|>"`, or a list of them; for base models, whose files name another
+    /// one than the chat template ends a turn with. Default: those of the model's files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eos_token: Option<OneOrMany<String>>,
 }
 
 /// `[teacher]`

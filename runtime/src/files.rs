@@ -82,7 +82,11 @@ impl ModelFiles {
         };
         let ids: Vec<u32> = tokens.iter().map(id).collect::<Result<_>>()?;
         let (Some(first), [only, rest @ ..]) = (tokens.first(), &ids[..]) else { return Ok(()) };
-        self.hf_config["eos_token_id"] = if rest.is_empty() { json!(only) } else { json!(ids) };
+        let written = if rest.is_empty() { json!(only) } else { json!(ids) };
+        if let Some(generation) = &mut self.hf_generation {
+            generation["eos_token_id"] = written.clone();
+        }
+        self.hf_config["eos_token_id"] = written;
         if let Some(template) = &mut self.chat_template {
             template.set_special("eos_token", first);
         }

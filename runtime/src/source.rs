@@ -122,7 +122,7 @@ impl ModelSource {
             Self::Path(_) | Self::Random(_) => true,
             Self::Hub { repo, revision } => hub::is_cached(repo, revision.as_deref()),
             Self::Pypi { package, version, sha256 } => {
-                let sum = sha256.as_deref().or_else(|| pypi::known_sum(package, version));
+                let sum = sha256.as_deref().or_else(|| pypi::known(package, version).map(|known| known.sha256));
                 let cache = autograd::cuda::cache_dir().zip(sum);
                 cache.is_some_and(|(cache, sha256)| {
                     pypi::Wheel { source: self, package, version, sha256 }.is_cached(&cache)

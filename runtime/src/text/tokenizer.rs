@@ -176,7 +176,7 @@ impl Tokenizer {
 
     /// Makes a token the end-of-text token.
     pub(crate) fn set_eos(&mut self, token: &str) {
-        self.config.insert("eos_token".to_owned(), json!(token));
+        self.config.insert("eos_token".to_owned(), Value::from(token));
     }
 
     /// Whether `decode` leaves the id out when it skips special tokens.

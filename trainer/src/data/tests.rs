@@ -212,6 +212,27 @@ fn every_codec_is_read() {
     }
 }
 
+/// Every column that a row is made of is read from a Parquet file, too.
+#[test]
+fn parquet_rows_have_tools_and_conversations() {
+    let columns = [("prompt", "Why?"), ("tools", "[{\"name\": \"f\"}]")];
+    let fields: String = columns.iter().map(|(name, _)| format!("OPTIONAL BYTE_ARRAY {name} (UTF8); ")).collect();
+    let schema = Arc::new(parse_message_type(&format!("message rows {{ {fields} }}")).expect("a schema"));
+    let file = tempfile::Builder::new().suffix(".parquet").tempfile().expect("a temporary file");
+    let mut writer = SerializedFileWriter::new(file.reopen().expect("open"), schema, Arc::new(WriterProperties::new()))
+        .expect("a writer");
+    let mut group = writer.next_row_group().expect("a row group");
+    for (_, text) in columns {
+        let mut column = group.next_column().expect("no error").expect("a column");
+        column.typed::<ByteArrayType>().write_batch(&[ByteArray::from(text)], Some(&[1]), None).expect("written");
+        column.close().expect("closed");
+    }
+    group.close().expect("closed");
+    writer.close().expect("closed");
+    let row = read(file.path(), None, None).expect("valid").remove(0);
+    assert_eq!(row.tools, Some(json!([{"name": "f"}])));
+}
+
 #[test]
 fn the_last_rows_are_held_out_before_the_limit_applies() {
     let mut file = tempfile::Builder::new().suffix(".jsonl").tempfile().expect("a temporary file");

@@ -1,17 +1,24 @@
 //! The one door to the device.
 
+mod score;
+
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::engine::Engine;
+use autograd::Device;
+use autograd::kv::KvPool;
+
+use crate::config::ModelConfig;
+use crate::engine::score::ScoreWork;
+use crate::engine::{Engine, kv_pages, kv_pool};
+use crate::model::Adapter;
 use crate::request::{
-    Continuation, ContinuationRequest, EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, Generated,
-    GradeRequest, Graded, OptimReport, OptimStep, RuntimeSpec, RuntimeStats, Score, ScoreRequest, Slot, Snapshot,
-    Standing, TokenMask, TrainReport, TrainRequest, TrainState,
+    FinishReason, GenerateEvent, GenerateRequest, Generated, OptimReport, OptimStep, RuntimeSpec, RuntimeStats, Slot,
+    Snapshot, Standing, TokenMask, TrainReport, TrainRequest, TrainState,
 };
 use crate::scheduler::RequestId;
 use crate::sink::Sink;
@@ -23,16 +30,13 @@ pub(crate) type Reply<T> = Sink<Result<T>>;
 /// What the device thread is asked to do.
 pub(crate) enum Work {
     Generate(RequestId, GenerateRequest, Option<Box<dyn TokenMask>>, Sink<GenerateEvent>),
-    Continuation(RequestId, ContinuationRequest, Reply<Continuation>),
+    Score(RequestId, ScoreWork),
     Cancel(Slot, RequestId),
-    Score(ScoreRequest, Reply<Score>),
-    Grade(GradeRequest, Reply<Graded>),
-    Embed(EmbedRequest, Reply<Vec<f32>>),
     ForwardBackward(TrainRequest, Reply<TrainReport>),
     OptimStep(OptimStep, Reply<OptimReport>),
     Publish(Reply<u64>),
-    AddAdapter(PathBuf, Reply<Slot>),
-    ReplaceAdapter(Slot, PathBuf, Reply<u64>),
+    AddAdapter(Adapter, Option<KvPool>, Reply<Slot>),
+    ReplaceAdapter(Slot, Adapter, Reply<u64>),
     RemoveAdapter(Slot, Reply<()>),
     Export(Reply<TrainState>),
     Restore(TrainState, Reply<()>),
@@ -51,6 +55,10 @@ pub struct RuntimeHandle {
     next_id: Arc<AtomicU64>,
     snapshot: Arc<Mutex<Snapshot>>,
     ending: Ending,
+    /// The student's shape, and the bytes of keys and values of a model.
+    config: Arc<ModelConfig>,
+    device: Device,
+    kv_bytes: usize,
 }
 
 /// Why the device thread has ended; it always says so, and soon after the first channel to it closes.
@@ -76,7 +84,7 @@ impl Ending {
     }
 }
 
-/// Keeps a submitted generation alive. Dropping it cancels the request and frees its pages; a request that has ended is
+/// Keeps a submitted request alive. Dropping it cancels the request and frees its pages; a request that has ended is
 /// not changed by that.
 #[must_use = "a dropped ticket cancels its request"]
 pub struct Ticket {
@@ -145,7 +153,7 @@ impl RuntimeHandle {
     pub fn start(spec: &RuntimeSpec, progress: &dyn Fn(usize, usize)) -> Result<Self> {
         let mut engine = Engine::new(spec, progress)?;
         let snapshot = Arc::new(Mutex::new(engine.snapshot()));
-        let published = Arc::clone(&snapshot);
+        let (published, config) = (Arc::clone(&snapshot), engine.student_config());
         let (work, queue) = channel();
         // The engine is one of the pool's workers: a parallel loop then starts without waking a thread and going to sleep.
         let workers = rayon::ThreadPoolBuilder::new().build().map_err(|e| Error::Stopped(e.to_string()))?;
@@ -158,7 +166,15 @@ impl RuntimeHandle {
             end.set(catch_unwind(AssertUnwindSafe(|| workers.install(move || engine.run(&queue, &published)))));
         };
         thread.spawn(run).map_err(|e| Error::Stopped(e.to_string()))?;
-        Ok(Self { work, next_id: Arc::default(), snapshot, ending })
+        Ok(Self {
+            work,
+            next_id: Arc::default(),
+            snapshot,
+            ending,
+            config,
+            device: spec.device,
+            kv_bytes: spec.engine.kv_bytes,
+        })
     }
 
     fn ask<T: Send + 'static>(&self, work: impl FnOnce(Reply<T>) -> Work) -> Result<T> {
@@ -200,57 +216,14 @@ impl RuntimeHandle {
         mask: Option<Box<dyn TokenMask>>,
         events: Sink<GenerateEvent>,
     ) -> Result<Ticket> {
-        let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let slot = request.slot;
-        self.work.send(Work::Generate(id, request, mask, events)).map_err(|_| self.ending.error())?;
-        Ok(Ticket { id, slot, work: self.work.clone() })
+        self.submit_as(slot, |id| Work::Generate(id, request, mask, events))
     }
 
-    /// Log-probabilities of given tokens.
-    ///
-    /// # Errors
-    /// Tokens that the model cannot see at once, or ids that it does not have.
-    pub fn score(&self, request: ScoreRequest) -> Result<Score> {
-        self.ask(|reply| Work::Score(request, reply))
-    }
-
-    /// [`RuntimeHandle::score`] whose answer `reply` takes, on the device thread.
-    ///
-    /// # Errors
-    /// The device thread has ended.
-    pub fn score_into(&self, request: ScoreRequest, reply: Sink<Result<Score>>) -> Result<()> {
-        self.work.send(Work::Score(request, reply)).map_err(|_| self.ending.error())
-    }
-
-    /// What a model says of positions of given sequences; `reply` takes it on the device thread.
-    ///
-    /// # Errors
-    /// The device thread has ended. In the answer: positions that are not there, tokens that the model cannot see at once, or
-    /// ids that it does not have.
-    pub fn grade_into(&self, request: GradeRequest, reply: Sink<Result<Graded>>) -> Result<()> {
-        self.work.send(Work::Grade(request, reply)).map_err(|_| self.ending.error())
-    }
-
-    /// Log-probabilities of the end of a sequence, computed in the steps of the generations: what comes before is shared
-    /// with other requests through the prefix cache. `reply` takes the answer, on the device thread.
-    ///
-    /// # Errors
-    /// The device thread has ended. In the answer: tokens that the model cannot see at once, or ids that it does not have.
-    pub fn score_continuation_into(
-        &self,
-        request: ContinuationRequest,
-        reply: Sink<Result<Continuation>>,
-    ) -> Result<()> {
+    fn submit_as(&self, slot: Slot, work: impl FnOnce(RequestId) -> Work) -> Result<Ticket> {
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        self.work.send(Work::Continuation(id, request, reply)).map_err(|_| self.ending.error())
-    }
-
-    /// One vector for a text, on the host, of the model's hidden width; `reply` takes it on the device thread.
-    ///
-    /// # Errors
-    /// The device thread has ended. In the answer: tokens that the model cannot see at once, or ids that it does not have.
-    pub fn embed_into(&self, request: EmbedRequest, reply: Sink<Result<Vec<f32>>>) -> Result<()> {
-        self.work.send(Work::Embed(request, reply)).map_err(|_| self.ending.error())
+        self.work.send(work(id)).map_err(|_| self.ending.error())?;
+        Ok(Ticket { id, slot, work: self.work.clone() })
     }
 
     /// One micro-batch: forward, loss and, when asked, backward. Gradients add up until the next
@@ -280,21 +253,34 @@ impl RuntimeHandle {
     }
 
     /// Loads a PEFT adapter onto the student's base weights, which exist once; it answers in a slot of its own, with KV memory
-    /// of its own (as much as the student's).
+    /// of its own (as much as the student's). The files are read on the caller's thread.
     ///
     /// # Errors
     /// An adapter that does not fit its base; a runtime that trains.
-    pub fn add_adapter(&self, folder: PathBuf) -> Result<Slot> {
-        self.ask(|reply| Work::AddAdapter(folder, reply))
+    pub fn add_adapter(&self, folder: &Path) -> Result<Slot> {
+        let adapter = self.read_adapter(folder)?;
+        // The host's memory is made here: that takes seconds where it is large.
+        let pool = match self.device {
+            Device::Cuda(_) => None,
+            device => Some(kv_pool(&self.config, device, kv_pages(&self.config, device, self.kv_bytes))?),
+        };
+        self.ask(|reply| Work::AddAdapter(adapter, pool, reply))
+    }
+
+    /// On the host.
+    fn read_adapter(&self, folder: &Path) -> Result<Adapter> {
+        Adapter::load(folder, &self.config, Device::Cpu)
     }
 
     /// Puts the adapter of another folder in the place of a loaded one; returns the new version of its weights. Requests that
-    /// run go on with the new weights, and each of their tokens says with which; no later one sees a prefix of the old ones.
+    /// run go on with the new weights, and each of their tokens says with which; no later one sees a prefix of the old ones. The
+    /// files are read on the caller's thread.
     ///
     /// # Errors
     /// A slot that is no adapter; an adapter that does not fit its base. Then the old one stays.
-    pub fn replace_adapter(&self, slot: Slot, folder: PathBuf) -> Result<u64> {
-        self.ask(|reply| Work::ReplaceAdapter(slot, folder, reply))
+    pub fn replace_adapter(&self, slot: Slot, folder: &Path) -> Result<u64> {
+        let adapter = self.read_adapter(folder)?;
+        self.ask(|reply| Work::ReplaceAdapter(slot, adapter, reply))
     }
 
     /// Frees an adapter and its KV memory.
@@ -305,7 +291,8 @@ impl RuntimeHandle {
         self.ask(|reply| Work::RemoveAdapter(slot, reply))
     }
 
-    /// No token is generated until [`RuntimeHandle::resume`]; what is asked for meanwhile waits. Other work is done as before.
+    /// No token is generated, and nothing scored, until [`RuntimeHandle::resume`]; what is asked for meanwhile waits. Training
+    /// goes on.
     ///
     /// # Errors
     /// The device thread has ended.
@@ -351,7 +338,7 @@ impl RuntimeHandle {
         self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Counters, once all work before has been done.
+    /// Counters of now.
     ///
     /// # Errors
     /// The device thread has ended.
@@ -396,6 +383,7 @@ mod tests {
             kv_bytes: 1 << 18,
             prefix_cache: false,
             overlap: false,
+            short_steps: false,
         };
         let spec =
             RuntimeSpec { device: Device::Cpu, deterministic: false, student, teacher: None, training: None, engine };

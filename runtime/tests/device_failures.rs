@@ -35,6 +35,7 @@ fn start() -> RuntimeHandle {
             kv_bytes: 64 << 20,
             prefix_cache: true,
             overlap: true,
+            short_steps: false,
         },
     };
     RuntimeHandle::start(&spec, &|_, _| ()).expect("starts")

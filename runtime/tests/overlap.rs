@@ -29,6 +29,7 @@ fn start(device: Device, overlap: bool) -> RuntimeHandle {
         kv_bytes: 40 * page_bytes,
         prefix_cache: true,
         overlap,
+        short_steps: false,
     };
     let student = SlotSpec { files, layers, adapter: None };
     let spec = RuntimeSpec { device, deterministic: false, student, teacher: None, training: None, engine };

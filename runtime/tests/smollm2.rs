@@ -31,6 +31,7 @@ fn start() -> (RuntimeHandle, Arc<ModelFiles>) {
             kv_bytes: 256 << 20,
             prefix_cache: true,
             overlap: false,
+            short_steps: false,
         },
     };
     (RuntimeHandle::start(&spec, &|_, _| {}).expect("the model loads"), files)

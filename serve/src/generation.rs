@@ -252,7 +252,7 @@ pub(crate) async fn embed(app: &App, request: EmbedRequest) -> Result<Vec<f32>, 
 async fn ask<T: Send + 'static>(
     app: &App,
     name: &'static str,
-    submit: impl FnOnce(Sink<runtime::Result<T>>) -> runtime::Result<()>,
+    submit: impl FnOnce(Sink<runtime::Result<T>>) -> runtime::Result<Ticket>,
 ) -> Result<T, ApiError> {
     let _places = app.admission.enter(1)?;
     let (sender, answer) = oneshot::channel();
@@ -262,7 +262,8 @@ async fn ask<T: Send + 'static>(
         let sender = sender.lock().unwrap_or_else(PoisonError::into_inner).take();
         sender.map_or(Err(Closed), |sender| sender.send(answer).map_err(|_| Closed))
     };
-    submit(Sink::new(reply))?;
+    // Dropped with a client that leaves: then the work ends.
+    let _ticket = submit(Sink::new(reply))?;
     let timeout = app.config.request_timeout;
     match Scope::current().time(name, tokio::time::timeout(timeout, answer)).await {
         Err(_) => Err(ApiError::timeout(timeout.as_secs())),

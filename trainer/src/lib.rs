@@ -6,6 +6,7 @@ pub mod cli;
 pub mod control;
 pub mod data;
 pub mod device;
+mod endpoint;
 mod error;
 pub mod eval;
 mod guard;

@@ -263,12 +263,12 @@ mod tests {
                 kv_bytes: 0,
                 prefix_cache: true,
                 overlap: false,
+                short_steps: false,
             },
         };
         let workload = Workload {
             kv: KvWish::Size(KvSize::Bytes(kv)),
             longest: 16,
-            longest_scored: 0,
             micro_batch: 0,
             checkpointing: Checkpointing::Off,
             given_bytes: 0,

@@ -37,11 +37,8 @@ pub(super) fn refuse(work: Work, lost: &Error) {
         Work::Generate(.., events) => drop(events.send(GenerateEvent::Failed(lost))),
         // Everything has ended.
         Work::Cancel(..) => {}
-        Work::Continuation(.., reply) => send(&reply, Err(lost)),
-        Work::Score(_, reply) => send(&reply, Err(lost)),
-        Work::Grade(_, reply) => send(&reply, Err(lost)),
-        Work::Embed(_, reply) => send(&reply, Err(lost)),
-        Work::AddAdapter(_, reply) => send(&reply, Err(lost)),
+        Work::Score(_, request) => send(&request.reply, Err(lost)),
+        Work::AddAdapter(.., reply) => send(&reply, Err(lost)),
         Work::ReplaceAdapter(.., reply) => send(&reply, Err(lost)),
         Work::RemoveAdapter(_, reply) => send(&reply, Err(lost)),
         Work::ForwardBackward(_, reply) => send(&reply, Err(lost)),

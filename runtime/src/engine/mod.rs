@@ -1,32 +1,38 @@
-//! The engine: the one thread that owns the device and answers all work in order of arrival.
+//! The engine: the one thread that owns the device.
 //!
-//! Generations of a slot share its continuous batch; scoring and training steps run between two steps of it, when no
-//! step is in flight.
+//! Generations and scores of a slot share its continuous batch. Everything else is a job (a micro-batch, an optimizer step, new
+//! weights): jobs run in order of arrival between two steps, when no step is in flight. `turns` says whose turn it is, and
+//! `pace` how much a step does beside generations that somebody reads.
 
 mod adapters;
 mod card;
-mod continuation;
 mod generation;
-mod grade;
 mod lost;
-mod score;
+mod pace;
+pub(crate) mod score;
 mod slot;
 mod step;
+mod turns;
 
-use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, TryRecvError};
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeMap, VecDeque};
+use std::mem::{Discriminant, discriminant};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use autograd::Device;
 use autograd::cuda::{Gpu, Mode};
 
+use crate::config::ModelConfig;
 use crate::handle::Work;
 use crate::memory::Entry;
 use crate::request::{GpuStats, RuntimeSpec, RuntimeStats, Slot, Snapshot, Standing};
 use crate::train::TrainSession;
 use crate::{Error, Result};
 
-pub(crate) use slot::SlotEngine;
+use pace::{Pace, Round};
+pub(crate) use slot::{SlotEngine, kv_pages, kv_pool};
+use turns::{Turn, Turns, Waiting};
 
 /// Everything on the device.
 pub(crate) struct Engine {
@@ -36,6 +42,11 @@ pub(crate) struct Engine {
     /// Adapters on the student's base, by number.
     adapters: BTreeMap<u32, SlotEngine>,
     next_adapter: u32,
+    /// Work that runs between two steps, in order of arrival.
+    jobs: VecDeque<Work>,
+    turns: Turns<Discriminant<Work>>,
+    /// Bounds the steps beside running generations, where that was asked for.
+    pace: Option<Pace>,
     /// What it was started with.
     spec: RuntimeSpec,
     /// Keeps a GPU in the mode that was asked for.
@@ -60,14 +71,16 @@ impl Engine {
         };
         let training = spec.training.as_ref().map(|t| TrainSession::new(t, &student)).transpose();
         let training = training.map_err(|e| e.asked_as(Entry::Optimizer))?;
-        let (adapters, spec) = (BTreeMap::new(), spec.clone());
         let mut engine = Self {
             student,
             teacher,
             training,
-            adapters,
+            adapters: BTreeMap::new(),
             next_adapter: 0,
-            spec,
+            jobs: VecDeque::new(),
+            turns: Turns::new(),
+            pace: spec.engine.short_steps.then(|| Pace::new(spec.engine.overlap)),
+            spec: spec.clone(),
             paused: false,
             lost: None,
             _mode: mode,
@@ -80,23 +93,97 @@ impl Engine {
 
     /// Answers work until every handle is gone; `published` follows.
     pub(crate) fn run(&mut self, work: &Receiver<Work>, published: &Mutex<Snapshot>) {
+        // How long a step took that has just been done.
+        let mut stepped = None;
         loop {
             loop {
-                let waits = self.paused || self.is_idle();
-                let next = if waits { work.recv().map_err(|_| TryRecvError::Disconnected) } else { work.try_recv() };
+                let rests = (self.paused || self.is_idle()) && self.jobs.is_empty();
+                let next = if rests { work.recv().map_err(|_| TryRecvError::Disconnected) } else { work.try_recv() };
                 match next {
                     Ok(item) => {
-                        self.answer(item);
+                        self.hear(item);
                         self.publish_snapshot(published);
                     }
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
-            self.slots().for_each(SlotEngine::step);
-            self.look_at_errors();
+            if let Some((ended, time)) = stepped.take() {
+                self.turns.step_took(ended, time, !self.jobs.is_empty());
+            }
+            let waiting = self.waiting();
+            match self.turns.next(Instant::now(), waiting) {
+                Turn::Job => self.run_job(),
+                Turn::Step => stepped = Some(self.step()),
+                Turn::Wait(until) => match work.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                    Ok(item) => {
+                        self.hear(item);
+                        if !self.jobs.is_empty() {
+                            self.turns.waited(true);
+                        }
+                    }
+                    Err(RecvTimeoutError::Timeout) => self.turns.waited(false),
+                    Err(RecvTimeoutError::Disconnected) => return,
+                },
+            }
             self.publish_snapshot(published);
         }
+    }
+
+    /// What waits for the device. New weights wait for the scores that the old ones have begun; under a pause, when nobody goes
+    /// on with these, they begin again.
+    fn waiting(&mut self) -> Waiting {
+        let changes = match self.jobs.front() {
+            Some(Work::Publish(_)) => Some(Slot::Student),
+            Some(Work::ReplaceAdapter(slot, ..)) => Some(*slot),
+            _ => None,
+        };
+        let paused = self.paused;
+        let changing = changes.and_then(|slot| self.slot(slot).ok());
+        let ready = changing.is_none_or(|slot| {
+            if paused {
+                slot.restart_scores();
+            }
+            slot.scores.held = slot.begun();
+            !slot.scores.held
+        });
+        Waiting { job: self.jobs.front().map(|_| ready), steps: !paused && !self.is_idle() }
+    }
+
+    /// A step of every model; when it ended, and how long it took.
+    fn step(&mut self) -> (Instant, Duration) {
+        let started = Instant::now();
+        let streams = self.slots().any(|slot| slot.scheduler.has_decodes());
+        let busy = self.slots().filter(|slot| !slot.is_idle()).count().max(1);
+        let limit = self.pace.as_ref().map_or(usize::MAX, |pace| pace.prefill(streams).div_ceil(busy));
+        let prefill = self.slots().map(|slot| slot.step(limit)).sum();
+        let (now, time) = (Instant::now(), started.elapsed());
+        if let Some(pace) = &mut self.pace {
+            pace.took(time, Round { streams, prefill });
+        }
+        self.look_at_errors();
+        (now, time)
+    }
+
+    /// Does the oldest job.
+    fn run_job(&mut self) {
+        let Some(job) = self.jobs.pop_front() else { return };
+        let (started, kind) = (Instant::now(), discriminant(&job));
+        let requests_wait = !self.is_idle();
+        self.slots().for_each(SlotEngine::drain);
+        self.look_at_errors();
+        if let Some(pace) = &mut self.pace {
+            pace.drained();
+        }
+        match &self.lost {
+            Some(lost) => lost::refuse(job, lost),
+            None => self.answer(job),
+        }
+        self.turns.job_took(kind, Instant::now(), started.elapsed(), requests_wait);
+    }
+
+    pub(crate) fn student_config(&self) -> Arc<ModelConfig> {
+        self.student.decoder().config.clone()
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
@@ -132,13 +219,10 @@ impl Engine {
         }
     }
 
-    fn answer(&mut self, work: Work) {
+    /// Takes work as it comes: requests go to their schedulers, jobs wait for their turn.
+    fn hear(&mut self, work: Work) {
         if let Some(lost) = &self.lost {
             return lost::refuse(work, lost);
-        }
-        if !matches!(work, Work::Generate(..) | Work::Continuation(..) | Work::Cancel(..) | Work::Stats(_)) {
-            self.slots().for_each(SlotEngine::drain);
-            self.look_at_errors();
         }
         match work {
             Work::Generate(id, request, mask, events) => match self.slot(request.slot) {
@@ -146,26 +230,46 @@ impl Engine {
                 // A receiver that is gone asked for nothing any more; the same below.
                 Err(e) => drop(events.send(crate::request::GenerateEvent::Failed(e))),
             },
-            Work::Continuation(id, request, reply) => match self.slot(request.slot) {
-                Ok(slot) => slot.submit_scoring(id, request, reply),
-                Err(e) => drop(reply.send(Err(e))),
+            Work::Score(id, request) => match self.slot(request.slot) {
+                Ok(slot) => slot.submit_scoring(id, request),
+                Err(e) => drop(request.reply.send(Err(e))),
             },
             Work::Cancel(slot, id) => {
                 if let Ok(slot) = self.slot(slot) {
                     slot.cancel(id);
                 }
             }
-            Work::Score(request, reply) => {
-                let score = self.slot(request.slot).and_then(|slot| slot.score(&request));
-                self.reply(&reply, score.map_err(|e| e.asked_as(Entry::Activations)));
+            Work::Stats(reply) => {
+                let stats = self.stats();
+                self.reply(&reply, stats);
             }
-            Work::Grade(request, reply) => {
-                let graded = self.slot(request.slot).and_then(|slot| slot.grade(&request));
-                self.reply(&reply, graded.map_err(|e| e.asked_as(Entry::Activations)));
+            Work::Pause(running, reply) => {
+                self.slots().for_each(SlotEngine::drain);
+                self.look_at_errors();
+                if running == Standing::Abort {
+                    self.slots().for_each(SlotEngine::abort_all);
+                }
+                self.paused = true;
+                self.reply(&reply, Ok(()));
             }
-            Work::Embed(request, reply) => {
-                let vector = self.slot(request.slot).and_then(|slot| slot.embed(&request));
-                self.reply(&reply, vector.map_err(|e| e.asked_as(Entry::Activations)));
+            Work::Resume(reply) => {
+                self.paused = false;
+                self.reply(&reply, Ok(()));
+            }
+            job => self.jobs.push_back(job),
+        }
+    }
+
+    /// Does a job. No step is in flight.
+    fn answer(&mut self, job: Work) {
+        match job {
+            Work::Generate(..)
+            | Work::Score(..)
+            | Work::Cancel(..)
+            | Work::Stats(_)
+            | Work::Pause(..)
+            | Work::Resume(_) => {
+                unreachable!("what is no job is answered as it comes")
             }
             Work::ForwardBackward(request, reply) => {
                 let (teacher, training) = (self.teacher.as_ref(), self.training.as_mut());
@@ -187,12 +291,12 @@ impl Engine {
                 let state = self.session().and_then(|s| s.export());
                 self.reply(&reply, state);
             }
-            Work::AddAdapter(folder, reply) => {
-                let slot = self.add_adapter(folder);
+            Work::AddAdapter(file, pool, reply) => {
+                let slot = self.add_adapter(&file, pool);
                 self.reply(&reply, slot.map_err(|e| e.asked_as(Entry::Kv)));
             }
-            Work::ReplaceAdapter(slot, folder, reply) => {
-                let version = self.replace_adapter(slot, folder);
+            Work::ReplaceAdapter(slot, file, reply) => {
+                let version = self.replace_adapter(slot, &file);
                 self.reply(&reply, version.map_err(|e| e.asked_as(Entry::Weights)));
             }
             Work::RemoveAdapter(slot, reply) => {
@@ -203,24 +307,9 @@ impl Engine {
                 let restored = self.session().and_then(|s| s.restore(state));
                 self.reply(&reply, restored);
             }
-            Work::Pause(running, reply) => {
-                if running == Standing::Abort {
-                    self.slots().for_each(SlotEngine::abort_all);
-                }
-                self.paused = true;
-                self.reply(&reply, Ok(()));
-            }
-            Work::Resume(reply) => {
-                self.paused = false;
-                self.reply(&reply, Ok(()));
-            }
             Work::ResetPrefixCache(reply) => {
                 self.slots().for_each(|slot| slot.scheduler.reset_prefix_cache());
                 self.reply(&reply, Ok(()));
-            }
-            Work::Stats(reply) => {
-                let stats = self.stats();
-                self.reply(&reply, stats);
             }
         }
     }

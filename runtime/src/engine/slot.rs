@@ -1,15 +1,14 @@
 //! One resident model: its weights, its pages, its scheduler and the generations that run on it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::Path;
 use std::sync::Arc;
 
 use autograd::kv::{KvPool, KvShape, PAGE_TOKENS};
 use autograd::{Device, Tensor, ops};
 
 use super::card::Card;
-use super::continuation::Scoring;
 use super::generation::Generation;
+use super::score::Scores;
 use super::step::Flight;
 use crate::config::ModelConfig;
 use crate::kv::CacheKey;
@@ -33,8 +32,8 @@ pub(crate) struct SlotEngine {
     pub(super) scheduler: Scheduler,
     pub(super) pool: KvPool,
     pub(super) running: BTreeMap<RequestId, Generation>,
-    /// Continuations that are scored in the same steps.
-    pub(super) scoring: BTreeMap<RequestId, Scoring>,
+    /// Sequences that are scored in the same steps.
+    pub(super) scores: Scores,
     /// What steps on a GPU need.
     pub(super) card: Option<Card>,
     /// Whether a step is launched before the results of the one before are looked at.
@@ -80,11 +79,40 @@ impl SlotEngine {
             }
         };
         let adapter = model.adapter.as_ref().map(|dir| Adapter::load(dir, &config, spec.device)).transpose()?;
-        let shape = KvShape { heads: config.num_heads, kv_heads: config.num_kv_heads, head_dim: config.head_dim };
-        let num_pages = match slot {
+        let pages = match slot {
             Slot::Teacher if !spec.teacher_generates() => 1,
-            _ => spec.engine.kv_bytes / (shape.page_bytes(spec.device) * config.num_layers),
+            _ => kv_pages(&config, spec.device, spec.engine.kv_bytes),
         };
+        let (positions, pool) = (config.max_position_embeddings, kv_pool(&config, spec.device, pages)?);
+        let decoder = Decoder::new(config, positions);
+        Self::new(slot, decoder, weights, adapter, model.files.tokenizer.clone(), (pool, pages), spec)
+    }
+
+    /// A slot on the base weights of `other` with an adapter of its own, which lies on the host; `pool`: its memory, where
+    /// that is the host's.
+    pub(super) fn beside(
+        other: &Self,
+        slot: Slot,
+        adapter: &Adapter,
+        pool: Option<KvPool>,
+        spec: &RuntimeSpec,
+    ) -> Result<Self> {
+        let (decoder, weights, tokenizer) = (other.decoder.clone(), other.weights(), other.tokenizer.clone());
+        let pages = kv_pages(&decoder.config, spec.device, spec.engine.kv_bytes);
+        let pool = pool.map_or_else(|| kv_pool(&decoder.config, spec.device, pages), Ok)?;
+        Self::new(slot, decoder, weights, Some(adapter.on(spec.device)?), tokenizer, (pool, pages), spec)
+    }
+
+    fn new(
+        slot: Slot,
+        decoder: Decoder,
+        weights: Arc<ModelWeights>,
+        adapter: Option<Adapter>,
+        tokenizer: Option<Arc<Tokenizer>>,
+        (pool, num_pages): (KvPool, usize),
+        spec: &RuntimeSpec,
+    ) -> Result<Self> {
+        let config = &decoder.config;
         let scheduler = Scheduler::new(SchedulerConfig {
             token_budget: spec.engine.token_budget,
             max_running: spec.engine.max_running,
@@ -93,19 +121,17 @@ impl SlotEngine {
             max_context: config.max_position_embeddings,
             prefix_cache: spec.engine.prefix_cache,
         })?;
-        let positions = config.max_position_embeddings;
         Ok(Self {
             slot,
-            pool: KvPool::new(spec.device, shape, config.num_layers, num_pages)
-                .map_err(|e| Error::from(e).asked_as(Entry::Kv))?,
-            decoder: Decoder::new(config, positions),
+            pool,
+            decoder,
             base: weights.clone(),
             serving: Pass::inference(weights, adapter.map(Arc::new)),
             version: 0,
-            tokenizer: model.files.tokenizer.clone(),
+            tokenizer,
             scheduler,
             running: BTreeMap::new(),
-            scoring: BTreeMap::new(),
+            scores: Scores::default(),
             card: match spec.device {
                 Device::Cuda(ordinal) => Some(Card::new(ordinal, spec.engine.max_running)?),
                 Device::Cpu | Device::Portable => None,
@@ -145,7 +171,7 @@ impl SlotEngine {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.scheduler.is_idle()
+        self.scheduler.is_idle() && self.scores.is_empty()
     }
 
     pub(super) fn stats(&self) -> (SchedulerStats, StepStats) {
@@ -189,11 +215,11 @@ impl SlotEngine {
         Ok(self.version)
     }
 
-    /// Answers requests with the adapter of `folder` from now on. Captured steps read the memory of the old one, so they are
-    /// forgotten.
-    pub(super) fn replace_adapter(&mut self, folder: &Path) -> Result<u64> {
+    /// Answers requests with an adapter, which lies on the host, from now on. Captured steps read the memory of the old one, so
+    /// they are forgotten.
+    pub(super) fn replace_adapter(&mut self, adapter: &Adapter) -> Result<u64> {
         assert!(self.flights.is_empty(), "steps in flight run with the old weights and would be taken for the new");
-        let adapter = Adapter::load(folder, self.config(), self.device())?;
+        let adapter = adapter.on(self.device())?;
         self.serving = Pass::inference(self.base.clone(), Some(Arc::new(adapter)));
         if let Some(card) = &mut self.card {
             card.forget_graphs();
@@ -240,12 +266,28 @@ impl SlotEngine {
         Ok(())
     }
 
-    /// Ends a generation and frees its pages at once.
+    /// Ends a request and frees its pages at once.
     pub(super) fn cancel(&mut self, id: RequestId) {
+        self.cancel_scoring(id);
         if self.scheduler.cancel(id) {
             self.running.remove(&id);
         }
     }
+}
+
+fn kv_shape(config: &ModelConfig) -> KvShape {
+    KvShape { heads: config.num_heads, kv_heads: config.num_kv_heads, head_dim: config.head_dim }
+}
+
+/// Pages of a model's keys and values that `bytes` hold.
+pub(crate) fn kv_pages(config: &ModelConfig, device: Device, bytes: usize) -> usize {
+    bytes / (kv_shape(config).page_bytes(device) * config.num_layers)
+}
+
+/// Memory of so many pages.
+pub(crate) fn kv_pool(config: &ModelConfig, device: Device, pages: usize) -> Result<KvPool> {
+    let pool = KvPool::new(device, kv_shape(config), config.num_layers, pages);
+    pool.map_err(|e| Error::from(e).asked_as(Entry::Kv))
 }
 
 /// Ids must be rows of the embedding.

@@ -61,9 +61,10 @@ impl Flight {
 
 impl SlotEngine {
     /// Launches the next step and looks at the results of the one before; without overlap, or when there is nothing to
-    /// launch, at all results.
-    pub(super) fn step(&mut self) {
-        let plan = self.scheduler.plan();
+    /// launch, at all results. The step takes at most `prefill` tokens of prompts; how many it took is returned.
+    pub(super) fn step(&mut self, prefill: usize) -> usize {
+        self.feed_scores();
+        let plan = self.scheduler.plan_with_prefill(prefill);
         let mut stay = 0;
         if !plan.is_empty() {
             self.launch(&plan);
@@ -72,6 +73,7 @@ impl SlotEngine {
         while self.flights.len() > stay {
             self.settle();
         }
+        plan.seqs.iter().map(|seq| seq.tokens.len()).filter(|&tokens| tokens > 1).sum()
     }
 
     /// Looks at the results of all steps in flight.
@@ -96,7 +98,7 @@ impl SlotEngine {
 
     /// Makes what the first step of a generation needs, and asks for the tokens that are allowed next.
     fn start_generations(&mut self, plan: &Plan) -> Result<()> {
-        for seq in plan.seqs.iter().filter(|seq| !self.scoring.contains_key(&seq.id)) {
+        for seq in plan.seqs.iter().filter(|seq| !self.scores.has(seq.id)) {
             let generation = self.running.get_mut(&seq.id).expect("a planned request is running");
             if seq.sample {
                 generation.ask_mask();
@@ -141,8 +143,11 @@ impl SlotEngine {
         let sequences: Vec<PagedRows<'_>> = rows.collect();
         let batch = PagedBatch::new(&sequences);
         let mut memory = Paged { pool: &mut self.pool, batch: &batch };
-        let hidden = self.decoder.forward_paged(&self.serving, ids, &mut memory)?;
-        self.score_planned(plan, &hidden)?;
+        let residual = self.decoder.residual_paged(&self.serving, ids, &mut memory)?;
+        let hidden = self.decoder.normalize(&self.serving, &residual)?;
+        let residual = self.wants_residual(plan).then_some(residual);
+        self.score_planned(plan, &hidden, residual.as_ref())?;
+        drop(residual);
         let drawn = plan.seqs.iter().zip(&sequences).filter(|(seq, _)| seq.sample);
         let last_rows: Index = drawn.map(|(_, rows)| rows.rows.end as u32 - 1).collect();
         if last_rows.is_empty() {
@@ -226,9 +231,9 @@ impl SlotEngine {
             if let Some(mut generation) = self.running.remove(id) {
                 generation.fail(error.for_another());
             }
-            self.fail_scoring(*id, &error);
             self.scheduler.cancel(*id);
         }
+        self.fail_scored(seqs, &error);
         self.scheduler.commit(&[]);
         self.error = Some(error);
     }
@@ -249,10 +254,7 @@ impl SlotEngine {
             generation.fail(error.for_another());
             self.scheduler.cancel(id);
         }
-        for id in self.scoring.keys().copied().collect::<Vec<_>>() {
-            self.fail_scoring(id, error);
-            self.scheduler.cancel(id);
-        }
+        self.fail_scores(error);
     }
 }
 
@@ -295,12 +297,13 @@ mod tests {
             kv_bytes: 1 << 16,
             prefix_cache: false,
             overlap: true,
+            short_steps: false,
         };
         let spec =
             RuntimeSpec { device: Device::Cpu, deterministic: false, student, teacher: None, training: None, engine };
         let mut slot = SlotEngine::load(Slot::Student, &spec.student, &spec, None, &|_, _| {}).expect("it loads");
         let (unlucky, lucky) = (submit(&mut slot, 1), submit(&mut slot, 2));
-        slot.step();
+        slot.step(usize::MAX);
         // One step is in flight; the next one fails when it is launched.
         let ids: Vec<RequestId> = slot.scheduler.plan().seqs.iter().map(|seq| seq.id).collect();
         assert_eq!(ids, [RequestId(1)]);
@@ -308,7 +311,7 @@ mod tests {
         slot.flights.push_back(Flight { seqs: ids.clone(), drawn: ids, scored: vec![], outcome });
         slot.drain();
         while !slot.is_idle() {
-            slot.step();
+            slot.step(usize::MAX);
         }
         let unlucky: Vec<GenerateEvent> = unlucky.iter().collect();
         assert!(

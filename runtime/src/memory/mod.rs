@@ -108,10 +108,8 @@ pub enum Checkpointing {
 pub struct Workload {
     /// How much keys and values get.
     pub kv: KvWish,
-    /// Tokens of the longest sequence that is generated, prompt and new ones together.
+    /// Tokens of the longest sequence that is generated, prompt and new ones together, or scored.
     pub longest: usize,
-    /// Tokens of the longest text that is scored at once.
-    pub longest_scored: usize,
     /// Tokens of the largest micro-batch.
     pub micro_batch: usize,
     /// Which layers run twice in training.

@@ -235,8 +235,7 @@ impl<'a> Planner<'a> {
         [all + more, if training.offload.optimizer { 0 } else { states * all }]
     }
 
-    /// The most of: a micro-batch in training (or measured, without one), the teacher's forward, a step of requests, a text
-    /// to score.
+    /// The most of: a micro-batch in training (or measured, without one), the teacher's forward, a step of requests.
     pub(super) fn activations(&self, recomputed: usize) -> u64 {
         let work = self.workload;
         let trained = self.branches.as_ref();
@@ -245,7 +244,7 @@ impl<'a> Planner<'a> {
             rows.layer() + 3 * rows.hidden()
         };
         let step = self.spec.engine.token_budget.min(self.spec.engine.max_running.saturating_mul(work.longest));
-        let requests = self.slots().map(|slot| forward(slot, trained, step.max(work.longest_scored)));
+        let requests = self.slots().map(|slot| forward(slot, trained, step));
         let requests = requests.max().unwrap_or(0);
         if work.micro_batch == 0 {
             return requests;

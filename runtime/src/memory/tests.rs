@@ -54,6 +54,7 @@ fn spec(device: Device, trainable: Option<Trainable>) -> RuntimeSpec {
             kv_bytes: 0,
             prefix_cache: true,
             overlap: false,
+            short_steps: false,
         },
     }
 }
@@ -62,7 +63,6 @@ fn workload(checkpointing: Checkpointing) -> Workload {
     Workload {
         kv: KvWish::Sequences(vec![30; 4]),
         longest: 30,
-        longest_scored: 0,
         micro_batch: MICRO_BATCH,
         checkpointing,
         given_bytes: 0,

@@ -195,12 +195,29 @@ impl Decoder {
     /// # Errors
     /// Ids or positions out of range.
     pub fn forward_paged(&self, pass: &Pass, ids: &Index, memory: &mut Paged<'_>) -> Result<Tensor> {
+        let x = self.residual_paged(pass, ids, memory)?;
+        self.normalize(pass, &x)
+    }
+
+    /// The last norm, which nothing records.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn normalize(&self, pass: &Pass, residual: &Tensor) -> Result<Tensor> {
+        self.norm(&mut Tape::off(), residual, &pass.weights.final_norm)
+    }
+
+    /// [`Decoder::forward_paged`] before the last norm.
+    ///
+    /// # Errors
+    /// Ids or positions out of range.
+    pub fn residual_paged(&self, pass: &Pass, ids: &Index, memory: &mut Paged<'_>) -> Result<Tensor> {
         let mut tape = Tape::off();
         let mut x = ops::embedding(&mut tape, &pass.weights.embedding, ids)?;
         for layer in 0..self.config.num_layers {
             x = self.layer(&mut tape, pass, layer, &x, memory)?;
         }
-        self.norm(&mut tape, &x, &pass.weights.final_norm)
+        Ok(x)
     }
 
     fn layer(&self, tape: &mut Tape, pass: &Pass, index: usize, x: &Tensor, memory: &mut dyn Memory) -> Result<Tensor> {

@@ -71,6 +71,9 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
     /// Whether a step is launched before the host has looked at the results of the one before. The tokens are the same.
     pub overlap: bool,
+    /// Whether steps beside running generations take so few tokens of prompts that these wait little more than without.
+    /// For streams that somebody reads; a batch of work is done sooner without.
+    pub short_steps: bool,
 }
 
 impl EngineConfig {

@@ -18,6 +18,10 @@
 //! waiting queue, first come first served. An admission reserves the pages of all tokens known so far, so a
 //! running sequence needs a page only when its generation grows into one.
 //!
+//! Sequences that are scored stand back behind prompts that somebody waits to see continued: they take half of what
+//! is left of the budget while such prompts have tokens to compute, and a generation is admitted before them. That
+//! happens to one of them a bounded number of times; then it has its place in the order of the tickets.
+//!
 //! # Why it cannot livelock
 //! 1. *Nobody is admitted at somebody's expense.* An admission takes free and idle pages only, keeps one
 //!    page of growth for each running sequence, and for a sequence that was preempted before also
@@ -311,6 +315,11 @@ impl Scheduler {
         let ticket = self.tickets.get(&id)?;
         let sequence = self.running.get(ticket).or_else(|| self.waiting.get(ticket))?;
         Some(&sequence.tokens)
+    }
+
+    /// Whether the waiting queue takes one more request.
+    pub fn has_room(&self) -> bool {
+        self.waiting.len() < self.config.max_waiting
     }
 
     /// Whether no request is here and no step in flight.

@@ -10,6 +10,14 @@ use super::flight::{Promise, Step};
 use super::sequence::{Sequence, Ticket};
 use super::{RequestId, Scheduler};
 
+/// Whether generations that came later are admitted before it.
+fn stands_back(sequence: &Sequence) -> bool {
+    sequence.scored_from.is_some() && sequence.passed < PATIENCE
+}
+
+/// So many generations are admitted before a sequence that is scored and came earlier; then it keeps its place.
+const PATIENCE: u32 = 64;
+
 /// One step. Do the copies first.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
@@ -70,6 +78,8 @@ pub struct PageCopy {
 struct Draft {
     plan: Plan,
     budget: usize,
+    /// Prompts that will be generated from want tokens of this step: sequences that are scored leave them half.
+    prompts: bool,
     draws: u32,
     step: Step,
     /// Retained until the plan is made, so that nobody gets them as fresh pages before they are read.
@@ -86,9 +96,19 @@ impl Scheduler {
     /// # Panics
     /// If two steps are in flight.
     pub fn plan(&mut self) -> Plan {
+        self.plan_with_prefill(usize::MAX)
+    }
+
+    /// [`Scheduler::plan`] with at most `prefill` tokens besides those of sequences that need one: a step's time grows with
+    /// them, and running generations wait for it. With 0 the plan may be empty although there is work.
+    ///
+    /// # Panics
+    /// If two steps are in flight.
+    pub fn plan_with_prefill(&mut self, prefill: usize) -> Plan {
         assert!(self.in_flight.has_room(), "two steps are in flight: commit one first");
-        let mut draft = Draft { budget: self.config.token_budget, ..Draft::default() };
+        let mut draft = Draft { budget: self.config.token_budget, prompts: self.prompts_wait(), ..Draft::default() };
         self.plan_running(&mut draft, |remaining| remaining == 1);
+        draft.budget = draft.budget.min(prefill);
         self.plan_running(&mut draft, |remaining| remaining > 1);
         self.admit(&mut draft);
         for page in draft.copy_sources {
@@ -100,6 +120,18 @@ impl Scheduler {
         }
         self.counters.planned_tokens_total += draft.plan.num_tokens() as u64;
         draft.plan
+    }
+
+    /// Whether a generation has tokens of its prompt to compute.
+    fn prompts_wait(&self) -> bool {
+        let generates = |sequence: &&Sequence| sequence.scored_from.is_none();
+        let mut running = self.running.values().filter(generates);
+        running.any(|sequence| sequence.remaining() > 1) || self.waiting.values().any(|sequence| generates(&sequence))
+    }
+
+    /// Whether a generation runs whose prompt is computed: somebody waits for its next token.
+    pub fn has_decodes(&self) -> bool {
+        self.running.values().any(|sequence| sequence.scored_from.is_none() && sequence.len() - sequence.planned <= 1)
     }
 
     /// Plans the running sequences whose number of remaining tokens is `wanted`, oldest first.
@@ -117,7 +149,8 @@ impl Scheduler {
     /// Plans as many tokens of a running sequence as the budget allows.
     fn plan_tokens(&mut self, draft: &mut Draft, ticket: Ticket) {
         let sequence = self.running.get_mut(&ticket).expect("it runs");
-        let count = sequence.remaining().min(draft.budget);
+        let halved = sequence.scored_from.is_some() && draft.prompts && draft.budget > 1;
+        let count = sequence.remaining().min(if halved { draft.budget / 2 } else { draft.budget });
         let tokens = sequence.planned..sequence.planned + count;
         let sample = tokens.end == sequence.len() && sequence.scored_from.is_none();
         draft.budget -= count;
@@ -176,12 +209,20 @@ impl Scheduler {
         self.counters.evicted_pages += evicted as u64;
     }
 
-    /// Admits from the waiting queue, in order, while budget, places and pages last.
+    /// Admits from the waiting queue, in order, while budget, places and pages last: generations, and what they have
+    /// passed often enough; then, unless one of these was blocked, what is scored.
     fn admit(&mut self, draft: &mut Draft) {
-        let mut next = self.waiting.keys().next().copied();
+        if self.admit_those(draft, |sequence| !stands_back(sequence)) {
+            self.admit_those(draft, stands_back);
+        }
+    }
+
+    /// `false` when one of `those` found no place or pages: it blocks the ones behind it.
+    fn admit_those(&mut self, draft: &mut Draft, those: fn(&Sequence) -> bool) -> bool {
+        let mut next = self.first_waiting(None, those);
         while let Some(ticket) = next.filter(|_| draft.budget > 0) {
             if self.running.len() == self.config.max_running {
-                return;
+                return false;
             }
             let mut sequence = self.waiting.remove(&ticket).expect("a key of the map");
             let waits = sequence.waits_for.is_some_and(|step| self.in_flight.holds(step));
@@ -191,15 +232,26 @@ impl Scheduler {
                 sequence.waits_for = leader.or(sequence.waits_for);
                 self.waiting.insert(ticket, sequence);
             } else if sequence.promised == 0 && self.reserve(&mut sequence, draft) {
+                let passes = sequence.scored_from.is_none();
                 self.running.insert(ticket, sequence);
                 self.plan_tokens(draft, ticket);
+                if passes {
+                    let passed = self.waiting.range_mut(..ticket).map(|(_, waiting)| waiting);
+                    passed.filter(|waiting| waiting.scored_from.is_some()).take(1).for_each(|first| first.passed += 1);
+                }
             } else {
                 self.waiting.insert(ticket, sequence);
-                return;
+                return false;
             }
-            let later = (Bound::Excluded(ticket), Bound::Unbounded);
-            next = self.waiting.range(later).next().map(|(&ticket, _)| ticket);
+            next = self.first_waiting(Some(ticket), those);
         }
+        true
+    }
+
+    /// The first of `those` that wait, after `ticket`.
+    fn first_waiting(&self, ticket: Option<Ticket>, those: fn(&Sequence) -> bool) -> Option<Ticket> {
+        let later = (ticket.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        self.waiting.range(later).find(|(_, sequence)| those(sequence)).map(|(&ticket, _)| ticket)
     }
 
     /// The step, this one or one in flight, that computes pages that `sequence` could share, and most of what it lacks:

@@ -42,6 +42,8 @@ pub(super) struct Sequence {
     pub(super) preemptions: u32,
     /// The step for whose pages it stepped aside.
     pub(super) waits_for: Option<u64>,
+    /// Generations that came later and were admitted before it, while it was the first to wait of what is scored.
+    pub(super) passed: u32,
 }
 
 impl Sequence {
@@ -60,6 +62,7 @@ impl Sequence {
             planned: 0,
             preemptions: 0,
             waits_for: None,
+            passed: 0,
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod continuations;
 mod schedules;
+mod scores;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,7 +38,15 @@ fn expected(dir: &Path) -> Value {
 
 fn engine(token_budget: usize, pages: usize) -> EngineConfig {
     let kv_bytes = pages * 64 * 1024;
-    EngineConfig { token_budget, max_running: 16, max_waiting: 64, kv_bytes, prefix_cache: true, overlap: false }
+    EngineConfig {
+        token_budget,
+        max_running: 16,
+        max_waiting: 64,
+        kv_bytes,
+        prefix_cache: true,
+        overlap: false,
+        short_steps: false,
+    }
 }
 
 fn training(trainable: Trainable) -> Training {

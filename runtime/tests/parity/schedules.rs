@@ -75,7 +75,15 @@ impl Machine {
     fn engine(&self, token_budget: usize) -> EngineConfig {
         let kv_bytes = 400 * self.page_bytes();
         let overlap = EngineConfig::usual_overlap(self.device);
-        EngineConfig { token_budget, max_running: 16, max_waiting: 64, kv_bytes, prefix_cache: true, overlap }
+        EngineConfig {
+            token_budget,
+            max_running: 16,
+            max_waiting: 64,
+            kv_bytes,
+            prefix_cache: true,
+            overlap,
+            short_steps: false,
+        }
     }
 
     fn serving(&self, token_budget: usize) -> RuntimeHandle {

@@ -4,4 +4,5 @@
 mod ahead;
 mod engine;
 mod pressure;
+mod scoring;
 mod sharing;

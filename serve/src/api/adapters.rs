@@ -26,7 +26,7 @@ pub(crate) async fn load(State(app): State<Shared>, mut fields: Fields) -> Resul
     let wrong = |error: runtime::Error| ApiError::invalid("lora_path", error.to_string());
     if let Some(slot) = app.models.adapter(&name).filter(|_| in_place) {
         return off_loop(move || {
-            let version = app.runtime.replace_adapter(slot, folder).map_err(wrong)?;
+            let version = app.runtime.replace_adapter(slot, &folder).map_err(wrong)?;
             Ok(Json(json!({"loaded": name, "weights_version": version})))
         })
         .await;
@@ -40,7 +40,7 @@ pub(crate) async fn load(State(app): State<Shared>, mut fields: Fields) -> Resul
     // The student's files; its adapters share them.
     let files = Arc::clone(models[0].shared_files());
     off_loop(move || {
-        let slot = app.runtime.add_adapter(folder).map_err(wrong)?;
+        let slot = app.runtime.add_adapter(&folder).map_err(wrong)?;
         let added = app.models.add(Arc::new(Model::new(ServedModel { names: vec![name.clone()], slot, files })));
         if let Err(error) = added {
             app.runtime.remove_adapter(slot)?;

@@ -249,3 +249,30 @@ fn lines(workshop: &Workshop, run: &str) -> usize {
     let text = std::fs::read_to_string(workshop.path(run).join("metrics.jsonl")).unwrap_or_default();
     text.matches('\n').count()
 }
+
+/// `https` trusts whom the user names, by the recipe or by the environment; another certificate is an error at once.
+#[test]
+fn a_teacher_behind_a_private_authority_is_trusted_by_name() {
+    let tls = |name: &str| crate::support::fixture(&format!("tls/{name}"));
+    let (cert, key, root) = (tls("chain.pem"), tls("key.pem"), tls("root.pem"));
+    let server = Server::launch(Server::command(
+        &crate::support::fixture("tiny-chat"),
+        &["--tls-cert", &cert, "--tls-key", &key],
+    ));
+    // The certificate is of the name.
+    let address = format!("localhost:{}", server.address.rsplit(':').next().expect("a port"));
+    let workshop = Workshop::new();
+    workshop.replace("kind = \"self\"", &format!("url = \"https://{address}/v1\""));
+    let steps = ["schedule.max_steps=1"];
+    workshop.train("unknown", &set(&steps)).refused(1, &["certificate", "teacher.ca_file", "SSL_CERT_FILE", &address]);
+    workshop.train("named", &set(&[steps[0], &format!("teacher.ca_file={root}")])).ok();
+    let mut command = workshop.command("environment", &set(&steps));
+    command.env("SSL_CERT_FILE", &root);
+    crate::support::finish(command).ok();
+    assert_eq!(workshop.metrics("environment"), workshop.metrics("named"));
+    let secret = format!("teacher.url=https://me:sesame@{address}");
+    let refused = workshop.train("secret", &set(&[steps[0], &secret]));
+    assert!(!refused.stderr.contains("sesame"), "{refused:?}");
+    refused.refused(2, &["teacher.url", "teacher.api_key_file"]);
+    assert!(!workshop.path("secret").exists(), "nothing was written");
+}

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use clap::{ArgGroup, Args};
 use runtime::files::GenerationRules;
 use runtime::memory::KvSize;
-use runtime::read;
 use runtime::request::Slot;
 use runtime::sampler::SamplingParams;
 use serde_json::{Map, Value, json};
@@ -16,6 +15,7 @@ use serde_json::{Map, Value, json};
 use super::model::ModelArgs;
 use super::{print, print_json};
 use crate::device::Choice;
+use crate::endpoint::EVALUATED;
 use crate::eval::data::{DataFolder, HUB};
 use crate::eval::sandbox::Isolation;
 use crate::eval::{self, LocalSettings, Options, RemoteSettings, Results, compare, report, tasks};
@@ -202,6 +202,10 @@ struct RemoteArgs {
     /// File whose first line is the server's bearer key.
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
+    /// File with the certificates (PEM) of the authority that signed an https server's [default: those of the file that the
+    /// environment names as SSL_CERT_FILE, else Mozilla's].
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
     /// Requests at a time.
     #[arg(long, default_value_t = 8, value_name = "N")]
     concurrency: usize,
@@ -335,10 +339,12 @@ impl EvalArgs {
     }
 
     fn server(&self, url: &str) -> Result<RemoteSettings> {
-        let key = self.remote.api_key_file.as_ref().map(|path| {
-            let text = read::text(path, read::KEYS)?;
-            Ok::<_, Error>(text.lines().next().unwrap_or_default().trim().to_owned())
-        });
+        let root = EVALUATED.root(url)?;
+        let (key_file, ca_file) = (self.remote.api_key_file.as_deref(), self.remote.ca_file.as_deref());
+        if ca_file.is_some() && !root.starts_with("https:") {
+            let because = "with an address that is not https".to_owned();
+            return Err(Error::NoEffect { key: EVALUATED.ca_file.to_owned(), because });
+        }
         let mut sampling = Map::from_iter([
             ("temperature".to_owned(), json!(self.temperature())),
             ("seed".to_owned(), json!(self.sampling_seed)),
@@ -346,8 +352,10 @@ impl EvalArgs {
         sampling.extend(self.top_p.map(|p| ("top_p".to_owned(), json!(p))));
         Ok(RemoteSettings {
             url: url.to_owned(),
+            root,
+            tls: EVALUATED.tls(ca_file)?,
             model: self.remote.served_model.clone().unwrap_or_default(),
-            key: key.transpose()?,
+            key: key_file.map(|path| EVALUATED.key(path)).transpose()?,
             concurrency: self.remote.concurrency,
             retries: self.remote.retries,
             timeout: self.remote.timeout,

@@ -112,8 +112,7 @@ impl ModelArgs {
             let because = "where nothing is generated".to_owned();
             return Err(Error::NoEffect { key: "--kv-bytes".to_owned(), because });
         }
-        // An engine has to have a page.
-        Ok(self.start_with(files, &[1], longest, None, progress)?.0)
+        Ok(self.start_with(files, &[longest.max(1)], None, progress)?.0)
     }
 
     /// Starts the runtime with room for sequences of these lengths, all at once unless --kv-bytes says otherwise.
@@ -133,7 +132,7 @@ impl ModelArgs {
             );
             return Err(Error::Models { what });
         }
-        self.start_with(files, lengths, 0, token_budget, progress)
+        self.start_with(files, lengths, token_budget, progress)
     }
 
     /// Starts the runtime for many sequences of up to `longest` tokens, as many at a time as `batch_tokens` tokens hold.
@@ -155,7 +154,7 @@ impl ModelArgs {
         let room = vec![longest; tokens / longest];
         // Scheduling never refuses work that waits; the evaluation itself bounds it.
         let limits = Limits { running: most, waiting: 1 << 20, token_budget: None };
-        Ok(self.start_within(files, &room, 0, limits, progress)?.0)
+        Ok(self.start_within(files, &room, limits, progress)?.0)
     }
 
     /// What decides the model's answers: its source, files and adapter.
@@ -182,19 +181,17 @@ impl ModelArgs {
         &self,
         files: &Arc<ModelFiles>,
         lengths: &[usize],
-        longest_scored: usize,
         token_budget: Option<usize>,
         progress: Progress,
     ) -> Result<(RuntimeHandle, MemoryPlan)> {
         let limits = Limits { running: lengths.len(), waiting: lengths.len(), token_budget };
-        self.start_within(files, lengths, longest_scored, limits, progress)
+        self.start_within(files, lengths, limits, progress)
     }
 
     fn start_within(
         &self,
         files: &Arc<ModelFiles>,
         lengths: &[usize],
-        longest_scored: usize,
         limits: Limits,
         progress: Progress,
     ) -> Result<(RuntimeHandle, MemoryPlan)> {
@@ -212,12 +209,12 @@ impl ModelArgs {
                 kv_bytes: 0,
                 prefix_cache: true,
                 overlap: EngineConfig::usual_overlap(self.device.device),
+                short_steps: false,
             },
         };
         let workload = Workload {
             kv: self.kv_bytes.map_or_else(|| KvWish::Sequences(lengths.to_vec()), KvWish::Size),
             longest: lengths.iter().copied().max().unwrap_or(1),
-            longest_scored,
             micro_batch: 0,
             checkpointing: Checkpointing::Off,
             given_bytes: 0,

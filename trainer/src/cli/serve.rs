@@ -243,7 +243,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
     args.check_requests(progress)?;
     let mut models = args.models(&student, teacher);
     for (name, folder) in &args.adapter {
-        let slot = runtime.add_adapter(folder.clone())?;
+        let slot = runtime.add_adapter(folder)?;
         models.push(ServedModel { names: vec![name.clone()], slot, files: Arc::clone(&student) });
     }
     let server = Server::bind(runtime, models, config)?;
@@ -291,7 +291,6 @@ impl ServeArgs {
         let workload = Workload {
             kv: limits.kv_bytes.map_or_else(|| KvWish::Sequences(lengths()), KvWish::Size),
             longest: context,
-            longest_scored: context,
             micro_batch: 0,
             checkpointing: Checkpointing::Off,
             given_bytes: 0,
@@ -311,6 +310,7 @@ impl ServeArgs {
                 kv_bytes: 0,
                 prefix_cache: true,
                 overlap: EngineConfig::usual_overlap(device),
+                short_steps: true,
             },
         };
         (spec, workload)

@@ -165,6 +165,7 @@ impl Prepared {
                 kv_bytes: 0,
                 prefix_cache: true,
                 overlap: EngineConfig::usual_overlap(recipe.runtime.device.device),
+                short_steps: false,
             },
         };
         Ok(Self { spec, workload, purpose, encoder, train, held_out, export, student, teacher, remote })
@@ -270,7 +271,6 @@ fn workload(recipe: &Recipe, train: &[Example], held_out: &[Example], asked: usi
     Workload {
         kv,
         longest: longest.max(asked),
-        longest_scored: 0,
         micro_batch: recipe.runtime.tokens_per_microbatch.min(step.max(measured)),
         checkpointing: recipe.runtime.gradient_checkpointing,
         given_bytes: 0,

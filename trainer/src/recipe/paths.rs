@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use crate::{Error, Result};
 
 /// Keys that hold a file or a folder.
-const FILES: [&str; 5] = ["student.adapter", "teacher.path", "teacher.api_key_file", "data.path", "data.held_out"];
+const FILES: [&str; 6] =
+    ["student.adapter", "teacher.path", "teacher.api_key_file", "teacher.ca_file", "data.path", "data.held_out"];
 /// Keys that hold a model source or a data set, which is a path when it has no scheme.
 const SOURCES: [&str; 3] = ["student.model", "teacher.model", "eval.data"];
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// A server that answers for the teacher.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Remote {
-    /// `http://HOST:PORT`, without a slash at its end.
+    /// `http://HOST:PORT`, without `/v1` and without a slash at its end.
     pub url: String,
     /// What it speaks.
     pub api: Api,
@@ -13,6 +13,8 @@ pub struct Remote {
     pub served_model: Option<String>,
     /// File whose first line is its key.
     pub api_key_file: Option<PathBuf>,
+    /// File with the certificates of its authority.
+    pub ca_file: Option<PathBuf>,
     /// Seconds of one request.
     pub timeout_s: u64,
     /// Repetitions of a lost request.

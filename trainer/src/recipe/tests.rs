@@ -284,11 +284,15 @@ fn a_url_is_a_teacher() {
     );
     assert_eq!((usual.api, usual.rows), (Api::Arle, Some(RemoteRows::Logits(autograd::ops::Precision::Bf16))));
     assert!(usual.api_key_file.is_some_and(|path| path.is_absolute()));
+    let usual = remote(&["teacher.ca_file=ca.pem", "teacher.url=https://teacher:8000/v1"]);
+    assert_eq!(usual.url, "https://teacher:8000");
+    assert!(usual.ca_file.is_some_and(|path| path.is_absolute()));
     assert_eq!(remote(&["teacher.top_k=7"]).rows, Some(RemoteRows::Top(7)));
     let refusal = |set: &[&str]| load(&served, set).expect_err("must be refused").to_string();
     for (set, words) in [
         (&["teacher.url=teacher:8000"][..], "`teacher.url`"),
-        (&["teacher.url=http://teacher/v1"], "without /v1"),
+        (&["teacher.url=http://me:sesame@teacher/v1"], "`teacher.url` is \"http://...@teacher/v1\""),
+        (&["teacher.url=http://teacher", "teacher.ca_file=ca.pem"], "`teacher.ca_file` has no effect"),
         (&["teacher.url=http://"], "`teacher.url`"),
         (&["teacher.api=grpc"], "arle or openai"),
         (&["teacher.rows=f16"], "bf16 or f32"),

@@ -5,14 +5,23 @@ use runtime::sampler::SamplingParams;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::client::{Answer, Client};
+use super::checks;
+use super::client::Client;
 use super::{Ask, Form, Said, Written};
+use crate::endpoint::Answer;
 use crate::guard::{self, Described};
 use crate::recipe::Remote;
 use crate::{Error, Result};
 
 /// Bytes of an id with its log-probability in JSON, as the server counts them.
 const ENTRY_BYTES: usize = 36;
+/// Bytes of an answer besides its lists, and of what it says of the tokenizer.
+const ENVELOPE_BYTES: usize = 64 << 10;
+const INFO_BYTES: u64 = 16 << 20;
+/// Bytes of a token in JSON: its id, and its text, escaped.
+const TOKEN_BYTES: usize = 1 << 10;
+/// No vocabulary is larger.
+const LARGEST_VOCABULARY: usize = 1 << 24;
 
 /// One served model.
 pub(super) struct Arle {
@@ -38,6 +47,8 @@ struct Info {
 /// An element of `/v1/score`'s data.
 #[derive(Deserialize)]
 struct Score {
+    index: usize,
+    tokens: Vec<u32>,
     logprobs: Vec<f32>,
     #[serde(default)]
     top_ids: Vec<Vec<u32>>,
@@ -57,13 +68,18 @@ impl Arle {
                  \"openai\"`"
             ))
         };
-        let answer = client.get("/tokenizer_info", model.as_deref().map(|name| ("model", name)));
+        let query = model.as_deref().map(|name| ("model", name));
+        let answer = client.get("/tokenizer_info", query, INFO_BYTES);
         let answer = answer.map_err(|error| match &error {
             // Where no model was named, nothing but the route can be missing.
             Error::Teacher { what, .. } if model.is_none() && what.contains(": 404 ") => foreign(what),
             _ => error,
         })?;
         let info: Info = serde_json::from_slice(&answer.body).map_err(|e| foreign(&e.to_string()))?;
+        if !(1..=LARGEST_VOCABULARY).contains(&info.model_vocab_size) {
+            let what = format!("/tokenizer_info says model_vocab_size = {}, which no model has", info.model_vocab_size);
+            return Err(client.error(what));
+        }
         let described = Described {
             fingerprint: &info.fingerprint,
             vocab_size: info.vocab_size,
@@ -72,8 +88,9 @@ impl Arle {
             chat_template: info.chat_template.as_deref(),
         };
         let tokenize = |text: &str, special: bool| -> Result<Vec<u32>> {
-            let answer =
-                client.post("/tokenize", &named(&model, json!({"prompt": text, "add_special_tokens": special})))?;
+            let body = named(&model, json!({"prompt": text, "add_special_tokens": special}));
+            // A byte is a token at most, and a few special ones come on top.
+            let answer = client.post("/tokenize", &body, ((text.len() + 16) * TOKEN_BYTES + ENVELOPE_BYTES) as u64)?;
             let tokens = client.json("/tokenize", &answer)?["tokens"].take();
             serde_json::from_value(tokens).map_err(|e| client.error(format!("/tokenize gave no tokens: {e}")))
         };
@@ -123,9 +140,14 @@ impl Arle {
             }
             Form::Own { temperature } => body["temperature"] = json!(temperature),
         }
-        let answer = self.client.post("/v1/score", &body)?;
+        let rows: usize = group.iter().map(|ask| ask.positions.len()).sum();
+        let most = (rows * self.row_bytes(form) + group.len() * ENVELOPE_BYTES) as u64;
+        let answer = self.client.post("/v1/score", &body, most)?;
         match form {
-            Form::Logits(_) => self.split(answer, group, self.row_bytes(form)),
+            Form::Logits(precision) => {
+                checks::logits(&answer.body, precision).map_err(|what| self.wrong(&what))?;
+                self.split(answer, group, self.row_bytes(form))
+            }
             Form::Top { k, .. } => self.read(&answer, group, k),
             Form::Own { .. } => self.read(&answer, group, 0),
         }
@@ -155,8 +177,12 @@ impl Arle {
         Ok(said)
     }
 
+    fn wrong(&self, what: &str) -> Error {
+        self.client.error(format!("/v1/score: {what}"))
+    }
+
     fn read(&self, answer: &Answer, group: &[Ask], k: usize) -> Result<Vec<Said>> {
-        let wrong = |what: &str| self.client.error(format!("/v1/score: {what}"));
+        let wrong = |what: &str| self.wrong(what);
         let mut value = self.client.json("/v1/score", answer)?;
         let data: Vec<Score> = serde_json::from_value(value["data"].take()).map_err(|e| wrong(&e.to_string()))?;
         if data.len() != group.len() {
@@ -164,13 +190,23 @@ impl Arle {
         }
         data.into_iter()
             .zip(group)
-            .map(|(score, ask)| {
+            .enumerate()
+            .map(|(number, (score, ask))| {
                 let n = ask.positions.len();
+                if score.index != number || score.tokens != ask.tokens[ask.positions.clone()] {
+                    return Err(wrong("log-probabilities of other tokens than were sent"));
+                }
                 let lists = [score.top_ids.len(), score.top_logprobs.len(), score.tail_logprobs.len()];
                 let whole = score.top_ids.iter().map(Vec::len).chain(score.top_logprobs.iter().map(Vec::len));
                 let listed = if k > 0 { n } else { 0 };
                 if score.logprobs.len() != n || lists != [listed; 3] || whole.into_iter().any(|len| len != k) {
                     return Err(wrong("another number of log-probabilities than were asked for"));
+                }
+                let listed = score.top_ids.iter().zip(&score.top_logprobs).zip(&score.tail_logprobs);
+                checks::own(&score.logprobs).map_err(|what| wrong(&what))?;
+                for (place, ((ids, logprobs), tail)) in listed.enumerate() {
+                    let own = (score.tokens[place], score.logprobs[place]);
+                    checks::listed(own, ids, logprobs, *tail, self.vocab()).map_err(|what| wrong(&what))?;
                 }
                 let (ids, logprobs) = (score.top_ids.concat(), score.top_logprobs.concat());
                 Ok(Said::LogProbs { own: score.logprobs, ids, logprobs, tails: score.tail_logprobs })
@@ -185,13 +221,16 @@ impl Arle {
             "temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k.unwrap_or(0),
             "min_p": params.min_p, "ignore_eos": params.ignore_eos, "repetition_penalty": 1.0,
         });
-        let answer = self.client.post("/v1/completions", &named(&self.model, body))?;
+        let most = (prompt.len() + params.max_tokens) * TOKEN_BYTES + ENVELOPE_BYTES;
+        let answer = self.client.post("/v1/completions", &named(&self.model, body), most as u64)?;
         let mut value = self.client.json("/v1/completions", &answer)?;
         let choice = &mut value["choices"][0];
         let truncated = choice["finish_reason"] == "length";
         let text = choice["text"].as_str().unwrap_or_default().to_owned();
         let tokens = serde_json::from_value(choice["token_ids"].take());
         let tokens: Vec<u32> = tokens.map_err(|e| self.client.error(format!("/v1/completions gave no tokens: {e}")))?;
+        checks::written(&tokens, params.max_tokens, self.vocab())
+            .map_err(|what| self.client.error(format!("/v1/completions: {what}")))?;
         Ok(Written { tokens, text, truncated })
     }
 }

@@ -4,6 +4,7 @@
 //! are repeated, and an error leaves the step that needed it undone.
 
 mod arle;
+mod checks;
 mod client;
 mod gather;
 mod openai;
@@ -248,5 +249,7 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&T) 
     }
 }
 
+#[cfg(test)]
+mod lies;
 #[cfg(test)]
 mod tests;

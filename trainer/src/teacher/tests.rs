@@ -5,11 +5,14 @@ use std::time::Duration;
 use super::*;
 
 /// A server that answers its connections with these responses, one after another, and then goes away; returns its URL.
-fn scripted(responses: Vec<&'static str>) -> (String, std::thread::JoinHandle<Vec<String>>) {
+pub(super) fn scripted<S: AsRef<str> + Send + 'static>(
+    responses: Vec<S>,
+) -> (String, std::thread::JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let serve = move || -> Vec<String> {
-        let answered = responses.into_iter().map(|response| answer(listener.accept().expect("a client").0, response));
+        let answered =
+            responses.into_iter().map(|response| answer(listener.accept().expect("a client").0, response.as_ref()));
         answered.collect()
     };
     (url, std::thread::spawn(serve))
@@ -35,12 +38,13 @@ fn answer(stream: TcpStream, response: &str) -> String {
     head
 }
 
-fn remote(url: &str) -> Remote {
+pub(super) fn remote(url: &str) -> Remote {
     Remote {
         url: url.to_owned(),
         api: Api::Arle,
         served_model: None,
         api_key_file: None,
+        ca_file: None,
         timeout_s: 10,
         retries: 3,
         concurrency: 1,
@@ -50,7 +54,7 @@ fn remote(url: &str) -> Remote {
 
 fn post(url: &str) -> Result<String> {
     let client = Client::new(&remote(url), Interrupt::default(), Progress::new(true))?;
-    client.post("/v1/score", &serde_json::json!({})).map(|answer| String::from_utf8(answer.body).expect("text"))
+    client.post("/v1/score", &serde_json::json!({}), 1000).map(|answer| String::from_utf8(answer.body).expect("text"))
 }
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\nconnection: close\r\n\r\ndone";
@@ -124,7 +128,7 @@ fn a_key_is_sent_as_a_bearer() {
         let remote = Remote { api_key_file: Some(path.to_owned()), ..remote(&url) };
         Client::new(&remote, Interrupt::default(), Progress::new(true))
     };
-    client(&path).expect("a key").get("/x", Some(("model", "a b"))).expect("answered");
+    client(&path).expect("a key").get("/x", Some(("model", "a b")), 1000).expect("answered");
     let head = server.join().expect("it ends").remove(0).to_ascii_lowercase();
     assert!(head.contains("authorization: bearer secret\r\n"), "{head}");
     assert!(head.starts_with("get /x?model=a%20b "), "{head}");

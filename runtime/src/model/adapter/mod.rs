@@ -173,6 +173,18 @@ impl Adapter {
         Ok(Self { layers })
     }
 
+    /// The same on `device`, from the host.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub(crate) fn on(&self, device: Device) -> Result<Self> {
+        let mut copy = self.clone();
+        for tensor in copy.iter_mut().filter(|tensor| tensor.device() != device) {
+            *tensor = Tensor::weight(device, tensor.read()?, tensor.shape())?;
+        }
+        Ok(copy)
+    }
+
     /// PEFT's names and the tensors, in a fixed order.
     pub fn named(&self) -> impl Iterator<Item = (String, &Tensor)> {
         self.branches().flat_map(|(layer, module, branch)| {

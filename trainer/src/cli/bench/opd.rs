@@ -104,7 +104,6 @@ fn workload(args: &BenchArgs, recipe: &Recipe) -> Workload {
     Workload {
         kv,
         longest,
-        longest_scored: 0,
         micro_batch: recipe.runtime.tokens_per_microbatch.min(recipe.sequences_per_step() * longest),
         checkpointing: recipe.runtime.gradient_checkpointing,
         given_bytes: 0,
@@ -191,6 +190,7 @@ fn spec(args: &BenchArgs, recipe: &Recipe, progress: Progress) -> Result<Runtime
             kv_bytes: 0,
             prefix_cache: true,
             overlap: EngineConfig::usual_overlap(recipe.runtime.device.device),
+            short_steps: false,
         },
     })
 }

@@ -253,7 +253,7 @@ struct Open {
     work: Work,
     answers: Vec<Answer>,
     left: usize,
-    /// Dropping one cancels its generation.
+    /// Dropping one cancels its request.
     _tickets: Vec<Ticket>,
 }
 
@@ -393,7 +393,7 @@ impl Backend for Local {
                     let take = move |score| sender.send((doc, place, Happened::Scored(score))).map_err(|_| Closed);
                     let (slot, tokens, from) = (self.encoder.settings.slot, tail.tokens.clone(), tail.from);
                     let request = ContinuationRequest { slot, tokens, from };
-                    self.runtime.score_continuation_into(request, Sink::new(take))?;
+                    tickets.push(self.runtime.score_continuation_into(request, Sink::new(take))?);
                     self.truncated += usize::from(tail.cut > 0);
                 }
             }

@@ -19,8 +19,12 @@ use client::Client;
 /// How a server is asked.
 #[derive(Debug, Clone)]
 pub(crate) struct RemoteSettings {
-    /// Its address, with or without `/v1`.
+    /// Its address as it was given.
     pub(crate) url: String,
+    /// The same without `/v1`.
+    pub(crate) root: String,
+    /// Whom it trusts.
+    pub(crate) tls: ureq::tls::TlsConfig,
     /// The model's name there.
     pub(crate) model: String,
     /// Bearer key.

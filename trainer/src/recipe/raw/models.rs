@@ -38,7 +38,8 @@ pub struct RawTeacher {
     /// A checkpoint folder (adapter or full weights), for `kind = "checkpoint"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// A server that answers for the teacher, for `kind = "remote"`: `http://HOST:PORT` or `https://...`, without `/v1`.
+    /// A server that answers for the teacher, for `kind = "remote"`: `http://HOST:PORT` or `https://...`, with
+    /// or without `/v1`, and without a password.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// `remote`: `arle` (`arle serve`; every loss) or `openai` (any server that echoes prompts with log-probabilities;
@@ -51,6 +52,10 @@ pub struct RawTeacher {
     /// `remote`: file whose first line is the server's key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_key_file: Option<PathBuf>,
+    /// `remote`: file with the certificates (PEM) of the authority that signed an https server's. Default: those of the file
+    /// that the environment names as SSL_CERT_FILE, else Mozilla's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
     /// `remote`: seconds that one request may take. Default 300.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_s: Option<u64>,

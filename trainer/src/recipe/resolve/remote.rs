@@ -3,6 +3,7 @@
 use autograd::ops::{Divergence, Precision};
 
 use super::{at_least_one, idle, missing};
+use crate::endpoint::TEACHER;
 use crate::recipe::raw::RawTeacher;
 use crate::recipe::{Api, LossKind, Objective, Remote, RemoteRows};
 use crate::{Error, Result};
@@ -13,6 +14,7 @@ pub(super) fn none(raw: &RawTeacher, because: &str) -> Result<()> {
     idle("teacher.api", raw.api.as_ref(), because)?;
     idle("teacher.served_model", raw.served_model.as_ref(), because)?;
     idle("teacher.api_key_file", raw.api_key_file.as_ref(), because)?;
+    idle("teacher.ca_file", raw.ca_file.as_ref(), because)?;
     idle("teacher.timeout_s", raw.timeout_s, because)?;
     idle("teacher.retries", raw.retries, because)?;
     idle("teacher.concurrency", raw.concurrency, because)?;
@@ -24,11 +26,9 @@ pub(super) fn none(raw: &RawTeacher, because: &str) -> Result<()> {
 pub(super) fn remote(raw: &mut RawTeacher, objective: &Objective, sampling_temperature: f64) -> Result<Remote> {
     idle("teacher.offload", raw.offload, "with `teacher.kind = \"remote\"`")?;
     let url = raw.url.clone().ok_or_else(|| missing("teacher.url", "`teacher.kind = \"remote\"` needs it"))?;
-    let url = url.trim_end_matches('/');
-    let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-    if host.is_none_or(str::is_empty) || url.ends_with("/v1") {
-        let rule = "http://HOST:PORT or https://HOST, without /v1";
-        return Err(Error::value("teacher.url", format!("{url:?}"), rule));
+    let url = TEACHER.root(&url)?;
+    if !url.starts_with("https:") {
+        idle("teacher.ca_file", raw.ca_file.as_ref(), "with an address that is not https")?;
     }
     let api = match raw.api.get_or_insert_with(|| "arle".to_owned()).as_str() {
         "arle" => Api::Arle,
@@ -47,10 +47,11 @@ pub(super) fn remote(raw: &mut RawTeacher, objective: &Objective, sampling_tempe
         return Err(Error::value("teacher.timeout_s", 0, "at least 1"));
     }
     Ok(Remote {
-        url: url.to_owned(),
+        url,
         api,
         served_model: raw.served_model.clone(),
         api_key_file: raw.api_key_file.clone(),
+        ca_file: raw.ca_file.clone(),
         timeout_s,
         retries: *raw.retries.get_or_insert(8),
         concurrency: at_least_one("teacher.concurrency", *raw.concurrency.get_or_insert(4))?,

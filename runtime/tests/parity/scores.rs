@@ -1,0 +1,174 @@
+//! Everything that is said of given tokens, computed by the scheduler in pieces beside generations, against one forward pass over
+//! the whole sequence: the same bits.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+
+use autograd::ops::{self, Sequences};
+use autograd::{Device, Tape, Tensor};
+use runtime::files::ModelFiles;
+use runtime::model::{Decoder, ModelWeights, Pass};
+use runtime::request::{
+    EmbedRequest, GenerateRequest, GradeRequest, Graded, Grades, Pooling, Precision, ScoreRequest, Slot, Span, Wanted,
+};
+use runtime::sampler::SamplingParams;
+use runtime::{Result, RuntimeHandle, Ticket};
+
+use super::{engine, fixtures, start};
+
+/// One forward pass over a sequence.
+struct Whole {
+    pass: Pass,
+    residual: Tensor,
+    hidden: Tensor,
+    token_ids: usize,
+}
+
+fn whole(dir: &Path, tokens: &[u32]) -> Whole {
+    let files = ModelFiles::open(dir).expect("it opens");
+    let layers: Vec<usize> = (0..files.config.num_layers).collect();
+    let kept = (&layers[..], layers.len());
+    let weights = ModelWeights::load(&files.config, &*files.weights, kept, Device::Cpu, &|_, _| {}).expect("it loads");
+    let pass = Pass::inference(Arc::new(weights), None);
+    let decoder = Decoder::new(files.config.clone(), files.config.max_position_embeddings);
+    let (ids, sequences) = (tokens.into(), Sequences::from_lengths(&[tokens.len()]));
+    let residual = decoder.residual_packed(&mut Tape::off(), &pass, &ids, &sequences).expect("it runs");
+    let hidden = decoder.forward_packed(&mut Tape::off(), &pass, &ids, &sequences).expect("it runs");
+    Whole { pass, residual, hidden, token_ids: files.config.token_ids }
+}
+
+impl Whole {
+    fn head<'a>(&'a self, hidden: &'a Tensor) -> ops::Head<'a> {
+        ops::Head { hidden, weight: self.pass.weights.output_head(), ids: self.token_ids }
+    }
+
+    fn logits(&self) -> Vec<f32> {
+        ops::logits(self.head(&self.hidden)).expect("it runs").read().expect("values")
+    }
+
+    /// ln p of tokens 1.. as a loss is told.
+    fn own(&self, tokens: &[u32], temperature: f64) -> Vec<f64> {
+        let rows = (0..tokens.len() as u32 - 1).collect();
+        let hidden = ops::select_rows(&mut Tape::off(), &self.hidden, &rows).expect("rows");
+        let own = ops::linear_log_prob(self.head(&hidden), &tokens[1..], temperature).expect("it runs");
+        own.into_iter().map(f64::from).collect()
+    }
+}
+
+fn rows(tensor: &Tensor) -> Vec<f32> {
+    tensor.read().expect("values")
+}
+
+fn numbers(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+fn sequence(length: usize, salt: u32) -> Vec<u32> {
+    (0..length as u32).map(|i| (i * i + 7 * i + salt) % 60).collect()
+}
+
+/// Asks; the answer comes while the ticket lives.
+fn grade(handle: &RuntimeHandle, sequences: Vec<Span>, wanted: Wanted) -> (Receiver<Result<Graded>>, Ticket) {
+    let (sender, answer) = channel();
+    let request = GradeRequest { slot: Slot::Student, sequences, token_ids: None, wanted };
+    let ticket = handle.grade_into(request, sender.into()).expect("the device thread runs");
+    (answer, ticket)
+}
+
+fn graded(asked: (Receiver<Result<Graded>>, Ticket)) -> Grades {
+    asked.0.recv().expect("an answer").expect("graded").grades
+}
+
+fn embed(handle: &RuntimeHandle, tokens: &[u32], pooling: Pooling) -> Vec<f32> {
+    let (sender, answer) = channel();
+    let request = EmbedRequest { slot: Slot::Student, tokens: tokens.to_vec(), pooling };
+    let _ticket = handle.embed_into(request, sender.into()).expect("the device thread runs");
+    answer.recv().expect("an answer").expect("a vector")
+}
+
+fn generate(handle: &RuntimeHandle, tokens: usize) -> runtime::Generation {
+    let params = SamplingParams { max_tokens: tokens, ignore_eos: true, ..SamplingParams::default() };
+    let request = GenerateRequest { slot: Slot::Student, prompt: vec![4; 20], params, index: 0, text: false };
+    handle.generate(request).expect("it starts")
+}
+
+#[test]
+fn every_kind_of_answer_has_the_bits_of_a_whole_forward() {
+    let dir = fixtures().join("models/llama-gqa-tied");
+    // A budget that cuts every sequence, and pages for one of them beside a generation that grows into them.
+    let handle = start(&dir, None, Device::Cpu, engine(11, 9));
+    let tokens = sequence(70, 3);
+    let reference = whole(&dir, &tokens);
+    let beside = generate(&handle, 60);
+    let all = || vec![Span { tokens: tokens.clone(), positions: 1..tokens.len() + 1 }];
+    let kinds = [
+        (Wanted::Logits(Precision::F32), reference.logits()),
+        (Wanted::Hidden { normalized: true, precision: Precision::F32 }, rows(&reference.hidden)),
+        (Wanted::Hidden { normalized: false, precision: Precision::F32 }, rows(&reference.residual)),
+    ];
+    let asked: Vec<_> = kinds.iter().map(|(wanted, _)| grade(&handle, all(), wanted.clone())).collect();
+    for (asked, (wanted, want)) in asked.into_iter().zip(&kinds) {
+        let Grades::Rows { bytes, columns } = graded(asked) else { panic!("rows were asked for") };
+        assert_eq!((&numbers(&bytes), columns), (want, want.len() / tokens.len()), "{wanted:?}");
+    }
+    for temperature in [1.0, 0.7] {
+        let spans = vec![Span { tokens: tokens.clone(), positions: 1..tokens.len() }];
+        let wanted = Wanted::LogProbs { top: 0, ids: vec![], temperature, ranks: false };
+        let Grades::LogProbs(own) = graded(grade(&handle, spans.clone(), wanted)) else { panic!("log-probabilities") };
+        assert_eq!(own[0].logprobs, reference.own(&tokens, temperature));
+        // Listed ones come from the same logits in double precision.
+        let wanted = Wanted::LogProbs { top: 3, ids: vec![5, 6], temperature, ranks: true };
+        let Grades::LogProbs(listed) = graded(grade(&handle, spans, wanted)) else { panic!("log-probabilities") };
+        let (listed, logits) = (&listed[0], reference.logits());
+        let vocab = logits.len() / tokens.len();
+        assert_eq!((listed.top.len(), listed.ids.len(), listed.tail_logprobs.len()), (69, 69, 69));
+        for (row, z) in logits.chunks(vocab).take(69).enumerate() {
+            let best = z.iter().copied().fold(f32::MIN, f32::max);
+            assert_eq!(z[listed.top[row][0].0 as usize], best, "row {row}");
+            assert!((listed.logprobs[row] - own[0].logprobs[row]).abs() < 1e-5);
+            let apart = listed.ids[row][0] - listed.ids[row][1];
+            assert!((apart - (f64::from(z[5]) - f64::from(z[6])) / temperature).abs() < 1e-9, "row {row}");
+        }
+    }
+    assert_eq!(embed(&handle, &tokens, Pooling::Last), rows(&reference.hidden)[69 * reference.hidden.cols()..]);
+    let width = reference.hidden.cols();
+    let mut mean = vec![0f64; width];
+    rows(&reference.hidden)
+        .chunks(width)
+        .for_each(|row| mean.iter_mut().zip(row).for_each(|(s, &v)| *s += f64::from(v)));
+    let mean: Vec<f32> = mean.into_iter().map(|sum| (sum / 70.0) as f32).collect();
+    assert_eq!(embed(&handle, &tokens, Pooling::Mean), mean);
+    assert_eq!(beside.collect().expect("not disturbed").tokens.len(), 60);
+}
+
+#[test]
+fn many_requests_of_many_sequences_are_answered_each_in_its_order() {
+    let dir = fixtures().join("models/llama-gqa-tied");
+    let handle = start(&dir, None, Device::Cpu, engine(16, 14));
+    let spans = |salt: u32| -> Vec<Span> {
+        let span = |n: u32| {
+            let tokens = sequence(3 + 9 * n as usize % 40, salt + n);
+            Span { positions: 1 + n as usize % 2..tokens.len(), tokens }
+        };
+        (0..7).map(span).collect()
+    };
+    let wanted = Wanted::LogProbs { top: 0, ids: vec![], temperature: 1.0, ranks: false };
+    let asked: Vec<_> = (0..6).map(|salt| (salt, grade(&handle, spans(salt), wanted.clone()))).collect();
+    // One whose client leaves ends, and takes no answer.
+    let (gone, ticket) = grade(&handle, vec![Span { tokens: sequence(90, 9), positions: 1..90 }], wanted.clone());
+    drop(ticket);
+    for (salt, asked) in asked {
+        let Grades::LogProbs(all) = graded(asked) else { panic!("log-probabilities") };
+        for (said, span) in all.iter().zip(spans(salt)) {
+            let want = whole(&dir, &span.tokens).own(&span.tokens, 1.0);
+            assert_eq!(said.logprobs, want[span.positions.start - 1..], "{span:?}");
+        }
+    }
+    assert!(gone.recv().is_err(), "nobody answers one that was left");
+    let one = ScoreRequest { slot: Slot::Student, tokens: vec![7], top: 0 };
+    assert_eq!(handle.score(one).expect("scored").logprobs, [None]);
+    let stats = handle.stats().expect("counters").student;
+    assert_eq!((stats.running, stats.waiting), (0, 0));
+    assert_eq!(stats.free_pages + stats.cached_pages, stats.total_pages);
+}

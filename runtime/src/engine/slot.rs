@@ -1,6 +1,7 @@
 //! One resident model: its weights, its pages, its scheduler and the generations that run on it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 use std::sync::Arc;
 
 use autograd::kv::{KvPool, KvShape, PAGE_TOKENS};

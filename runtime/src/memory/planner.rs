@@ -193,7 +193,7 @@ impl<'a> Planner<'a> {
 
     fn weights(&self) -> u64 {
         let work = self.workload;
-        let longest = work.longest.max(work.longest_scored).max(work.micro_batch);
+        let longest = work.longest.max(work.micro_batch);
         let models = self.slots().enumerate().map(|(number, slot)| {
             let weights = match number {
                 1 if self.shared => 0,

@@ -41,7 +41,7 @@ fn client(url: &str) -> Client {
 /// Asks a server that is truthful about its tokenizer, and then answers `lie`.
 fn asked<T>(student: &ModelFiles, lie: String, ask: impl FnOnce(&Arle) -> Result<T>) -> Result<T> {
     let (url, server) = scripted(vec![response("", &info(student).to_string()), lie]);
-    let arle = Arle::connect(client(&url), &remote(&url), student).expect("a truthful beginning");
+    let arle = Arle::connect(client(&url), &remote(&url), student, false).expect("a truthful beginning");
     let said = ask(&arle);
     // One answer to each question: what is a lie is not asked again.
     assert_eq!(server.join().expect("it ends").len(), 2);
@@ -176,7 +176,7 @@ fn an_absurd_description_is_refused() {
         let mut body = info(&student);
         body[key] = value.clone();
         let (url, _server) = scripted(vec![response("", &body.to_string())]);
-        assert!(Arle::connect(client(&url), &remote(&url), &student).is_err(), "{key} = {value}");
+        assert!(Arle::connect(client(&url), &remote(&url), &student, false).is_err(), "{key} = {value}");
     }
 }
 

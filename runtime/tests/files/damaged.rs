@@ -148,13 +148,13 @@ fn plan(files: ModelFiles) {
             kv_bytes: 0,
             prefix_cache: true,
             overlap: false,
+            short_steps: false,
         },
     };
     let longest = spec.student.files.config.max_position_embeddings;
     let workload = Workload {
         kv: KvWish::Sequences(vec![longest; 1 << 10]),
         longest,
-        longest_scored: longest,
         micro_batch: 1 << 24,
         checkpointing: Checkpointing::Off,
         given_bytes: 1 << 20,

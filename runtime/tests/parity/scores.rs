@@ -10,7 +10,8 @@ use autograd::{Device, Tape, Tensor};
 use runtime::files::ModelFiles;
 use runtime::model::{Decoder, ModelWeights, Pass};
 use runtime::request::{
-    EmbedRequest, GenerateRequest, GradeRequest, Graded, Grades, Pooling, Precision, ScoreRequest, Slot, Span, Wanted,
+    CompletionText, EmbedRequest, GenerateRequest, GradeRequest, Graded, Grades, Pooling, Precision, ScoreRequest,
+    Slot, Span, Wanted,
 };
 use runtime::sampler::SamplingParams;
 use runtime::{Result, RuntimeHandle, Ticket};
@@ -89,7 +90,8 @@ fn embed(handle: &RuntimeHandle, tokens: &[u32], pooling: Pooling) -> Vec<f32> {
 
 fn generate(handle: &RuntimeHandle, tokens: usize) -> runtime::Generation {
     let params = SamplingParams { max_tokens: tokens, ignore_eos: true, ..SamplingParams::default() };
-    let request = GenerateRequest { slot: Slot::Student, prompt: vec![4; 20], params, index: 0, text: false };
+    let request =
+        GenerateRequest { slot: Slot::Student, prompt: vec![4; 20], params, index: 0, text: CompletionText::None };
     handle.generate(request).expect("it starts")
 }
 

@@ -18,6 +18,7 @@ use super::grading::{self, Extract, Normal};
 use super::metric::{Aggregation, Metric};
 use super::sample::Outcome;
 use super::task::{Doc, Docs, FewShot, Task, TaskInfo};
+use crate::recipe::wording::plain;
 use crate::{Error, Result};
 
 /// The file as it is written.
@@ -167,7 +168,7 @@ impl Definition {
     /// TOML that is not a task, by key.
     pub(super) fn parse(text: &str, origin: &str) -> Result<Self> {
         let error = |what: String| Error::Syntax { origin: origin.to_owned(), what };
-        let file: File = toml::from_str(text).map_err(|e| error(e.to_string()))?;
+        let file: File = toml::from_str(text).map_err(|e| error(plain(&e.to_string())))?;
         check(&file).map_err(error)?;
         let regex = |text: &String| Regex::new(text).map_err(|e| error(e.to_string()));
         let extract = file

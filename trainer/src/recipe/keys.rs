@@ -64,20 +64,34 @@ impl<'de> Deserializer<'de> for Probe<'_> {
 /// Refuses the first key that no section knows.
 pub(crate) fn check(table: &toml::Table) -> Result<()> {
     let sections = sections();
-    for (section, known) in &sections {
-        let Some(table) = find(table, section) else { continue };
-        for key in table.keys() {
-            if !known.contains(&key.as_str()) {
-                let key = join(section, key);
-                return Err(Error::UnknownKey { nearest: nearest(&key, &sections), key });
-            }
-        }
+    known(table, "", &sections)?;
+    for (section, _) in sections.iter().filter(|(section, _)| !section.is_empty()) {
+        let Some(value) = find(table, section) else { continue };
+        let Some(table) = value.as_table() else {
+            return Err(Error::value(section, value, format!("a table, as in [{section}]")));
+        };
+        known(table, section, &sections)?;
     }
     Ok(())
 }
 
-fn find<'a>(table: &'a toml::Table, section: &str) -> Option<&'a toml::Table> {
-    section.split('.').filter(|part| !part.is_empty()).try_fold(table, |table, part| table.get(part)?.as_table())
+/// Refuses the first key of the table of `section` that it does not have.
+fn known(table: &toml::Table, section: &str, sections: &[(&str, &[&str])]) -> Result<()> {
+    let (_, known) = sections.iter().find(|(name, _)| *name == section).expect("a section of the list");
+    match table.keys().find(|key| !known.contains(&key.as_str())) {
+        None => Ok(()),
+        Some(key) => {
+            let key = join(section, key);
+            Err(Error::UnknownKey { nearest: nearest(&key, sections), key })
+        }
+    }
+}
+
+/// What stands under the dotted path of a section.
+fn find<'a>(table: &'a toml::Table, section: &str) -> Option<&'a toml::Value> {
+    let (first, rest) = section.split_once('.').map_or((section, None), |(first, rest)| (first, Some(rest)));
+    let value = table.get(first)?;
+    rest.map_or(Some(value), |rest| find(value.as_table()?, rest))
 }
 
 fn join(section: &str, key: &str) -> String {

@@ -13,6 +13,7 @@ pub mod raw;
 mod remote;
 mod resolve;
 mod shortened;
+pub(crate) mod wording;
 
 use std::path::{Path, PathBuf};
 
@@ -305,7 +306,7 @@ impl Recipe {
     pub fn parse(text: &str, origin: &str, name: &str, folder: &Path, overrides: &[Override]) -> Result<Self> {
         let syntax = |what: String| Error::Syntax { origin: origin.to_owned(), what };
         let mut table: toml::Table =
-            text.parse().map_err(|e: toml::de::Error| syntax(e.to_string().trim().to_owned()))?;
+            text.parse().map_err(|e: toml::de::Error| syntax(wording::plain(&e.to_string())))?;
         paths::make_absolute(&mut table, folder)?;
         Self::from_table(table, origin, name, overrides)
     }
@@ -320,7 +321,7 @@ impl Recipe {
         paths::make_absolute(&mut table, Path::new("."))?;
         keys::check(&table)?;
         let syntax =
-            |e: toml::de::Error| Error::Syntax { origin: origin.to_owned(), what: e.to_string().trim().to_owned() };
+            |e: toml::de::Error| Error::Syntax { origin: origin.to_owned(), what: wording::plain(&e.to_string()) };
         let raw: raw::RawRecipe = table.try_into().map_err(syntax)?;
         Ok(Self { notes: notes.into_iter().collect(), ..resolve::resolve(raw, name)? })
     }

@@ -72,6 +72,19 @@ fn an_unknown_key_names_the_nearest_one() {
 }
 
 #[test]
+fn a_section_is_a_table_and_errors_name_no_types() {
+    assert_eq!(refusal(&["lora=3"]), "`lora` is 3, must be a table, as in [lora]");
+    assert_eq!(
+        refusal(&["rollout.sampling=[]"]),
+        "`rollout.sampling` is [], must be a table, as in [rollout.sampling]"
+    );
+    let list = refusal(&["lora.target_modules=3"]);
+    assert!(list.contains("expected a value or a list of values") && list.contains("lora.target_modules"), "{list}");
+    let number = refusal(&["schedule.max_steps=-1"]);
+    assert!(number.contains("expected a whole number of at least 0"), "{number}");
+}
+
+#[test]
 fn other_programs_names_lead_to_ours() {
     for (theirs, ours) in [
         ("lora.rank", "lora.r"),

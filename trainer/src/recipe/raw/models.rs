@@ -93,7 +93,7 @@ pub struct RawTeacher {
 
 /// One value, or a list of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a value or a list of values, all of one type")]
 pub enum OneOrMany<T> {
     /// `key = value`
     One(T),

@@ -87,7 +87,7 @@ fn a_shorter_run_has_a_shorter_warm_up() {
     let (recipe, run) = (workshop.name("recipe.toml"), workshop.name("run"));
     let told = arle_train(&[&recipe, "--out", &run, "--set", "schedule.max_steps=8"]);
     assert!(told.code == Some(0) && told.stderr.contains("`schedule.warmup_steps` is 2 instead of 10"), "{told:#?}");
-    let rates: Vec<f64> = workshop.metrics("run").iter().filter_map(|line| line["optim/lr"].as_f64()).collect();
+    let rates: Vec<f64> = workshop.metrics("run").iter().filter_map(|line| line.get("optim/lr")?.as_f64()).collect();
     assert_eq!(rates[..2], [0.005, 0.01]);
     // It stays as it was when the run becomes longer.
     arle_train(&["--resume", &run, "--json", "--set", "schedule.max_steps=9"]).ok();

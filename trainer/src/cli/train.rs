@@ -144,7 +144,7 @@ impl TrainArgs {
         let given = match (&resume, fresh) {
             // Where there is no run, the refusal comes with its folder.
             (Some(_), _) if folder.join("config.toml").is_file() => {
-                Given::again(&folder, self.recipe.as_deref(), changes)?
+                Given::again(&folder, self.recipe.as_deref(), changes, &opd::may_change)?
             }
             (_, Some(fresh)) => fresh,
             (_, None) => return Err(opd::no_run(&folder)),

@@ -169,6 +169,11 @@ fn write_config(path: &Path, recipe: &Recipe) -> Result<()> {
     fs::rename(&temporary, path).map_err(Error::io(path))
 }
 
+/// Whether a key may change between a run and its continuation.
+pub(crate) fn may_change(key: &str) -> bool {
+    FREE.iter().any(|free| key == *free || (free.ends_with('.') && key.starts_with(free)))
+}
+
 /// The error of a folder without a run.
 pub(crate) fn no_run(root: &Path) -> Error {
     refuse(root, "holds no run to continue (there is no config.toml); start one without --resume")
@@ -181,7 +186,6 @@ fn refuse(root: &Path, what: &str) -> Error {
 /// Refuses a recipe that differs in what a step computes; returns the keys that name other files.
 fn check_same(config: &Path, recipe: &Recipe, progress: Progress) -> Result<Vec<String>> {
     let before = Recipe::load(config, &[])?;
-    let free = |key: &str| FREE.iter().any(|free| key == *free || (free.ends_with('.') && key.starts_with(free)));
     let differences = before.differences(recipe);
     for (key, old, new) in
         differences.iter().filter(|(key, ..)| key == "runtime.device" || ROUNDED.contains(&key.as_str()))
@@ -190,7 +194,7 @@ fn check_same(config: &Path, recipe: &Recipe, progress: Progress) -> Result<Vec<
     }
     let (moved, changed): (Vec<_>, Vec<_>) = differences
         .into_iter()
-        .filter(|(key, ..)| !free(key))
+        .filter(|(key, ..)| !may_change(key))
         .partition(|(key, ..)| BY_CONTENT.contains(&key.as_str()));
     let show = |keys: Vec<(String, String, String)>| -> Vec<String> {
         keys.into_iter().map(|(key, old, new)| format!("  {key}: {old} -> {new}")).collect()

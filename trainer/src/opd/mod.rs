@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 pub use best::check_measurements;
 pub use folder::Resume;
-pub(crate) use folder::no_run;
+pub(crate) use folder::{may_change, no_run};
 pub(crate) use held_out::{BETTER, measure as measure_held_out};
 pub(crate) use models::open;
 pub use overview::dry_run;

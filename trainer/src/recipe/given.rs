@@ -39,11 +39,17 @@ impl Given {
         Ok(given)
     }
 
-    /// What the run in `folder` was started with, or the recipe in `path` instead of its own, with further changes.
+    /// What the run in `folder` was started with, with further changes. Where a recipe is given, in `path`, it takes the place of
+    /// the run's, and of earlier changes only those hold on that may not change.
     ///
     /// # Errors
     /// Files that cannot be read, or are not TOML.
-    pub fn again(folder: &Path, path: Option<&Path>, changes: &[Override]) -> Result<Self> {
+    pub fn again(
+        folder: &Path,
+        path: Option<&Path>,
+        changes: &[Override],
+        may_change: &dyn Fn(&str) -> bool,
+    ) -> Result<Self> {
         let kept = folder.join(FILE);
         let mut given: Self = match read::if_there(read::text(&kept, read::CONFIGURATION))? {
             Some(text) => {
@@ -71,6 +77,7 @@ impl Given {
         if let Some(path) = path {
             (given.name, given.recipe) = read_recipe(path)?;
             given.origin = path.display().to_string();
+            given.set.retain(|text| !may_change(key_of(text)));
         }
         given.change(changes)?;
         Ok(given)
@@ -78,13 +85,10 @@ impl Given {
 
     /// Adds changes; one of a key that was changed before takes its place.
     fn change(&mut self, changes: &[Override]) -> Result<()> {
+        let keys: Vec<String> = changes.iter().map(Override::key).collect();
+        let replaced = |before: &str| keys.iter().any(|key| key == before || alternative(key) == Some(before));
+        self.set.retain(|text| !replaced(key_of(text)));
         for change in changes {
-            let key = change.key();
-            let other = alternative(&key);
-            self.set.retain(|text| {
-                let before = text.split_once('=').map_or("", |(key, _)| key);
-                before != key && Some(before) != other
-            });
             self.set.push(change.absolute()?.to_string());
         }
         Ok(())
@@ -109,6 +113,11 @@ impl Given {
         fs::write(&temporary, format!("{HEADER}{text}")).map_err(Error::io(&temporary))?;
         fs::rename(&temporary, &path).map_err(Error::io(&path))
     }
+}
+
+/// The key of a change.
+fn key_of(change: &str) -> &str {
+    change.split_once('=').map_or("", |(key, _)| key)
 }
 
 /// The key that has no place beside `key`: where one of them is changed, the other goes.
@@ -146,8 +155,8 @@ mod tests {
         let given = Given::new(&path, &changes(&["optim.lr=0.5", "teacher.system_prompt=a = \"b\""])).expect("read");
         given.write(folder.path()).expect("written");
         fs::remove_file(&path).expect("removed");
-        let again =
-            Given::again(folder.path(), None, &changes(&["schedule.max_steps=7", "optim.lr=0.25"])).expect("kept");
+        let again = Given::again(folder.path(), None, &changes(&["schedule.max_steps=7", "optim.lr=0.25"]), &|_| false)
+            .expect("kept");
         let recipe = again.resolve().expect("valid");
         assert_eq!((recipe.name.as_str(), recipe.optim.lr), ("mine", 0.25));
         assert_eq!(recipe.length, crate::recipe::Length::Steps(7));
@@ -155,7 +164,7 @@ mod tests {
         let context = recipe.teacher.expect("a teacher").context.expect("a context");
         assert_eq!(context.system_prompt.as_deref(), Some("a = \"b\""));
         again.write(folder.path()).expect("written");
-        let epochs = Given::again(folder.path(), None, &changes(&["schedule.epochs=2"])).expect("kept");
+        let epochs = Given::again(folder.path(), None, &changes(&["schedule.epochs=2"]), &|_| false).expect("kept");
         assert_eq!(epochs.resolve().expect("valid").length, crate::recipe::Length::Epochs(2));
     }
 }

@@ -69,7 +69,7 @@ impl Detokenizer {
                 *context = text.tokenizer.decode(&tail, skip_special)?;
                 // The bytes of an unfinished character are emitted with its last one.
                 let bytes = tail.iter().rev().take_while(|&&id| text.tokenizer.is_byte_piece(id)).count();
-                let unfinished = context.ends_with(char::REPLACEMENT_CHARACTER).then_some(bytes).unwrap_or(0);
+                let unfinished = if context.ends_with(char::REPLACEMENT_CHARACTER) { bytes } else { 0 };
                 *emitted = tail.len() - unfinished;
                 if unfinished > 0 {
                     *context = text.tokenizer.decode(&tail[..*emitted], skip_special)?;

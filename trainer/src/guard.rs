@@ -99,7 +99,7 @@ fn compare_ends(student: &ModelFiles, theirs: &[u32]) -> Result<()> {
         let spell = |id: &u32| student.tokenizer.as_ref().and_then(|t| t.token(*id)).unwrap_or_else(|| id.to_string());
         ids.iter().map(spell).collect::<Vec<_>>().join(", ")
     };
-    let usual = turn_end::unheard(student).or_else(|| Some(student.tokenizer.as_ref()?.token(*theirs.first()?)?));
+    let usual = turn_end::unheard(student).or_else(|| student.tokenizer.as_ref()?.token(*theirs.first()?));
     Err(Error::Models {
         what: format!(
             "end-of-sequence ids differ: student and teacher end texts with other tokens\n  student: {}\n  teacher: {}\n\

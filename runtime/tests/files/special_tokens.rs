@@ -30,7 +30,7 @@ const ADDED: &str = "added_tokens.json";
 fn the_map_names_tokens_unless_the_configuration_lists_added_ones() {
     let map = (MAP, json!({"bos_token": "<|start|>", "eos_token": {"content": "<|end|>", "lstrip": false}}));
     let end = open(&[]).id("<|end|>");
-    let tokenizer = open(&[map.clone()]);
+    let tokenizer = open(std::slice::from_ref(&map));
     assert_eq!((tokenizer.bos(), tokenizer.eos()), (tokenizer.id("<|start|>"), end));
     assert_eq!(Value::from(tokenizer.named_tokens()), json!({"bos_token": "<|start|>", "eos_token": "<|end|>"}));
     let tokenizer = open(&[(CONFIG, json!({"eos_token": "<|start|>"})), map.clone()]);
@@ -68,7 +68,7 @@ fn added_tokens_of_the_old_file_have_its_ids() {
 #[test]
 fn a_class_has_tokens_of_its_own_where_no_file_names_them() {
     let class = (CONFIG, json!({"tokenizer_class": "Qwen2TokenizerFast"}));
-    assert_eq!(open(&[class.clone()]).eos(), None, "the fixture's vocabulary has no <|endoftext|>");
+    assert_eq!(open(std::slice::from_ref(&class)).eos(), None, "the fixture's vocabulary has no <|endoftext|>");
     let size = open(&[]).vocab_size() as u32;
     let added = (ADDED, json!({"<|endoftext|>": size}));
     let tokenizer = open(&[class, added.clone()]);

@@ -264,6 +264,14 @@ fn choice(shape: &Shape, scored: &Scored, one: &Finished, index: usize) -> Resul
     Ok(choice)
 }
 
+/// What comes before a choice's completion.
+struct Beginning {
+    text: String,
+    logprobs: Option<Lists>,
+    /// Fields besides.
+    more: Map<String, Value>,
+}
+
 /// The answer in chunks.
 struct Stream {
     envelope: Envelope,
@@ -273,7 +281,7 @@ struct Stream {
     /// Choices of each prompt.
     copies: usize,
     /// By choice: what comes before it, until it is sent.
-    beginnings: Vec<Option<(String, Option<Lists>, Map<String, Value>)>>,
+    beginnings: Vec<Option<Beginning>>,
     /// By choice: characters sent.
     offsets: Vec<usize>,
 }
@@ -290,7 +298,7 @@ impl Stream {
         let usage = Usage { prompt: prompts.iter().map(|scored| scored.prompt.ids.len()).sum(), ..Usage::default() };
         let mut beginnings = Vec::with_capacity(count);
         for scored in prompts.iter().flat_map(|scored| std::iter::repeat_n(scored, copies)) {
-            let (text, lists) = shape.beginning(scored)?;
+            let (text, logprobs) = shape.beginning(scored)?;
             let mut more = Map::new();
             if shape.token_ids {
                 more.insert("prompt_token_ids".into(), json!(scored.prompt.ids));
@@ -298,7 +306,7 @@ impl Stream {
             if let Some(listed) = &scored.listed {
                 more.insert("prompt_logprobs".into(), json!(listed));
             }
-            beginnings.push((!text.is_empty() || !more.is_empty()).then_some((text, lists, more)));
+            beginnings.push((!text.is_empty() || !more.is_empty()).then_some(Beginning { text, logprobs, more }));
         }
         Ok(Self { envelope, streaming, shape, usage, copies, beginnings, offsets: vec![0; count] })
     }
@@ -311,9 +319,9 @@ impl Stream {
 impl Encoder for Stream {
     fn begin(&mut self, chunks: &mut Chunks) {
         for index in 0..self.beginnings.len() {
-            let Some((text, lists, more)) = self.beginnings[index].take() else { continue };
+            let Some(Beginning { text, logprobs, more }) = self.beginnings[index].take() else { continue };
             self.offsets[index] = text.chars().count();
-            let mut choice = json!({"index": index, "text": text, "logprobs": lists, "finish_reason": null});
+            let mut choice = json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": null});
             if let Some(choice) = choice.as_object_mut() {
                 choice.extend(more);
             }

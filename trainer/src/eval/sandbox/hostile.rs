@@ -104,7 +104,6 @@ fn hostile_programs_get_nothing() {
     assert_eq!(sandbox.run(&harmless).expect("it starts"), Verdict::Passed);
     let verdicts = sandbox.run_all(&programs, 4).expect("they start");
     for (name, verdict) in names.iter().zip(&verdicts) {
-        println!("{name}: {verdict}");
         // One that fails by a mistake of its own attacks nothing.
         let mistakes = ["SyntaxError", "NameError", "KeyError", "TypeError", "ArgumentError", "AttributeError"];
         let broken = matches!(verdict, Verdict::Raised(line) if mistakes.iter().any(|kind| line.starts_with(kind)));
@@ -132,7 +131,6 @@ fn hostile_programs_of_an_ordinary_user_get_nothing() {
     let output = command.output().expect("it starts");
     let (printed, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && printed.contains("1 passed"), "{printed}{errors}");
-    println!("{printed}{errors}");
 }
 
 const SLEEPER: &str = "import time; time.sleep(63.5)";

@@ -229,7 +229,7 @@ fn heads_narrower_than_a_page_get_enough_memory() {
 fn wrong_input_is_refused() {
     let bare = fixture("models/llama-gqa-tied");
     let chat = fixture("tiny-chat");
-    let long = format!("[{}]", vec!["5"; 257].join(","));
+    let long = format!("[{}]", vec!["5"; 258].join(","));
     let cases: &[(&[&str], i32, &[&str])] = &[
         (
             &["score", "--model", "no/such/folder", "--tokens", "1,2"],

@@ -128,7 +128,7 @@ fn a_measurement_that_is_stopped_is_made_by_the_continuation() {
         if output.status.code() != Some(0) {
             assert_eq!(output.status.code(), Some(130), "{stderr}");
             assert!(stderr.contains("interrupted") && !stderr.contains("error:"), "{stderr}");
-            workshop.train(&run, &["--resume"]).ok();
+            workshop.train(&run, &["--resume", "--set", "schedule.max_steps=2"]).ok();
         }
         assert_eq!(workshop.metrics(&run), want, "stopped after {wait} ms");
     }

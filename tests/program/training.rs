@@ -187,7 +187,15 @@ fn the_recipe_and_the_checkpoints_of_a_run_are_there() {
     workshop.train("run", &["--set", "optim.lr=5e-3"]).ok();
     assert_eq!(
         workshop.names("run"),
-        ["checkpoints", "config.toml", "metrics.jsonl", "samples.jsonl", "teacher_completions.json"]
+        [
+            "checkpoints",
+            "config.toml",
+            "given.toml",
+            "metrics.jsonl",
+            "run.lock",
+            "samples.jsonl",
+            "teacher_completions.json"
+        ]
     );
     let config: toml::Table =
         fs::read_to_string(workshop.path("run/config.toml")).expect("a recipe").parse().expect("TOML");
@@ -197,7 +205,13 @@ fn the_recipe_and_the_checkpoints_of_a_run_are_there() {
         fs::read_link(workshop.path("run/checkpoints/latest")).expect("a link").to_string_lossy(),
         "step_000004"
     );
-    let files = ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"];
+    let files = [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "checkpoint.sha256",
+        "optimizer.safetensors",
+        "trainer_state.json",
+    ];
     assert_eq!(workshop.names("run/checkpoints/latest"), files);
     let adapter = read_json(&workshop.path("run/checkpoints/latest/adapter_config.json"));
     assert_eq!(
@@ -227,6 +241,8 @@ fn full_fine_tuning_leaves_a_model_that_is_what_was_measured() {
     workshop.replace("[lora]\nr = 4\nalpha = 8.0\n", "");
     workshop.train("run", &["--set", "optim.lr=3e-3", "--set", "schedule.max_steps=5"]).ok();
     let files = [
+        "chat_template.jinja",
+        "checkpoint.sha256",
         "config.json",
         "generation_config.json",
         "model.safetensors",

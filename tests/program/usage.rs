@@ -21,8 +21,8 @@ fn bad_usage_has_a_code_of_its_own() {
         (&["--host", "0.0.0.0"][..], "--api-key-file"),
         (&["--cors-origin", "x"], "https://example.org"),
         (&["--served-model-name", "a", "--served-model-name", "a"], "\"a\""),
-        (&["--max-running", "0"], "at least 1"),
-        (&["--token-budget", "0"], "at least 1"),
+        (&["--max-running", "0"], "from 1 to"),
+        (&["--token-budget", "0"], "from 1 to"),
         (&["--max-adapters", "1", "--adapter", "a=x", "--adapter", "b=x"], "--max-adapters"),
     ] {
         let serve = ["serve", "--model", &model, "--device", "cpu", "--port", "0"];

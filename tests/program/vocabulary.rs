@@ -111,12 +111,13 @@ fn a_served_teacher_with_padding_is_the_same_teacher() {
         workshop.write("recipe.toml", &text.replace("TEACHER", &format!("model = \"{}\"", wide.path())));
         workshop.train(&here, &set(kind)).ok();
         workshop.write("recipe.toml", &text.replace("TEACHER", &format!("url = \"http://{}\"", server.address)));
-        let rows: &[&str] = if number == 3 { &[] } else { &["teacher.rows=f32"] };
+        // Whole rows in bf16, where the loss takes none and held-out measurements do.
+        let (rows, rounding): (&[&str], f64) = if number == 3 { (&[], 1e-3) } else { (&["teacher.rows=f32"], 1e-5) };
         workshop.train(&there, &[set(kind), set(rows)].concat()).ok();
         let number = |run: &str, key: &str| workshop.metrics(run)[0][key].as_f64().expect("a number");
         for key in ["eval/kl", "eval/teacher_nll"] {
             let (here, there) = (number(&here, key), number(&there, key));
-            assert!((here - there).abs() < 1e-5 * here.abs().max(1.0), "{kind:?} {key}: {here} and {there}");
+            assert!((here - there).abs() < rounding * here.abs().max(1.0), "{kind:?} {key}: {here} and {there}");
         }
     }
 }

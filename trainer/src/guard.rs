@@ -80,6 +80,8 @@ pub(crate) fn compare_described(
     let ours = student.tokenizer()?;
     if ours.fingerprint() != teacher.fingerprint {
         compare_probes(ours, tokenize)?;
+    } else if ours.vocab_size() != teacher.vocab_size {
+        return Err(differ("sizes of the vocabulary", ours.vocab_size(), teacher.vocab_size));
     }
     if !chosen {
         compare_ends(student, teacher.eos_token_ids)?;

@@ -207,7 +207,6 @@ fn a_key_without_effect_is_refused() {
         (&["teacher.path=x"], "teacher.path"),
         (&["teacher.context_template=x {context}"], "teacher.context_template"),
         (&["schedule.min_lr_ratio=0.1"], "schedule.min_lr_ratio"),
-        (&["schedule.epochs=1"], "schedule.epochs"),
         (&["data.held_out=x.jsonl"], "data.eval_rows"),
         (&["data.shuffle=false", "data.seed=3"], "data.seed"),
         (&["rollout.sampling.temperature=0", "rollout.sampling.top_k=3"], "rollout.sampling.top_k"),
@@ -218,6 +217,8 @@ fn a_key_without_effect_is_refused() {
         let error = load(MINIMAL, set).expect_err("idle key");
         assert!(matches!(&error, Error::NoEffect { key: named, .. } if named == key), "{set:?}: {error}");
     }
+    let both = MINIMAL.replace("max_steps = 10", "max_steps = 10\nepochs = 1");
+    assert!(load(&both, &[]).expect_err("two lengths").to_string().contains("schedule.epochs"));
     let without_held_out = MINIMAL.replace("eval_rows = 4", "");
     let error = load(&without_held_out, &["eval.every=5"]).expect_err("nothing to measure");
     assert!(error.to_string().contains("without held-out rows"), "{error}");

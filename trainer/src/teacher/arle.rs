@@ -3,7 +3,7 @@
 use runtime::files::ModelFiles;
 use runtime::sampler::SamplingParams;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::checks;
 use super::client::Client;
@@ -18,6 +18,8 @@ const ENTRY_BYTES: usize = 36;
 /// Bytes of an answer besides its lists, and of what it says of the tokenizer.
 const ENVELOPE_BYTES: usize = 64 << 10;
 const INFO_BYTES: u64 = 16 << 20;
+/// Bias of tokens that are not to be generated: the least that servers take.
+const NEVER: f32 = -100.0;
 /// Bytes of a token in JSON: its id, and its text, escaped.
 const TOKEN_BYTES: usize = 1 << 10;
 /// No vocabulary is larger.
@@ -216,8 +218,10 @@ impl Arle {
 
     /// Continues a prompt.
     pub(super) fn write(&self, prompt: &[u32], params: &SamplingParams, seed: u64) -> Result<Written> {
+        // Ids that the student does not have are padding there; nothing is to be made of them.
+        let padding = (self.token_ids..self.info.model_vocab_size).map(|id| (id.to_string(), json!(NEVER)));
         let body = json!({
-            "prompt": prompt, "max_tokens": params.max_tokens, "seed": seed, "return_token_ids": true,
+            "logit_bias": padding.collect::<Map<_, _>>(), "prompt": prompt, "max_tokens": params.max_tokens, "seed": seed, "return_token_ids": true,
             "temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k.unwrap_or(0),
             "min_p": params.min_p, "ignore_eos": params.ignore_eos, "repetition_penalty": 1.0,
         });

@@ -1,4 +1,4 @@
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -34,7 +34,10 @@ fn answer(stream: TcpStream, response: &str) -> String {
         head += &line;
     }
     reader.read_exact(&mut vec![0; length]).expect("a body");
-    reader.get_mut().write_all(response.as_bytes()).expect("a client that waits");
+    // A client leaves an answer that is longer than what it asked for.
+    if let Err(error) = reader.get_mut().write_all(response.as_bytes()) {
+        assert!(matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{error}");
+    }
     head
 }
 

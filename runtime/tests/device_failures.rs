@@ -7,7 +7,7 @@ use autograd::Device;
 use autograd::cuda::{Gpu, compile};
 use runtime::RuntimeHandle;
 use runtime::request::{
-    CompletionText, EngineConfig, GenerateEvent, GenerateRequest, RuntimeSpec, ScoreRequest, Slot, SlotSpec,
+    CompletionText, EngineConfig, GenerateEvent, GenerateRequest, RuntimeSpec, Score, ScoreRequest, Slot, SlotSpec,
 };
 use runtime::sampler::SamplingParams;
 use runtime::source::ModelSource;
@@ -15,7 +15,7 @@ use runtime::source::ModelSource;
 /// Set in the process that loses the card.
 const LOSE: &str = "ARLE_TEST_LOSE_THE_CARD";
 
-fn start() -> RuntimeHandle {
+fn start(token_budget: usize, kv_bytes: usize) -> RuntimeHandle {
     // The card's machine may have nothing but this program.
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("config.json");
@@ -29,10 +29,10 @@ fn start() -> RuntimeHandle {
         teacher: None,
         training: None,
         engine: EngineConfig {
-            token_budget: 64,
+            token_budget,
             max_running: 4,
             max_waiting: 8,
-            kv_bytes: 64 << 20,
+            kv_bytes,
             prefix_cache: true,
             overlap: true,
             short_steps: false,
@@ -46,25 +46,37 @@ fn request(index: u64) -> GenerateRequest {
     GenerateRequest { slot: Slot::Student, prompt: vec![1, 2, 3], params, index, text: CompletionText::None }
 }
 
+fn score(runtime: &RuntimeHandle, count: u32) -> runtime::Result<Score> {
+    runtime.score(ScoreRequest { slot: Slot::Student, tokens: (0..count).collect(), top: 0 })
+}
+
 #[test]
 #[ignore = "needs a GPU"]
-fn a_request_that_finds_no_memory_says_what_it_was_for_and_the_others_go_on() {
-    let runtime = start();
+fn a_step_that_finds_no_memory_says_what_it_was_for_and_later_ones_run() {
+    let runtime = start(1 << 15, 512 << 20);
     let gpu = Gpu::get(0).expect("a GPU");
-    let score = |count: u32| runtime.score(ScoreRequest { slot: Slot::Student, tokens: (0..count).collect(), top: 0 });
-    score(20).expect("fits");
-    let running = runtime.generate(request(0)).expect("submitted");
-    // Room for the graphs that the running request still needs; two layers of 30,000 rows keep more than a gigabyte.
+    score(&runtime, 20).expect("fits");
+    // Two layers of 30,000 rows keep more than a gigabyte.
     gpu.set_memory_limit(Some(gpu.memory().reserved + (512 << 20)));
-    let error = score(30_000).expect_err("no memory");
+    let error = score(&runtime, 30_000).expect_err("no memory");
     let text = error.to_string();
     assert!(matches!(error, runtime::Error::OutOfMemory { .. }), "{text}");
     for word in ["bytes asked for", "limit", "activations", "fewer tokens"] {
         assert!(text.contains(word), "{word:?} is not in {text}");
     }
-    assert_eq!(score(20).expect("fits still").logprobs.len(), 20);
-    assert_eq!(running.collect().expect("was not concerned").tokens.len(), 4000);
+    assert_eq!(score(&runtime, 20).expect("fits still").logprobs.len(), 20);
     gpu.set_memory_limit(None);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_text_beyond_the_kv_memory_is_refused_and_the_others_go_on() {
+    let runtime = start(64, 64 << 20);
+    let running = runtime.generate(request(0)).expect("submitted");
+    let text = score(&runtime, 30_000).expect_err("no pages").to_string();
+    assert!(text.contains("1875 KV pages of 512"), "{text}");
+    assert_eq!(score(&runtime, 20).expect("fits").logprobs.len(), 20);
+    assert_eq!(running.collect().expect("was not concerned").tokens.len(), 4000);
 }
 
 /// In a process of its own, since a card that is lost stays lost to its process.
@@ -81,7 +93,7 @@ fn a_lost_card_ends_all_requests_and_refuses_later_ones() {
         assert!(text.contains("1 passed"), "{text}");
         return;
     }
-    let runtime = start();
+    let runtime = start(64, 64 << 20);
     let mut running: Vec<_> = (0..3).map(|index| runtime.generate(request(index)).expect("submitted")).collect();
     assert!(matches!(running[0].next_event(), Some(GenerateEvent::Started { .. })), "it runs");
     let gpu = Gpu::get(0).expect("a GPU");

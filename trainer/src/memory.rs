@@ -1,5 +1,7 @@
 //! The memory plan of a run: shown, refused with the key that helps, made the device's limit; and what was used.
 
+use std::time::Duration;
+
 use autograd::Device;
 use autograd::cuda::{Gpu, MemoryStats};
 use runtime::memory::{Entry, MemoryPlan, Workload};
@@ -160,12 +162,19 @@ fn remedy(largest: Entry, plan: &MemoryPlan, purpose: Purpose, means: Means) -> 
 /// A training step frees and allocates the same gigabyte of activations; faulting it in again was measured at 4.5 s
 /// a step instead of 1.7 s (SmolLM2-135M, 896 tokens, 2 cores).
 pub fn keep_freed_pages() {
+    /// Longer than any run.
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    keep_freed_pages_for(YEAR);
+}
+
+/// Tells the allocator to give freed pages back to the system once they have not been used for so long: a server's steps are
+/// small, and what its requests take is to be free for others afterwards. Called before other threads run.
+pub fn keep_freed_pages_for(time: Duration) {
     /// Index of `mi_option_purge_delay` in `mimalloc.h`: milliseconds. With -1 (never) freed pages would not even be listed.
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-    /// Longer than any run.
-    const YEAR: std::ffi::c_long = 365 * 24 * 3600 * 1000;
-    // SAFETY: sets one number of the allocator's options; called once, before any other thread runs.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, YEAR) };
+    let milliseconds = std::ffi::c_long::try_from(time.as_millis()).unwrap_or(std::ffi::c_long::MAX);
+    // SAFETY: sets one number of the allocator's options, before any other thread runs.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, milliseconds) };
 }
 
 /// Gives freed pages back to the system, once.

@@ -190,6 +190,8 @@ enum Defaults {
     Openai,
 }
 
+/// How long freed memory stays with the server.
+const FREED_PAGES: Duration = Duration::from_secs(1);
 /// Tokens of a sequence that KV memory is usually made for.
 const USUAL_LENGTH: usize = 2048;
 /// Longest answer on a CPU where the request names no length: a small model that never ends would go on for minutes.
@@ -220,6 +222,7 @@ fn parse_adapter(text: &str) -> Result<(String, PathBuf), String> {
 }
 
 pub(super) fn run(args: &ServeArgs) -> Result<()> {
+    memory::keep_freed_pages_for(FREED_PAGES);
     log::start(args.seen.log_format)?;
     let traces = Traces::from_environment(args.seen.otlp_endpoint.as_deref(), "arle")?;
     let progress = Progress::new(false);

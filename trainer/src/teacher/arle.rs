@@ -18,6 +18,8 @@ const ENTRY_BYTES: usize = 36;
 /// Bytes of an answer besides its lists, and of what it says of the tokenizer.
 const ENVELOPE_BYTES: usize = 64 << 10;
 const INFO_BYTES: u64 = 16 << 20;
+/// Ids of a head that the student does not have, at most: each is named in every request for a completion.
+const MOST_PADDING: usize = 1 << 16;
 /// Bias of tokens that are not to be generated: the least that servers take.
 const NEVER: f32 = -100.0;
 /// Bytes of a token in JSON: its id, and its text, escaped.
@@ -97,6 +99,13 @@ impl Arle {
             serde_json::from_value(tokens).map_err(|e| client.error(format!("/tokenize gave no tokens: {e}")))
         };
         let token_ids = guard::compare_described(student, &described, ends_chosen, &tokenize)?;
+        if info.model_vocab_size - token_ids > MOST_PADDING {
+            let what = format!(
+                "model_vocab_size = {} leaves more than {MOST_PADDING} ids beside the {token_ids} that both models have",
+                info.model_vocab_size
+            );
+            return Err(client.error(what));
+        }
         Ok(Self { client, model, info, token_ids })
     }
 

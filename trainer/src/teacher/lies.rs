@@ -165,6 +165,7 @@ fn an_absurd_description_is_refused() {
     for (key, value) in [
         ("model_vocab_size", json!(0)),
         ("model_vocab_size", json!(u64::MAX)),
+        ("model_vocab_size", json!(1 << 20)),
         ("model_vocab_size", json!(-4)),
         ("vocab_size", json!(7)),
         ("eos_token_ids", json!([0, 1, 2, 3, 4])),

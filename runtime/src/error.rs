@@ -233,7 +233,7 @@ pub enum Error {
 
 impl Error {
     /// Names the purpose of memory that was not there; other errors stay as they are.
-    pub(crate) fn asked_as(self, entry: crate::memory::Entry) -> Self {
+    pub(crate) fn while_allocating(self, entry: crate::memory::Entry) -> Self {
         match self {
             Self::Op(source @ autograd::Error::OutOfMemory { .. }) => Self::OutOfMemory { entry, source },
             other => other,
@@ -241,7 +241,7 @@ impl Error {
     }
 
     /// The same error for another request; one that cannot be copied as its text.
-    pub(crate) fn for_another(&self) -> Self {
+    pub(crate) fn duplicate(&self) -> Self {
         match self {
             Self::Op(error) => Self::Op(error.clone()),
             Self::OutOfMemory { entry, source } => Self::OutOfMemory { entry: *entry, source: source.clone() },

@@ -17,8 +17,8 @@ use crate::engine::score::ScoreWork;
 use crate::engine::{Engine, kv_pages, kv_pool};
 use crate::model::Adapter;
 use crate::request::{
-    FinishReason, GenerateEvent, GenerateRequest, Generated, OptimReport, OptimStep, RuntimeSpec, RuntimeStats, Slot,
-    Snapshot, Standing, TokenMask, TrainReport, TrainRequest, TrainState,
+    FinishReason, GenerateEvent, GenerateRequest, Generated, ModelId, OptimReport, OptimStep, PauseMode, RuntimeSpec,
+    RuntimeStats, Snapshot, TokenMask, TrainReport, TrainRequest, TrainState,
 };
 use crate::scheduler::RequestId;
 use crate::sink::Sink;
@@ -28,20 +28,20 @@ use crate::{Error, Result};
 pub(crate) type Reply<T> = Sink<Result<T>>;
 
 /// What the device thread is asked to do.
-pub(crate) enum Work {
+pub(crate) enum EngineRequest {
     Generate(RequestId, GenerateRequest, Option<Box<dyn TokenMask>>, Sink<GenerateEvent>),
     Score(RequestId, ScoreWork),
-    Cancel(Slot, RequestId),
+    Cancel(ModelId, RequestId),
     ForwardBackward(TrainRequest, Reply<TrainReport>),
     OptimStep(OptimStep, Reply<OptimReport>),
     Publish(Reply<u64>),
-    AddAdapter(Adapter, Option<KvPool>, Reply<Slot>),
-    ReplaceAdapter(Slot, Adapter, Reply<u64>),
-    RemoveAdapter(Slot, Reply<()>),
+    AddAdapter(Adapter, Option<KvPool>, Reply<ModelId>),
+    ReplaceAdapter(ModelId, Adapter, Reply<u64>),
+    RemoveAdapter(ModelId, Reply<()>),
     Export(Reply<TrainState>),
     Restore(TrainState, Reply<()>),
     /// Generations stop where they are, or end there.
-    Pause(Standing, Reply<()>),
+    Pause(PauseMode, Reply<()>),
     Resume(Reply<()>),
     ResetPrefixCache(Reply<()>),
     Stats(Reply<RuntimeStats>),
@@ -51,10 +51,10 @@ pub(crate) enum Work {
 /// running [`Generation`], is dropped.
 #[derive(Clone)]
 pub struct RuntimeHandle {
-    work: Sender<Work>,
+    work: Sender<EngineRequest>,
     next_id: Arc<AtomicU64>,
     snapshot: Arc<Mutex<Snapshot>>,
-    ending: Ending,
+    exit_reason: ExitReason,
     /// The student's shape, and the bytes of keys and values of a model.
     config: Arc<ModelConfig>,
     device: Device,
@@ -63,9 +63,9 @@ pub struct RuntimeHandle {
 
 /// Why the device thread has ended; it always says so, and soon after the first channel to it closes.
 #[derive(Clone, Default)]
-struct Ending(Arc<OnceLock<String>>);
+struct ExitReason(Arc<OnceLock<String>>);
 
-impl Ending {
+impl ExitReason {
     /// For a caller whose channel is closed.
     fn error(&self) -> Error {
         Error::Stopped(self.0.wait().clone())
@@ -87,32 +87,32 @@ impl Ending {
 /// Keeps a submitted request alive. Dropping it cancels the request and frees its pages; a request that has ended is
 /// not changed by that.
 #[must_use = "a dropped ticket cancels its request"]
-pub struct Ticket {
+pub struct RequestGuard {
     id: RequestId,
-    slot: Slot,
-    work: Sender<Work>,
+    model: ModelId,
+    work: Sender<EngineRequest>,
 }
 
-impl Drop for Ticket {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
         // The device thread may be gone already; then there is nothing to cancel.
-        drop(self.work.send(Work::Cancel(self.slot, self.id)));
+        drop(self.work.send(EngineRequest::Cancel(self.model, self.id)));
     }
 }
 
 /// A running generation. Dropping it cancels the request and frees its pages.
 pub struct Generation {
     /// `None` once the request has ended.
-    ticket: Option<Ticket>,
+    ticket: Option<RequestGuard>,
     events: Receiver<GenerateEvent>,
-    ending: Ending,
+    exit_reason: ExitReason,
 }
 
 impl Generation {
     /// The next event, waiting for it; `None` after [`GenerateEvent::Done`] or [`GenerateEvent::Failed`].
     pub fn next_event(&mut self) -> Option<GenerateEvent> {
         self.ticket.as_ref()?;
-        let event = self.events.recv().unwrap_or_else(|_| GenerateEvent::Failed(self.ending.error()));
+        let event = self.events.recv().unwrap_or_else(|_| GenerateEvent::Failed(self.exit_reason.error()));
         if matches!(event, GenerateEvent::Done { .. } | GenerateEvent::Failed(_)) {
             self.ticket = None;
         }
@@ -158,8 +158,8 @@ impl RuntimeHandle {
         // The engine is one of the pool's workers: a parallel loop then starts without waking a thread and going to sleep.
         let workers = rayon::ThreadPoolBuilder::new().build().map_err(|e| Error::Stopped(e.to_string()))?;
         let thread = std::thread::Builder::new().name("device".to_owned());
-        let ending = Ending::default();
-        let end = ending.clone();
+        let exit_reason = ExitReason::default();
+        let end = exit_reason.clone();
         let run = move || {
             let engine = &mut engine;
             // Nobody uses the engine after a panic.
@@ -170,17 +170,17 @@ impl RuntimeHandle {
             work,
             next_id: Arc::default(),
             snapshot,
-            ending,
+            exit_reason,
             config,
             device: spec.device,
             kv_bytes: spec.engine.kv_bytes,
         })
     }
 
-    fn ask<T: Send + 'static>(&self, work: impl FnOnce(Reply<T>) -> Work) -> Result<T> {
+    fn call<T: Send + 'static>(&self, work: impl FnOnce(Reply<T>) -> EngineRequest) -> Result<T> {
         let (reply, answer) = channel();
-        self.work.send(work(reply.into())).map_err(|_| self.ending.error())?;
-        answer.recv().map_err(|_| self.ending.error())?
+        self.work.send(work(reply.into())).map_err(|_| self.exit_reason.error())?;
+        answer.recv().map_err(|_| self.exit_reason.error())?
     }
 
     /// Starts a generation; a request that cannot run reports so as its only event.
@@ -202,7 +202,7 @@ impl RuntimeHandle {
     fn submit(&self, request: GenerateRequest, mask: Option<Box<dyn TokenMask>>) -> Result<Generation> {
         let (sender, events) = channel();
         let ticket = self.generate_into(request, mask, sender.into())?;
-        Ok(Generation { ticket: Some(ticket), events, ending: self.ending.clone() })
+        Ok(Generation { ticket: Some(ticket), events, exit_reason: self.exit_reason.clone() })
     }
 
     /// Starts a generation whose events `events` takes, on the device thread, as they come; the last one is
@@ -215,15 +215,15 @@ impl RuntimeHandle {
         request: GenerateRequest,
         mask: Option<Box<dyn TokenMask>>,
         events: Sink<GenerateEvent>,
-    ) -> Result<Ticket> {
-        let slot = request.slot;
-        self.submit_as(slot, |id| Work::Generate(id, request, mask, events))
+    ) -> Result<RequestGuard> {
+        let model = request.model;
+        self.submit_as(model, |id| EngineRequest::Generate(id, request, mask, events))
     }
 
-    fn submit_as(&self, slot: Slot, work: impl FnOnce(RequestId) -> Work) -> Result<Ticket> {
+    fn submit_as(&self, model: ModelId, work: impl FnOnce(RequestId) -> EngineRequest) -> Result<RequestGuard> {
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        self.work.send(work(id)).map_err(|_| self.ending.error())?;
-        Ok(Ticket { id, slot, work: self.work.clone() })
+        self.work.send(work(id)).map_err(|_| self.exit_reason.error())?;
+        Ok(RequestGuard { id, model, work: self.work.clone() })
     }
 
     /// One micro-batch: forward, loss and, when asked, backward. Gradients add up until the next
@@ -232,7 +232,7 @@ impl RuntimeHandle {
     /// # Errors
     /// Sequences that do not fit, or what the loss refuses.
     pub fn forward_backward(&self, request: TrainRequest) -> Result<TrainReport> {
-        self.ask(|reply| Work::ForwardBackward(request, reply))
+        self.call(|reply| EngineRequest::ForwardBackward(request, reply))
     }
 
     /// Clips, applies AdamW and clears the gradients. A step whose loss or gradient is not finite changes no weight, no
@@ -241,7 +241,7 @@ impl RuntimeHandle {
     /// # Errors
     /// The runtime was started without training.
     pub fn optim_step(&self, step: OptimStep) -> Result<OptimReport> {
-        self.ask(|reply| Work::OptimStep(step, reply))
+        self.call(|reply| EngineRequest::OptimStep(step, reply))
     }
 
     /// Answers requests with the trained weights from now on; returns their version.
@@ -249,22 +249,22 @@ impl RuntimeHandle {
     /// # Errors
     /// The runtime was started without training.
     pub fn publish(&self) -> Result<u64> {
-        self.ask(Work::Publish)
+        self.call(EngineRequest::Publish)
     }
 
-    /// Loads a PEFT adapter onto the student's base weights, which exist once; it answers in a slot of its own, with KV memory
+    /// Loads a PEFT adapter onto the student's base weights, which exist once; it answers in a model of its own, with KV memory
     /// of its own (as much as the student's). The files are read on the caller's thread.
     ///
     /// # Errors
     /// An adapter that does not fit its base; a runtime that trains.
-    pub fn add_adapter(&self, folder: &Path) -> Result<Slot> {
+    pub fn add_adapter(&self, folder: &Path) -> Result<ModelId> {
         let adapter = self.read_adapter(folder)?;
         // The host's memory is made here: that takes seconds where it is large.
         let pool = match self.device {
             Device::Cuda(_) => None,
             device => Some(kv_pool(&self.config, device, kv_pages(&self.config, device, self.kv_bytes))?),
         };
-        self.ask(|reply| Work::AddAdapter(adapter, pool, reply))
+        self.call(|reply| EngineRequest::AddAdapter(adapter, pool, reply))
     }
 
     /// On the host.
@@ -277,18 +277,18 @@ impl RuntimeHandle {
     /// files are read on the caller's thread.
     ///
     /// # Errors
-    /// A slot that is no adapter; an adapter that does not fit its base. Then the old one stays.
-    pub fn replace_adapter(&self, slot: Slot, folder: &Path) -> Result<u64> {
+    /// A model that is no adapter; an adapter that does not fit its base. Then the old one stays.
+    pub fn replace_adapter(&self, model: ModelId, folder: &Path) -> Result<u64> {
         let adapter = self.read_adapter(folder)?;
-        self.ask(|reply| Work::ReplaceAdapter(slot, adapter, reply))
+        self.call(|reply| EngineRequest::ReplaceAdapter(model, adapter, reply))
     }
 
     /// Frees an adapter and its KV memory.
     ///
     /// # Errors
-    /// A slot that is no adapter, or one with requests that have not ended.
-    pub fn remove_adapter(&self, slot: Slot) -> Result<()> {
-        self.ask(|reply| Work::RemoveAdapter(slot, reply))
+    /// A model that is no adapter, or one with requests that have not ended.
+    pub fn remove_adapter(&self, model: ModelId) -> Result<()> {
+        self.call(|reply| EngineRequest::RemoveAdapter(model, reply))
     }
 
     /// No token is generated, and nothing scored, until [`RuntimeHandle::resume`]; what is asked for meanwhile waits. Training
@@ -296,8 +296,8 @@ impl RuntimeHandle {
     ///
     /// # Errors
     /// The device thread has ended.
-    pub fn pause(&self, running: Standing) -> Result<()> {
-        self.ask(|reply| Work::Pause(running, reply))
+    pub fn pause(&self, running: PauseMode) -> Result<()> {
+        self.call(|reply| EngineRequest::Pause(running, reply))
     }
 
     /// Goes on with what waits.
@@ -305,7 +305,7 @@ impl RuntimeHandle {
     /// # Errors
     /// The device thread has ended.
     pub fn resume(&self) -> Result<()> {
-        self.ask(Work::Resume)
+        self.call(EngineRequest::Resume)
     }
 
     /// Forgets all cached prefixes of all models.
@@ -313,7 +313,7 @@ impl RuntimeHandle {
     /// # Errors
     /// The device thread has ended.
     pub fn reset_prefix_cache(&self) -> Result<()> {
-        self.ask(Work::ResetPrefixCache)
+        self.call(EngineRequest::ResetPrefixCache)
     }
 
     /// Trained weights and moments, copied to the host.
@@ -321,7 +321,7 @@ impl RuntimeHandle {
     /// # Errors
     /// The runtime was started without training.
     pub fn export_state(&self) -> Result<TrainState> {
-        self.ask(Work::Export)
+        self.call(EngineRequest::Export)
     }
 
     /// Puts back what [`RuntimeHandle::export_state`] gave.
@@ -329,7 +329,7 @@ impl RuntimeHandle {
     /// # Errors
     /// A set of names or shapes that differs from what is trained.
     pub fn restore_state(&self, state: TrainState) -> Result<()> {
-        self.ask(|reply| Work::Restore(state, reply))
+        self.call(|reply| EngineRequest::Restore(state, reply))
     }
 
     /// The state after the newest step. Never waits for the device: during a long training step it is the state before it.
@@ -343,7 +343,7 @@ impl RuntimeHandle {
     /// # Errors
     /// The device thread has ended.
     pub fn stats(&self) -> Result<RuntimeStats> {
-        self.ask(Work::Stats)
+        self.call(EngineRequest::Stats)
     }
 }
 
@@ -355,7 +355,7 @@ mod tests {
 
     use super::*;
     use crate::files::ModelFiles;
-    use crate::request::{CompletionText, EngineConfig, SlotSpec, TrainSequence};
+    use crate::request::{CompletionText, EngineConfig, ModelSpec, TrainSequence};
     use crate::sampler::SamplingParams;
     use crate::train::{Loss, LossBatch, LossValue, Needs};
 
@@ -375,22 +375,27 @@ mod tests {
     fn a_panic_of_the_device_thread_reaches_every_caller() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny-chat");
         let student =
-            SlotSpec { files: Arc::new(ModelFiles::open(&dir).expect("it opens")), layers: None, adapter: None };
+            ModelSpec { files: Arc::new(ModelFiles::open(&dir).expect("it opens")), layers: None, adapter: None };
         let engine = EngineConfig {
             token_budget: 8,
             max_running: 1,
             max_waiting: 2,
             kv_bytes: 1 << 18,
             prefix_cache: false,
-            overlap: false,
+            async_scheduling: false,
             short_steps: false,
         };
         let spec =
             RuntimeSpec { device: Device::Cpu, deterministic: false, student, teacher: None, training: None, engine };
         let handle = RuntimeHandle::start(&spec, &|_, _| {}).expect("it starts");
         let params = SamplingParams { max_tokens: 200, ignore_eos: true, ..SamplingParams::default() };
-        let request =
-            GenerateRequest { slot: Slot::Student, prompt: vec![1, 2], params, index: 0, text: CompletionText::None };
+        let request = GenerateRequest {
+            model: ModelId::Student,
+            prompt: vec![1, 2],
+            params,
+            index: 0,
+            text: CompletionText::None,
+        };
         let running = handle.generate(request).expect("it starts");
         let sequence = TrainSequence {
             tokens: vec![1, 2, 3],

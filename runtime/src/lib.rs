@@ -25,5 +25,5 @@ pub mod weights;
 
 pub use caught::caught;
 pub use error::{Error, Result};
-pub use handle::{Generation, RuntimeHandle, Ticket};
+pub use handle::{Generation, RequestGuard, RuntimeHandle};
 pub use sink::{Closed, Sink};

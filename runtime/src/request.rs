@@ -9,12 +9,12 @@ use std::sync::Arc;
 use crate::sampler::SamplingParams;
 use crate::train::{GivenTeacher, Loss};
 pub use grade::{GradeRequest, Graded, GradedRows, Grades, Precision, Span, Wanted};
-pub use spec::{EngineConfig, LoraConfig, Offload, RuntimeSpec, SlotSpec, Trainable, Training};
-pub use stats::{GpuStats, RuntimeStats, SlotSnapshot, Snapshot, StepStats};
+pub use spec::{EngineConfig, LoraConfig, ModelSpec, Offload, RuntimeSpec, Trainable, Training};
+pub use stats::{GpuStats, ModelSnapshot, RuntimeStats, Snapshot, StepStats};
 
 /// Which of the resident models a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Slot {
+pub enum ModelId {
     /// The model that generates, serves and, in a training run, learns.
     Student,
     /// The model that grades.
@@ -23,8 +23,8 @@ pub enum Slot {
     Adapter(u32),
 }
 
-impl Slot {
-    /// Its part of a prefix cache's key. Every slot has a cache of its own, so that adapters may share one.
+impl ModelId {
+    /// Its part of a prefix cache's key. Every model has a cache of its own, so that adapters may share one.
     pub(crate) fn number(self) -> u8 {
         match self {
             Self::Student => 0,
@@ -49,7 +49,7 @@ pub enum CompletionText {
 #[derive(Debug, Clone)]
 pub struct GenerateRequest {
     /// Which model.
-    pub slot: Slot,
+    pub model: ModelId,
     /// Token ids of the prompt.
     pub prompt: Vec<u32>,
     /// How to sample and when to stop. `seed` and `index` key the random numbers.
@@ -96,7 +96,7 @@ impl FinishReason {
 
 /// What a pause does with the generations that run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum PauseMode {
     /// They go on afterwards.
     Keep,
     /// They end as [`FinishReason::Cancelled`], with what they have.
@@ -164,7 +164,7 @@ pub struct Generated {
 #[derive(Debug, Clone)]
 pub struct ScoreRequest {
     /// Which model.
-    pub slot: Slot,
+    pub model: ModelId,
     /// The tokens.
     pub tokens: Vec<u32>,
     /// How many of the most likely tokens to report at each position.
@@ -184,7 +184,7 @@ pub struct Score {
 #[derive(Debug, Clone)]
 pub struct ContinuationRequest {
     /// Which model.
-    pub slot: Slot,
+    pub model: ModelId,
     /// The whole sequence.
     pub tokens: Vec<u32>,
     /// The first token whose log-probability is asked for, at least 1.
@@ -206,7 +206,7 @@ pub struct Continuation {
 #[derive(Debug, Clone)]
 pub struct EmbedRequest {
     /// Which model.
-    pub slot: Slot,
+    pub model: ModelId,
     /// The text's tokens.
     pub tokens: Vec<u32>,
     /// How the final hidden states become one.

@@ -7,7 +7,7 @@ use autograd::Device;
 use autograd::cuda::{Gpu, compile};
 use runtime::RuntimeHandle;
 use runtime::request::{
-    CompletionText, EngineConfig, GenerateEvent, GenerateRequest, RuntimeSpec, Score, ScoreRequest, Slot, SlotSpec,
+    CompletionText, EngineConfig, GenerateEvent, GenerateRequest, ModelId, ModelSpec, RuntimeSpec, Score, ScoreRequest,
 };
 use runtime::sampler::SamplingParams;
 use runtime::source::ModelSource;
@@ -25,7 +25,7 @@ fn start(token_budget: usize, kv_bytes: usize) -> RuntimeHandle {
     let spec = RuntimeSpec {
         device: Device::Cuda(0),
         deterministic: false,
-        student: SlotSpec { files, layers: Some(vec![0, 1]), adapter: None },
+        student: ModelSpec { files, layers: Some(vec![0, 1]), adapter: None },
         teacher: None,
         training: None,
         engine: EngineConfig {
@@ -34,7 +34,7 @@ fn start(token_budget: usize, kv_bytes: usize) -> RuntimeHandle {
             max_waiting: 8,
             kv_bytes,
             prefix_cache: true,
-            overlap: true,
+            async_scheduling: true,
             short_steps: false,
         },
     };
@@ -43,11 +43,11 @@ fn start(token_budget: usize, kv_bytes: usize) -> RuntimeHandle {
 
 fn request(index: u64) -> GenerateRequest {
     let params = SamplingParams { max_tokens: 4000, ignore_eos: true, ..SamplingParams::default() };
-    GenerateRequest { slot: Slot::Student, prompt: vec![1, 2, 3], params, index, text: CompletionText::None }
+    GenerateRequest { model: ModelId::Student, prompt: vec![1, 2, 3], params, index, text: CompletionText::None }
 }
 
 fn score(runtime: &RuntimeHandle, count: u32) -> runtime::Result<Score> {
-    runtime.score(ScoreRequest { slot: Slot::Student, tokens: (0..count).collect(), top: 0 })
+    runtime.score(ScoreRequest { model: ModelId::Student, tokens: (0..count).collect(), top: 0 })
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_lost_card_ends_all_requests_and_refuses_later_ones() {
     }
     let later = runtime.generate(request(9)).expect("the thread lives").collect().expect_err("lost");
     assert!(later.is_device_lost(), "{later}");
-    let score = ScoreRequest { slot: Slot::Student, tokens: vec![1, 2], top: 0 };
+    let score = ScoreRequest { model: ModelId::Student, tokens: vec![1, 2], top: 0 };
     assert!(runtime.score(score).expect_err("lost").is_device_lost());
     assert!(runtime.stats().expect_err("lost").is_device_lost());
 }

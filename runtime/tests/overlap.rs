@@ -7,7 +7,7 @@ use autograd::{Device, Tensor, ops};
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
 use runtime::request::{
-    CompletionText, EngineConfig, FinishReason, GenerateRequest, RuntimeSpec, Slot, SlotSpec, TokenMask,
+    CompletionText, EngineConfig, FinishReason, GenerateRequest, ModelId, ModelSpec, RuntimeSpec, TokenMask,
 };
 use runtime::sampler::{RngKey, SamplingParams, Scratch, TokenHistory, sample};
 
@@ -28,10 +28,10 @@ fn start(device: Device, overlap: bool) -> RuntimeHandle {
         // Too few pages for all that may run.
         kv_bytes: 40 * page_bytes,
         prefix_cache: true,
-        overlap,
+        async_scheduling: overlap,
         short_steps: false,
     };
-    let student = SlotSpec { files, layers, adapter: None };
+    let student = ModelSpec { files, layers, adapter: None };
     let spec = RuntimeSpec { device, deterministic: false, student, teacher: None, training: None, engine };
     RuntimeHandle::start(&spec, &|_, _| {}).expect("the fixture loads")
 }
@@ -60,7 +60,7 @@ fn request(index: u64, device: Device) -> GenerateRequest {
         params.stop.clear();
     }
     let text = if on_card { CompletionText::None } else { CompletionText::AfterPrompt };
-    GenerateRequest { slot: Slot::Student, prompt, params, index, text }
+    GenerateRequest { model: ModelId::Student, prompt, params, index, text }
 }
 
 type Trace = (Vec<(u32, u64, Vec<(u32, f64)>, Vec<f64>)>, String, FinishReason);

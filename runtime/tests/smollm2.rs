@@ -8,7 +8,7 @@ use std::sync::Arc;
 use autograd::Device;
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
-use runtime::request::{CompletionText, EngineConfig, GenerateRequest, RuntimeSpec, ScoreRequest, Slot, SlotSpec};
+use runtime::request::{CompletionText, EngineConfig, GenerateRequest, ModelId, ModelSpec, RuntimeSpec, ScoreRequest};
 use runtime::sampler::SamplingParams;
 use runtime::source::ModelSource;
 use serde_json::Value;
@@ -21,7 +21,7 @@ fn start() -> (RuntimeHandle, Arc<ModelFiles>) {
     let spec = RuntimeSpec {
         deterministic: false,
         device: Device::Cpu,
-        student: SlotSpec { files: files.clone(), layers: None, adapter: None },
+        student: ModelSpec { files: files.clone(), layers: None, adapter: None },
         teacher: None,
         training: None,
         engine: EngineConfig {
@@ -30,7 +30,7 @@ fn start() -> (RuntimeHandle, Arc<ModelFiles>) {
             max_waiting: 8,
             kv_bytes: 256 << 20,
             prefix_cache: true,
-            overlap: false,
+            async_scheduling: false,
             short_steps: false,
         },
     };
@@ -54,13 +54,13 @@ fn texts_tokens_and_probabilities_equal_llama_cpp() {
         let want = ids(greedy);
         let params =
             SamplingParams { temperature: 0.0, max_tokens: want.len(), ignore_eos: true, ..SamplingParams::default() };
-        let request = GenerateRequest { slot: Slot::Student, prompt, params, index: 0, text: CompletionText::None };
+        let request = GenerateRequest { model: ModelId::Student, prompt, params, index: 0, text: CompletionText::None };
         let generated = handle.generate(request).and_then(|g| g.collect()).expect("generates");
         let tokens: Vec<u32> = generated.tokens.iter().map(|t| t.token).collect();
         assert_eq!(tokens, want, "{text}");
     }
     let tokens = ids(&fixture["passage"]);
-    let score = handle.score(ScoreRequest { slot: Slot::Student, tokens, top: 0 }).expect("scores");
+    let score = handle.score(ScoreRequest { model: ModelId::Student, tokens, top: 0 }).expect("scores");
     let want = fixture["passage_logprobs"].as_array().expect("log-probabilities");
     for (i, (got, want)) in score.logprobs.iter().zip(want).enumerate() {
         assert_eq!(got.is_some(), want.is_number(), "at {i}");

@@ -7,7 +7,7 @@ use runtime::request::{
     CompletionText, EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, GradeRequest, Graded, TokenEvent,
 };
 use runtime::sampler::SamplingParams;
-use runtime::{Closed, Sink, Ticket};
+use runtime::{Closed, RequestGuard, Sink};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -37,7 +37,7 @@ pub(crate) struct Job {
 pub(crate) struct Running {
     events: Outlet,
     budget: Arc<Budget>,
-    tickets: Vec<Option<Ticket>>,
+    guards: Vec<Option<RequestGuard>>,
     open: usize,
     deadline: Instant,
     timeout: Duration,
@@ -102,7 +102,7 @@ impl Running {
         let sampled = job.prompts.iter().find_map(|(_, params)| params.as_ref());
         let temperature = sampled.map_or(1.0, |params| reported_temperature(params, app.config.logprobs_mode));
         let (inlet, events) = backlog(&app.budget);
-        let mut tickets = Vec::with_capacity(count);
+        let mut guards = Vec::with_capacity(count);
         let text = match job.model.files().tokenizer {
             Some(_) => CompletionText::AfterPrompt,
             None => CompletionText::None,
@@ -111,32 +111,27 @@ impl Running {
             watch.prompt(prompt.len());
             for copy in 0..job.copies {
                 let Some(params) = params.clone() else {
-                    watch.nothing(tickets.len());
-                    tickets.push(None);
+                    watch.nothing(guards.len());
+                    guards.push(None);
                     continue;
                 };
-                let (inlet, choice) = (inlet.clone(), tickets.len());
+                let (inlet, choice) = (inlet.clone(), guards.len());
                 let sink = move |event| inlet.send(choice, event);
                 let mask = job.guide.as_ref().map(Guide::follow);
-                let request = GenerateRequest {
-                    slot: job.model.slot(),
-                    prompt: prompt.clone(),
-                    params,
-                    index: copy as u64,
-                    text,
-                };
-                tickets.push(Some(app.runtime.generate_into(request, mask, Sink::new(sink))?));
+                let request =
+                    GenerateRequest { model: job.model.id(), prompt: prompt.clone(), params, index: copy as u64, text };
+                guards.push(Some(app.runtime.generate_into(request, mask, Sink::new(sink))?));
             }
         }
         let timeout = app.config.request_timeout;
-        let (open, deadline) = (tickets.iter().flatten().count(), Instant::now() + timeout);
+        let (open, deadline) = (guards.iter().flatten().count(), Instant::now() + timeout);
         let budget = Arc::clone(&app.budget);
-        Ok(Self { events, budget, tickets, open, deadline, timeout, over: false, watch, temperature, _places: places })
+        Ok(Self { events, budget, guards, open, deadline, timeout, over: false, watch, temperature, _places: places })
     }
 
     /// Sequences, running or not.
     pub(crate) fn count(&self) -> usize {
-        self.tickets.len()
+        self.guards.len()
     }
 
     /// The next event of any sequence; `None` when all have ended.
@@ -154,7 +149,7 @@ impl Running {
                 }
             };
             // It ended with the deadline, and this came still.
-            if self.tickets[choice].is_none() {
+            if self.guards[choice].is_none() {
                 continue;
             }
             return Some(match event {
@@ -168,7 +163,7 @@ impl Running {
                 }
                 GenerateEvent::Done { reason, text, stop, cached_tokens } => {
                     self.watch.end(choice, at, reason, cached_tokens);
-                    self.tickets[choice] = None;
+                    self.guards[choice] = None;
                     self.open -= 1;
                     Ok((choice, Event::End { reason, text, stop, cached_tokens }))
                 }
@@ -181,12 +176,12 @@ impl Running {
     /// Ends the next sequence that runs with the text so far, as if its length were reached; a request that has no text is an
     /// error.
     fn time_is_over(&mut self) -> Result<(usize, Event), ApiError> {
-        let running = self.tickets.iter().position(Option::is_some).filter(|_| self.watch.has_tokens());
+        let running = self.guards.iter().position(Option::is_some).filter(|_| self.watch.has_tokens());
         let Some(choice) = running else { return Err(self.fail(ApiError::timeout(self.timeout.as_secs()))) };
         if !std::mem::replace(&mut self.over, true) {
             self.span().in_scope(|| tracing::warn!("{} s are over (--request-timeout)", self.timeout.as_secs()));
         }
-        self.tickets[choice] = None;
+        self.guards[choice] = None;
         self.open -= 1;
         self.watch.end(choice, Instant::now(), FinishReason::Length, 0);
         Ok((choice, Event::End { reason: FinishReason::Length, text: String::new(), stop: None, cached_tokens: 0 }))
@@ -201,7 +196,7 @@ impl Running {
     fn fail(&mut self, error: ApiError) -> ApiError {
         self.watch.failed(&error.message);
         self.open = 0;
-        self.tickets.iter_mut().for_each(|ticket| *ticket = None);
+        self.guards.iter_mut().for_each(|ticket| *ticket = None);
         error
     }
 
@@ -252,7 +247,7 @@ pub(crate) async fn embed(app: &App, request: EmbedRequest) -> Result<Vec<f32>, 
 async fn ask<T: Send + 'static>(
     app: &App,
     name: &'static str,
-    submit: impl FnOnce(Sink<runtime::Result<T>>) -> runtime::Result<Ticket>,
+    submit: impl FnOnce(Sink<runtime::Result<T>>) -> runtime::Result<RequestGuard>,
 ) -> Result<T, ApiError> {
     let _places = app.admission.enter(1)?;
     let (sender, answer) = oneshot::channel();

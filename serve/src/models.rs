@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use runtime::files::ModelFiles;
-use runtime::request::{Slot, SlotSnapshot, Snapshot};
+use runtime::request::{ModelId, ModelSnapshot, Snapshot};
 use runtime::text::{ChatTemplate, Tokenizer};
 
 use crate::api_error::ApiError;
@@ -18,7 +18,7 @@ pub struct ServedModel {
     /// What requests may call it; the first is what answers call it.
     pub names: Vec<String>,
     /// Where the runtime holds it.
-    pub slot: Slot,
+    pub id: ModelId,
     /// Its configuration, tokenizer and chat template.
     pub files: Arc<ModelFiles>,
 }
@@ -36,8 +36,8 @@ impl Model {
         Self { served, metrics, grammars: Grammars::default() }
     }
 
-    pub(crate) fn slot(&self) -> Slot {
-        self.served.slot
+    pub(crate) fn id(&self) -> ModelId {
+        self.served.id
     }
 
     pub(crate) fn files(&self) -> &ModelFiles {
@@ -77,9 +77,9 @@ impl Model {
     }
 
     /// This model's part of the runtime's state.
-    pub(crate) fn of(&self, snapshot: &Snapshot) -> SlotSnapshot {
-        // A served slot is there from the beginning.
-        snapshot.of(self.served.slot).unwrap_or(snapshot.student)
+    pub(crate) fn of(&self, snapshot: &Snapshot) -> ModelSnapshot {
+        // A served id is there from the beginning.
+        snapshot.of(self.served.id).unwrap_or(snapshot.student)
     }
 
     /// What names a model with these weights.
@@ -135,15 +135,15 @@ impl Models {
     }
 
     /// Where the adapter of this name is.
-    pub(crate) fn adapter(&self, name: &str) -> Option<Slot> {
-        let adapters = self.list().into_iter().filter(|model| matches!(model.slot(), Slot::Adapter(_)));
-        adapters.filter(|model| model.name() == name).map(|model| model.slot()).next()
+    pub(crate) fn adapter(&self, name: &str) -> Option<ModelId> {
+        let adapters = self.list().into_iter().filter(|model| matches!(model.id(), ModelId::Adapter(_)));
+        adapters.filter(|model| model.name() == name).map(|model| model.id()).next()
     }
 
     /// Takes the adapter of this name away, so that no new request finds it.
     pub(crate) fn take_adapter(&self, name: &str) -> Result<Arc<Model>, ApiError> {
         let mut models = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let is_adapter = |model: &Arc<Model>| matches!(model.slot(), Slot::Adapter(_));
+        let is_adapter = |model: &Arc<Model>| matches!(model.id(), ModelId::Adapter(_));
         let place = models.iter().position(|model| is_adapter(model) && model.name() == name);
         let known = || models.iter().filter(|m| is_adapter(m)).map(|m| m.name()).collect::<Vec<_>>().join(", ");
         let place = place.ok_or_else(|| ApiError::model_not_found(name, &known()).about("lora_name"))?;

@@ -83,7 +83,7 @@ pub(crate) async fn of_prompts(
     if !sequences.is_empty() {
         let Ask { top, temperature, ranks } = ask;
         let wanted = Wanted::LogProbs { top, ids: vec![], temperature, ranks };
-        let answer = grade(app, GradeRequest { slot: model.slot(), sequences, wanted, token_ids: None }).await?;
+        let answer = grade(app, GradeRequest { model: model.id(), sequences, wanted, token_ids: None }).await?;
         let Grades::LogProbs(rows) = answer.grades else {
             return Err(ApiError::internal("log-probabilities were asked for, and other numbers came"));
         };

@@ -168,7 +168,7 @@ fn warm_up(app: &App) -> Result<()> {
     for model in app.models.list() {
         let params = SamplingParams { temperature: 0.0, max_tokens: 2, ignore_eos: true, ..SamplingParams::default() };
         let request =
-            GenerateRequest { slot: model.slot(), prompt: vec![0], params, index: 0, text: CompletionText::None };
+            GenerateRequest { model: model.id(), prompt: vec![0], params, index: 0, text: CompletionText::None };
         let generated = app.runtime.generate(request).and_then(runtime::Generation::collect);
         generated.map_err(|error| Error::WarmUp { model: model.name().to_owned(), source: Box::new(error) })?;
     }

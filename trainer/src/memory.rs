@@ -251,7 +251,7 @@ mod tests {
 
     use runtime::files::ModelFiles;
     use runtime::memory::{Checkpointing, KvSize, KvWish};
-    use runtime::request::{EngineConfig, SlotSpec};
+    use runtime::request::{EngineConfig, ModelSpec};
 
     use super::*;
 
@@ -262,7 +262,7 @@ mod tests {
         let spec = RuntimeSpec {
             deterministic: false,
             device: Device::Cpu,
-            student: SlotSpec { files, layers: None, adapter: None },
+            student: ModelSpec { files, layers: None, adapter: None },
             teacher: None,
             training: None,
             engine: EngineConfig {
@@ -271,7 +271,7 @@ mod tests {
                 max_waiting: 1,
                 kv_bytes: 0,
                 prefix_cache: true,
-                overlap: false,
+                async_scheduling: false,
                 short_steps: false,
             },
         };

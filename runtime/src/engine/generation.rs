@@ -16,7 +16,7 @@ use crate::text::{Detokenizer, Tokenizer};
 use crate::{Error, Result};
 
 /// State of a running generation.
-pub(super) struct Generation {
+pub(super) struct GenerationState {
     params: SamplingParams,
     index: u64,
     prompt_len: usize,
@@ -41,7 +41,7 @@ struct Mask {
 /// Where its tokens are drawn. It knows the tokens of steps whose results nobody has looked at.
 enum Sampler {
     Host(TokenHistory),
-    Card {
+    Gpu {
         ordinal: usize,
         /// What is besides temperature and truncation, if there is such; made for the first step, since a request that
         /// waits should take no memory of the GPU.
@@ -71,7 +71,7 @@ pub(super) enum Progress {
     Ended(FinishReason),
 }
 
-impl Generation {
+impl GenerationState {
     pub(super) fn new(
         request: GenerateRequest,
         mask: Option<Box<dyn TokenMask>>,
@@ -98,7 +98,7 @@ impl Generation {
             Device::Cpu | Device::Portable => Sampler::Host(TokenHistory::new(&request.prompt)),
             Device::Cuda(ordinal) => {
                 with_rules(&request.params, &[], config, |rules| rules.check())?;
-                Sampler::Card { ordinal, extras: None }
+                Sampler::Gpu { ordinal, extras: None }
             }
         };
         Ok(Self {
@@ -127,7 +127,7 @@ impl Generation {
         self.cached_tokens = Some(start);
         // Whether anybody listens is asked with the first token.
         drop(self.events.send(GenerateEvent::Started { queue_seconds: self.arrived.elapsed().as_secs_f64() }));
-        if let Sampler::Card { ordinal, extras } = &mut self.sampler {
+        if let Sampler::Gpu { ordinal, extras } = &mut self.sampler {
             let make = |rules: &Rules<'_>| Extras::new(*ordinal, config.vocab_size, rules);
             *extras = with_rules(&self.params, prompt, config, make)?;
         }
@@ -140,7 +140,7 @@ impl Generation {
     }
 
     /// Asks which tokens are allowed next. All tokens so far were delivered.
-    pub(super) fn ask_mask(&mut self) {
+    pub(super) fn compute_mask(&mut self) {
         if let Some(Mask { source, bits }) = &mut self.mask {
             bits.fill(0);
             source.allowed(bits);
@@ -160,14 +160,14 @@ impl Generation {
     }
 
     /// The host has drawn this token.
-    pub(super) fn drew(&mut self, token: u32) {
+    pub(super) fn record_sampled(&mut self, token: u32) {
         if let Sampler::Host(history) = &mut self.sampler {
             history.push(token);
         }
     }
 
     /// How a GPU draws the token at `position`.
-    pub(super) fn draw_row(&self, position: usize) -> DrawRow<'_> {
+    pub(super) fn sample_args(&self, position: usize) -> DrawRow<'_> {
         let p = &self.params;
         let draw = Draw {
             temperature: p.temperature,
@@ -179,13 +179,13 @@ impl Generation {
             position: position as u64,
         };
         let extras = match &self.sampler {
-            Sampler::Card { extras, .. } => extras.as_ref(),
+            Sampler::Gpu { extras, .. } => extras.as_ref(),
             Sampler::Host(_) => None,
         };
         DrawRow { draw, extras, masks: position - self.prompt_len < p.min_tokens, allowed: self.allowed() }
     }
 
-    /// What a GPU drew.
+    /// What a GPU record_sampled.
     pub(super) fn sampled(&self, drawn: Drawn, config: &ModelConfig) -> Result<Sampled, SamplingError> {
         let masks = self.generated < self.params.min_tokens;
         let ending = if masks { self.params.ending_ids(&config.eos_token_ids).count() } else { 0 };

@@ -1,18 +1,18 @@
 //! The engine: the one thread that owns the device.
 //!
-//! Generations and scores of a slot share its continuous batch. Everything else is a job (a micro-batch, an optimizer step, new
-//! weights): jobs run in order of arrival between two steps, when no step is in flight. `turns` says whose turn it is, and
-//! `pace` how much a step does beside generations that somebody reads.
+//! Generations and scores of a model share its continuous batch. Everything else is a job (a micro-batch, an optimizer step, new
+//! weights): jobs run in order of arrival between two steps, when no step is in flight. `time_share` says whose turn it is, and
+//! `prefill_budget` how much a step does beside generations that somebody reads.
 
 mod adapters;
-mod card;
+mod device_lost;
 mod generation;
-mod lost;
-mod pace;
+mod graph_runner;
+mod prefill_budget;
+mod runner;
 pub(crate) mod score;
-mod slot;
 mod step;
-mod turns;
+mod time_share;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::{Discriminant, discriminant};
@@ -24,29 +24,29 @@ use autograd::Device;
 use autograd::cuda::{Gpu, Mode};
 
 use crate::config::ModelConfig;
-use crate::handle::Work;
+use crate::handle::EngineRequest;
 use crate::memory::Entry;
-use crate::request::{GpuStats, RuntimeSpec, RuntimeStats, Slot, Snapshot, Standing};
+use crate::request::{GpuStats, ModelId, PauseMode, RuntimeSpec, RuntimeStats, Snapshot};
 use crate::train::TrainSession;
 use crate::{Error, Result};
 
-use pace::{Pace, Round};
-pub(crate) use slot::{SlotEngine, kv_pages, kv_pool};
-use turns::{Turn, Turns, Waiting};
+use prefill_budget::{PrefillBudget, StepLoad};
+pub(crate) use runner::{ModelRunner, kv_pages, kv_pool};
+use time_share::{NextAction, PendingWork, TimeShare};
 
 /// Everything on the device.
 pub(crate) struct Engine {
-    student: SlotEngine,
-    teacher: Option<SlotEngine>,
+    student: ModelRunner,
+    teacher: Option<ModelRunner>,
     training: Option<TrainSession>,
     /// Adapters on the student's base, by number.
-    adapters: BTreeMap<u32, SlotEngine>,
+    adapters: BTreeMap<u32, ModelRunner>,
     next_adapter: u32,
-    /// Work that runs between two steps, in order of arrival.
-    jobs: VecDeque<Work>,
-    turns: Turns<Discriminant<Work>>,
+    /// EngineRequest that runs between two steps, in order of arrival.
+    jobs: VecDeque<EngineRequest>,
+    time_share: TimeShare<Discriminant<EngineRequest>>,
     /// Bounds the steps beside running generations, where that was asked for.
-    pace: Option<Pace>,
+    prefill_budget: Option<PrefillBudget>,
     /// What it was started with.
     spec: RuntimeSpec,
     /// Keeps a GPU in the mode that was asked for.
@@ -61,16 +61,16 @@ impl Engine {
     /// Loads the models. When student and teacher are the same layers of the same files, the weights are loaded once.
     pub(crate) fn new(spec: &RuntimeSpec, progress: &dyn Fn(usize, usize)) -> Result<Self> {
         let mode = hold_mode(spec)?;
-        let student = SlotEngine::load(Slot::Student, &spec.student, spec, None, progress)?;
+        let student = ModelRunner::load(ModelId::Student, &spec.student, spec, None, progress)?;
         let teacher = match &spec.teacher {
             None => None,
             Some(teacher) => {
                 let shared = spec.teacher_shares_weights().then(|| student.weights());
-                Some(SlotEngine::load(Slot::Teacher, teacher, spec, shared, progress)?)
+                Some(ModelRunner::load(ModelId::Teacher, teacher, spec, shared, progress)?)
             }
         };
         let training = spec.training.as_ref().map(|t| TrainSession::new(t, &student)).transpose();
-        let training = training.map_err(|e| e.asked_as(Entry::Optimizer))?;
+        let training = training.map_err(|e| e.while_allocating(Entry::Optimizer))?;
         let mut engine = Self {
             student,
             teacher,
@@ -78,21 +78,21 @@ impl Engine {
             adapters: BTreeMap::new(),
             next_adapter: 0,
             jobs: VecDeque::new(),
-            turns: Turns::new(),
-            pace: spec.engine.short_steps.then(|| Pace::new(spec.engine.overlap)),
+            time_share: TimeShare::new(),
+            prefill_budget: spec.engine.short_steps.then(|| PrefillBudget::new(spec.engine.async_scheduling)),
             spec: spec.clone(),
             paused: false,
             lost: None,
             _mode: mode,
         };
         if engine.training.is_some() {
-            engine.publish().map_err(|e| e.asked_as(Entry::Copies))?;
+            engine.publish().map_err(|e| e.while_allocating(Entry::Copies))?;
         }
         Ok(engine)
     }
 
     /// Answers work until every handle is gone; `published` follows.
-    pub(crate) fn run(&mut self, work: &Receiver<Work>, published: &Mutex<Snapshot>) {
+    pub(crate) fn run(&mut self, work: &Receiver<EngineRequest>, published: &Mutex<Snapshot>) {
         // How long a step took that has just been done.
         let mut stepped = None;
         loop {
@@ -101,7 +101,7 @@ impl Engine {
                 let next = if rests { work.recv().map_err(|_| TryRecvError::Disconnected) } else { work.try_recv() };
                 match next {
                     Ok(item) => {
-                        self.hear(item);
+                        self.handle_request(item);
                         self.publish_snapshot(published);
                     }
                     Err(TryRecvError::Empty) => break,
@@ -109,20 +109,20 @@ impl Engine {
                 }
             }
             if let Some((ended, time)) = stepped.take() {
-                self.turns.step_took(ended, time, !self.jobs.is_empty());
+                self.time_share.step_took(ended, time, !self.jobs.is_empty());
             }
             let waiting = self.waiting();
-            match self.turns.next(Instant::now(), waiting) {
-                Turn::Job => self.run_job(),
-                Turn::Step => stepped = Some(self.step()),
-                Turn::Wait(until) => match work.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            match self.time_share.next(Instant::now(), waiting) {
+                NextAction::Job => self.run_job(),
+                NextAction::Step => stepped = Some(self.step()),
+                NextAction::Wait(until) => match work.recv_timeout(until.saturating_duration_since(Instant::now())) {
                     Ok(item) => {
-                        self.hear(item);
+                        self.handle_request(item);
                         if !self.jobs.is_empty() {
-                            self.turns.waited(true);
+                            self.time_share.waited(true);
                         }
                     }
-                    Err(RecvTimeoutError::Timeout) => self.turns.waited(false),
+                    Err(RecvTimeoutError::Timeout) => self.time_share.waited(false),
                     Err(RecvTimeoutError::Disconnected) => return,
                 },
             }
@@ -132,36 +132,39 @@ impl Engine {
 
     /// What waits for the device. New weights wait for the scores that the old ones have begun; under a pause, when nobody goes
     /// on with these, they begin again.
-    fn waiting(&mut self) -> Waiting {
+    fn waiting(&mut self) -> PendingWork {
         let changes = match self.jobs.front() {
-            Some(Work::Publish(_)) => Some(Slot::Student),
-            Some(Work::ReplaceAdapter(slot, ..)) => Some(*slot),
+            Some(EngineRequest::Publish(_)) => Some(ModelId::Student),
+            Some(EngineRequest::ReplaceAdapter(model, ..)) => Some(*model),
             _ => None,
         };
         let paused = self.paused;
-        let changing = changes.and_then(|slot| self.slot(slot).ok());
-        let ready = changing.is_none_or(|slot| {
+        let changing = changes.and_then(|model| self.model(model).ok());
+        let ready = changing.is_none_or(|model| {
             if paused {
-                slot.restart_scores();
+                model.restart_scores();
             }
-            slot.scores.held = slot.begun();
-            !slot.scores.held
+            model.scores.held = model.begun();
+            !model.scores.held
         });
-        Waiting { job: self.jobs.front().map(|_| ready), steps: !paused && !self.is_idle() }
+        PendingWork { job: self.jobs.front().map(|_| ready), steps: !paused && !self.is_idle() }
     }
 
     /// A step of every model; when it ended, and how long it took.
     fn step(&mut self) -> (Instant, Duration) {
         let started = Instant::now();
-        let streams = self.slots().any(|slot| slot.scheduler.has_decodes());
-        let busy = self.slots().filter(|slot| !slot.is_idle()).count().max(1);
-        let limit = self.pace.as_ref().map_or(usize::MAX, |pace| pace.prefill(streams).div_ceil(busy));
-        let prefill = self.slots().map(|slot| slot.step(limit)).sum();
+        let streams = self.models().any(|model| model.scheduler.has_decodes());
+        let busy = self.models().filter(|model| !model.is_idle()).count().max(1);
+        let limit = self
+            .prefill_budget
+            .as_ref()
+            .map_or(usize::MAX, |prefill_budget| prefill_budget.prefill(streams).div_ceil(busy));
+        let prefill = self.models().map(|model| model.step(limit)).sum();
         let (now, time) = (Instant::now(), started.elapsed());
-        if let Some(pace) = &mut self.pace {
-            pace.took(time, Round { streams, prefill });
+        if let Some(prefill_budget) = &mut self.prefill_budget {
+            prefill_budget.took(time, StepLoad { streams, prefill });
         }
-        self.look_at_errors();
+        self.check_step_errors();
         (now, time)
     }
 
@@ -170,16 +173,16 @@ impl Engine {
         let Some(job) = self.jobs.pop_front() else { return };
         let (started, kind) = (Instant::now(), discriminant(&job));
         let requests_wait = !self.is_idle();
-        self.slots().for_each(SlotEngine::drain);
-        self.look_at_errors();
-        if let Some(pace) = &mut self.pace {
-            pace.drained();
+        self.models().for_each(ModelRunner::drain);
+        self.check_step_errors();
+        if let Some(prefill_budget) = &mut self.prefill_budget {
+            prefill_budget.drained();
         }
         match &self.lost {
-            Some(lost) => lost::refuse(job, lost),
+            Some(lost) => device_lost::refuse(job, lost),
             None => self.answer(job),
         }
-        self.turns.job_took(kind, Instant::now(), started.elapsed(), requests_wait);
+        self.time_share.job_took(kind, Instant::now(), started.elapsed(), requests_wait);
     }
 
     pub(crate) fn student_config(&self) -> Arc<ModelConfig> {
@@ -187,8 +190,8 @@ impl Engine {
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let teacher = self.teacher.as_ref().map(SlotEngine::snapshot);
-        let adapters = self.adapters.iter().map(|(&number, slot)| (number, slot.snapshot())).collect();
+        let teacher = self.teacher.as_ref().map(ModelRunner::snapshot);
+        let adapters = self.adapters.iter().map(|(&number, model)| (number, model.snapshot())).collect();
         Snapshot { student: self.student.snapshot(), teacher, adapters }
     }
 
@@ -196,23 +199,23 @@ impl Engine {
         *published.lock().unwrap_or_else(PoisonError::into_inner) = self.snapshot();
     }
 
-    fn slots(&mut self) -> impl Iterator<Item = &mut SlotEngine> {
+    fn models(&mut self) -> impl Iterator<Item = &mut ModelRunner> {
         let models = [Some(&mut self.student), self.teacher.as_mut()].into_iter().flatten();
         models.chain(self.adapters.values_mut())
     }
 
     fn is_idle(&self) -> bool {
-        let models = self.student.is_idle() && self.teacher.as_ref().is_none_or(SlotEngine::is_idle);
-        models && self.adapters.values().all(SlotEngine::is_idle)
+        let models = self.student.is_idle() && self.teacher.as_ref().is_none_or(ModelRunner::is_idle);
+        models && self.adapters.values().all(ModelRunner::is_idle)
     }
 
-    fn slot(&mut self, slot: Slot) -> Result<&mut SlotEngine> {
-        match slot {
-            Slot::Student => Ok(&mut self.student),
-            Slot::Teacher => {
+    fn model(&mut self, model: ModelId) -> Result<&mut ModelRunner> {
+        match model {
+            ModelId::Student => Ok(&mut self.student),
+            ModelId::Teacher => {
                 self.teacher.as_mut().ok_or_else(|| Error::Request("this runtime holds no teacher".to_owned()))
             }
-            Slot::Adapter(number) => self
+            ModelId::Adapter(number) => self
                 .adapters
                 .get_mut(&number)
                 .ok_or_else(|| Error::Request(format!("adapter {number} is not loaded (any more)"))),
@@ -220,39 +223,39 @@ impl Engine {
     }
 
     /// Takes work as it comes: requests go to their schedulers, jobs wait for their turn.
-    fn hear(&mut self, work: Work) {
+    fn handle_request(&mut self, work: EngineRequest) {
         if let Some(lost) = &self.lost {
-            return lost::refuse(work, lost);
+            return device_lost::refuse(work, lost);
         }
         match work {
-            Work::Generate(id, request, mask, events) => match self.slot(request.slot) {
-                Ok(slot) => slot.submit(id, request, mask, events),
+            EngineRequest::Generate(id, request, mask, events) => match self.model(request.model) {
+                Ok(model) => model.submit(id, request, mask, events),
                 // A receiver that is gone asked for nothing any more; the same below.
                 Err(e) => drop(events.send(crate::request::GenerateEvent::Failed(e))),
             },
-            Work::Score(id, request) => match self.slot(request.slot) {
-                Ok(slot) => slot.submit_scoring(id, request),
+            EngineRequest::Score(id, request) => match self.model(request.model) {
+                Ok(model) => model.submit_scoring(id, request),
                 Err(e) => drop(request.reply.send(Err(e))),
             },
-            Work::Cancel(slot, id) => {
-                if let Ok(slot) = self.slot(slot) {
-                    slot.cancel(id);
+            EngineRequest::Cancel(model, id) => {
+                if let Ok(model) = self.model(model) {
+                    model.cancel(id);
                 }
             }
-            Work::Stats(reply) => {
+            EngineRequest::Stats(reply) => {
                 let stats = self.stats();
                 self.reply(&reply, stats);
             }
-            Work::Pause(running, reply) => {
-                self.slots().for_each(SlotEngine::drain);
-                self.look_at_errors();
-                if running == Standing::Abort {
-                    self.slots().for_each(SlotEngine::abort_all);
+            EngineRequest::Pause(running, reply) => {
+                self.models().for_each(ModelRunner::drain);
+                self.check_step_errors();
+                if running == PauseMode::Abort {
+                    self.models().for_each(ModelRunner::abort_all);
                 }
                 self.paused = true;
                 self.reply(&reply, Ok(()));
             }
-            Work::Resume(reply) => {
+            EngineRequest::Resume(reply) => {
                 self.paused = false;
                 self.reply(&reply, Ok(()));
             }
@@ -261,54 +264,54 @@ impl Engine {
     }
 
     /// Does a job. No step is in flight.
-    fn answer(&mut self, job: Work) {
+    fn answer(&mut self, job: EngineRequest) {
         match job {
-            Work::Generate(..)
-            | Work::Score(..)
-            | Work::Cancel(..)
-            | Work::Stats(_)
-            | Work::Pause(..)
-            | Work::Resume(_) => {
+            EngineRequest::Generate(..)
+            | EngineRequest::Score(..)
+            | EngineRequest::Cancel(..)
+            | EngineRequest::Stats(_)
+            | EngineRequest::Pause(..)
+            | EngineRequest::Resume(_) => {
                 unreachable!("what is no job is answered as it comes")
             }
-            Work::ForwardBackward(request, reply) => {
+            EngineRequest::ForwardBackward(request, reply) => {
                 let (teacher, training) = (self.teacher.as_ref(), self.training.as_mut());
                 let report = match training {
                     Some(session) => session.forward_backward(&request, &self.student, teacher),
                     None => crate::train::evaluate(&request, &self.student, teacher),
                 };
-                self.reply(&reply, report.map_err(|e| e.asked_as(Entry::Activations)));
+                self.reply(&reply, report.map_err(|e| e.while_allocating(Entry::Activations)));
             }
-            Work::OptimStep(step, reply) => {
+            EngineRequest::OptimStep(step, reply) => {
                 let report = self.session().and_then(|s| s.optim_step(&step));
-                self.reply(&reply, report.map_err(|e| e.asked_as(Entry::Workspace)));
+                self.reply(&reply, report.map_err(|e| e.while_allocating(Entry::Workspace)));
             }
-            Work::Publish(reply) => {
+            EngineRequest::Publish(reply) => {
                 let version = self.publish();
-                self.reply(&reply, version.map_err(|e| e.asked_as(Entry::Copies)));
+                self.reply(&reply, version.map_err(|e| e.while_allocating(Entry::Copies)));
             }
-            Work::Export(reply) => {
+            EngineRequest::Export(reply) => {
                 let state = self.session().and_then(|s| s.export());
                 self.reply(&reply, state);
             }
-            Work::AddAdapter(file, pool, reply) => {
-                let slot = self.add_adapter(&file, pool);
-                self.reply(&reply, slot.map_err(|e| e.asked_as(Entry::Kv)));
+            EngineRequest::AddAdapter(file, pool, reply) => {
+                let model = self.add_adapter(&file, pool);
+                self.reply(&reply, model.map_err(|e| e.while_allocating(Entry::Kv)));
             }
-            Work::ReplaceAdapter(slot, file, reply) => {
-                let version = self.replace_adapter(slot, &file);
-                self.reply(&reply, version.map_err(|e| e.asked_as(Entry::Weights)));
+            EngineRequest::ReplaceAdapter(model, file, reply) => {
+                let version = self.replace_adapter(model, &file);
+                self.reply(&reply, version.map_err(|e| e.while_allocating(Entry::Weights)));
             }
-            Work::RemoveAdapter(slot, reply) => {
-                let removed = self.remove_adapter(slot);
+            EngineRequest::RemoveAdapter(model, reply) => {
+                let removed = self.remove_adapter(model);
                 self.reply(&reply, removed);
             }
-            Work::Restore(state, reply) => {
+            EngineRequest::Restore(state, reply) => {
                 let restored = self.session().and_then(|s| s.restore(state));
                 self.reply(&reply, restored);
             }
-            Work::ResetPrefixCache(reply) => {
-                self.slots().for_each(|slot| slot.scheduler.reset_prefix_cache());
+            EngineRequest::ResetPrefixCache(reply) => {
+                self.models().for_each(|model| model.scheduler.reset_prefix_cache());
                 self.reply(&reply, Ok(()));
             }
         }
@@ -323,7 +326,7 @@ impl Engine {
             }
         };
         let (student, student_steps) = self.student.stats();
-        let (teacher, teacher_steps) = self.teacher.as_ref().map(SlotEngine::stats).unzip();
+        let (teacher, teacher_steps) = self.teacher.as_ref().map(ModelRunner::stats).unzip();
         Ok(RuntimeStats { student, teacher, student_steps, teacher_steps, gpu })
     }
 
@@ -331,7 +334,7 @@ impl Engine {
         self.training.as_mut().ok_or_else(|| Error::Request("this runtime was started without training".to_owned()))
     }
 
-    /// Hands the trained weights to the student's slot.
+    /// Hands the trained weights to the student's model.
     fn publish(&mut self) -> Result<u64> {
         let session = self.training.as_ref();
         let session = session.ok_or_else(|| Error::Request("this runtime was started without training".to_owned()))?;

@@ -1,7 +1,7 @@
 //! One step of a slot's continuous batch: launched, and later looked at.
 //!
-//! With overlap the device is one step ahead of the host: step n + 1 is planned and launched, its tokens fed on the
-//! device, before the host reads what n drew and turns it into text and events. Without, a step is looked at before the
+//! With async_scheduling the device is one step ahead of the host: step n + 1 is planned and launched, its tokens fed on the
+//! device, before the host reads what n record_sampled and time_share it into text and events. Without, a step is looked at before the
 //! next is planned.
 
 use std::time::Instant;
@@ -12,39 +12,39 @@ use autograd::{Index, Tape, Tensor, ops};
 use rayon::prelude::*;
 
 use super::generation::Progress;
-use super::slot::SlotEngine;
+use super::runner::ModelRunner;
 use crate::memory::Entry;
 use crate::model::Paged;
 use crate::request::FinishReason;
 use crate::sampler::{Sampled, SamplingError};
-use crate::scheduler::{Plan, RequestId};
+use crate::scheduler::{RequestId, SchedulerOutput};
 use crate::{Error, Result};
 
 /// A launched step whose results nobody has looked at.
-pub(super) struct Flight {
+pub(super) struct InFlightStep {
     /// Every request in it.
     seqs: Vec<RequestId>,
     /// Those for which it draws a token, in the order of the draws.
     drawn: Vec<RequestId>,
     /// Those whose scores are complete with it.
     scored: Vec<RequestId>,
-    outcome: Result<Draws>,
+    outcome: Result<StepSamples>,
 }
 
 /// What each draw gave.
 type Samples = Vec<Result<Sampled, SamplingError>>;
 
-enum Draws {
+enum StepSamples {
     Host(Samples),
-    Card(PendingDraws),
+    Gpu(PendingDraws),
 }
 
-impl Flight {
-    /// The tokens that it drew on the host; 0 stands for one that could not be drawn, whose request will fail.
+impl InFlightStep {
+    /// The tokens that it record_sampled on the host; 0 stands for one that could not be drawn, whose request will fail.
     fn tokens(&self) -> Vec<u32> {
         match &self.outcome {
-            Ok(Draws::Host(samples)) => samples.iter().map(|s| s.as_ref().map_or(0, |s| s.token)).collect(),
-            Ok(Draws::Card(_)) => unreachable!("a slot draws where its logits are"),
+            Ok(StepSamples::Host(samples)) => samples.iter().map(|s| s.as_ref().map_or(0, |s| s.token)).collect(),
+            Ok(StepSamples::Gpu(_)) => unreachable!("a slot draws where its logits are"),
             Err(_) => vec![0; self.drawn.len()],
         }
     }
@@ -53,14 +53,14 @@ impl Flight {
     fn is_done(&self) -> bool {
         match &self.outcome {
             // An error will show when the results are looked at.
-            Ok(Draws::Card(pending)) => pending.is_ready().unwrap_or(true),
-            Ok(Draws::Host(_)) | Err(_) => true,
+            Ok(StepSamples::Gpu(pending)) => pending.is_ready().unwrap_or(true),
+            Ok(StepSamples::Host(_)) | Err(_) => true,
         }
     }
 }
 
-impl SlotEngine {
-    /// Launches the next step and looks at the results of the one before; without overlap, or when there is nothing to
+impl ModelRunner {
+    /// Launches the next step and looks at the results of the one before; without async_scheduling, or when there is nothing to
     /// launch, at all results. The step takes at most `prefill` tokens of prompts; how many it took is returned.
     pub(super) fn step(&mut self, prefill: usize) -> usize {
         self.feed_scores();
@@ -68,40 +68,40 @@ impl SlotEngine {
         let mut stay = 0;
         if !plan.is_empty() {
             self.launch(&plan);
-            stay = usize::from(self.overlap);
+            stay = usize::from(self.async_scheduling);
         }
-        while self.flights.len() > stay {
-            self.settle();
+        while self.in_flight.len() > stay {
+            self.process_results();
         }
         plan.seqs.iter().map(|seq| seq.tokens.len()).filter(|&tokens| tokens > 1).sum()
     }
 
     /// Looks at the results of all steps in flight.
     pub(super) fn drain(&mut self) {
-        while !self.flights.is_empty() {
-            self.settle();
+        while !self.in_flight.is_empty() {
+            self.process_results();
         }
     }
 
-    fn launch(&mut self, plan: &Plan) {
+    fn launch(&mut self, plan: &SchedulerOutput) {
         let outcome = self.start_generations(plan).and_then(|()| self.compute(plan));
         self.steps.launched += 1;
-        if let Some(before) = self.flights.back() {
+        if let Some(before) = self.in_flight.back() {
             self.steps.ahead += 1;
             self.steps.late += u64::from(before.is_done());
         }
         let seqs = plan.seqs.iter().map(|seq| seq.id).collect();
         let drawn = plan.seqs.iter().filter(|seq| seq.sample).map(|seq| seq.id).collect();
         let scored = self.completes(plan);
-        self.flights.push_back(Flight { seqs, drawn, scored, outcome });
+        self.in_flight.push_back(InFlightStep { seqs, drawn, scored, outcome });
     }
 
     /// Makes what the first step of a generation needs, and asks for the tokens that are allowed next.
-    fn start_generations(&mut self, plan: &Plan) -> Result<()> {
+    fn start_generations(&mut self, plan: &SchedulerOutput) -> Result<()> {
         for seq in plan.seqs.iter().filter(|seq| !self.scores.has(seq.id)) {
             let generation = self.running.get_mut(&seq.id).expect("a planned request is running");
             if seq.sample {
-                generation.ask_mask();
+                generation.compute_mask();
             }
             if generation.has_started() {
                 continue;
@@ -113,27 +113,27 @@ impl SlotEngine {
     }
 
     /// Starts the planned tokens and the draws of the next ones.
-    fn compute(&mut self, plan: &Plan) -> Result<Draws> {
+    fn compute(&mut self, plan: &SchedulerOutput) -> Result<StepSamples> {
         for copy in &plan.copies {
             self.pool.copy_page(copy.src.0, copy.dst.0)?;
         }
-        if let Some(mut card) = self.card.take() {
-            let launched = self.launch_on(&mut card, plan);
-            self.card = Some(card);
-            return Ok(launched?.map_or(Draws::Host(vec![]), Draws::Card));
+        if let Some(mut graph_runner) = self.graph_runner.take() {
+            let launched = self.launch_on(&mut graph_runner, plan);
+            self.graph_runner = Some(graph_runner);
+            return Ok(launched?.map_or(StepSamples::Host(vec![]), StepSamples::Gpu));
         }
-        let before = self.flights.back().map_or(vec![], Flight::tokens);
+        let before = self.in_flight.back().map_or(vec![], InFlightStep::tokens);
         let id = |token: &Token| match *token {
             Token::Known(id) => id,
             Token::Drawn(draw) => before[draw as usize],
         };
         let ids: Index = plan.tokens.iter().map(id).collect();
         let logits = self.logits(plan, &ids)?;
-        logits.map_or(Ok(vec![]), |logits| self.sample(plan, &logits)).map(Draws::Host)
+        logits.map_or(Ok(vec![]), |logits| self.sample(plan, &logits)).map(StepSamples::Host)
     }
 
     /// Logits `[B, V]` of the rows from which a token is drawn, `None` if there are none.
-    pub(super) fn logits(&mut self, plan: &Plan, ids: &Index) -> Result<Option<Tensor>> {
+    pub(super) fn logits(&mut self, plan: &SchedulerOutput, ids: &Index) -> Result<Option<Tensor>> {
         let mut next = 0;
         let rows = plan.seqs.iter().map(|seq| {
             let first = next;
@@ -158,35 +158,35 @@ impl SlotEngine {
     }
 
     /// Draws a token for every row on the host.
-    fn sample(&mut self, plan: &Plan, logits: &Tensor) -> Result<Samples> {
+    fn sample(&mut self, plan: &SchedulerOutput, logits: &Tensor) -> Result<Samples> {
         let ids: Vec<RequestId> = plan.seqs.iter().filter(|seq| seq.sample).map(|seq| seq.id).collect();
         let (logits, eos) = (logits.read()?, &self.decoder.config.eos_token_ids);
         let rows = ids.par_iter().zip(logits.par_chunks(self.decoder.config.vocab_size));
         let samples: Samples = rows.map(|(id, logits)| self.running[id].draw(logits, eos)).collect();
         for (id, sampled) in ids.iter().zip(&samples) {
             if let (Some(generation), Ok(sampled)) = (self.running.get_mut(id), sampled) {
-                generation.drew(sampled.token);
+                generation.record_sampled(sampled.token);
             }
         }
         Ok(samples)
     }
 
     /// Looks at the results of the oldest step in flight, waiting for them.
-    fn settle(&mut self) {
-        let Some(flight) = self.flights.pop_front() else { return };
-        match flight.outcome.and_then(|draws| self.wait(draws, &flight.drawn)) {
+    fn process_results(&mut self) {
+        let Some(step) = self.in_flight.pop_front() else { return };
+        match step.outcome.and_then(|samples| self.wait(samples, &step.drawn)) {
             Ok(samples) => {
-                self.deliver(flight.drawn.into_iter().zip(samples).collect());
-                self.answer_scored(&flight.scored);
+                self.deliver(step.drawn.into_iter().zip(samples).collect());
+                self.answer_scored(&step.scored);
             }
-            Err(e) => self.fail(&flight.seqs, e.asked_as(Entry::Activations)),
+            Err(e) => self.fail(&step.seqs, e.while_allocating(Entry::Activations)),
         }
     }
 
-    fn wait(&mut self, draws: Draws, ids: &[RequestId]) -> Result<Samples> {
-        let pending = match draws {
-            Draws::Host(samples) => return Ok(samples),
-            Draws::Card(pending) => pending,
+    fn wait(&mut self, samples: StepSamples, ids: &[RequestId]) -> Result<Samples> {
+        let pending = match samples {
+            StepSamples::Host(samples) => return Ok(samples),
+            StepSamples::Gpu(pending) => pending,
         };
         let start = Instant::now();
         let drawn = pending.wait()?;
@@ -229,7 +229,7 @@ impl SlotEngine {
     fn fail(&mut self, seqs: &[RequestId], error: Error) {
         for id in seqs {
             if let Some(mut generation) = self.running.remove(id) {
-                generation.fail(error.for_another());
+                generation.fail(error.duplicate());
             }
             self.scheduler.cancel(*id);
         }
@@ -251,7 +251,7 @@ impl SlotEngine {
     pub(super) fn fail_all(&mut self, error: &Error) {
         self.drain();
         for (id, mut generation) in std::mem::take(&mut self.running) {
-            generation.fail(error.for_another());
+            generation.fail(error.duplicate());
             self.scheduler.cancel(id);
         }
         self.fail_scores(error);
@@ -268,14 +268,16 @@ mod tests {
 
     use super::*;
     use crate::files::ModelFiles;
-    use crate::request::{CompletionText, EngineConfig, GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSpec};
+    use crate::request::{
+        CompletionText, EngineConfig, GenerateEvent, GenerateRequest, ModelId, ModelSpec, RuntimeSpec,
+    };
     use crate::sampler::SamplingParams;
 
-    fn submit(slot: &mut SlotEngine, id: u64) -> Receiver<GenerateEvent> {
+    fn submit(slot: &mut ModelRunner, id: u64) -> Receiver<GenerateEvent> {
         let (sender, events) = channel();
         let params = SamplingParams { max_tokens: 3, ignore_eos: true, ..SamplingParams::default() };
         let request = GenerateRequest {
-            slot: Slot::Student,
+            model: ModelId::Student,
             prompt: vec![1, 2, 3],
             params,
             index: id,
@@ -289,26 +291,26 @@ mod tests {
     fn a_step_that_fails_takes_its_requests_and_nobody_else() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny-chat");
         let files = Arc::new(ModelFiles::open(&dir).expect("the fixture opens"));
-        let student = SlotSpec { files, layers: None, adapter: None };
+        let student = ModelSpec { files, layers: None, adapter: None };
         let engine = EngineConfig {
             token_budget: 8,
             max_running: 1,
             max_waiting: 2,
             kv_bytes: 1 << 16,
             prefix_cache: false,
-            overlap: true,
+            async_scheduling: true,
             short_steps: false,
         };
         let spec =
             RuntimeSpec { device: Device::Cpu, deterministic: false, student, teacher: None, training: None, engine };
-        let mut slot = SlotEngine::load(Slot::Student, &spec.student, &spec, None, &|_, _| {}).expect("it loads");
+        let mut slot = ModelRunner::load(ModelId::Student, &spec.student, &spec, None, &|_, _| {}).expect("it loads");
         let (unlucky, lucky) = (submit(&mut slot, 1), submit(&mut slot, 2));
         slot.step(usize::MAX);
         // One step is in flight; the next one fails when it is launched.
         let ids: Vec<RequestId> = slot.scheduler.plan().seqs.iter().map(|seq| seq.id).collect();
         assert_eq!(ids, [RequestId(1)]);
         let outcome = Err(Error::Request("no memory".to_owned()));
-        slot.flights.push_back(Flight { seqs: ids.clone(), drawn: ids, scored: vec![], outcome });
+        slot.in_flight.push_back(InFlightStep { seqs: ids.clone(), drawn: ids, scored: vec![], outcome });
         slot.drain();
         while !slot.is_idle() {
             slot.step(usize::MAX);

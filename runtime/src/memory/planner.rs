@@ -9,7 +9,7 @@ use super::count::{Branches, Rows, Weights, block, graph_pages, graph_rows, kv_b
 use super::{Bytes, Checkpointing, Entry, KvSize, KvWish, Workload};
 use crate::config::ModelConfig;
 use crate::model::keep_layers;
-use crate::request::{Offload, RuntimeSpec, SlotSpec, Trainable};
+use crate::request::{ModelSpec, Offload, RuntimeSpec, Trainable};
 use crate::{Error, Result};
 
 /// Rows of logits that a head op holds at once on the host, generously.
@@ -27,15 +27,15 @@ pub(super) fn total<'a>(bytes: impl IntoIterator<Item = &'a u64>) -> u64 {
 }
 
 /// One model of the runtime.
-pub(super) struct Slot {
+pub(super) struct PlannedModel {
     pub(super) config: ModelConfig,
     weights: Weights,
     /// Its own adapter, from a folder.
     adapter: Option<Branches>,
 }
 
-impl Slot {
-    fn of(slot: &SlotSpec, device: Device) -> Result<Self> {
+impl PlannedModel {
+    fn of(slot: &ModelSpec, device: Device) -> Result<Self> {
         let (config, _) = keep_layers(&slot.files.config, slot.layers.as_deref())?;
         let adapter = slot.adapter.as_ref().map(|folder| Branches::in_folder(folder, config.num_layers)).transpose()?;
         let weights = Weights::of(&config, device, device.value_bytes() as u64);
@@ -54,8 +54,8 @@ pub(super) struct Planner<'a> {
     spec: &'a RuntimeSpec,
     workload: &'a Workload,
     device: Device,
-    pub(super) student: Slot,
-    teacher: Option<Slot>,
+    pub(super) student: PlannedModel,
+    teacher: Option<PlannedModel>,
     /// The teacher has the student's weights.
     shared: bool,
     /// The branches that are trained.
@@ -65,7 +65,7 @@ pub(super) struct Planner<'a> {
 impl<'a> Planner<'a> {
     pub(super) fn new(spec: &'a RuntimeSpec, workload: &'a Workload) -> Result<Self> {
         let device = spec.device;
-        let student = Slot::of(&spec.student, device)?;
+        let student = PlannedModel::of(&spec.student, device)?;
         let branches = match spec.training.as_ref().map(|training| &training.trainable) {
             Some(Trainable::Lora(lora)) => Some(Branches::made(&student.config, lora)?),
             Some(Trainable::Full) | None => None,
@@ -74,7 +74,7 @@ impl<'a> Planner<'a> {
             spec,
             workload,
             device,
-            teacher: spec.teacher.as_ref().map(|teacher| Slot::of(teacher, device)).transpose()?,
+            teacher: spec.teacher.as_ref().map(|teacher| PlannedModel::of(teacher, device)).transpose()?,
             shared: spec.teacher_shares_weights(),
             student,
             branches,
@@ -104,12 +104,12 @@ impl<'a> Planner<'a> {
         matches!(self.device, Device::Cuda(_))
     }
 
-    fn slots(&self) -> impl Iterator<Item = &Slot> {
+    fn slots(&self) -> impl Iterator<Item = &PlannedModel> {
         std::iter::once(&self.student).chain(&self.teacher)
     }
 
     /// The models that complete prompts.
-    fn generating(&self) -> impl Iterator<Item = &Slot> {
+    fn generating(&self) -> impl Iterator<Item = &PlannedModel> {
         let teacher = self.teacher.as_ref().filter(|_| self.spec.teacher_generates());
         std::iter::once(&self.student).chain(teacher)
     }
@@ -239,7 +239,7 @@ impl<'a> Planner<'a> {
     pub(super) fn activations(&self, recomputed: usize) -> u64 {
         let work = self.workload;
         let trained = self.branches.as_ref();
-        let forward = |slot: &Slot, trained, count| {
+        let forward = |slot: &PlannedModel, trained, count| {
             let rows = slot.rows(self.device, trained, count);
             rows.layer() + 3 * rows.hidden()
         };
@@ -307,7 +307,7 @@ impl<'a> Planner<'a> {
         let pages = graph_pages(self.workload.longest.div_ceil(PAGE_TOKENS)) as u64;
         let rows = graph_rows(self.spec.engine.max_running);
         // An eighth more: blocks of many sizes leave holes.
-        let step = |slot: &Slot| slot.rows(self.device, self.branches.as_ref(), rows + rows / 8).decode(pages);
+        let step = |slot: &PlannedModel| slot.rows(self.device, self.branches.as_ref(), rows + rows / 8).decode(pages);
         // Results and inputs of every graph stay. Whole pages of the driver: every model's segment has to fit the plan.
         (self.generating().map(step).max().unwrap_or(0) + (16 << 20)).next_multiple_of(2 << 20)
     }

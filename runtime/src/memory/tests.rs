@@ -11,7 +11,7 @@ use super::planner::DRIVER;
 use super::*;
 use crate::files::ModelFiles;
 use crate::model::{Adapter, Decoder, ModelWeights, Pass};
-use crate::request::{EngineConfig, LoraConfig, Offload, SlotSpec, Trainable, Training};
+use crate::request::{EngineConfig, LoraConfig, ModelSpec, Offload, Trainable, Training};
 
 const MICRO_BATCH: usize = 40;
 
@@ -35,7 +35,7 @@ fn lora() -> LoraConfig {
 }
 
 fn spec(device: Device, trainable: Option<Trainable>) -> RuntimeSpec {
-    let slot = |name| SlotSpec { files: files(name), layers: None, adapter: None };
+    let slot = |name| ModelSpec { files: files(name), layers: None, adapter: None };
     RuntimeSpec {
         deterministic: false,
         device,
@@ -53,7 +53,7 @@ fn spec(device: Device, trainable: Option<Trainable>) -> RuntimeSpec {
             max_waiting: 8,
             kv_bytes: 0,
             prefix_cache: true,
-            overlap: false,
+            async_scheduling: false,
             short_steps: false,
         },
     }

@@ -4,13 +4,13 @@ use std::ops::Range;
 
 pub use autograd::ops::Precision;
 
-use super::Slot;
+use super::ModelId;
 
 /// Ask what a model says of positions of given sequences.
 #[derive(Debug, Clone)]
 pub struct GradeRequest {
     /// Which model.
-    pub slot: Slot,
+    pub model: ModelId,
     /// The sequences.
     pub sequences: Vec<Span>,
     /// What of it.

@@ -16,10 +16,10 @@ pub struct RuntimeSpec {
     /// does; a GPU is slower with it.
     pub deterministic: bool,
     /// The student, or the only model.
-    pub student: SlotSpec,
+    pub student: ModelSpec,
     /// The teacher. When it names the same files and layers as the student, the base weights exist once, unless it is
     /// offloaded.
-    pub teacher: Option<SlotSpec>,
+    pub teacher: Option<ModelSpec>,
     /// How the student is trained; `None` serves only.
     pub training: Option<Training>,
     /// Scheduler and memory limits.
@@ -47,7 +47,7 @@ impl RuntimeSpec {
 
 /// One model to load.
 #[derive(Clone)]
-pub struct SlotSpec {
+pub struct ModelSpec {
     /// An opened model.
     pub files: Arc<ModelFiles>,
     /// Keep only these layers of it, in this order.
@@ -65,12 +65,12 @@ pub struct EngineConfig {
     pub max_running: usize,
     /// Requests waiting at most; one more is refused.
     pub max_waiting: usize,
-    /// Bytes of KV memory per model slot.
+    /// Bytes of KV memory per model model.
     pub kv_bytes: usize,
     /// Whether finished prefixes are kept for reuse.
     pub prefix_cache: bool,
     /// Whether a step is launched before the host has looked at the results of the one before. The tokens are the same.
-    pub overlap: bool,
+    pub async_scheduling: bool,
     /// Whether steps beside running generations take so few tokens of prompts that these wait little more than without.
     /// For streams that somebody reads; a batch of work is done sooner without.
     pub short_steps: bool,
@@ -80,7 +80,7 @@ impl EngineConfig {
     /// Tokens of one scheduler step that keep `device` busy: a GPU wants whole prompts, a CPU short steps between which
     /// running sequences get their next token.
     #[must_use]
-    pub fn usual_token_budget(device: Device) -> usize {
+    pub fn default_token_budget(device: Device) -> usize {
         match device {
             Device::Cuda(_) => 16384,
             Device::Cpu | Device::Portable => 512,
@@ -89,7 +89,7 @@ impl EngineConfig {
 
     /// A GPU computes while the host looks at results; on a CPU both are the same cores.
     #[must_use]
-    pub fn usual_overlap(device: Device) -> bool {
+    pub fn default_async_scheduling(device: Device) -> bool {
         matches!(device, Device::Cuda(_))
     }
 }

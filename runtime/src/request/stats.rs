@@ -1,40 +1,40 @@
 //! What the runtime says about itself.
 
-use super::Slot;
+use super::ModelId;
 
 /// What can be known of the runtime without asking the device thread.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     /// The student.
-    pub student: SlotSnapshot,
+    pub student: ModelSnapshot,
     /// The teacher, when there is one.
-    pub teacher: Option<SlotSnapshot>,
-    /// Adapters by the number of their slot.
-    pub adapters: Vec<(u32, SlotSnapshot)>,
+    pub teacher: Option<ModelSnapshot>,
+    /// Adapters by the number of their model.
+    pub adapters: Vec<(u32, ModelSnapshot)>,
 }
 
 impl Snapshot {
-    /// A slot's part, when the slot is there.
+    /// A model's part, when the model is there.
     #[must_use]
-    pub fn of(&self, slot: Slot) -> Option<SlotSnapshot> {
-        match slot {
-            Slot::Student => Some(self.student),
-            Slot::Teacher => self.teacher,
-            Slot::Adapter(number) => self.adapters.iter().find(|(n, _)| *n == number).map(|&(_, adapter)| adapter),
+    pub fn of(&self, model: ModelId) -> Option<ModelSnapshot> {
+        match model {
+            ModelId::Student => Some(self.student),
+            ModelId::Teacher => self.teacher,
+            ModelId::Adapter(number) => self.adapters.iter().find(|(n, _)| *n == number).map(|&(_, adapter)| adapter),
         }
     }
 }
 
-/// One slot of a [`Snapshot`].
+/// One model of a [`Snapshot`].
 #[derive(Debug, Clone, Copy)]
-pub struct SlotSnapshot {
+pub struct ModelSnapshot {
     /// Version of the weights that requests are answered with.
     pub version: u64,
     /// Its scheduler.
     pub scheduler: crate::scheduler::SchedulerStats,
 }
 
-/// Counters and gauges of a slot.
+/// Counters and gauges of a model.
 #[derive(Debug, Clone, Default)]
 pub struct RuntimeStats {
     /// The student's scheduler.
@@ -49,7 +49,7 @@ pub struct RuntimeStats {
     pub gpu: Option<GpuStats>,
 }
 
-/// How the steps of a slot ran.
+/// How the steps of a model ran.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StepStats {
     /// Steps launched.

@@ -4,18 +4,18 @@
 //! never on the neighbours in its batch.
 
 mod candidates;
-mod draw;
 mod history;
 mod params;
 mod rng;
+mod sample;
 mod softmax;
 mod stop;
 
-pub(crate) use draw::from_device;
-pub use draw::{Sampled, Scratch, sample};
 pub use history::TokenHistory;
 pub use params::SamplingParams;
 pub use rng::RngKey;
+pub(crate) use sample::from_device;
+pub use sample::{Sampled, Scratch, sample};
 pub use stop::{StopMatcher, StopOutcome};
 
 /// Why parameters or logits were refused.

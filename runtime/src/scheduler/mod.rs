@@ -5,7 +5,7 @@
 //!
 //! # One step ahead
 //! A device that runs steps in order need not wait for the host: one step may be planned while another is in
-//! flight. Each sequence's next token is then *promised*: its place in the sequence and in the pages is known, its
+//! flight. Each sequence's next token is then *placeholders*: its place in the sequence and in the pages is known, its
 //! id is a draw of the step in flight. What a plan cannot know is that a sequence ends by what it draws, or is
 //! cancelled; then its row in the next step is wasted. The row writes to pages that are free, or somebody else's
 //! in a later step, which runs later and overwrites them; and only a commit of a sequence that is still here marks
@@ -41,7 +41,7 @@
 //! 5. *Waiting for a shared prefix is bounded.* A sequence steps aside at most once per admission, for pages that
 //!    one step in flight computes, and until that step is committed.
 
-mod flight;
+mod in_flight;
 mod plan;
 mod sequence;
 
@@ -49,8 +49,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::kv::{CacheKey, PagePool, RadixCache, pages_for};
-pub use plan::{PageCopy, Plan, PlanSeq};
-use sequence::{Sequence, Ticket};
+pub use plan::{PageCopy, ScheduledSeq, SchedulerOutput};
+use sequence::{Arrival, Sequence};
 
 /// Names one request for its whole life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -195,11 +195,11 @@ pub struct Scheduler {
     config: SchedulerConfig,
     pool: PagePool,
     cache: RadixCache,
-    tickets: BTreeMap<RequestId, Ticket>,
-    next_ticket: Ticket,
-    running: BTreeMap<Ticket, Sequence>,
-    waiting: BTreeMap<Ticket, Sequence>,
-    in_flight: flight::InFlight,
+    tickets: BTreeMap<RequestId, Arrival>,
+    next_ticket: Arrival,
+    running: BTreeMap<Arrival, Sequence>,
+    waiting: BTreeMap<Arrival, Sequence>,
+    in_flight: in_flight::InFlight,
     counters: SchedulerStats,
 }
 
@@ -221,10 +221,10 @@ impl Scheduler {
             pool: PagePool::new(config.num_pages),
             cache: RadixCache::new(config.num_pages),
             tickets: BTreeMap::new(),
-            next_ticket: Ticket::default(),
+            next_ticket: Arrival::default(),
             running: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            in_flight: flight::InFlight::default(),
+            in_flight: in_flight::InFlight::default(),
             counters: SchedulerStats::default(),
         })
     }

@@ -6,8 +6,8 @@ use autograd::ops::Token;
 
 use crate::kv::{PageId, PrefixMatch, Tail, pages_for};
 
-use super::flight::{Promise, Step};
-use super::sequence::{Sequence, Ticket};
+use super::in_flight::{PlannedSeq, Step};
+use super::sequence::{Arrival, Sequence};
 use super::{RequestId, Scheduler};
 
 /// Whether generations that came later are admitted before it.
@@ -20,9 +20,9 @@ const PATIENCE: u32 = 64;
 
 /// One step. Do the copies first.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Plan {
+pub struct SchedulerOutput {
     /// What to compute: at most `max_running` sequences, at most `token_budget` tokens.
-    pub seqs: Vec<PlanSeq>,
+    pub seqs: Vec<ScheduledSeq>,
     /// The tokens to compute, those of all sequences behind each other. A drawn one is a draw of the step in flight,
     /// counted over its sequences with `sample`.
     pub tokens: Vec<Token>,
@@ -32,7 +32,7 @@ pub struct Plan {
     pub copies: Vec<PageCopy>,
 }
 
-impl Plan {
+impl SchedulerOutput {
     /// Whether there is nothing to do: the scheduler is idle, or all that runs has to wait for the step in flight.
     pub fn is_empty(&self) -> bool {
         self.seqs.is_empty()
@@ -44,14 +44,14 @@ impl Plan {
     }
 
     /// Page table of positions `0..seq.tokens.end` of one of its sequences.
-    pub fn pages(&self, seq: &PlanSeq) -> &[u32] {
+    pub fn pages(&self, seq: &ScheduledSeq) -> &[u32] {
         &self.pages[seq.pages.clone()]
     }
 }
 
 /// One sequence's part of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PlanSeq {
+pub struct ScheduledSeq {
     /// The request.
     pub id: RequestId,
     /// Positions to compute.
@@ -75,8 +75,8 @@ pub struct PageCopy {
 
 /// A plan in the making.
 #[derive(Default)]
-struct Draft {
-    plan: Plan,
+struct PlanBuilder {
+    plan: SchedulerOutput,
     budget: usize,
     /// Prompts that will be generated from want tokens of this step: sequences that are scored leave them half.
     prompts: bool,
@@ -95,7 +95,7 @@ impl Scheduler {
     ///
     /// # Panics
     /// If two steps are in flight.
-    pub fn plan(&mut self) -> Plan {
+    pub fn plan(&mut self) -> SchedulerOutput {
         self.plan_with_prefill(usize::MAX)
     }
 
@@ -104,9 +104,10 @@ impl Scheduler {
     ///
     /// # Panics
     /// If two steps are in flight.
-    pub fn plan_with_prefill(&mut self, prefill: usize) -> Plan {
+    pub fn plan_with_prefill(&mut self, prefill: usize) -> SchedulerOutput {
         assert!(self.in_flight.has_room(), "two steps are in flight: commit one first");
-        let mut draft = Draft { budget: self.config.token_budget, prompts: self.prompts_wait(), ..Draft::default() };
+        let mut draft =
+            PlanBuilder { budget: self.config.token_budget, prompts: self.prompts_wait(), ..PlanBuilder::default() };
         self.plan_running(&mut draft, |remaining| remaining == 1);
         draft.budget = draft.budget.min(prefill);
         self.plan_running(&mut draft, |remaining| remaining > 1);
@@ -135,7 +136,7 @@ impl Scheduler {
     }
 
     /// Plans the running sequences whose number of remaining tokens is `wanted`, oldest first.
-    fn plan_running(&mut self, draft: &mut Draft, wanted: fn(usize) -> bool) {
+    fn plan_running(&mut self, draft: &mut PlanBuilder, wanted: fn(usize) -> bool) {
         let mut next = self.running.keys().next().copied();
         while let Some(ticket) = next.filter(|_| draft.budget > 0) {
             if wanted(self.running[&ticket].remaining()) && self.grow(ticket) {
@@ -147,7 +148,7 @@ impl Scheduler {
     }
 
     /// Plans as many tokens of a running sequence as the budget allows.
-    fn plan_tokens(&mut self, draft: &mut Draft, ticket: Ticket) {
+    fn plan_tokens(&mut self, draft: &mut PlanBuilder, ticket: Arrival) {
         let sequence = self.running.get_mut(&ticket).expect("it runs");
         let halved = sequence.scored_from.is_some() && draft.prompts && draft.budget > 1;
         let count = sequence.remaining().min(if halved { draft.budget / 2 } else { draft.budget });
@@ -161,7 +162,7 @@ impl Scheduler {
         plan.tokens.extend(tokens.clone().map(|position| sequence.token(position)));
         let first_page = plan.pages.len();
         plan.pages.extend(sequence.pages[..pages_for(tokens.end)].iter().map(|page| page.0));
-        plan.seqs.push(PlanSeq {
+        plan.seqs.push(ScheduledSeq {
             id: sequence.id,
             tokens: tokens.clone(),
             sample,
@@ -169,18 +170,18 @@ impl Scheduler {
         });
         sequence.planned = tokens.end;
         if sample {
-            sequence.promised += 1;
+            sequence.placeholders += 1;
             sequence.draw = draft.draws;
             draft.draws += 1;
         }
         let (id, preemptions) = (sequence.id, sequence.preemptions);
-        draft.step.promises.push(Promise { id, ticket, computed: tokens.end, sample, preemptions, forgotten: false });
+        draft.step.planned.push(PlannedSeq { id, ticket, computed: tokens.end, sample, preemptions, forgotten: false });
     }
 
     /// Gives a running sequence the page its last token needs, if any. `false`: it had to be preempted itself.
     /// Victims are younger, and running sequences are planned oldest first: none of them is in this plan yet. One in a
     /// step in flight gets its token all the same.
-    fn grow(&mut self, ticket: Ticket) -> bool {
+    fn grow(&mut self, ticket: Arrival) -> bool {
         while self.running[&ticket].needs_page() {
             if self.pool.free_pages() == 0 {
                 self.evict(1);
@@ -211,14 +212,14 @@ impl Scheduler {
 
     /// Admits from the waiting queue, in order, while budget, places and pages last: generations, and what they have
     /// passed often enough; then, unless one of these was blocked, what is scored.
-    fn admit(&mut self, draft: &mut Draft) {
+    fn admit(&mut self, draft: &mut PlanBuilder) {
         if self.admit_those(draft, |sequence| !stands_back(sequence)) {
             self.admit_those(draft, stands_back);
         }
     }
 
     /// `false` when one of `those` found no place or pages: it blocks the ones behind it.
-    fn admit_those(&mut self, draft: &mut Draft, those: fn(&Sequence) -> bool) -> bool {
+    fn admit_those(&mut self, draft: &mut PlanBuilder, those: fn(&Sequence) -> bool) -> bool {
         let mut next = self.first_waiting(None, those);
         while let Some(ticket) = next.filter(|_| draft.budget > 0) {
             if self.running.len() == self.config.max_running {
@@ -231,7 +232,7 @@ impl Scheduler {
                 self.counters.prefix_waits += u64::from(leader.is_some());
                 sequence.waits_for = leader.or(sequence.waits_for);
                 self.waiting.insert(ticket, sequence);
-            } else if sequence.promised == 0 && self.reserve(&mut sequence, draft) {
+            } else if sequence.placeholders == 0 && self.reserve(&mut sequence, draft) {
                 let passes = sequence.scored_from.is_none();
                 self.running.insert(ticket, sequence);
                 self.plan_tokens(draft, ticket);
@@ -249,14 +250,14 @@ impl Scheduler {
     }
 
     /// The first of `those` that wait, after `ticket`.
-    fn first_waiting(&self, ticket: Option<Ticket>, those: fn(&Sequence) -> bool) -> Option<Ticket> {
+    fn first_waiting(&self, ticket: Option<Arrival>, those: fn(&Sequence) -> bool) -> Option<Arrival> {
         let later = (ticket.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
         self.waiting.range(later).find(|(_, sequence)| those(sequence)).map(|(&ticket, _)| ticket)
     }
 
     /// The step, this one or one in flight, that computes pages that `sequence` could share, and most of what it lacks:
     /// a step's delay is not worth a chat template's first words.
-    fn step_to_wait_for(&self, sequence: &Sequence, draft: &Draft) -> Option<u64> {
+    fn step_to_wait_for(&self, sequence: &Sequence, draft: &PlanBuilder) -> Option<u64> {
         if sequence.waits_for.is_some() || !self.shares(sequence) {
             return None;
         }
@@ -280,7 +281,7 @@ impl Scheduler {
 
     /// Gives a waiting sequence the pages of all its known tokens, cached ones where there are; `false`,
     /// with nothing taken, when that would leave too few for those that run.
-    fn reserve(&mut self, sequence: &mut Sequence, draft: &mut Draft) -> bool {
+    fn reserve(&mut self, sequence: &mut Sequence, draft: &mut PlanBuilder) -> bool {
         let mut found = PrefixMatch::default();
         if self.shares(sequence) {
             found = self.cache.match_prefix(&mut self.pool, sequence.key, sequence.cacheable());

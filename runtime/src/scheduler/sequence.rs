@@ -8,9 +8,9 @@ use super::SeqRequest;
 
 /// Place in the order of submission; smaller is older.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(super) struct Ticket(u64);
+pub(super) struct Arrival(u64);
 
-impl Ticket {
+impl Arrival {
     pub(super) fn next(self) -> Self {
         Self(self.0 + 1)
     }
@@ -23,14 +23,14 @@ pub(super) struct Sequence {
     /// Prompt, then what was sampled.
     pub(super) tokens: Vec<u32>,
     /// Tokens after those that steps in flight draw.
-    pub(super) promised: usize,
+    pub(super) placeholders: usize,
     /// Which draw of the newest step that draws for it is its own.
     pub(super) draw: u32,
     /// Length at which the request is complete.
     pub(super) limit: usize,
     /// First position of a scored prompt whose result is wanted; nothing is drawn for it.
     pub(super) scored_from: Option<usize>,
-    /// Whether it may be planned while its last token is promised.
+    /// Whether it may be planned while its last token is placeholders.
     pub(super) ahead: bool,
     /// Page table: token `i` lives in page `i / PAGE_SIZE`. Empty while waiting.
     pub(super) pages: Vec<PageId>,
@@ -52,7 +52,7 @@ impl Sequence {
             id: request.id,
             key: request.key,
             tokens: request.prompt.to_vec(),
-            promised: 0,
+            placeholders: 0,
             draw: 0,
             limit: request.prompt.len() + request.max_new_tokens,
             scored_from: request.scored_from,
@@ -66,9 +66,9 @@ impl Sequence {
         }
     }
 
-    /// Tokens that are known or promised.
+    /// Tokens that are known or placeholders.
     pub(super) fn len(&self) -> usize {
-        self.tokens.len() + self.promised
+        self.tokens.len() + self.placeholders
     }
 
     /// Tokens to compute so that the next one can be drawn, or the prompt is scored. None when it will have all its
@@ -77,7 +77,7 @@ impl Sequence {
         if self.scored_from.is_some() {
             return self.len() - self.planned;
         }
-        let waits = self.promised > 0 && !self.ahead;
+        let waits = self.placeholders > 0 && !self.ahead;
         if waits || self.len() == self.limit { 0 } else { self.len() - self.planned }
     }
 

@@ -6,7 +6,7 @@ use autograd::ops::{self, Head, Sequences};
 use autograd::{Gradients, Index, Tape, Tensor};
 
 use super::{LossBatch, Needs, Teacher};
-use crate::engine::SlotEngine;
+use crate::engine::ModelRunner;
 use crate::model::{Decoder, Pass};
 use crate::request::{TrainReport, TrainRequest, TrainSequence};
 use crate::{Error, Result};
@@ -55,8 +55,8 @@ struct Packed {
 /// Loss, statistics and, when something is watched, gradients.
 pub(super) fn run(
     request: &TrainRequest,
-    student: &SlotEngine,
-    teacher: Option<&SlotEngine>,
+    student: &ModelRunner,
+    teacher: Option<&ModelRunner>,
     pass: &Pass,
     watch: Watch<'_>,
 ) -> Result<(TrainReport, Option<Gradients>)> {
@@ -180,7 +180,7 @@ fn scored_tokens(sequences: &[TrainSequence], normalizer: f64) -> Scored {
 }
 
 /// Refuses sequences that do not hang together or do not fit the student.
-fn check(request: &TrainRequest, student: &SlotEngine) -> Result<()> {
+fn check(request: &TrainRequest, student: &ModelRunner) -> Result<()> {
     let config = student.config();
     if !(request.normalizer > 0.0 && request.normalizer.is_finite()) {
         return Err(Error::Request(format!("the normalizer is {}, must be positive", request.normalizer)));
@@ -227,7 +227,7 @@ fn check_given(request: &TrainRequest, scored: usize) -> Result<()> {
     }
 }
 
-fn check_teacher(request: &TrainRequest, teacher: &SlotEngine) -> Result<()> {
+fn check_teacher(request: &TrainRequest, teacher: &ModelRunner) -> Result<()> {
     let max = teacher.config().max_position_embeddings;
     for (i, s) in request.sequences.iter().enumerate() {
         let prompt = s.teacher_prompt.as_ref().map_or(s.prompt_len, Vec::len);

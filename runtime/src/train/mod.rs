@@ -12,7 +12,7 @@ use autograd::{Tape, Tensor};
 pub(crate) use session::TrainSession;
 pub use teacher::{GivenTeacher, Needs, Teacher};
 
-use crate::engine::SlotEngine;
+use crate::engine::ModelRunner;
 use crate::request::{TrainReport, TrainRequest};
 
 /// The rows of one micro-batch that predict completion tokens, N in all.
@@ -77,8 +77,8 @@ pub trait Loss: Send + Sync {
 /// A micro-batch without gradients, with the weights that requests are answered with.
 pub(crate) fn evaluate(
     request: &TrainRequest,
-    student: &SlotEngine,
-    teacher: Option<&SlotEngine>,
+    student: &ModelRunner,
+    teacher: Option<&ModelRunner>,
 ) -> crate::Result<TrainReport> {
     if request.backward {
         return Err(crate::Error::Request("this runtime was started without training".to_owned()));

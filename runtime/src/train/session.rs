@@ -6,7 +6,7 @@ use autograd::adamw::{Moments, Step, global_norm};
 use autograd::{Gradients, Tensor};
 
 use super::batch::{self, Watch};
-use crate::engine::SlotEngine;
+use crate::engine::ModelRunner;
 use crate::model::{Adapter, Difference, ModelWeights, Pass, tensors};
 use crate::request::{NamedTensor, OptimReport, OptimStep, TrainReport, TrainRequest, TrainState, Trainable, Training};
 use crate::{Error, Result};
@@ -35,7 +35,7 @@ pub(crate) struct TrainSession {
 
 impl TrainSession {
     /// A session that trains the student as `training` says, with zero moments.
-    pub(crate) fn new(training: &Training, student: &SlotEngine) -> Result<Self> {
+    pub(crate) fn new(training: &Training, student: &ModelRunner) -> Result<Self> {
         let trained = match &training.trainable {
             Trainable::Lora(lora) => {
                 let adapter = match &student.serving().adapter {
@@ -84,7 +84,7 @@ impl TrainSession {
     }
 
     /// How the trained weights answer requests.
-    pub(crate) fn serving_pass(&self, student: &SlotEngine) -> Pass {
+    pub(crate) fn serving_pass(&self, student: &ModelRunner) -> Pass {
         match &self.trained {
             Trained::Lora { adapter, merge, .. } => {
                 Pass { merge: *merge, ..Pass::inference(student.weights(), Some(adapter.clone())) }
@@ -93,7 +93,7 @@ impl TrainSession {
         }
     }
 
-    fn training_pass(&self, student: &SlotEngine, request: &TrainRequest) -> Pass {
+    fn training_pass(&self, student: &ModelRunner, request: &TrainRequest) -> Pass {
         let mut pass = self.serving_pass(student);
         pass.recomputed = self.recomputed;
         if let Trained::Lora { dropout, .. } = self.trained
@@ -109,8 +109,8 @@ impl TrainSession {
     pub(crate) fn forward_backward(
         &mut self,
         request: &TrainRequest,
-        student: &SlotEngine,
-        teacher: Option<&SlotEngine>,
+        student: &ModelRunner,
+        teacher: Option<&ModelRunner>,
     ) -> Result<TrainReport> {
         let pass = self.training_pass(student, request);
         let weights: Vec<Tensor> = self.weights().cloned().collect();

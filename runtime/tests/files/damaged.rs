@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use runtime::files::ModelFiles;
 use runtime::memory::{Checkpointing, KvWish, MemoryPlan, Workload};
 use runtime::model::Adapter;
-use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec};
+use runtime::request::{EngineConfig, ModelSpec, RuntimeSpec};
 use runtime::text::Tokenizer;
 use serde_json::{Value, json};
 
@@ -138,7 +138,7 @@ fn plan(files: ModelFiles) {
     let spec = RuntimeSpec {
         deterministic: false,
         device: Device::Cpu,
-        student: SlotSpec { files: Arc::new(files), layers: None, adapter: None },
+        student: ModelSpec { files: Arc::new(files), layers: None, adapter: None },
         teacher: None,
         training: None,
         engine: EngineConfig {
@@ -147,7 +147,7 @@ fn plan(files: ModelFiles) {
             max_waiting: 1,
             kv_bytes: 0,
             prefix_cache: true,
-            overlap: false,
+            async_scheduling: false,
             short_steps: false,
         },
     };

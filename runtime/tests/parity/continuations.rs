@@ -3,7 +3,7 @@
 use std::sync::mpsc::channel;
 
 use autograd::Device;
-use runtime::request::{CompletionText, Continuation, ContinuationRequest, GenerateRequest, ScoreRequest, Slot};
+use runtime::request::{CompletionText, Continuation, ContinuationRequest, GenerateRequest, ModelId, ScoreRequest};
 use runtime::sampler::SamplingParams;
 use runtime::{Result, RuntimeHandle};
 
@@ -14,7 +14,7 @@ fn ask(handle: &RuntimeHandle, requests: Vec<(Vec<u32>, usize)>) -> Vec<Result<C
         .into_iter()
         .map(|(tokens, from)| {
             let (sender, answer) = channel();
-            let request = ContinuationRequest { slot: Slot::Student, tokens, from };
+            let request = ContinuationRequest { model: ModelId::Student, tokens, from };
             let ticket = handle.score_continuation_into(request, sender.into()).expect("the device thread runs");
             (answer, ticket)
         })
@@ -38,12 +38,12 @@ fn the_end_of_a_sequence_scores_as_in_the_whole() {
     requests.push((vec![1, 2, 3], 1));
     let params = SamplingParams { max_tokens: 30, ignore_eos: true, ..SamplingParams::default() };
     let beside =
-        GenerateRequest { slot: Slot::Student, prompt: vec![4; 20], params, index: 0, text: CompletionText::None };
+        GenerateRequest { model: ModelId::Student, prompt: vec![4; 20], params, index: 0, text: CompletionText::None };
     let beside = handle.generate(beside).expect("it starts");
     let mut cached = 0;
     for ((tokens, from), got) in requests.iter().zip(ask(&handle, requests.clone())) {
         let got = got.expect("scored");
-        let whole = ScoreRequest { slot: Slot::Student, tokens: tokens.clone(), top: 1 };
+        let whole = ScoreRequest { model: ModelId::Student, tokens: tokens.clone(), top: 1 };
         let whole = handle.score(whole).expect("scored");
         let logprobs: Vec<f64> = whole.logprobs[*from..].iter().copied().flatten().collect();
         assert_eq!(got.logprobs, logprobs, "{tokens:?} from {from}");

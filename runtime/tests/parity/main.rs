@@ -13,8 +13,8 @@ use runtime::RuntimeHandle;
 use runtime::config::Family;
 use runtime::files::ModelFiles;
 use runtime::request::{
-    CompletionText, EngineConfig, GenerateRequest, Generated, LoraConfig, Offload, RuntimeSpec, ScoreRequest, Slot,
-    SlotSpec, Trainable, Training,
+    CompletionText, EngineConfig, GenerateRequest, Generated, LoraConfig, ModelId, ModelSpec, Offload, RuntimeSpec,
+    ScoreRequest, Trainable, Training,
 };
 use runtime::sampler::SamplingParams;
 use serde_json::Value;
@@ -44,7 +44,7 @@ fn engine(token_budget: usize, pages: usize) -> EngineConfig {
         max_waiting: 64,
         kv_bytes,
         prefix_cache: true,
-        overlap: false,
+        async_scheduling: false,
         short_steps: false,
     }
 }
@@ -55,7 +55,7 @@ fn training(trainable: Trainable) -> Training {
 
 fn start(dir: &Path, adapter: Option<PathBuf>, device: Device, engine: EngineConfig) -> RuntimeHandle {
     let files = Arc::new(ModelFiles::open(dir).expect("the fixture opens"));
-    let student = SlotSpec { files, layers: None, adapter };
+    let student = ModelSpec { files, layers: None, adapter };
     let spec = RuntimeSpec { device, deterministic: false, student, teacher: None, training: None, engine };
     RuntimeHandle::start(&spec, &|_, _| {}).expect("the fixture loads")
 }
@@ -65,7 +65,7 @@ fn ids(value: &Value) -> Vec<u32> {
 }
 
 fn logprobs(handle: &RuntimeHandle, tokens: &[u32]) -> Vec<f64> {
-    let request = ScoreRequest { slot: Slot::Student, tokens: tokens.to_vec(), top: 0 };
+    let request = ScoreRequest { model: ModelId::Student, tokens: tokens.to_vec(), top: 0 };
     handle.score(request).expect("scores").logprobs.into_iter().flatten().collect()
 }
 
@@ -93,7 +93,7 @@ fn exported_tensors_go_by_their_own_names() {
     for dir in models() {
         let files = Arc::new(ModelFiles::open(&dir).expect("the fixture opens"));
         let weights = Arc::clone(&files.weights);
-        let student = SlotSpec { files, layers: None, adapter: None };
+        let student = ModelSpec { files, layers: None, adapter: None };
         let training = Some(training(Trainable::Full));
         let (device, engine) = (Device::Cpu, engine(64, 8));
         let spec = RuntimeSpec { device, deterministic: false, student, teacher: None, training, engine };
@@ -151,7 +151,7 @@ fn adapters_equal_peft() {
 
 fn greedy(prompt: &[u32], max_tokens: usize, index: u64) -> GenerateRequest {
     let params = SamplingParams { temperature: 0.0, max_tokens, ignore_eos: true, ..SamplingParams::default() };
-    GenerateRequest { slot: Slot::Student, prompt: prompt.to_vec(), params, index, text: CompletionText::None }
+    GenerateRequest { model: ModelId::Student, prompt: prompt.to_vec(), params, index, text: CompletionText::None }
 }
 
 fn tokens(generated: &Generated) -> Vec<u32> {
@@ -198,7 +198,7 @@ fn a_fresh_adapter_changes_nothing() {
     let spec = RuntimeSpec {
         device: Device::Cpu,
         deterministic: false,
-        student: SlotSpec { files, layers: None, adapter: None },
+        student: ModelSpec { files, layers: None, adapter: None },
         teacher: None,
         training: Some(training(Trainable::Lora(lora))),
         engine: engine(64, 64),

@@ -12,7 +12,7 @@ use autograd::{Device, Tape};
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
 use runtime::request::{
-    EngineConfig, Generated, OptimStep, RuntimeSpec, SlotSpec, TrainRequest, TrainSequence, Trainable, Training,
+    EngineConfig, Generated, ModelSpec, OptimStep, RuntimeSpec, TrainRequest, TrainSequence, Trainable, Training,
 };
 use runtime::train::{Loss, LossBatch, LossValue, Needs};
 
@@ -66,7 +66,7 @@ impl Machine {
     }
 
     fn start(&self, training: Option<Training>, engine: EngineConfig) -> RuntimeHandle {
-        let student = SlotSpec { files: self.files.clone(), layers: None, adapter: None };
+        let student = ModelSpec { files: self.files.clone(), layers: None, adapter: None };
         let deterministic = self.device != Device::Cpu;
         let spec = RuntimeSpec { device: self.device, deterministic, student, teacher: None, training, engine };
         RuntimeHandle::start(&spec, &|_, _| {}).expect("the model starts")
@@ -74,14 +74,14 @@ impl Machine {
 
     fn engine(&self, token_budget: usize) -> EngineConfig {
         let kv_bytes = 400 * self.page_bytes();
-        let overlap = EngineConfig::usual_overlap(self.device);
+        let async_scheduling = EngineConfig::default_async_scheduling(self.device);
         EngineConfig {
             token_budget,
             max_running: 16,
             max_waiting: 64,
             kv_bytes,
             prefix_cache: true,
-            overlap,
+            async_scheduling,
             short_steps: false,
         }
     }

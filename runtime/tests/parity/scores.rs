@@ -10,11 +10,11 @@ use autograd::{Device, Tape, Tensor};
 use runtime::files::ModelFiles;
 use runtime::model::{Decoder, ModelWeights, Pass};
 use runtime::request::{
-    CompletionText, EmbedRequest, GenerateRequest, GradeRequest, Graded, Grades, Pooling, Precision, ScoreRequest,
-    Slot, Span, Wanted,
+    CompletionText, EmbedRequest, GenerateRequest, GradeRequest, Graded, Grades, ModelId, Pooling, Precision,
+    ScoreRequest, Span, Wanted,
 };
 use runtime::sampler::SamplingParams;
-use runtime::{Result, RuntimeHandle, Ticket};
+use runtime::{RequestGuard, Result, RuntimeHandle};
 
 use super::{engine, fixtures, start};
 
@@ -70,20 +70,20 @@ fn sequence(length: usize, salt: u32) -> Vec<u32> {
 }
 
 /// Asks; the answer comes while the ticket lives.
-fn grade(handle: &RuntimeHandle, sequences: Vec<Span>, wanted: Wanted) -> (Receiver<Result<Graded>>, Ticket) {
+fn grade(handle: &RuntimeHandle, sequences: Vec<Span>, wanted: Wanted) -> (Receiver<Result<Graded>>, RequestGuard) {
     let (sender, answer) = channel();
-    let request = GradeRequest { slot: Slot::Student, sequences, token_ids: None, wanted };
+    let request = GradeRequest { model: ModelId::Student, sequences, token_ids: None, wanted };
     let ticket = handle.grade_into(request, sender.into()).expect("the device thread runs");
     (answer, ticket)
 }
 
-fn graded(asked: (Receiver<Result<Graded>>, Ticket)) -> Grades {
+fn graded(asked: (Receiver<Result<Graded>>, RequestGuard)) -> Grades {
     asked.0.recv().expect("an answer").expect("graded").grades
 }
 
 fn embed(handle: &RuntimeHandle, tokens: &[u32], pooling: Pooling) -> Vec<f32> {
     let (sender, answer) = channel();
-    let request = EmbedRequest { slot: Slot::Student, tokens: tokens.to_vec(), pooling };
+    let request = EmbedRequest { model: ModelId::Student, tokens: tokens.to_vec(), pooling };
     let _ticket = handle.embed_into(request, sender.into()).expect("the device thread runs");
     answer.recv().expect("an answer").expect("a vector")
 }
@@ -91,7 +91,7 @@ fn embed(handle: &RuntimeHandle, tokens: &[u32], pooling: Pooling) -> Vec<f32> {
 fn generate(handle: &RuntimeHandle, tokens: usize) -> runtime::Generation {
     let params = SamplingParams { max_tokens: tokens, ignore_eos: true, ..SamplingParams::default() };
     let request =
-        GenerateRequest { slot: Slot::Student, prompt: vec![4; 20], params, index: 0, text: CompletionText::None };
+        GenerateRequest { model: ModelId::Student, prompt: vec![4; 20], params, index: 0, text: CompletionText::None };
     handle.generate(request).expect("it starts")
 }
 
@@ -168,7 +168,7 @@ fn many_requests_of_many_sequences_are_answered_each_in_its_order() {
         }
     }
     assert!(gone.recv().is_err(), "nobody answers one that was left");
-    let one = ScoreRequest { slot: Slot::Student, tokens: vec![7], top: 0 };
+    let one = ScoreRequest { model: ModelId::Student, tokens: vec![7], top: 0 };
     assert_eq!(handle.score(one).expect("scored").logprobs, [None]);
     let stats = handle.stats().expect("counters").student;
     assert_eq!((stats.running, stats.waiting), (0, 0));

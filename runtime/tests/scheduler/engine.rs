@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use autograd::ops::Token;
 use runtime::kv::{CacheKey, PAGE_SIZE};
-use runtime::scheduler::{Plan, RequestId, Scheduler, SchedulerConfig, SeqRequest, SubmitError};
+use runtime::scheduler::{RequestId, Scheduler, SchedulerConfig, SchedulerOutput, SeqRequest, SubmitError};
 
 /// Mixes one value into a hash (splitmix64).
 pub(crate) fn mix(hash: u64, value: u64) -> u64 {
@@ -117,7 +117,7 @@ impl Engine {
     }
 
     /// Runs the steps in the order of the calls, as a device would.
-    pub(crate) fn run(&mut self, plan: &Plan) -> Sampled {
+    pub(crate) fn run(&mut self, plan: &SchedulerOutput) -> Sampled {
         for copy in &plan.copies {
             let source = self.pages[copy.src.index()];
             let target = &mut self.pages[copy.dst.index()];
@@ -150,7 +150,7 @@ impl Engine {
         sampled
     }
 
-    pub(crate) fn check_limits(&self, plan: &Plan) {
+    pub(crate) fn check_limits(&self, plan: &SchedulerOutput) {
         let config = self.scheduler.config();
         assert!(plan.num_tokens() <= config.token_budget);
         assert!(plan.seqs.len() <= config.max_running);

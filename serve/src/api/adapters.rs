@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use runtime::request::Slot;
+use runtime::request::ModelId;
 use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
@@ -24,15 +24,15 @@ pub(crate) async fn load(State(app): State<Shared>, mut fields: Fields) -> Resul
     let in_place: bool = fields.take("load_inplace")?.unwrap_or(false);
     fields.finish()?;
     let wrong = |error: runtime::Error| ApiError::invalid("lora_path", error.to_string());
-    if let Some(slot) = app.models.adapter(&name).filter(|_| in_place) {
+    if let Some(id) = app.models.adapter(&name).filter(|_| in_place) {
         return off_loop(move || {
-            let version = app.runtime.replace_adapter(slot, &folder).map_err(wrong)?;
+            let version = app.runtime.replace_adapter(id, &folder).map_err(wrong)?;
             Ok(Json(json!({"loaded": name, "weights_version": version})))
         })
         .await;
     }
     let (models, limit) = (app.models.list(), app.config.max_adapters);
-    let loaded = models.iter().filter(|model| matches!(model.slot(), Slot::Adapter(_))).count();
+    let loaded = models.iter().filter(|model| matches!(model.id(), ModelId::Adapter(_))).count();
     if loaded >= limit {
         let message = format!("{loaded} adapters are loaded of at most {limit} (--max-adapters); unload one");
         return Err(ApiError::invalid("lora_name", message));
@@ -40,10 +40,10 @@ pub(crate) async fn load(State(app): State<Shared>, mut fields: Fields) -> Resul
     // The student's files; its adapters share them.
     let files = Arc::clone(models[0].shared_files());
     off_loop(move || {
-        let slot = app.runtime.add_adapter(&folder).map_err(wrong)?;
-        let added = app.models.add(Arc::new(Model::new(ServedModel { names: vec![name.clone()], slot, files })));
+        let id = app.runtime.add_adapter(&folder).map_err(wrong)?;
+        let added = app.models.add(Arc::new(Model::new(ServedModel { names: vec![name.clone()], id, files })));
         if let Err(error) = added {
-            app.runtime.remove_adapter(slot)?;
+            app.runtime.remove_adapter(id)?;
             return Err(error);
         }
         Ok(Json(json!({"loaded": name, "weights_version": 0})))
@@ -57,7 +57,7 @@ pub(crate) async fn unload(State(app): State<Shared>, mut fields: Fields) -> Res
     fields.finish()?;
     off_loop(move || {
         let model = app.models.take_adapter(&name)?;
-        if let Err(error) = app.runtime.remove_adapter(model.slot()) {
+        if let Err(error) = app.runtime.remove_adapter(model.id()) {
             app.models.add(model)?;
             return Err(ApiError::conflict(error.to_string()));
         }

@@ -53,7 +53,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
     for (place, prompt) in input.encode(&model, "input", prompt_encoding).await?.into_iter().enumerate() {
         fits(prompt.ids.len(), model.context(), "input")?;
         total += prompt.ids.len();
-        let request = EmbedRequest { slot: model.slot(), tokens: prompt.ids, pooling };
+        let request = EmbedRequest { model: model.id(), tokens: prompt.ids, pooling };
         let mut vector = embed(&app, request).await?;
         vector.truncate(dimensions);
         normalize(&mut vector)?;

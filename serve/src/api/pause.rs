@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use runtime::request::Standing;
+use runtime::request::PauseMode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -38,8 +38,8 @@ pub(crate) async fn pause(
 ) -> Result<Json<Value>, ApiError> {
     let Query(Settings { mode, clear_cache }) = settings?;
     let running = match mode.unwrap_or(Mode::Abort) {
-        Mode::Abort => Standing::Abort,
-        Mode::Keep => Standing::Keep,
+        Mode::Abort => PauseMode::Abort,
+        Mode::Keep => PauseMode::Keep,
         Mode::Wait => {
             let message = "mode = \"wait\" is not supported; send \"keep\", after which requests go on, or \"abort\"";
             return Err(ApiError::unsupported("mode", message));
@@ -49,7 +49,7 @@ pub(crate) async fn pause(
     off_loop(move || {
         app.runtime.pause(running)?;
         app.paused.store(true, Ordering::Relaxed);
-        if clear_cache.unwrap_or(running == Standing::Abort) {
+        if clear_cache.unwrap_or(running == PauseMode::Abort) {
             app.runtime.reset_prefix_cache()?;
         }
         Ok(Json(json!({"status": "paused"})))

@@ -65,7 +65,7 @@ pub(crate) async fn raw_logits(State(app): State<Shared>, mut fields: Fields) ->
     memory::hold_answer(memory::wait(bytes as u64, "the answer").await?);
     let (positions, wanted) = (1..ids.len() + 1, Wanted::Logits(precision));
     let sequences = vec![Span { tokens: ids, positions }];
-    let request = GradeRequest { slot: model.slot(), sequences, wanted: wanted.clone(), token_ids: None };
+    let request = GradeRequest { model: model.id(), sequences, wanted: wanted.clone(), token_ids: None };
     let graded = grade(&app, request).await?;
     match graded.grades {
         Grades::Rows { bytes, columns } => Ok(response(&wanted, graded.version, bytes, columns)),

@@ -83,7 +83,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         positions: range.start.max(1)..range.end,
     };
     let spans: Vec<Span> = sequences.iter().map(span).filter(|span| !span.positions.is_empty()).collect();
-    let request = GradeRequest { slot: model.slot(), sequences: spans, wanted: wanted.clone(), token_ids: vocab };
+    let request = GradeRequest { model: model.id(), sequences: spans, wanted: wanted.clone(), token_ids: vocab };
     let graded = grade(&app, request).await?;
     let graded_rows = match graded.grades {
         Grades::Rows { bytes, columns } => return Ok(rows::response(&wanted, graded.version, bytes, columns)),

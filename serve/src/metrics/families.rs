@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use runtime::request::SlotSnapshot;
+use runtime::request::ModelSnapshot;
 use serde_json::{Map, Value, json};
 
 use super::histogram::{Distribution, Histogram};
@@ -32,7 +32,7 @@ type Of<S, T> = (&'static str, &'static str, fn(&S) -> T);
 /// A metric: name, help, and where it is in a model's counters.
 type In<T> = (&'static str, &'static str, fn(&ModelMetrics) -> &T);
 
-const GAUGES: [Of<SlotSnapshot, f64>; 5] = [
+const GAUGES: [Of<ModelSnapshot, f64>; 5] = [
     ("arle_num_requests_running", "Sequences that hold pages.", |s| s.scheduler.running as f64),
     ("arle_num_requests_waiting", "Sequences that wait for pages.", |s| s.scheduler.waiting as f64),
     ("arle_kv_cache_usage_perc", "Part of the pages that running sequences hold, 0 to 1.", |s| {
@@ -43,7 +43,7 @@ const GAUGES: [Of<SlotSnapshot, f64>; 5] = [
     ("arle_weights_version", "Version of the weights that answer.", |s| s.version as f64),
 ];
 
-const SCHEDULER: [Of<SlotSnapshot, u64>; 6] = [
+const SCHEDULER: [Of<ModelSnapshot, u64>; 6] = [
     ("arle_scheduler_steps_total", "Steps planned.", |s| s.scheduler.steps),
     ("arle_scheduler_tokens_total", "Tokens planned, recomputed ones included.", |s| s.scheduler.planned_tokens_total),
     ("arle_num_preemptions_total", "Sequences put back because pages ran out.", |s| s.scheduler.preemptions),
@@ -71,7 +71,7 @@ const HISTOGRAMS: [In<Histogram>; 6] = [
 pub(crate) fn families(app: &App) -> Vec<Family> {
     let (snapshot, models) = (app.runtime.snapshot(), app.models.list());
     let label = |name: &str| vec![("model_name", name.to_owned())];
-    let of_slots = |read: &dyn Fn(&SlotSnapshot) -> f64| -> Vec<(Labels, f64)> {
+    let of_slots = |read: &dyn Fn(&ModelSnapshot) -> f64| -> Vec<(Labels, f64)> {
         models.iter().map(|model| (label(model.name()), read(&model.of(&snapshot)))).collect()
     };
     let counters: Vec<&ModelMetrics> = models.iter().map(|model| &*model.metrics).collect();

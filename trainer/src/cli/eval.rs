@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::{ArgGroup, Args};
 use runtime::files::GenerationRules;
 use runtime::memory::KvSize;
-use runtime::request::Slot;
+use runtime::request::ModelId;
 use runtime::sampler::SamplingParams;
 use serde_json::{Map, Value, json};
 
@@ -389,7 +389,7 @@ impl EvalArgs {
         };
         sampling.validate(files.config.vocab_size).map_err(|e| Error::from(runtime::Error::from(e)))?;
         let settings = LocalSettings {
-            slot: Slot::Student,
+            model: ModelId::Student,
             max_length,
             truncate: self.left_truncate,
             sampling,

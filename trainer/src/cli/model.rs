@@ -9,7 +9,7 @@ use clap::Args;
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
 use runtime::memory::{Checkpointing, KvSize, KvWish, MemoryPlan, Workload};
-use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec};
+use runtime::request::{EngineConfig, ModelSpec, RuntimeSpec};
 use runtime::sums;
 use serde_json::{Map, Value, json};
 
@@ -195,11 +195,11 @@ impl ModelArgs {
         limits: Limits,
         progress: Progress,
     ) -> Result<(RuntimeHandle, MemoryPlan)> {
-        let usual = || EngineConfig::usual_token_budget(self.device.device);
+        let usual = || EngineConfig::default_token_budget(self.device.device);
         let mut spec = RuntimeSpec {
             device: self.device.device,
             deterministic: self.deterministic,
-            student: SlotSpec { files: Arc::clone(files), layers: self.layers.clone(), adapter: self.adapter.clone() },
+            student: ModelSpec { files: Arc::clone(files), layers: self.layers.clone(), adapter: self.adapter.clone() },
             teacher: None,
             training: None,
             engine: EngineConfig {
@@ -208,7 +208,7 @@ impl ModelArgs {
                 max_waiting: limits.waiting,
                 kv_bytes: 0,
                 prefix_cache: true,
-                overlap: EngineConfig::usual_overlap(self.device.device),
+                async_scheduling: EngineConfig::default_async_scheduling(self.device.device),
                 short_steps: false,
             },
         };

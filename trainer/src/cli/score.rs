@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args};
 use runtime::files::ModelFiles;
 use runtime::read;
-use runtime::request::{Score, ScoreRequest, Slot};
+use runtime::request::{ModelId, Score, ScoreRequest};
 use serde_json::json;
 
 use super::model::ModelArgs;
@@ -54,7 +54,7 @@ pub(super) fn run(args: &ScoreArgs) -> Result<()> {
     let runtime = args.model.start_to_score(&files, longest, progress)?;
     for ids in sequences {
         let score =
-            runtime.score(ScoreRequest { slot: Slot::Student, tokens: ids.clone(), top: args.top.unwrap_or(0) })?;
+            runtime.score(ScoreRequest { model: ModelId::Student, tokens: ids.clone(), top: args.top.unwrap_or(0) })?;
         if args.json { report_json(args, &ids, &score)? } else { report(args, &files, &ids, &score)? }
     }
     Ok(())

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use runtime::files::ModelFiles;
 use runtime::memory::{Checkpointing, KvSize, KvWish, Workload};
 use runtime::read;
-use runtime::request::{EngineConfig, RuntimeSpec, Slot, SlotSpec};
+use runtime::request::{EngineConfig, ModelId, ModelSpec, RuntimeSpec};
 use runtime::text::ChatTemplate;
 use serve::{
     Keys, LogprobsMode, MetricNames, SamplingDefaults, ServeConfig, ServedModel, Server, Stop, TlsFiles, Traces,
@@ -246,8 +246,8 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
     args.check_requests(progress)?;
     let mut models = args.models(&student, teacher);
     for (name, folder) in &args.adapter {
-        let slot = runtime.add_adapter(folder)?;
-        models.push(ServedModel { names: vec![name.clone()], slot, files: Arc::clone(&student) });
+        let id = runtime.add_adapter(folder)?;
+        models.push(ServedModel { names: vec![name.clone()], id, files: Arc::clone(&student) });
     }
     let server = Server::bind(runtime, models, config)?;
     print(&format!("listening on {}\n", server.url()))?;
@@ -275,9 +275,9 @@ impl ServeArgs {
     fn models(&self, student: &Arc<ModelFiles>, teacher: Option<Arc<ModelFiles>>) -> Vec<ServedModel> {
         let own = || vec![short_name(self.name.source())];
         let names = if self.served_model_name.is_empty() { own() } else { self.served_model_name.clone() };
-        let student = ServedModel { names, slot: Slot::Student, files: Arc::clone(student) };
+        let student = ServedModel { names, id: ModelId::Student, files: Arc::clone(student) };
         let name = self.teacher.as_deref().map(short_name).unwrap_or_default();
-        let teacher = teacher.map(|files| ServedModel { names: vec![name], slot: Slot::Teacher, files });
+        let teacher = teacher.map(|files| ServedModel { names: vec![name], id: ModelId::Teacher, files });
         [Some(student), teacher].into_iter().flatten().collect()
     }
 
@@ -298,21 +298,21 @@ impl ServeArgs {
             checkpointing: Checkpointing::Off,
             given_bytes: 0,
         };
-        let slot = |files: &Arc<ModelFiles>| SlotSpec { files: Arc::clone(files), layers: None, adapter: None };
+        let model = |files: &Arc<ModelFiles>| ModelSpec { files: Arc::clone(files), layers: None, adapter: None };
         let spec = RuntimeSpec {
             device,
             deterministic: self.deterministic,
-            student: slot(student),
-            teacher: teacher.map(slot),
+            student: model(student),
+            teacher: teacher.map(model),
             training: None,
             engine: EngineConfig {
-                token_budget: limits.token_budget.unwrap_or_else(|| EngineConfig::usual_token_budget(device)),
+                token_budget: limits.token_budget.unwrap_or_else(|| EngineConfig::default_token_budget(device)),
                 max_running,
                 // The server counts both, so that a burst does not depend on when the device thread looks.
                 max_waiting: max_running.saturating_add(limits.max_waiting),
                 kv_bytes: 0,
                 prefix_cache: true,
-                overlap: EngineConfig::usual_overlap(device),
+                async_scheduling: EngineConfig::default_async_scheduling(device),
                 short_steps: true,
             },
         };

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use runtime::files::{GenerationRules, ModelFiles};
-use runtime::request::Slot;
+use runtime::request::ModelId;
 use runtime::sampler::SamplingParams;
 use serde_json::{Map, json};
 
@@ -55,7 +55,7 @@ impl<'a> Benchmarks<'a> {
     /// # Errors
     /// Data that cannot be used; what the runtime refuses; [`Error::EvaluationInterrupted`].
     pub(super) fn measure(&self, step: u64, metrics: &mut Metrics) -> Result<()> {
-        let results = self.ask(Slot::Student, &folder_of(step))?;
+        let results = self.ask(ModelId::Student, &folder_of(step))?;
         for (name, value) in scores(&results) {
             metrics.set(&name, value);
         }
@@ -69,7 +69,7 @@ impl<'a> Benchmarks<'a> {
     pub(super) fn of_teacher(&self) -> Result<BTreeMap<String, f64>> {
         match &self.setup.teacher {
             None => Ok(BTreeMap::new()),
-            Some(_) => self.ask(Slot::Teacher, "teacher").map(|results| scores(&results)),
+            Some(_) => self.ask(ModelId::Teacher, "teacher").map(|results| scores(&results)),
         }
     }
 
@@ -87,18 +87,18 @@ impl<'a> Benchmarks<'a> {
         now.filter_map(Result::transpose).collect()
     }
 
-    fn ask(&self, slot: Slot, name: &str) -> Result<Results> {
+    fn ask(&self, model: ModelId, name: &str) -> Result<Results> {
         let out = self.folder.file("eval").join(name);
         // An evaluation of this step that a kill cut short was of the same weights, but perhaps of other tasks.
         if out.exists() {
             fs::remove_dir_all(&out).map_err(Error::io(&out))?;
         }
-        let files = match (slot, &self.setup.teacher) {
-            (Slot::Teacher, Some(teacher)) => teacher,
+        let files = match (model, &self.setup.teacher) {
+            (ModelId::Teacher, Some(teacher)) => teacher,
             _ => &self.setup.student,
         };
         let settings = LocalSettings {
-            slot,
+            model,
             max_length: max_length(self.benchmark, &self.setup.student)?,
             truncate: false,
             sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },

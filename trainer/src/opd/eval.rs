@@ -3,7 +3,7 @@
 use std::fs;
 
 use runtime::read;
-use runtime::request::{CompletionText, GenerateRequest, Slot};
+use runtime::request::{CompletionText, GenerateRequest, ModelId};
 use runtime::sampler::SamplingParams;
 use serde_json::{Map, Value, json};
 
@@ -90,19 +90,19 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// What the runtime refuses.
     pub(super) fn show_samples(&self, step: u64) -> Result<Vec<Map<String, Value>>> {
-        let mut slots = vec![(Slot::Student, "completion")];
+        let mut models = vec![(ModelId::Student, "completion")];
         let column = self.setup.encoder.context_column();
         if step == 0 && column.is_none() && self.distance.teacher_writes() {
-            slots.push((Slot::Teacher, "teacher"));
+            models.push((ModelId::Teacher, "teacher"));
         }
         let mut lines: Vec<Map<String, Value>> = self
             .samples
             .iter()
             .map(|(prompt, _)| Map::from_iter([("step".to_owned(), json!(step)), ("prompt".to_owned(), json!(prompt))]))
             .collect();
-        for (slot, key) in slots {
+        for (model, key) in models {
             let sampling = params(&GREEDY, self.eval.max_new_tokens, self.recipe.runtime.seed);
-            for (line, text) in lines.iter_mut().zip(self.texts(slot, &sampling)?) {
+            for (line, text) in lines.iter_mut().zip(self.texts(model, &sampling)?) {
                 self.progress.line(&shown(step, key, line["prompt"].as_str().unwrap_or_default(), &text));
                 line.insert(key.to_owned(), json!(text));
             }
@@ -119,14 +119,14 @@ impl<'a> Evaluator<'a> {
     }
 
     /// Texts that follow the sample prompts.
-    fn texts(&self, slot: Slot, sampling: &SamplingParams) -> Result<Vec<String>> {
-        let prompts = self.samples.iter().map(|(_, example)| prompt_of(example, slot));
-        if let (Slot::Teacher, Some(remote)) = (slot, &self.setup.remote) {
+    fn texts(&self, model: ModelId, sampling: &SamplingParams) -> Result<Vec<String>> {
+        let prompts = self.samples.iter().map(|(_, example)| prompt_of(example, model));
+        if let (ModelId::Teacher, Some(remote)) = (model, &self.setup.remote) {
             let prompts: Vec<_> = prompts.map(|prompt| (prompt, 0)).collect();
             return Ok(remote.write(&prompts, sampling)?.into_iter().map(|written| written.text).collect());
         }
         let text = CompletionText::AfterPrompt;
-        let requests = prompts.map(|prompt| GenerateRequest { text, ..request(slot, prompt, sampling.clone(), 0) });
+        let requests = prompts.map(|prompt| GenerateRequest { text, ..request(model, prompt, sampling.clone(), 0) });
         let bar = self.progress.bar("samples", (self.samples.len() * self.eval.max_new_tokens) as u64, "tokens");
         let generated = generate(&self.setup.runtime, requests, &bar, Some(self.interrupt))?;
         Ok(generated.into_iter().map(|generated| generated.text).collect())

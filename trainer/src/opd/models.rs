@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use runtime::files::ModelFiles;
-use runtime::request::SlotSpec;
+use runtime::request::ModelSpec;
 use runtime::source::ModelSource;
 
 use crate::checkpoint::ADAPTER_WEIGHTS;
@@ -17,9 +17,9 @@ use crate::{Error, Result, guard, turn_end};
 /// Student and teacher, which can be compared token by token.
 pub(super) struct Models {
     /// The student.
-    pub(super) student: SlotSpec,
+    pub(super) student: ModelSpec,
     /// A teacher that the runtime holds; one that is the student itself shares its files, and so its weights.
-    pub(super) teacher: Option<SlotSpec>,
+    pub(super) teacher: Option<ModelSpec>,
     /// A teacher that is elsewhere.
     pub(super) remote: Option<RemoteTeacher>,
 }
@@ -61,7 +61,7 @@ impl Models {
                 let Some(interrupt) = interrupt else {
                     progress.line(&format!("note       the teacher at {} is not asked now", to.url));
                     return Ok(Self {
-                        student: SlotSpec {
+                        student: ModelSpec {
                             files: Arc::new(student),
                             layers: recipe.student.layers.clone(),
                             adapter: recipe.student.adapter.clone(),
@@ -87,11 +87,11 @@ impl Models {
             }
         }
         let (layers, adapter) = (recipe.student.layers.clone(), recipe.student.adapter.clone());
-        let student = SlotSpec { files: Arc::new(student), layers, adapter };
+        let student = ModelSpec { files: Arc::new(student), layers, adapter };
         let same = other.as_ref().is_some_and(|teacher| teacher.path == student.files.path);
-        let alone = |files| SlotSpec { files, layers: None, adapter: None };
+        let alone = |files| ModelSpec { files, layers: None, adapter: None };
         let teacher = match (other, shared) {
-            (_, Some(adapter)) => Some(SlotSpec { adapter, ..student.clone() }),
+            (_, Some(adapter)) => Some(ModelSpec { adapter, ..student.clone() }),
             (Some(_), None) if same => Some(alone(Arc::clone(&student.files))),
             (other, None) => other.map(|files| alone(Arc::new(files))),
         };

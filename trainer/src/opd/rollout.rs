@@ -3,9 +3,9 @@
 use std::sync::mpsc::{RecvTimeoutError, channel};
 
 use indicatif::ProgressBar;
-use runtime::request::{CompletionText, FinishReason, GenerateEvent, GenerateRequest, Generated, Slot};
+use runtime::request::{CompletionText, FinishReason, GenerateEvent, GenerateRequest, Generated, ModelId};
 use runtime::sampler::SamplingParams;
-use runtime::{Closed, RuntimeHandle, Sink, Ticket};
+use runtime::{Closed, RequestGuard, RuntimeHandle, Sink};
 
 use crate::interrupt::{GLANCE, Interrupt};
 use crate::recipe::Sampling;
@@ -65,9 +65,9 @@ pub(super) fn generate(
         runtime.generate_into(request, None, sink).map(|ticket| (ticket, most))
     };
     // A ticket that is dropped cancels its request.
-    let tickets: Vec<(Ticket, usize)> = requests.into_iter().enumerate().map(submit).collect::<Result<_, _>>()?;
+    let guards: Vec<(RequestGuard, usize)> = requests.into_iter().enumerate().map(submit).collect::<Result<_, _>>()?;
     drop(sender);
-    let mut answers: Vec<Generated> = tickets.iter().map(|_| nothing_yet()).collect();
+    let mut answers: Vec<Generated> = guards.iter().map(|_| nothing_yet()).collect();
     let mut running = answers.len();
     while running > 0 {
         let (index, event) = match events.recv_timeout(GLANCE) {
@@ -95,7 +95,7 @@ pub(super) fn generate(
             GenerateEvent::Done { reason, text, cached_tokens, .. } => {
                 answer.text.push_str(&text);
                 (answer.reason, answer.cached_tokens) = (reason, cached_tokens);
-                bar.dec_length((tickets[index].1 - answer.tokens.len()) as u64);
+                bar.dec_length((guards[index].1 - answer.tokens.len()) as u64);
                 running -= 1;
             }
             GenerateEvent::Failed(error) => return Err(error.into()),
@@ -115,6 +115,6 @@ fn lost() -> Error {
 
 /// A request for token ids.
 #[must_use]
-pub(super) fn request(slot: Slot, prompt: Vec<u32>, params: SamplingParams, index: u64) -> GenerateRequest {
-    GenerateRequest { slot, prompt, params, index, text: CompletionText::None }
+pub(super) fn request(model: ModelId, prompt: Vec<u32>, params: SamplingParams, index: u64) -> GenerateRequest {
+    GenerateRequest { model, prompt, params, index, text: CompletionText::None }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use runtime::request::Slot;
+use runtime::request::ModelId;
 use serve::{ServeConfig, ServedModel, Server, Stop};
 
 use super::setup::Setup;
@@ -26,9 +26,9 @@ impl Serving {
         progress: Progress,
     ) -> Result<Self> {
         let model =
-            |name: &str, slot, files: &_| ServedModel { names: vec![name.to_owned()], slot, files: Arc::clone(files) };
-        let student = model("student", Slot::Student, &setup.student);
-        let teacher = setup.teacher.as_ref().map(|files| model("teacher", Slot::Teacher, files));
+            |name: &str, id, files: &_| ServedModel { names: vec![name.to_owned()], id, files: Arc::clone(files) };
+        let student = model("student", ModelId::Student, &setup.student);
+        let teacher = setup.teacher.as_ref().map(|files| model("teacher", ModelId::Teacher, files));
         let models = [Some(student), teacher].into_iter().flatten().collect();
         let control: Arc<dyn serve::TrainControl> = control.clone();
         let server = Server::bind(setup.runtime.clone(), models, config.clone())?.with_training(control);

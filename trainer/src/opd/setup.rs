@@ -143,7 +143,7 @@ impl Prepared {
                 Export::Model(Box::new(ModelExport::new(Arc::clone(&student), layers, recipe.checkpoint.dtype)))
             }
         };
-        let teacher = teacher_slot.as_ref().map(|slot| Arc::clone(&slot.files));
+        let teacher = teacher_slot.as_ref().map(|model| Arc::clone(&model.files));
         let (training, purpose) = match what_for {
             Use::Training { served } => {
                 let training = recipe.training();
@@ -164,7 +164,7 @@ impl Prepared {
                 max_waiting: MAX_WAITING,
                 kv_bytes: 0,
                 prefix_cache: true,
-                overlap: EngineConfig::usual_overlap(recipe.runtime.device.device),
+                async_scheduling: EngineConfig::default_async_scheduling(recipe.runtime.device.device),
                 short_steps: false,
             },
         };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use autograd::rng;
 use runtime::RuntimeHandle;
-use runtime::request::{GenerateRequest, OptimReport, OptimStep, Slot, TrainReport, TrainRequest, TrainSequence};
+use runtime::request::{GenerateRequest, ModelId, OptimReport, OptimStep, TrainReport, TrainRequest, TrainSequence};
 use runtime::train::Loss;
 use serve::{KeyValue, Scope};
 
@@ -126,26 +126,26 @@ impl<'a> Stepper<'a> {
         for (position, &row) in rows.iter().enumerate() {
             let example = &self.train[row];
             let prompt = step * rows.len() as u64 + position as u64;
-            let (slot, source, purpose) = if rng::uniform(seed, MIX, prompt) < objective.lmbda {
-                (Slot::Student, Source::Student, Purpose::Train)
+            let (model, source, purpose) = if rng::uniform(seed, MIX, prompt) < objective.lmbda {
+                (ModelId::Student, Source::Student, Purpose::Train)
             } else if objective.off_policy.from_teacher {
-                (Slot::Teacher, Source::Other, Purpose::TrainTeacher)
+                (ModelId::Teacher, Source::Other, Purpose::TrainTeacher)
             } else {
                 let given = example.completion.as_ref().expect("checked when the rows were read");
                 completions.push(Completion::given(example, given));
                 continue;
             };
-            let tokens = match slot {
-                Slot::Student | Slot::Adapter(_) => &example.prompt,
-                Slot::Teacher => example.teacher_prompt.as_ref().unwrap_or(&example.prompt),
+            let tokens = match model {
+                ModelId::Student | ModelId::Adapter(_) => &example.prompt,
+                ModelId::Teacher => example.teacher_prompt.as_ref().unwrap_or(&example.prompt),
             };
             for member in 0..group {
                 let index = purpose.index(prompt * group as u64 + member as u64);
-                if slot == Slot::Teacher && self.remote.is_some() {
+                if model == ModelId::Teacher && self.remote.is_some() {
                     elsewhere.push((tokens.clone(), index));
                     asked_elsewhere.push(example);
                 } else {
-                    requests.push(request(slot, tokens.clone(), sampling.clone(), index));
+                    requests.push(request(model, tokens.clone(), sampling.clone(), index));
                     asked.push((example, source));
                 }
             }

@@ -279,7 +279,7 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
         let rule = "false with `runtime.merge_adapter`, whose rollouts differ from training by rounding";
         return Err(Error::value("runtime.deterministic", true, rule));
     }
-    let budget = *runtime.token_budget.get_or_insert(EngineConfig::usual_token_budget(device.device));
+    let budget = *runtime.token_budget.get_or_insert(EngineConfig::default_token_budget(device.device));
     let token_budget = between("runtime.token_budget", budget, MOST_TOKENS)?;
     let per_step = raw.rollout.prompts_per_step * raw.rollout.group_size;
     let max_running = between(

@@ -3,17 +3,17 @@
 //! The scheduler computes the sequences like prompts, in the steps of the generations and under the same budget; a step that
 //! has rows that are asked for reads them before it is done (`rows`). A request gives the scheduler its sequences a few at a
 //! time, in turn with the other requests, and is answered when all are done. It is answered by one version of the weights:
-//! new ones wait for the requests that have begun ([`SlotEngine::begun`]).
+//! new ones wait for the requests that have begun ([`ModelRunner::begun`]).
 
 mod log_probs;
 mod rows;
 
 use std::collections::BTreeMap;
 
-use super::slot::{SlotEngine, check_ids};
+use super::runner::{ModelRunner, check_ids};
 use crate::handle::Reply;
-use crate::request::{Pooling, Precision, Slot, Span};
-use crate::scheduler::{Plan, RequestId, SeqRequest};
+use crate::request::{ModelId, Pooling, Precision, Span};
+use crate::scheduler::{RequestId, SchedulerOutput, SeqRequest};
 use crate::{Error, Result};
 pub(crate) use log_probs::{Asked, Row};
 
@@ -23,7 +23,7 @@ const BEGUN_STEPS: usize = 16;
 /// Sequences, and what is asked of some of their positions.
 pub(crate) struct ScoreWork {
     /// Which model.
-    pub(crate) slot: Slot,
+    pub(crate) model: ModelId,
     /// The sequences. One without positions is said nothing of.
     pub(crate) sequences: Vec<Span>,
     /// What is asked.
@@ -77,7 +77,7 @@ pub(crate) struct Said {
     done: usize,
 }
 
-/// Requests of a slot.
+/// Requests of a model.
 #[derive(Default)]
 pub(super) struct Scores {
     requests: BTreeMap<RequestId, Scoring>,
@@ -146,7 +146,7 @@ impl Scores {
     }
 }
 
-impl SlotEngine {
+impl ModelRunner {
     /// Takes a request, or answers why not.
     pub(super) fn submit_scoring(&mut self, id: RequestId, work: ScoreWork) {
         let ScoreWork { sequences, output, token_ids, reply, .. } = work;
@@ -257,8 +257,8 @@ impl SlotEngine {
     }
 
     /// The sequences whose last tokens `plan` computes.
-    pub(super) fn completes(&self, plan: &Plan) -> Vec<RequestId> {
-        let ends = |seq: &&crate::scheduler::PlanSeq| {
+    pub(super) fn completes(&self, plan: &SchedulerOutput) -> Vec<RequestId> {
+        let ends = |seq: &&crate::scheduler::ScheduledSeq| {
             self.scores
                 .members
                 .get(&seq.id)
@@ -308,7 +308,7 @@ impl SlotEngine {
     /// Ends a request with an error.
     pub(super) fn fail_scoring(&mut self, id: RequestId, error: &Error) {
         if let Some(scoring) = self.scores.requests.get(&id) {
-            drop(scoring.reply.send(Err(error.for_another())));
+            drop(scoring.reply.send(Err(error.duplicate())));
             self.cancel_scoring(id);
         }
     }

@@ -7,9 +7,9 @@ use rayon::prelude::*;
 
 use super::{Output, Row, Said, Scoring};
 use crate::Result;
-use crate::engine::slot::SlotEngine;
+use crate::engine::runner::ModelRunner;
 use crate::request::Pooling;
-use crate::scheduler::{Plan, RequestId};
+use crate::scheduler::{RequestId, SchedulerOutput};
 
 /// Rows whose logits are held at a time.
 const CHUNK: usize = 64;
@@ -33,9 +33,9 @@ enum Spoken {
     Bytes(Vec<u8>),
 }
 
-impl SlotEngine {
+impl ModelRunner {
     /// Whether `plan` computes rows that are asked for before the last norm.
-    pub(in crate::engine) fn wants_residual(&self, plan: &Plan) -> bool {
+    pub(in crate::engine) fn wants_residual(&self, plan: &SchedulerOutput) -> bool {
         plan.seqs
             .iter()
             .filter_map(|seq| self.scores.members.get(&seq.id))
@@ -46,7 +46,7 @@ impl SlotEngine {
     /// the last norm.
     pub(in crate::engine) fn score_planned(
         &mut self,
-        plan: &Plan,
+        plan: &SchedulerOutput,
         hidden: &Tensor,
         residual: Option<&Tensor>,
     ) -> Result<()> {
@@ -80,7 +80,7 @@ impl SlotEngine {
     }
 
     /// The rows that are asked for and of which nothing is said yet, by request.
-    fn places(&mut self, plan: &Plan) -> BTreeMap<RequestId, Vec<Place>> {
+    fn places(&mut self, plan: &SchedulerOutput) -> BTreeMap<RequestId, Vec<Place>> {
         let mut places: BTreeMap<RequestId, Vec<Place>> = BTreeMap::new();
         let mut first = 0;
         for seq in &plan.seqs {

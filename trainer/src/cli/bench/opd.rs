@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::Args;
 use runtime::memory::{KvWish, Workload};
-use runtime::request::{EngineConfig, RuntimeSpec, SlotSpec};
+use runtime::request::{EngineConfig, ModelSpec, RuntimeSpec};
 use serde_json::{Map, Value, json};
 use serve::Scope;
 
@@ -176,12 +176,12 @@ fn spec(args: &BenchArgs, recipe: &Recipe, progress: Progress) -> Result<Runtime
             format!("{tokens} tokens a sequence, {} of the prompt; the model takes 1 to {context}", args.prompt_len);
         return Err(Error::Models { what });
     }
-    let student = SlotSpec { files, layers: recipe.student.layers.clone(), adapter: recipe.student.adapter.clone() };
+    let student = ModelSpec { files, layers: recipe.student.layers.clone(), adapter: recipe.student.adapter.clone() };
     Ok(RuntimeSpec {
         device: recipe.runtime.device.device,
         deterministic: recipe.runtime.deterministic,
         student,
-        teacher: Some(SlotSpec { files: teacher, layers: None, adapter: None }),
+        teacher: Some(ModelSpec { files: teacher, layers: None, adapter: None }),
         training: Some(recipe.training()),
         engine: EngineConfig {
             token_budget: recipe.runtime.token_budget,
@@ -189,7 +189,7 @@ fn spec(args: &BenchArgs, recipe: &Recipe, progress: Progress) -> Result<Runtime
             max_waiting: recipe.sequences_per_step(),
             kv_bytes: 0,
             prefix_cache: true,
-            overlap: EngineConfig::usual_overlap(recipe.runtime.device.device),
+            async_scheduling: EngineConfig::default_async_scheduling(recipe.runtime.device.device),
             short_steps: false,
         },
     })

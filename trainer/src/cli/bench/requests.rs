@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use runtime::RuntimeHandle;
 use runtime::read;
-use runtime::request::{CompletionText, GenerateRequest, Slot};
+use runtime::request::{CompletionText, GenerateRequest, ModelId};
 use serde::Deserialize;
 use serde_json::{Map, json};
 
@@ -94,7 +94,7 @@ fn complete(runtime: &RuntimeHandle, requests: Vec<Request>, temperature: f32, v
         .map(|(index, Request { prompt, max_tokens })| {
             let params = speed::params(temperature, max_tokens, vocab)?;
             Ok(runtime.generate(GenerateRequest {
-                slot: Slot::Student,
+                model: ModelId::Student,
                 prompt,
                 params,
                 index,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use runtime::request::{CompletionText, GenerateEvent, GenerateRequest, Slot};
+use runtime::request::{CompletionText, GenerateEvent, GenerateRequest, ModelId};
 use runtime::sampler::SamplingParams;
 use runtime::{Generation, RuntimeHandle};
 use serde_json::{Map, json};
@@ -78,7 +78,13 @@ fn measure(runtime: &RuntimeHandle, prompts: Vec<Vec<u32>>, params: &SamplingPar
         .zip(prompts)
         .map(|(index, prompt)| {
             let params = params.clone();
-            runtime.generate(GenerateRequest { slot: Slot::Student, prompt, params, index, text: CompletionText::None })
+            runtime.generate(GenerateRequest {
+                model: ModelId::Student,
+                prompt,
+                params,
+                index,
+                text: CompletionText::None,
+            })
         })
         .collect::<Result<_, _>>()?;
     let arrivals = std::thread::scope(|scope| {

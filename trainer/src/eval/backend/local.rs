@@ -7,10 +7,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use runtime::files::{GenerationRules, ModelFiles};
-use runtime::request::{CompletionText, Continuation, ContinuationRequest, GenerateEvent, GenerateRequest, Slot};
+use runtime::request::{CompletionText, Continuation, ContinuationRequest, GenerateEvent, GenerateRequest, ModelId};
 use runtime::sampler::SamplingParams;
 use runtime::text::Tokenizer;
-use runtime::{Closed, RuntimeHandle, Sink, Ticket};
+use runtime::{Closed, RequestGuard, RuntimeHandle, Sink};
 use serde_json::{Map, Value, json};
 
 use super::{Backend, Render};
@@ -23,7 +23,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone)]
 pub(crate) struct LocalSettings {
     /// Which model of the runtime.
-    pub(crate) slot: Slot,
+    pub(crate) model: ModelId,
     /// Tokens that it sees at once.
     pub(crate) max_length: usize,
     /// Whether prompts that are longer lose their beginning instead of being refused.
@@ -254,7 +254,7 @@ struct Open {
     answers: Vec<Answer>,
     left: usize,
     /// Dropping one cancels its request.
-    _tickets: Vec<Ticket>,
+    _guards: Vec<RequestGuard>,
 }
 
 #[derive(Default)]
@@ -372,7 +372,7 @@ impl Backend for Local {
                 Piece::Generate { prompt, params, index, cut } => {
                     let take = move |event| sender.send((doc, place, Happened::Generated(event))).map_err(|_| Closed);
                     let request = GenerateRequest {
-                        slot: self.encoder.settings.slot,
+                        model: self.encoder.settings.model,
                         prompt: prompt.clone(),
                         params: (**params).clone(),
                         // Documents and repeats have random numbers of their own.
@@ -391,8 +391,8 @@ impl Backend for Local {
                 }
                 Piece::Score(tail) => {
                     let take = move |score| sender.send((doc, place, Happened::Scored(score))).map_err(|_| Closed);
-                    let (slot, tokens, from) = (self.encoder.settings.slot, tail.tokens.clone(), tail.from);
-                    let request = ContinuationRequest { slot, tokens, from };
+                    let (model, tokens, from) = (self.encoder.settings.model, tail.tokens.clone(), tail.from);
+                    let request = ContinuationRequest { model, tokens, from };
                     tickets.push(self.runtime.score_continuation_into(request, Sink::new(take))?);
                     self.truncated += usize::from(tail.cut > 0);
                 }
@@ -402,7 +402,7 @@ impl Backend for Local {
         self.waiting += left;
         self.ready.extend((left == 0).then_some(doc));
         let answers = (0..left).map(|_| Answer::default()).collect();
-        self.open.insert(doc, Open { work, answers, left, _tickets: tickets });
+        self.open.insert(doc, Open { work, answers, left, _guards: tickets });
         Ok(())
     }
 

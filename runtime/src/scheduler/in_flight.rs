@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::kv::PAGE_SIZE;
 
-use super::sequence::{Sequence, Ticket};
+use super::sequence::{Arrival, Sequence};
 use super::{RequestId, Scheduler};
 
 /// Planned steps whose results are awaited, oldest first.
@@ -14,19 +14,19 @@ pub(super) struct InFlight {
     next: u64,
 }
 
-/// What one plan has promised.
+/// What one plan has placeholders.
 #[derive(Debug, Default)]
 pub(super) struct Step {
-    pub(super) promises: Vec<Promise>,
+    pub(super) planned: Vec<PlannedSeq>,
     /// Sequences that compute more than one token: whose prefix may be worth waiting for.
-    pub(super) prefills: Vec<Ticket>,
+    pub(super) prefills: Vec<Arrival>,
 }
 
 /// One sequence's part of a step.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Promise {
+pub(super) struct PlannedSeq {
     pub(super) id: RequestId,
-    pub(super) ticket: Ticket,
+    pub(super) ticket: Arrival,
     /// Tokens computed after it.
     pub(super) computed: usize,
     pub(super) sample: bool,
@@ -68,12 +68,12 @@ impl InFlight {
     }
 
     pub(super) fn forget(&mut self, id: RequestId) {
-        let promises = self.steps.iter_mut().flat_map(|step| &mut step.promises);
-        promises.filter(|promise| promise.id == id).for_each(|promise| promise.forgotten = true);
+        let planned = self.steps.iter_mut().flat_map(|step| &mut step.planned);
+        planned.filter(|promise| promise.id == id).for_each(|promise| promise.forgotten = true);
     }
 
     /// Number of the step and ticket of every prefill in flight.
-    pub(super) fn prefills(&self) -> impl Iterator<Item = (u64, Ticket)> + '_ {
+    pub(super) fn prefills(&self) -> impl Iterator<Item = (u64, Arrival)> + '_ {
         let steps = (self.oldest()..).zip(&self.steps);
         steps.flat_map(|(number, step)| step.prefills.iter().map(move |&ticket| (number, ticket)))
     }
@@ -90,7 +90,7 @@ impl Scheduler {
     pub fn commit(&mut self, sampled: &[(RequestId, u32)]) {
         let step = self.in_flight.steps.pop_front().expect("a commit follows a plan");
         let mut sampled = sampled.iter().peekable();
-        for promise in step.promises {
+        for promise in step.planned {
             let token = sampled.next_if(|(id, _)| *id == promise.id).map(|&(_, token)| token);
             if promise.forgotten {
                 continue;
@@ -98,13 +98,13 @@ impl Scheduler {
             let id = promise.id;
             assert!(promise.sample || token.is_none(), "{id:?} is not at its last token: nothing to sample");
             assert!(!promise.sample || token.is_some(), "no sampled token for {id:?}");
-            self.settle(promise, token);
+            self.apply_result(promise, token);
         }
         assert!(sampled.next().is_none(), "sampled tokens come in the order of the plan");
     }
 
     /// Marks tokens as computed, shares the pages that became full, and appends the drawn token.
-    fn settle(&mut self, promise: Promise, token: Option<u32>) {
+    fn apply_result(&mut self, promise: PlannedSeq, token: Option<u32>) {
         let ticket = &promise.ticket;
         let sequence = self.running.get_mut(ticket).or_else(|| self.waiting.get_mut(ticket));
         let sequence = sequence.expect("what was planned runs, waits or was forgotten");
@@ -119,7 +119,7 @@ impl Scheduler {
             }
         }
         if let Some(token) = token {
-            sequence.promised -= 1;
+            sequence.placeholders -= 1;
             sequence.tokens.push(token);
         }
     }

@@ -7,23 +7,25 @@ use std::sync::Arc;
 use autograd::kv::{KvPool, KvShape, PAGE_TOKENS};
 use autograd::{Device, Tensor, ops};
 
-use super::card::Card;
-use super::generation::Generation;
+use super::generation::GenerationState;
+use super::graph_runner::CudaGraphRunner;
 use super::score::Scores;
-use super::step::Flight;
+use super::step::InFlightStep;
 use crate::config::ModelConfig;
 use crate::kv::CacheKey;
 use crate::memory::Entry;
 use crate::model::{Adapter, Decoder, ModelWeights, Pass, keep_layers};
-use crate::request::{GenerateEvent, GenerateRequest, RuntimeSpec, Slot, SlotSnapshot, SlotSpec, StepStats, TokenMask};
+use crate::request::{
+    GenerateEvent, GenerateRequest, ModelId, ModelSnapshot, ModelSpec, RuntimeSpec, StepStats, TokenMask,
+};
 use crate::scheduler::{RequestId, Scheduler, SchedulerConfig, SchedulerStats, SeqRequest};
 use crate::sink::Sink;
 use crate::text::Tokenizer;
 use crate::{Error, Result, sums};
 
 /// A model on the device with its continuous batch.
-pub(crate) struct SlotEngine {
-    slot: Slot,
+pub(crate) struct ModelRunner {
+    id: ModelId,
     pub(super) decoder: Decoder,
     pub(super) serving: Pass,
     /// The frozen weights under `serving`'s branches.
@@ -32,19 +34,19 @@ pub(crate) struct SlotEngine {
     tokenizer: Option<Arc<Tokenizer>>,
     pub(super) scheduler: Scheduler,
     pub(super) pool: KvPool,
-    pub(super) running: BTreeMap<RequestId, Generation>,
+    pub(super) running: BTreeMap<RequestId, GenerationState>,
     /// Sequences that are scored in the same steps.
     pub(super) scores: Scores,
     /// What steps on a GPU need.
-    pub(super) card: Option<Card>,
+    pub(super) graph_runner: Option<CudaGraphRunner>,
     /// Whether a step is launched before the results of the one before are looked at.
-    pub(super) overlap: bool,
+    pub(super) async_scheduling: bool,
     /// Launched steps whose results nobody has looked at, oldest first; those of the scheduler in flight.
-    pub(super) flights: VecDeque<Flight>,
+    pub(super) in_flight: VecDeque<InFlightStep>,
     pub(super) steps: StepStats,
     /// The newest error of a step, for the engine to look at.
     pub(super) error: Option<Error>,
-    /// Whether `serving` is this slot's own copy of trained weights.
+    /// Whether `serving` is this id's own copy of trained weights.
     owns_copy: bool,
 }
 
@@ -53,11 +55,11 @@ fn verify(model: &Path) -> Result<()> {
     if model.is_dir() { sums::verify(model, |name| !sums::OF_A_RUN.contains(&name)).map(drop) } else { Ok(()) }
 }
 
-impl SlotEngine {
+impl ModelRunner {
     /// Loads a model, or takes `shared` weights for its base.
     pub(super) fn load(
-        slot: Slot,
-        model: &SlotSpec,
+        id: ModelId,
+        model: &ModelSpec,
         spec: &RuntimeSpec,
         shared: Option<Arc<ModelWeights>>,
         progress: &dyn Fn(usize, usize),
@@ -67,7 +69,7 @@ impl SlotEngine {
             Some(weights) => weights,
             None => {
                 let kept = (&kept[..], model.files.config.num_layers);
-                let offload = slot == Slot::Teacher && spec.training.as_ref().is_some_and(|t| t.offload.teacher);
+                let offload = id == ModelId::Teacher && spec.training.as_ref().is_some_and(|t| t.offload.teacher);
                 let load = if offload { ModelWeights::load_offloaded } else { ModelWeights::load };
                 // The sums of a checkpoint's files are taken while they are loaded.
                 let weights = std::thread::scope(|scope| {
@@ -76,24 +78,24 @@ impl SlotEngine {
                     whole.join().expect("reading files does not panic")?;
                     weights
                 });
-                Arc::new(weights.map_err(|e| e.asked_as(Entry::Weights))?)
+                Arc::new(weights.map_err(|e| e.while_allocating(Entry::Weights))?)
             }
         };
         let adapter = model.adapter.as_ref().map(|dir| Adapter::load(dir, &config, spec.device)).transpose()?;
-        let pages = match slot {
-            Slot::Teacher if !spec.teacher_generates() => 1,
+        let pages = match id {
+            ModelId::Teacher if !spec.teacher_generates() => 1,
             _ => kv_pages(&config, spec.device, spec.engine.kv_bytes),
         };
         let (positions, pool) = (config.max_position_embeddings, kv_pool(&config, spec.device, pages)?);
         let decoder = Decoder::new(config, positions);
-        Self::new(slot, decoder, weights, adapter, model.files.tokenizer.clone(), (pool, pages), spec)
+        Self::new(id, decoder, weights, adapter, model.files.tokenizer.clone(), (pool, pages), spec)
     }
 
-    /// A slot on the base weights of `other` with an adapter of its own, which lies on the host; `pool`: its memory, where
+    /// A id on the base weights of `other` with an adapter of its own, which lies on the host; `pool`: its memory, where
     /// that is the host's.
     pub(super) fn beside(
         other: &Self,
-        slot: Slot,
+        id: ModelId,
         adapter: &Adapter,
         pool: Option<KvPool>,
         spec: &RuntimeSpec,
@@ -101,11 +103,11 @@ impl SlotEngine {
         let (decoder, weights, tokenizer) = (other.decoder.clone(), other.weights(), other.tokenizer.clone());
         let pages = kv_pages(&decoder.config, spec.device, spec.engine.kv_bytes);
         let pool = pool.map_or_else(|| kv_pool(&decoder.config, spec.device, pages), Ok)?;
-        Self::new(slot, decoder, weights, Some(adapter.on(spec.device)?), tokenizer, (pool, pages), spec)
+        Self::new(id, decoder, weights, Some(adapter.on(spec.device)?), tokenizer, (pool, pages), spec)
     }
 
     fn new(
-        slot: Slot,
+        id: ModelId,
         decoder: Decoder,
         weights: Arc<ModelWeights>,
         adapter: Option<Adapter>,
@@ -123,7 +125,7 @@ impl SlotEngine {
             prefix_cache: spec.engine.prefix_cache,
         })?;
         Ok(Self {
-            slot,
+            id,
             pool,
             decoder,
             base: weights.clone(),
@@ -133,12 +135,12 @@ impl SlotEngine {
             scheduler,
             running: BTreeMap::new(),
             scores: Scores::default(),
-            card: match spec.device {
-                Device::Cuda(ordinal) => Some(Card::new(ordinal, spec.engine.max_running)?),
+            graph_runner: match spec.device {
+                Device::Cuda(ordinal) => Some(CudaGraphRunner::new(ordinal, spec.engine.max_running)?),
                 Device::Cpu | Device::Portable => None,
             },
-            overlap: spec.engine.overlap,
-            flights: VecDeque::new(),
+            async_scheduling: spec.engine.async_scheduling,
+            in_flight: VecDeque::new(),
             steps: StepStats::default(),
             error: None,
             owns_copy: false,
@@ -179,8 +181,8 @@ impl SlotEngine {
         (self.scheduler.stats(), self.steps)
     }
 
-    pub(super) fn snapshot(&self) -> SlotSnapshot {
-        SlotSnapshot { version: self.version, scheduler: self.scheduler.stats() }
+    pub(super) fn snapshot(&self) -> ModelSnapshot {
+        ModelSnapshot { version: self.version, scheduler: self.scheduler.stats() }
     }
 
     /// Answers requests with `pass` from now on; cached prefixes of older weights are dropped. No step is in flight.
@@ -189,7 +191,7 @@ impl SlotEngine {
     /// captured decode steps read it. When every weight is trained, the weights that were loaded become that copy, unless
     /// a teacher has them too.
     pub(super) fn publish(&mut self, pass: Pass) -> Result<u64> {
-        assert!(self.flights.is_empty(), "steps in flight run with the old weights and would be taken for the new");
+        assert!(self.in_flight.is_empty(), "steps in flight run with the old weights and would be taken for the new");
         let full = pass.adapter.is_none();
         if matches!(self.device(), Device::Cuda(_)) {
             // `base` and `serving` hold them.
@@ -199,8 +201,8 @@ impl SlotEngine {
                 self.serving.assign(&pass)?;
             } else {
                 self.serving = pass.copied_from(&self.serving)?;
-                if let Some(card) = &mut self.card {
-                    card.forget_graphs();
+                if let Some(graph_runner) = &mut self.graph_runner {
+                    graph_runner.forget_graphs();
                 }
                 self.owns_copy = true;
             }
@@ -212,27 +214,27 @@ impl SlotEngine {
             self.base = self.serving.weights.clone();
         }
         self.version += 1;
-        self.scheduler.publish(self.slot.number(), self.version);
+        self.scheduler.publish(self.id.number(), self.version);
         Ok(self.version)
     }
 
     /// Answers requests with an adapter, which lies on the host, from now on. Captured steps read the memory of the old one, so
     /// they are forgotten.
     pub(super) fn replace_adapter(&mut self, adapter: &Adapter) -> Result<u64> {
-        assert!(self.flights.is_empty(), "steps in flight run with the old weights and would be taken for the new");
+        assert!(self.in_flight.is_empty(), "steps in flight run with the old weights and would be taken for the new");
         let adapter = adapter.on(self.device())?;
         self.serving = Pass::inference(self.base.clone(), Some(Arc::new(adapter)));
-        if let Some(card) = &mut self.card {
-            card.forget_graphs();
+        if let Some(graph_runner) = &mut self.graph_runner {
+            graph_runner.forget_graphs();
         }
         self.version += 1;
-        self.scheduler.publish(self.slot.number(), self.version);
+        self.scheduler.publish(self.id.number(), self.version);
         Ok(self.version)
     }
 
     pub(super) fn cache_key(&self) -> CacheKey {
-        // Pages never leave the process, so one tokenizer, adapter and page format per slot and version is all there is.
-        CacheKey { slot: self.slot.number(), weights_version: self.version, adapter: 0, tokenizer: 0, kv_format: 0 }
+        // Pages never leave the process, so one tokenizer, adapter and page format per id and version is all there is.
+        CacheKey { slot: self.id.number(), weights_version: self.version, adapter: 0, tokenizer: 0, kv_format: 0 }
     }
 
     /// Queues a generation, or reports on its stream why not.
@@ -260,7 +262,7 @@ impl SlotEngine {
         let (key, max_new_tokens) = (self.cache_key(), request.params.max_tokens);
         let prompt = request.prompt.as_slice().into();
         let (tokenizer, config) = (self.tokenizer.as_ref(), self.config());
-        let generation = Generation::new(request, mask, tokenizer, events.clone(), config, self.device())?;
+        let generation = GenerationState::new(request, mask, tokenizer, events.clone(), config, self.device())?;
         let ahead = generation.is_ahead();
         self.scheduler.submit(SeqRequest { id, key, prompt, max_new_tokens, scored_from: None, ahead })?;
         self.running.insert(id, generation);
@@ -288,7 +290,7 @@ pub(crate) fn kv_pages(config: &ModelConfig, device: Device, bytes: usize) -> us
 /// Memory of so many pages.
 pub(crate) fn kv_pool(config: &ModelConfig, device: Device, pages: usize) -> Result<KvPool> {
     let pool = KvPool::new(device, kv_shape(config), config.num_layers, pages);
-    pool.map_err(|e| Error::from(e).asked_as(Entry::Kv))
+    pool.map_err(|e| Error::from(e).while_allocating(Entry::Kv))
 }
 
 /// Ids must be rows of the embedding.

@@ -16,7 +16,7 @@ const FIRST: f64 = 16.0;
 
 /// What a round of steps computes.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Round {
+pub(super) struct StepLoad {
     /// Running generations wait for it.
     pub(super) streams: bool,
     /// Tokens of prompts in it.
@@ -25,21 +25,21 @@ pub(super) struct Round {
 
 /// Bounds the rounds of an engine.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct PrefillBudget {
     /// Tokens beside running generations.
     tokens: f64,
     /// Seconds of a round of generations alone.
     alone: Option<f64>,
     since_alone: u32,
     /// What the device computes while the host plans the next round, where it does.
-    ahead: Option<Round>,
-    overlap: bool,
+    ahead: Option<StepLoad>,
+    async_scheduling: bool,
 }
 
-impl Pace {
-    /// `overlap`: the device is one round ahead of the host, so the time of a round is seen in the next.
-    pub(super) fn new(overlap: bool) -> Self {
-        Self { tokens: FIRST, alone: None, since_alone: 0, ahead: None, overlap }
+impl PrefillBudget {
+    /// `async_scheduling`: the device is one round ahead of the host, so the time of a round is seen in the next.
+    pub(super) fn new(async_scheduling: bool) -> Self {
+        Self { tokens: FIRST, alone: None, since_alone: 0, ahead: None, async_scheduling }
     }
 
     /// Most tokens of prompts in the next round.
@@ -58,10 +58,10 @@ impl Pace {
     }
 
     /// A round was launched, and so much time has passed since the one before.
-    pub(super) fn took(&mut self, time: Duration, launched: Round) {
+    pub(super) fn took(&mut self, time: Duration, launched: StepLoad) {
         self.since_alone = if launched.prefill > 0 { self.since_alone + 1 } else { 0 };
-        let round = if self.overlap { self.ahead.replace(launched) } else { Some(launched) };
-        let Some(Round { streams: true, prefill }) = round else { return };
+        let round = if self.async_scheduling { self.ahead.replace(launched) } else { Some(launched) };
+        let Some(StepLoad { streams: true, prefill }) = round else { return };
         let time = time.as_secs_f64();
         let Some(alone) = &mut self.alone else {
             self.alone = (prefill == 0).then_some(time);
@@ -85,26 +85,26 @@ mod tests {
 
     #[test]
     fn rounds_beside_generations_come_to_take_the_multiple() {
-        for (overlap, token_ms, alone_ms) in
+        for (async_scheduling, token_ms, alone_ms) in
             [(false, 1.0, 20.0), (false, 0.002, 3.0), (true, 0.01, 2.0), (false, 30.0, 20.0)]
         {
-            let mut pace = Pace::new(overlap);
-            let mut last = Round::default();
+            let mut prefill_budget = PrefillBudget::new(async_scheduling);
+            let mut last = StepLoad::default();
             for round in 0..400 {
                 // More generations from the middle on.
                 let alone = if round < 200 { alone_ms } else { 3.0 * alone_ms };
-                let prefill = pace.prefill(true).min(100_000);
-                let launched = Round { streams: true, prefill };
-                let runs = if overlap { std::mem::replace(&mut last, launched) } else { launched };
+                let prefill = prefill_budget.prefill(true).min(100_000);
+                let launched = StepLoad { streams: true, prefill };
+                let runs = if async_scheduling { std::mem::replace(&mut last, launched) } else { launched };
                 let ms = alone + token_ms * runs.prefill as f64;
                 let slowest = (alone + LEAST * token_ms).max(2.0 * alone);
                 let settled = (100..200).contains(&round) || round >= 300;
                 assert!(!settled || ms <= slowest, "round {round}: {ms} ms beside {alone}");
                 let few = runs.prefill > 0 && ms < 1.2 * alone;
                 assert!(!settled || !few, "round {round}: {} tokens are too few", runs.prefill);
-                pace.took(Duration::from_secs_f64(ms / 1000.0), launched);
+                prefill_budget.took(Duration::from_secs_f64(ms / 1000.0), launched);
             }
         }
-        assert_eq!(Pace::new(false).prefill(false), usize::MAX);
+        assert_eq!(PrefillBudget::new(false).prefill(false), usize::MAX);
     }
 }

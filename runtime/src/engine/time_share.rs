@@ -16,7 +16,7 @@ const MOST: Duration = Duration::from_secs(10);
 
 /// Who has had how much; `K` is the kind of a job.
 #[derive(Debug)]
-pub(super) struct Turns<K> {
+pub(super) struct TimeShare<K> {
     /// Seconds that steps have had beyond what jobs had, of the time that both wanted.
     steps_ahead: f64,
     last_job: Option<(Instant, K)>,
@@ -26,7 +26,7 @@ pub(super) struct Turns<K> {
 
 /// What the device does next.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(super) enum NextAction {
     Job,
     Step,
     /// Nothing before this moment, unless work comes.
@@ -35,27 +35,27 @@ pub(super) enum Turn {
 
 /// What waits for the device.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Waiting {
+pub(super) struct PendingWork {
     /// A job, and whether it can run now.
     pub(super) job: Option<bool>,
     /// Requests.
     pub(super) steps: bool,
 }
 
-impl<K: Copy + Eq + Hash> Turns<K> {
+impl<K: Copy + Eq + Hash> TimeShare<K> {
     pub(super) fn new() -> Self {
         Self { steps_ahead: 0.0, last_job: None, alone: HashMap::new() }
     }
 
     /// Something waits.
-    pub(super) fn next(&self, now: Instant, waiting: Waiting) -> Turn {
+    pub(super) fn next(&self, now: Instant, waiting: PendingWork) -> NextAction {
         match waiting {
-            Waiting { job: Some(true), steps } if !steps || self.steps_ahead >= 0.0 => Turn::Job,
-            Waiting { job: None, .. } if self.steps_ahead > 0.0 => match self.soon(now) {
-                Some(until) => Turn::Wait(until),
-                None => Turn::Step,
+            PendingWork { job: Some(true), steps } if !steps || self.steps_ahead >= 0.0 => NextAction::Job,
+            PendingWork { job: None, .. } if self.steps_ahead > 0.0 => match self.soon(now) {
+                Some(until) => NextAction::Wait(until),
+                None => NextAction::Step,
             },
-            _ => Turn::Step,
+            _ => NextAction::Step,
         }
     }
 
@@ -109,24 +109,24 @@ mod tests {
 
     /// Runs jobs of `job` and steps of `step` that are always wanted; the next job comes `gap` after the last.
     fn shares(job: Duration, step: Duration, gap: Duration) -> [f64; 2] {
-        let (mut turns, mut now, mut had) = (Turns::new(), Instant::now(), [0.0; 2]);
+        let (mut time_share, mut now, mut had) = (TimeShare::new(), Instant::now(), [0.0; 2]);
         let (end, mut comes) = (now + 500 * (job + step), now);
         while now < end {
             let job_waits = now >= comes;
-            match turns.next(now, Waiting { job: job_waits.then_some(true), steps: true }) {
-                Turn::Job => {
+            match time_share.next(now, PendingWork { job: job_waits.then_some(true), steps: true }) {
+                NextAction::Job => {
                     now += job;
                     had[0] += job.as_secs_f64();
-                    turns.job_took((), now, job, true);
+                    time_share.job_took((), now, job, true);
                     comes = now + gap;
                 }
-                Turn::Step => {
+                NextAction::Step => {
                     now += step;
                     had[1] += step.as_secs_f64();
-                    turns.step_took(now, step, job_waits || now >= comes);
+                    time_share.step_took(now, step, job_waits || now >= comes);
                 }
-                Turn::Wait(until) => {
-                    turns.waited(comes <= until);
+                NextAction::Wait(until) => {
+                    time_share.waited(comes <= until);
                     now = until.min(comes);
                 }
             }
@@ -152,14 +152,14 @@ mod tests {
     /// Steps that the caller of the jobs waits for itself are not held up, but once in a while.
     #[test]
     fn a_job_that_is_not_followed_soon_is_not_waited_after() {
-        let (mut turns, mut now, mut waits) = (Turns::new(), Instant::now(), 0);
+        let (mut time_share, mut now, mut waits) = (TimeShare::new(), Instant::now(), 0);
         let ms = Duration::from_millis(1);
         for round in 0..640 {
-            turns.job_took(7, now, ms, true);
-            turns.step_took(now + 2 * ms, 2 * ms, true);
-            assert!(round > 0 || turns.steps_ahead > 0.0);
-            if let Turn::Wait(until) = turns.next(now + ms, Waiting { job: None, steps: true }) {
-                turns.waited(false);
+            time_share.job_took(7, now, ms, true);
+            time_share.step_took(now + 2 * ms, 2 * ms, true);
+            assert!(round > 0 || time_share.steps_ahead > 0.0);
+            if let NextAction::Wait(until) = time_share.next(now + ms, PendingWork { job: None, steps: true }) {
+                time_share.waited(false);
                 now = until;
                 waits += 1;
             }
@@ -170,9 +170,9 @@ mod tests {
 
     #[test]
     fn a_job_that_cannot_run_yet_lets_steps_go_on() {
-        let turns = Turns::<()>::new();
+        let time_share = TimeShare::<()>::new();
         let now = Instant::now();
-        assert_eq!(turns.next(now, Waiting { job: Some(false), steps: true }), Turn::Step);
-        assert_eq!(turns.next(now, Waiting { job: Some(true), steps: false }), Turn::Job);
+        assert_eq!(time_share.next(now, PendingWork { job: Some(false), steps: true }), NextAction::Step);
+        assert_eq!(time_share.next(now, PendingWork { job: Some(true), steps: false }), NextAction::Job);
     }
 }

@@ -11,21 +11,21 @@ use autograd::kv::{KvPool, PagedBatch};
 use autograd::ops::{self, DrawBoard, DrawRow, PendingDraws};
 use autograd::{Index, Tensor};
 
-use super::slot::SlotEngine;
+use super::runner::ModelRunner;
 use crate::memory::{Entry, graph_pages, graph_rows};
 use crate::model::{Decoder, Paged, Pass};
-use crate::scheduler::Plan;
+use crate::scheduler::SchedulerOutput;
 use crate::{Error, Result};
 
 /// A slot's part of a GPU.
-pub(super) struct Card {
+pub(super) struct CudaGraphRunner {
     ordinal: usize,
     board: Arc<DrawBoard>,
     memory: GraphMemory,
     graphs: BTreeMap<Room, DecodeGraph>,
 }
 
-impl Card {
+impl CudaGraphRunner {
     /// For steps of up to `rows` sequences.
     pub(super) fn new(ordinal: usize, rows: usize) -> Result<Self> {
         let memory = GraphMemory::new(Gpu::get(ordinal)?);
@@ -74,31 +74,35 @@ fn step(
     ops::logits(ops::Head { hidden: &hidden, weight: pass.weights.output_head(), ids: decoder.config.token_ids })
 }
 
-impl SlotEngine {
-    /// Launches the step on `card`; `None` when it draws nothing.
-    pub(super) fn launch_on(&mut self, card: &mut Card, plan: &Plan) -> Result<Option<PendingDraws>> {
+impl ModelRunner {
+    /// Launches the step on `graph_runner`; `None` when it draws nothing.
+    pub(super) fn launch_on(
+        &mut self,
+        graph_runner: &mut CudaGraphRunner,
+        plan: &SchedulerOutput,
+    ) -> Result<Option<PendingDraws>> {
         // A graph would read offloaded layers where they passed through when it was captured.
         let fixed = !self.serving.weights.is_offloaded();
         if fixed && plan.seqs.iter().all(|seq| seq.sample && seq.tokens.len() == 1) {
-            return self.launch_graph(card, plan).map(Some);
+            return self.launch_graph(graph_runner, plan).map(Some);
         }
-        let ids = card.board.feed(&plan.tokens)?;
+        let ids = graph_runner.board.feed(&plan.tokens)?;
         let Some(logits) = self.logits(plan, &ids)? else { return Ok(None) };
         let drawn = plan.seqs.iter().filter(|seq| seq.sample);
-        let rows: Vec<DrawRow<'_>> = drawn.map(|seq| self.running[&seq.id].draw_row(seq.tokens.end)).collect();
-        Ok(Some(card.board.draw(&logits, &rows)?))
+        let rows: Vec<DrawRow<'_>> = drawn.map(|seq| self.running[&seq.id].sample_args(seq.tokens.end)).collect();
+        Ok(Some(graph_runner.board.draw(&logits, &rows)?))
     }
 
-    fn launch_graph(&mut self, card: &mut Card, plan: &Plan) -> Result<PendingDraws> {
-        let row = |(seq, &token): (&crate::scheduler::PlanSeq, _)| DecodeRow {
+    fn launch_graph(&mut self, graph_runner: &mut CudaGraphRunner, plan: &SchedulerOutput) -> Result<PendingDraws> {
+        let row = |(seq, &token): (&crate::scheduler::ScheduledSeq, _)| DecodeRow {
             token,
             position: seq.tokens.start,
             pages: plan.pages(seq),
-            draw: self.running[&seq.id].draw_row(seq.tokens.end),
+            draw: self.running[&seq.id].sample_args(seq.tokens.end),
         };
         let rows: Vec<DecodeRow<'_>> = plan.seqs.iter().zip(&plan.tokens).map(row).collect();
-        let graph = card.graph(&rows, &mut self.pool, &self.decoder, &self.serving);
-        let pending = graph.map_err(|e| e.asked_as(Entry::Graphs))?.launch(&rows)?;
+        let graph = graph_runner.graph(&rows, &mut self.pool, &self.decoder, &self.serving);
+        let pending = graph.map_err(|e| e.while_allocating(Entry::Graphs))?.launch(&rows)?;
         self.steps.graphs += 1;
         Ok(pending)
     }

@@ -1,0 +1,59 @@
+//! A device that is lost: everything that runs ends with that error, and nothing more is asked of the device.
+
+use super::{Engine, ModelRunner};
+use crate::handle::{EngineRequest, Reply};
+use crate::request::GenerateEvent;
+use crate::{Error, Result};
+
+impl Engine {
+    /// What the errors of the steps since the last look say of the device.
+    pub(super) fn check_step_errors(&mut self) {
+        let errors: Vec<Error> = self.models().filter_map(|model| model.error.take()).collect();
+        errors.into_iter().for_each(|error| self.check_device_lost::<()>(&Err(error)));
+    }
+
+    /// Ends everything that runs once an error says that the device is lost.
+    pub(super) fn check_device_lost<T>(&mut self, result: &Result<T>) {
+        let Err(Error::Op(error)) = result else { return };
+        if !error.is_device_lost() || self.lost.is_some() {
+            return;
+        }
+        let lost = Error::Op(error.clone());
+        self.models().for_each(|model| ModelRunner::fail_all(model, &lost));
+        self.lost = Some(lost);
+    }
+
+    /// Answers, looking at what the answer says of the device.
+    pub(super) fn reply<T>(&mut self, reply: &Reply<T>, answer: Result<T>) {
+        self.check_device_lost(&answer);
+        send(reply, answer);
+    }
+}
+
+/// Answers work that the lost device cannot do.
+pub(super) fn refuse(work: EngineRequest, lost: &Error) {
+    let lost = lost.duplicate();
+    match work {
+        EngineRequest::Generate(.., events) => drop(events.send(GenerateEvent::Failed(lost))),
+        // Everything has ended.
+        EngineRequest::Cancel(..) => {}
+        EngineRequest::Score(_, request) => send(&request.reply, Err(lost)),
+        EngineRequest::AddAdapter(.., reply) => send(&reply, Err(lost)),
+        EngineRequest::ReplaceAdapter(.., reply) => send(&reply, Err(lost)),
+        EngineRequest::RemoveAdapter(_, reply) => send(&reply, Err(lost)),
+        EngineRequest::ForwardBackward(_, reply) => send(&reply, Err(lost)),
+        EngineRequest::OptimStep(_, reply) => send(&reply, Err(lost)),
+        EngineRequest::Publish(reply) => send(&reply, Err(lost)),
+        EngineRequest::Export(reply) => send(&reply, Err(lost)),
+        EngineRequest::Restore(_, reply) => send(&reply, Err(lost)),
+        EngineRequest::Pause(_, reply) => send(&reply, Err(lost)),
+        EngineRequest::Resume(reply) => send(&reply, Err(lost)),
+        EngineRequest::ResetPrefixCache(reply) => send(&reply, Err(lost)),
+        EngineRequest::Stats(reply) => send(&reply, Err(lost)),
+    }
+}
+
+fn send<T>(reply: &Reply<T>, value: Result<T>) {
+    // A caller that stopped waiting has dropped its end; there is nobody to tell.
+    drop(reply.send(value));
+}

@@ -1,4 +1,4 @@
-//! The shapes that `scripts/bench_gpu` gives to torch too: products, attention, a distillation loss. Best of three runs of
+//! The shapes that `scripts/bench/gpu` gives to torch too: products, attention, a distillation loss. Best of three runs of
 //! several calls with the queue kept full, as it times torch.
 
 use std::hint::black_box;

@@ -4,7 +4,7 @@
 //! the runs that fit into SECONDS (default 0.5), as time and as GFLOP/s or GB/s. FILTER keeps the lines whose name
 //! contains it.
 //!
-//! `... --example kernels -- --device cuda [--trial]`: what `scripts/bench_gpu` holds against torch, as JSON lines.
+//! `... --example kernels -- --device cuda [--trial]`: what `scripts/bench/gpu` holds against torch, as JSON lines.
 //! `--trial` takes small shapes, to see that it runs.
 
 #![allow(clippy::print_stdout)]

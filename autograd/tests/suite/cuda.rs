@@ -1,4 +1,4 @@
-//! The kernels of a GPU against burn, on inputs that bf16 holds exactly. `scripts/gpu_check` runs these where there is a
+//! The kernels of a GPU against burn, on inputs that bf16 holds exactly. `scripts/check/gpu` runs these where there is a
 //! GPU; they are ignored elsewhere.
 
 #![allow(clippy::print_stdout)]
@@ -219,7 +219,7 @@ fn losses_equal_burn() {
     assert_equal_burn(losses(&[[5, 1000, 16], [270, 5003, 24]]));
 }
 
-/// A few small cases of each slow kind: what `scripts/gpu_check` runs under the race checker, a thousand times slower.
+/// A few small cases of each slow kind: what `scripts/check/gpu` runs under the race checker, a thousand times slower.
 #[test]
 #[ignore = "needs a GPU"]
 fn short_cases_equal_burn() {

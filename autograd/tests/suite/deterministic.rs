@@ -1,4 +1,4 @@
-//! Deterministic mode of a GPU: bits that do not depend on the batch. `scripts/gpu_check` runs these where there is a
+//! Deterministic mode of a GPU: bits that do not depend on the batch. `scripts/check/gpu` runs these where there is a
 //! GPU; they are ignored elsewhere.
 
 #![allow(clippy::print_stdout)]

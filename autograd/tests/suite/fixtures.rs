@@ -1,4 +1,4 @@
-//! Ops and losses against PyTorch and TRL: `tests/fixtures/*.json`, made by `scripts/make_*_fixtures.py`.
+//! Ops and losses against PyTorch and TRL: `tests/fixtures/*.json`, made by `scripts/fixtures/make_*.py`.
 
 use serde_json::Value;
 

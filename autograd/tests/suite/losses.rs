@@ -1,6 +1,6 @@
 //! Published values of the losses, and what holds for every one of them.
 //!
-//! The golden values are those of `scripts/make_golden_losses.py` (generalized JSD as TRL defines it); an identity head
+//! The golden values are those of `scripts/fixtures/make_golden_losses.py` (generalized JSD as TRL defines it); an identity head
 //! makes hidden states and logits one thing.
 
 use autograd::ops::{self, Distill, Divergence, Rows};

@@ -145,7 +145,7 @@ mod tests {
 
     use super::*;
 
-    /// transformers' own lists of keys, see `scripts/make_key_fixtures.py`.
+    /// transformers' own lists of keys, see `scripts/fixtures/make_key.py`.
     #[test]
     fn every_key_of_transformers_has_a_rule() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/keys.json");

@@ -138,7 +138,7 @@ mod tests {
         splits.into_iter().map(|(piece, ..)| piece.to_owned()).collect()
     }
 
-    /// Cuts by the tokenizers of the models themselves, see `scripts/make_cut_fixtures.py`.
+    /// Cuts by the tokenizers of the models themselves, see `scripts/fixtures/make_cut.py`.
     #[test]
     fn cuts_equal_those_of_the_models_tokenizers() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/gguf/cuts.json");

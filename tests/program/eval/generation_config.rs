@@ -1,5 +1,5 @@
 //! A model's own files decide as they do in lm-evaluation-harness 0.4.13's Hugging Face models with transformers 5.24, whose
-//! values these are (`scripts/check_eval_hf`, f32).
+//! values these are (`scripts/check/eval_hf`, f32).
 
 use std::fs;
 

@@ -1,5 +1,5 @@
 //! `--data hf:` against a hub of this test's own: rows in the columns of the data sets that lm-evaluation-harness takes become
-//! the requests that the library makes of them (`scripts/make_hub_fixtures.py`).
+//! the requests that the library makes of them (`scripts/fixtures/make_hub.py`).
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

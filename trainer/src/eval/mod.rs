@@ -4,7 +4,7 @@
 //! a backend answers them with [`Response`]s; the task grades these, which makes a [`Sample`], one line of a file; the
 //! samples' metrics are aggregated into [`Results`].
 //!
-//! Numbers are those of lm-evaluation-harness 0.4.13 on the same data, model and options; `scripts/check_eval_lm_eval`
+//! Numbers are those of lm-evaluation-harness 0.4.13 on the same data, model and options; `scripts/check/eval_lm_eval`
 //! compares them.
 
 mod aggregate;

@@ -2,7 +2,7 @@
 //!
 //! The standard errors of `results.json` are lm-evaluation-harness' (`stderr`). [`wilson`] is the interval that a score of right and wrong is reported with: unlike mean +- 2 stderr it stays within 0..1
 //! and is not empty at 0 and 1; [`score_interval`] is that of other scores. [`mod@paired`] compares two runs on the same documents. Golden values are made by
-//! `scripts/make_stats_fixtures.py` with scipy and statsmodels.
+//! `scripts/fixtures/make_stats.py` with scipy and statsmodels.
 
 mod distribution;
 pub mod paired;

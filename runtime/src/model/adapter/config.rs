@@ -212,7 +212,7 @@ fn is_off(value: &Value) -> bool {
 mod tests {
     use super::*;
 
-    /// PEFT's own list of keys with their defaults, see `scripts/make_key_fixtures.py`.
+    /// PEFT's own list of keys with their defaults, see `scripts/fixtures/make_key.py`.
     #[test]
     fn every_key_of_peft_is_known_and_its_default_is_accepted() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/keys.json");

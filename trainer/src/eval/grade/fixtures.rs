@@ -1,4 +1,4 @@
-//! The graders beside the programs that they follow: `scripts/make_grade_fixtures.py` says what a row is.
+//! The graders beside the programs that they follow: `scripts/fixtures/make_grade.py` says what a row is.
 
 use std::path::Path;
 
@@ -56,7 +56,7 @@ fn verdicts_are_those_of_lm_eval() {
     assert_eq!(differences(&rows), []);
 }
 
-/// All pairs: `scripts/make_grade_fixtures.py --all FILE`, then `ARLE_GRADE_FIXTURES=FILE`.
+/// All pairs: `scripts/fixtures/make_grade.py --all FILE`, then `ARLE_GRADE_FIXTURES=FILE`.
 #[test]
 #[ignore = "wants the whole file of fixtures"]
 fn all_verdicts_are_those_of_lm_eval_but_for_five() {

@@ -1,4 +1,4 @@
-//! Tasks beside the programs that they follow, on whole responses: `scripts/make_grade_fixtures.py` says what a row is. And
+//! Tasks beside the programs that they follow, on whole responses: `scripts/fixtures/make_grade.py` says what a row is. And
 //! HumanEval beside itself.
 
 use std::path::PathBuf;

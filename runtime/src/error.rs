@@ -5,6 +5,27 @@ use std::path::{Path, PathBuf};
 /// Result of a runtime call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// What a caller can do about an [`Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request has a value that is refused every time.
+    Invalid,
+    /// The request has more tokens than the model's context or the KV memory takes.
+    TooLong,
+    /// The request names a model that is not loaded.
+    NotFound,
+    /// The state of the runtime forbids it now.
+    Conflict,
+    /// The queue is full: the same request may be accepted later.
+    Busy,
+    /// The device's memory does not hold what the request needs beside the others.
+    OutOfMemory,
+    /// The device or the thread that owns it is gone.
+    Unavailable,
+    /// A defect: of a file, of the model or of this program.
+    Internal,
+}
+
 /// What can go wrong between a model source and a finished request.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -164,8 +185,17 @@ pub enum Error {
     #[error(transparent)]
     Sampling(#[from] crate::sampler::SamplingError),
     /// A request that cannot be answered.
+    #[error(transparent)]
+    Request(#[from] crate::request::RequestError),
+    /// A micro-batch or an optimizer step that cannot be computed.
+    #[error(transparent)]
+    Train(#[from] crate::train::TrainError),
+    /// A step failed; the text is that of the error, which another request of the step may have.
     #[error("{0}")]
-    Request(String),
+    Step(String),
+    /// A share of the free memory was requested where the system does not report it.
+    #[error("this system does not report how much memory is free; give the KV memory in bytes (8GiB)")]
+    FreeMemoryUnknown,
     /// The device ran out of memory although the plan fits: something took more than was planned for it.
     #[error("{source}; it was asked for as {}, which is more than its share of the memory plan: {}", entry.name(), entry.remedy())]
     OutOfMemory {
@@ -245,7 +275,44 @@ impl Error {
         match self {
             Self::Op(error) => Self::Op(error.clone()),
             Self::OutOfMemory { entry, source } => Self::OutOfMemory { entry: *entry, source: source.clone() },
-            other => Self::Request(other.to_string()),
+            Self::Submit(error) => Self::Submit(*error),
+            Self::Sampling(error) => Self::Sampling(error.clone()),
+            Self::Request(error) => Self::Request(*error),
+            Self::Train(error) => Self::Train(*error),
+            other => Self::Step(other.to_string()),
+        }
+    }
+
+    /// What a caller can do about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        use crate::request::RequestError;
+        use crate::sampler::SamplingError;
+        use crate::scheduler::SubmitError;
+        match self {
+            _ if self.is_device_lost() => ErrorKind::Unavailable,
+            Self::Stopped(_) => ErrorKind::Unavailable,
+            Self::OutOfMemory { .. } => ErrorKind::OutOfMemory,
+            Self::Submit(SubmitError::QueueFull { .. }) => ErrorKind::Busy,
+            Self::Submit(SubmitError::ContextTooShort { .. } | SubmitError::PoolTooSmall { .. })
+            | Self::Request(RequestError::SequenceTooLong { .. })
+            | Self::Train(crate::train::TrainError::TooLong { .. }) => ErrorKind::TooLong,
+            Self::Submit(SubmitError::DuplicateId(_)) => ErrorKind::Internal,
+            Self::Request(RequestError::NoModel { .. }) => ErrorKind::NotFound,
+            Self::Request(
+                RequestError::AdapterInUse { .. } | RequestError::BaseIsTrained | RequestError::NotTraining,
+            ) => ErrorKind::Conflict,
+            Self::Request(RequestError::NonFiniteLogits { .. })
+            | Self::Sampling(SamplingError::NonFiniteLogit { .. } | SamplingError::NonFiniteLogits) => {
+                ErrorKind::Internal
+            }
+            Self::Request(_)
+            | Self::Train(_)
+            | Self::Submit(_)
+            | Self::Sampling(_)
+            | Self::Adapter { .. }
+            | Self::ChatTemplate(_) => ErrorKind::Invalid,
+            _ => ErrorKind::Internal,
         }
     }
 

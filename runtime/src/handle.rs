@@ -1,4 +1,4 @@
-//! The one door to the device.
+//! The one entrypoint to the device.
 
 mod score;
 
@@ -13,12 +13,11 @@ use autograd::Device;
 use autograd::kv::KvPool;
 
 use crate::config::ModelConfig;
-use crate::engine::score::ScoreWork;
 use crate::engine::{Engine, kv_pages, kv_pool};
 use crate::model::Adapter;
 use crate::request::{
     FinishReason, GenerateEvent, GenerateRequest, Generated, ModelId, OptimReport, OptimStep, PauseMode, RuntimeSpec,
-    RuntimeStats, Snapshot, TokenMask, TrainReport, TrainRequest, TrainState,
+    RuntimeStats, ScoreRequest, ScoreResponse, Snapshot, TokenMask, TrainReport, TrainRequest, TrainState,
 };
 use crate::scheduler::RequestId;
 use crate::sink::Sink;
@@ -27,10 +26,10 @@ use crate::{Error, Result};
 /// Where an answer goes.
 pub(crate) type Reply<T> = Sink<Result<T>>;
 
-/// What the device thread is asked to do.
+/// A request to the device thread.
 pub(crate) enum EngineRequest {
     Generate(RequestId, GenerateRequest, Option<Box<dyn TokenMask>>, Sink<GenerateEvent>),
-    Score(RequestId, ScoreWork),
+    Score(RequestId, ScoreRequest, Reply<ScoreResponse>),
     Cancel(ModelId, RequestId),
     ForwardBackward(TrainRequest, Reply<TrainReport>),
     OptimStep(OptimStep, Reply<OptimReport>),
@@ -61,7 +60,7 @@ pub struct RuntimeHandle {
     kv_bytes: usize,
 }
 
-/// Why the device thread has ended; it always says so, and soon after the first channel to it closes.
+/// Why the device thread has ended; set soon after the first channel to it closes.
 #[derive(Clone, Default)]
 struct ExitReason(Arc<OnceLock<String>>);
 
@@ -252,7 +251,7 @@ impl RuntimeHandle {
         self.call(EngineRequest::Publish)
     }
 
-    /// Loads a PEFT adapter onto the student's base weights, which exist once; it answers in a model of its own, with KV memory
+    /// Loads a PEFT adapter onto the student's base weights, which exist once; it is a model of its own, with KV memory
     /// of its own (as much as the student's). The files are read on the caller's thread.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! The runtime: models, weights, KV memory, the batched scheduler, and the one thread that owns the device.
 //!
-//! [`RuntimeHandle`] is the only door. Rollouts, scoring, training steps, evaluation and (in `serve`)
+//! [`RuntimeHandle`] is the only entrypoint. Rollouts, scoring, training steps, evaluation and (in `serve`)
 //! HTTP requests all submit work through it; nothing else touches a device.
 
 mod caught;
@@ -24,6 +24,6 @@ pub mod train;
 pub mod weights;
 
 pub use caught::caught;
-pub use error::{Error, Result};
+pub use error::{Error, ErrorKind, Result};
 pub use handle::{Generation, RequestGuard, RuntimeHandle};
 pub use sink::{Closed, Sink};

@@ -1,6 +1,7 @@
-//! What can be asked of the runtime, and what it answers.
+//! Requests to the runtime and their results.
 
-mod grade;
+mod error;
+mod score;
 mod spec;
 mod stats;
 
@@ -8,7 +9,10 @@ use std::sync::Arc;
 
 use crate::sampler::SamplingParams;
 use crate::train::{GivenTeacher, Loss};
-pub use grade::{GradeRequest, Graded, GradedRows, Grades, Precision, Span, Wanted};
+pub use error::RequestError;
+pub use score::{
+    LogProbs, Pooling, Precision, ScoreOutput, ScoreRequest, ScoreResponse, ScoreSequence, SequenceScores,
+};
 pub use spec::{EngineConfig, LoraConfig, ModelSpec, Offload, RuntimeSpec, Trainable, Training};
 pub use stats::{GpuStats, ModelSnapshot, RuntimeStats, Snapshot, StepStats};
 
@@ -17,10 +21,20 @@ pub use stats::{GpuStats, ModelSnapshot, RuntimeStats, Snapshot, StepStats};
 pub enum ModelId {
     /// The model that generates, serves and, in a training run, learns.
     Student,
-    /// The model that grades.
+    /// The model that scores the student's tokens.
     Teacher,
     /// An adapter on the student's base, loaded by [`crate::RuntimeHandle::add_adapter`].
     Adapter(u32),
+}
+
+impl std::fmt::Display for ModelId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Student => f.write_str("the student"),
+            Self::Teacher => f.write_str("the teacher"),
+            Self::Adapter(number) => write!(f, "adapter {number}"),
+        }
+    }
 }
 
 impl ModelId {
@@ -45,7 +59,7 @@ pub enum CompletionText {
     Alone,
 }
 
-/// Ask for a continuation.
+/// A request for a continuation.
 #[derive(Debug, Clone)]
 pub struct GenerateRequest {
     /// Which model.
@@ -94,7 +108,7 @@ impl FinishReason {
     }
 }
 
-/// What a pause does with the generations that run.
+/// What a pause does with running generations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PauseMode {
     /// They go on afterwards.
@@ -160,68 +174,6 @@ pub struct Generated {
     pub cached_tokens: usize,
 }
 
-/// Ask for the log-probabilities of given tokens.
-#[derive(Debug, Clone)]
-pub struct ScoreRequest {
-    /// Which model.
-    pub model: ModelId,
-    /// The tokens.
-    pub tokens: Vec<u32>,
-    /// How many of the most likely tokens to report at each position.
-    pub top: usize,
-}
-
-/// Log-probabilities of given tokens.
-#[derive(Debug, Clone)]
-pub struct Score {
-    /// ln p(token | prefix); `None` for the first.
-    pub logprobs: Vec<Option<f64>>,
-    /// Per token, the most likely ones at its position; empty for the first.
-    pub top: Vec<Vec<(u32, f64)>>,
-}
-
-/// Ask for the log-probabilities of the end of a sequence.
-#[derive(Debug, Clone)]
-pub struct ContinuationRequest {
-    /// Which model.
-    pub model: ModelId,
-    /// The whole sequence.
-    pub tokens: Vec<u32>,
-    /// The first token whose log-probability is asked for, at least 1.
-    pub from: usize,
-}
-
-/// Log-probabilities of the end of a sequence.
-#[derive(Debug, Clone, Default)]
-pub struct Continuation {
-    /// ln p of every token asked for, given all before it.
-    pub logprobs: Vec<f64>,
-    /// Whether none was likelier.
-    pub greedy: Vec<bool>,
-    /// Tokens that came from the prefix cache.
-    pub cached_tokens: usize,
-}
-
-/// Ask for one vector that stands for a text.
-#[derive(Debug, Clone)]
-pub struct EmbedRequest {
-    /// Which model.
-    pub model: ModelId,
-    /// The text's tokens.
-    pub tokens: Vec<u32>,
-    /// How the final hidden states become one.
-    pub pooling: Pooling,
-}
-
-/// How the final hidden states `[T, H]`, after the last norm, become one vector `[H]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pooling {
-    /// That of the last token, which alone has seen all others.
-    Last,
-    /// Their mean.
-    Mean,
-}
-
 /// One sequence of a training or evaluation batch.
 #[derive(Debug, Clone)]
 pub struct TrainSequence {
@@ -252,8 +204,8 @@ pub struct TrainRequest {
     pub backward: bool,
     /// Keys dropout: the step and micro-batch.
     pub dropout_key: u64,
-    /// What a teacher outside the runtime says of the tokens with a weight; `None` runs the runtime's own where the loss
-    /// needs one.
+    /// Log-probabilities of a remote teacher for the tokens with a weight; `None` runs the runtime's own teacher where the
+    /// loss needs one.
     pub teacher: Option<GivenTeacher>,
 }
 

@@ -1,19 +1,19 @@
-//! Where answers go.
+//! Where results go.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-/// Nobody listens any more.
+/// The receiver was dropped.
 #[derive(Debug)]
 pub struct Closed;
 
-/// Takes answers on the device thread. A sink must return at once: while it runs, nothing is computed for anybody. So it hands
-/// values over (to a channel without a limit, to a waker), and never waits for the one who reads them. What it holds is
+/// Takes results on the device thread. A sink must return at once: while it runs, nothing is computed. So it hands values over
+/// (to a channel without a limit, to a waker), and never waits for their reader. What it holds is
 /// bounded by what its request may produce.
 pub struct Sink<T>(Arc<dyn Fn(T) -> Result<(), Closed> + Send + Sync>);
 
 impl<T> Sink<T> {
-    /// From a function that says whether somebody still listens.
+    /// From a function that returns [`Closed`] once the receiver was dropped.
     pub fn new(take: impl Fn(T) -> Result<(), Closed> + Send + Sync + 'static) -> Self {
         Self(Arc::new(take))
     }

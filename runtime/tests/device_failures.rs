@@ -7,7 +7,8 @@ use autograd::Device;
 use autograd::cuda::{Gpu, compile};
 use runtime::RuntimeHandle;
 use runtime::request::{
-    CompletionText, EngineConfig, GenerateEvent, GenerateRequest, ModelId, ModelSpec, RuntimeSpec, Score, ScoreRequest,
+    CompletionText, EngineConfig, GenerateEvent, GenerateRequest, LogProbs, ModelId, ModelSpec, RuntimeSpec,
+    ScoreOutput, ScoreRequest, ScoreSequence,
 };
 use runtime::sampler::SamplingParams;
 use runtime::source::ModelSource;
@@ -46,8 +47,12 @@ fn request(index: u64) -> GenerateRequest {
     GenerateRequest { model: ModelId::Student, prompt: vec![1, 2, 3], params, index, text: CompletionText::None }
 }
 
-fn score(runtime: &RuntimeHandle, count: u32) -> runtime::Result<Score> {
-    runtime.score(ScoreRequest { model: ModelId::Student, tokens: (0..count).collect(), top: 0 })
+/// Log-probabilities of all tokens but the first.
+fn score(runtime: &RuntimeHandle, count: u32) -> runtime::Result<Vec<f64>> {
+    let sequences = vec![ScoreSequence::every_token((0..count).collect())];
+    let output = ScoreOutput::LogProbs(LogProbs::default());
+    let request = ScoreRequest { model: ModelId::Student, sequences, output, token_ids: None };
+    Ok(runtime.score(request)?.sequences.remove(0).logprobs)
 }
 
 #[test]
@@ -64,7 +69,7 @@ fn a_step_that_finds_no_memory_says_what_it_was_for_and_later_ones_run() {
     for word in ["bytes asked for", "limit", "activations", "fewer tokens"] {
         assert!(text.contains(word), "{word:?} is not in {text}");
     }
-    assert_eq!(score(&runtime, 20).expect("fits still").logprobs.len(), 20);
+    assert_eq!(score(&runtime, 20).expect("fits still").len(), 19);
     gpu.set_memory_limit(None);
 }
 
@@ -75,7 +80,7 @@ fn a_text_beyond_the_kv_memory_is_refused_and_the_others_go_on() {
     let running = runtime.generate(request(0)).expect("submitted");
     let text = score(&runtime, 30_000).expect_err("no pages").to_string();
     assert!(text.contains("1875 KV pages of 512"), "{text}");
-    assert_eq!(score(&runtime, 20).expect("fits").logprobs.len(), 20);
+    assert_eq!(score(&runtime, 20).expect("fits").len(), 19);
     assert_eq!(running.collect().expect("was not concerned").tokens.len(), 4000);
 }
 
@@ -107,7 +112,6 @@ fn a_lost_card_ends_all_requests_and_refuses_later_ones() {
     }
     let later = runtime.generate(request(9)).expect("the thread lives").collect().expect_err("lost");
     assert!(later.is_device_lost(), "{later}");
-    let score = ScoreRequest { model: ModelId::Student, tokens: vec![1, 2], top: 0 };
-    assert!(runtime.score(score).expect_err("lost").is_device_lost());
+    assert!(score(&runtime, 2).expect_err("lost").is_device_lost());
     assert!(runtime.stats().expect_err("lost").is_device_lost());
 }

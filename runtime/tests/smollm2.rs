@@ -8,7 +8,10 @@ use std::sync::Arc;
 use autograd::Device;
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
-use runtime::request::{CompletionText, EngineConfig, GenerateRequest, ModelId, ModelSpec, RuntimeSpec, ScoreRequest};
+use runtime::request::{
+    CompletionText, EngineConfig, GenerateRequest, LogProbs, ModelId, ModelSpec, RuntimeSpec, ScoreOutput,
+    ScoreRequest, ScoreSequence,
+};
 use runtime::sampler::SamplingParams;
 use runtime::source::ModelSource;
 use serde_json::Value;
@@ -60,11 +63,14 @@ fn texts_tokens_and_probabilities_equal_llama_cpp() {
         assert_eq!(tokens, want, "{text}");
     }
     let tokens = ids(&fixture["passage"]);
-    let score = handle.score(ScoreRequest { model: ModelId::Student, tokens, top: 0 }).expect("scores");
+    let sequences = vec![ScoreSequence::every_token(tokens)];
+    let output = ScoreOutput::LogProbs(LogProbs::default());
+    let request = ScoreRequest { model: ModelId::Student, sequences, output, token_ids: None };
+    let scores = handle.score(request).expect("scores").sequences.remove(0);
     let want = fixture["passage_logprobs"].as_array().expect("log-probabilities");
-    for (i, (got, want)) in score.logprobs.iter().zip(want).enumerate() {
-        assert_eq!(got.is_some(), want.is_number(), "at {i}");
-        let difference = (got.unwrap_or(0.0) - want.as_f64().unwrap_or(0.0)).abs();
+    assert!(want[0].is_null() && scores.logprobs.len() + 1 == want.len());
+    for (i, (got, want)) in scores.logprobs.iter().zip(&want[1..]).enumerate() {
+        let difference = (got - want.as_f64().expect("a number")).abs();
         assert!(difference < 1e-3, "at {i}: {got:?}, llama.cpp {want}");
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use runtime::request::{
-    CompletionText, EmbedRequest, FinishReason, GenerateEvent, GenerateRequest, GradeRequest, Graded, TokenEvent,
+    CompletionText, FinishReason, GenerateEvent, GenerateRequest, ScoreRequest, ScoreResponse, TokenEvent,
 };
 use runtime::sampler::SamplingParams;
 use runtime::{Closed, RequestGuard, Sink};
@@ -233,22 +233,8 @@ fn at_temperature(mut token: TokenEvent, temperature: f64) -> TokenEvent {
     token
 }
 
-/// What a model says of positions of given sequences.
-pub(crate) async fn grade(app: &App, request: GradeRequest) -> Result<Graded, ApiError> {
-    ask(app, "score", |reply| app.runtime.grade_into(request, reply)).await
-}
-
-/// One vector for a text.
-pub(crate) async fn embed(app: &App, request: EmbedRequest) -> Result<Vec<f32>, ApiError> {
-    ask(app, "embed", |reply| app.runtime.embed_into(request, reply)).await
-}
-
-/// Submits what has one answer, and waits for it in one place.
-async fn ask<T: Send + 'static>(
-    app: &App,
-    name: &'static str,
-    submit: impl FnOnce(Sink<runtime::Result<T>>) -> runtime::Result<RequestGuard>,
-) -> Result<T, ApiError> {
+/// Submits a score request and waits for the response; `name` is that of its span.
+pub(crate) async fn score(app: &App, name: &'static str, request: ScoreRequest) -> Result<ScoreResponse, ApiError> {
     let _places = app.admission.enter(1)?;
     let (sender, answer) = oneshot::channel();
     // A sink may be called again; this one's request is answered once.
@@ -258,7 +244,7 @@ async fn ask<T: Send + 'static>(
         sender.map_or(Err(Closed), |sender| sender.send(answer).map_err(|_| Closed))
     };
     // Dropped with a client that leaves: then the work ends.
-    let _ticket = submit(Sink::new(reply))?;
+    let _guard = app.runtime.score_into(request, Sink::new(reply))?;
     let timeout = app.config.request_timeout;
     match Scope::current().time(name, tokio::time::timeout(timeout, answer)).await {
         Err(_) => Err(ApiError::timeout(timeout.as_secs())),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use runtime::request::{GradedRows, TokenEvent};
+use runtime::request::{SequenceScores, TokenEvent};
 use runtime::text::{Detokenizer, Tokenizer};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -89,7 +89,7 @@ impl Lists {
         names: &Names,
         ids: &[u32],
         text: Option<&str>,
-        rows: &GradedRows,
+        rows: &SequenceScores,
         top: usize,
     ) -> Result<(), ApiError> {
         let (own, length) = match text {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use runtime::request::{GradeRequest, GradedRows, Grades, Span, Wanted};
+use runtime::request::{LogProbs, ScoreRequest, ScoreSequence, SequenceScores};
 use runtime::text::Tokenizer;
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use crate::api_error::ApiError;
 use crate::app::App;
 use crate::fields::Fields;
-use crate::generation::grade;
+use crate::generation::score;
 use crate::logprobs::{IMPOSSIBLE, finite, spelling};
 use crate::memory;
 use crate::models::Model;
@@ -73,24 +73,21 @@ pub(crate) async fn of_prompts(
     model: &Model,
     prompts: &[&[u32]],
     ask: Ask,
-) -> Result<Vec<Arc<GradedRows>>, ApiError> {
-    let spans = prompts.iter().filter(|ids| ids.len() > 1);
-    let sequences: Vec<Span> = spans.map(|ids| Span { tokens: ids.to_vec(), positions: 1..ids.len() }).collect();
-    let rows: usize = sequences.iter().map(|span| span.positions.len()).sum();
+) -> Result<Vec<Arc<SequenceScores>>, ApiError> {
+    let scored = prompts.iter().filter(|ids| ids.len() > 1);
+    let sequences: Vec<ScoreSequence> = scored.map(|ids| ScoreSequence::every_token(ids.to_vec())).collect();
+    let rows: usize = sequences.iter().map(|sequence| sequence.positions.len()).sum();
     let bytes = rows as u64 * (ask.top as u64 + 1) * (ENTRY_BYTES + ROW_BYTES) as u64;
     memory::hold_answer(memory::wait(bytes, "the prompts' log-probabilities").await?);
-    let mut graded = Vec::new();
+    let mut scores = Vec::new();
     if !sequences.is_empty() {
         let Ask { top, temperature, ranks } = ask;
-        let wanted = Wanted::LogProbs { top, ids: vec![], temperature, ranks };
-        let answer = grade(app, GradeRequest { model: model.id(), sequences, wanted, token_ids: None }).await?;
-        let Grades::LogProbs(rows) = answer.grades else {
-            return Err(ApiError::internal("log-probabilities were asked for, and other numbers came"));
-        };
-        graded = rows;
+        let output = LogProbs { top, temperature, ranks, ..LogProbs::default() }.into();
+        let request = ScoreRequest { model: model.id(), sequences, output, token_ids: None };
+        scores = score(app, "score", request).await?.sequences;
     }
-    let mut graded = graded.into_iter();
-    let rows = |ids: &&[u32]| if ids.len() > 1 { graded.next().unwrap_or_default() } else { GradedRows::default() };
+    let mut scores = scores.into_iter();
+    let rows = |ids: &&[u32]| if ids.len() > 1 { scores.next().unwrap_or_default() } else { SequenceScores::default() };
     Ok(prompts.iter().map(rows).map(Arc::new).collect())
 }
 
@@ -98,7 +95,7 @@ pub(crate) async fn of_prompts(
 /// it is sent: a tree of JSON values would take many times its memory.
 pub(crate) struct PromptLogprobs {
     pub(crate) ids: Vec<u32>,
-    pub(crate) rows: Arc<GradedRows>,
+    pub(crate) rows: Arc<SequenceScores>,
     pub(crate) top: usize,
     pub(crate) tokenizer: Option<Arc<Tokenizer>>,
 }
@@ -173,11 +170,11 @@ mod tests {
 
     #[test]
     fn a_token_outside_the_list_has_its_rank() {
-        let rows = GradedRows {
+        let rows = SequenceScores {
             logprobs: vec![-0.5, -3.0],
             ranks: vec![1, 7],
             top: vec![vec![(4, -0.5), (2, -1.5)], vec![(0, -0.25), (1, -2.0)]],
-            ..GradedRows::default()
+            ..SequenceScores::default()
         };
         let of = |top| PromptLogprobs { ids: vec![9, 4, 6], rows: Arc::new(rows.clone()), top, tokenizer: None };
         let entry = |logprob: f64, rank: u32| json!({"logprob": logprob, "rank": rank, "decoded_token": null});

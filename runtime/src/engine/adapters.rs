@@ -1,20 +1,19 @@
-//! Adapters beside the student: slots of their own on its base weights. Their files were read elsewhere: here they are only
+//! Adapters beside the student: models of their own on its base weights. Their files were read elsewhere: here they are only
 //! copied to the device.
 
 use autograd::Device;
 use autograd::kv::KvPool;
 
 use super::{Engine, ModelRunner};
+use crate::Result;
 use crate::model::Adapter;
-use crate::request::ModelId;
-use crate::{Error, Result};
+use crate::request::{ModelId, RequestError};
 
 impl Engine {
     /// Puts an adapter onto the student's base.
     pub(super) fn add_adapter(&mut self, adapter: &Adapter, pool: Option<KvPool>) -> Result<ModelId> {
         if self.training.is_some() {
-            let why = "the student's base may change while it is trained, so no adapter is loaded onto it";
-            return Err(Error::Request(why.to_owned()));
+            return Err(RequestError::BaseIsTrained.into());
         }
         let model = ModelId::Adapter(self.next_adapter);
         let engine = ModelRunner::beside(&self.student, model, adapter, pool, &self.spec)?;
@@ -26,7 +25,7 @@ impl Engine {
     /// Puts an adapter in the place of a loaded one. No step is in flight.
     pub(super) fn replace_adapter(&mut self, model: ModelId, adapter: &Adapter) -> Result<u64> {
         if !matches!(model, ModelId::Adapter(_)) {
-            return Err(Error::Request("only adapters are replaced".to_owned()));
+            return Err(RequestError::NotAnAdapter { model }.into());
         }
         self.model(model)?.replace_adapter(adapter)
     }
@@ -34,11 +33,10 @@ impl Engine {
     /// Frees an adapter that nobody uses.
     pub(super) fn remove_adapter(&mut self, model: ModelId) -> Result<()> {
         let ModelId::Adapter(number) = model else {
-            return Err(Error::Request("only adapters are removed".to_owned()));
+            return Err(RequestError::NotAnAdapter { model }.into());
         };
         if !self.model(model)?.is_idle() {
-            let why = "requests run with this adapter; remove it when they have ended";
-            return Err(Error::Request(why.to_owned()));
+            return Err(RequestError::AdapterInUse { model }.into());
         }
         let removed = self.adapters.remove(&number);
         if !matches!(self.spec.device, Device::Cuda(_)) {

@@ -1,4 +1,4 @@
-//! A device that is lost: everything that runs ends with that error, and nothing more is asked of the device.
+//! A device that is lost: everything that runs ends with that error, and the device is not used any more.
 
 use super::{Engine, ModelRunner};
 use crate::handle::{EngineRequest, Reply};
@@ -6,13 +6,13 @@ use crate::request::GenerateEvent;
 use crate::{Error, Result};
 
 impl Engine {
-    /// What the errors of the steps since the last look say of the device.
+    /// Takes the errors of the steps since the last call: one of them may be that the device is lost.
     pub(super) fn check_step_errors(&mut self) {
         let errors: Vec<Error> = self.models().filter_map(|model| model.error.take()).collect();
         errors.into_iter().for_each(|error| self.check_device_lost::<()>(&Err(error)));
     }
 
-    /// Ends everything that runs once an error says that the device is lost.
+    /// Ends everything that runs if an error is that the device is lost.
     pub(super) fn check_device_lost<T>(&mut self, result: &Result<T>) {
         let Err(Error::Op(error)) = result else { return };
         if !error.is_device_lost() || self.lost.is_some() {
@@ -23,7 +23,7 @@ impl Engine {
         self.lost = Some(lost);
     }
 
-    /// Answers, looking at what the answer says of the device.
+    /// Answers; an error may be that the device is lost.
     pub(super) fn reply<T>(&mut self, reply: &Reply<T>, answer: Result<T>) {
         self.check_device_lost(&answer);
         send(reply, answer);
@@ -37,7 +37,7 @@ pub(super) fn refuse(work: EngineRequest, lost: &Error) {
         EngineRequest::Generate(.., events) => drop(events.send(GenerateEvent::Failed(lost))),
         // Everything has ended.
         EngineRequest::Cancel(..) => {}
-        EngineRequest::Score(_, request) => send(&request.reply, Err(lost)),
+        EngineRequest::Score(.., reply) => send(&reply, Err(lost)),
         EngineRequest::AddAdapter(.., reply) => send(&reply, Err(lost)),
         EngineRequest::ReplaceAdapter(.., reply) => send(&reply, Err(lost)),
         EngineRequest::RemoveAdapter(_, reply) => send(&reply, Err(lost)),
@@ -54,6 +54,6 @@ pub(super) fn refuse(work: EngineRequest, lost: &Error) {
 }
 
 fn send<T>(reply: &Reply<T>, value: Result<T>) {
-    // A caller that stopped waiting has dropped its end; there is nobody to tell.
+    // A caller that stopped waiting has dropped its receiver.
     drop(reply.send(value));
 }

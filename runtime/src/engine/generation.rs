@@ -1,4 +1,4 @@
-//! One request's way from logits to text.
+//! One running generation: from logits to tokens, text and events.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,7 +7,9 @@ use autograd::Device;
 use autograd::ops::{Draw, DrawRow, Drawn, Extras, Rules};
 
 use crate::config::ModelConfig;
-use crate::request::{CompletionText, FinishReason, GenerateEvent, GenerateRequest, TokenEvent, TokenMask};
+use crate::request::{
+    CompletionText, FinishReason, GenerateEvent, GenerateRequest, RequestError, TokenEvent, TokenMask,
+};
 use crate::sampler::{
     RngKey, Sampled, SamplingError, SamplingParams, Scratch, StopMatcher, TokenHistory, from_device, sample,
 };
@@ -15,7 +17,7 @@ use crate::sink::Sink;
 use crate::text::{Detokenizer, Tokenizer};
 use crate::{Error, Result};
 
-/// State of a running generation.
+/// Sampling, text and stop state of a running generation.
 pub(super) struct GenerationState {
     params: SamplingParams,
     index: u64,
@@ -38,18 +40,18 @@ struct Mask {
     bits: Vec<u32>,
 }
 
-/// Where its tokens are drawn. It knows the tokens of steps whose results nobody has looked at.
+/// Where its tokens are sampled. It has the tokens of steps whose results are not processed yet.
 enum Sampler {
     Host(TokenHistory),
     Gpu {
         ordinal: usize,
-        /// What is besides temperature and truncation, if there is such; made for the first step, since a request that
+        /// Logits processors besides temperature and truncation, if any; made for the first step, since a request that
         /// waits should take no memory of the GPU.
         extras: Option<Extras>,
     },
 }
 
-/// Calls `f` with a request's rules for draws on a GPU.
+/// Calls `f` with a request's logits processors for a GPU.
 fn with_rules<T>(p: &SamplingParams, prompt: &[u32], config: &ModelConfig, f: impl FnOnce(&Rules<'_>) -> T) -> T {
     let bias: Vec<(u32, f32)> = p.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
     let masked: Vec<u32> = if p.min_tokens > 0 { p.ending_ids(&config.eos_token_ids).collect() } else { vec![] };
@@ -80,11 +82,9 @@ impl GenerationState {
         config: &ModelConfig,
         device: Device,
     ) -> Result<Self> {
-        let missing =
-            || Error::Request("text or stop strings were asked for, but the model has no tokenizer".to_owned());
         let wants_text = request.text != CompletionText::None || !request.params.stop.is_empty();
         let text = wants_text.then(|| -> Result<_> {
-            let tokenizer = tokenizer.ok_or_else(missing)?.clone();
+            let tokenizer = tokenizer.ok_or(RequestError::NoTokenizer)?.clone();
             let params = &request.params;
             let text = match request.text {
                 CompletionText::Alone => Detokenizer::new(tokenizer, params.skip_special_tokens),
@@ -125,7 +125,7 @@ impl GenerationState {
     /// A GPU that is out of memory.
     pub(super) fn start(&mut self, start: usize, prompt: &[u32], config: &ModelConfig) -> Result<()> {
         self.cached_tokens = Some(start);
-        // Whether anybody listens is asked with the first token.
+        // A dropped receiver shows with the first token.
         drop(self.events.send(GenerateEvent::Started { queue_seconds: self.arrived.elapsed().as_secs_f64() }));
         if let Sampler::Gpu { ordinal, extras } = &mut self.sampler {
             let make = |rules: &Rules<'_>| Extras::new(*ordinal, config.vocab_size, rules);
@@ -139,7 +139,7 @@ impl GenerationState {
         self.mask.is_none()
     }
 
-    /// Asks which tokens are allowed next. All tokens so far were delivered.
+    /// Computes which tokens are allowed next. All tokens so far were delivered.
     pub(super) fn compute_mask(&mut self) {
         if let Some(Mask { source, bits }) = &mut self.mask {
             bits.fill(0);
@@ -151,7 +151,7 @@ impl GenerationState {
         self.mask.as_ref().map(|mask| &mask.bits[..])
     }
 
-    /// Draws the next token on the host.
+    /// Samples the next token on the host.
     pub(super) fn draw(&self, logits: &[f32], eos: &[u32]) -> Result<Sampled, SamplingError> {
         let Sampler::Host(history) = &self.sampler else { unreachable!("the logits are where tokens are drawn") };
         let position = (self.prompt_len + history.generated()) as u64;
@@ -159,14 +159,14 @@ impl GenerationState {
         sample(logits, &self.params, eos, history, self.allowed(), key, &mut Scratch::default())
     }
 
-    /// The host has drawn this token.
+    /// Adds a token that the host sampled to the history.
     pub(super) fn record_sampled(&mut self, token: u32) {
         if let Sampler::Host(history) = &mut self.sampler {
             history.push(token);
         }
     }
 
-    /// How a GPU draws the token at `position`.
+    /// How a GPU samples the token at `position`.
     pub(super) fn sample_args(&self, position: usize) -> DrawRow<'_> {
         let p = &self.params;
         let draw = Draw {
@@ -185,7 +185,7 @@ impl GenerationState {
         DrawRow { draw, extras, masks: position - self.prompt_len < p.min_tokens, allowed: self.allowed() }
     }
 
-    /// What a GPU record_sampled.
+    /// A token sampled on a GPU.
     pub(super) fn sampled(&self, drawn: Drawn, config: &ModelConfig) -> Result<Sampled, SamplingError> {
         let masks = self.generated < self.params.min_tokens;
         let ending = if masks { self.params.ending_ids(&config.eos_token_ids).count() } else { 0 };
@@ -245,7 +245,7 @@ impl GenerationState {
         };
         let stop = self.text.as_ref().and_then(|(_, stops)| stops.found());
         let done = GenerateEvent::Done { reason, text, stop, cached_tokens: self.cached_tokens.unwrap_or(0) };
-        // Nobody listens any more: the request is over in any case.
+        // The receiver may have been dropped: the request is over in any case.
         drop(self.events.send(done));
         Progress::Ended(reason)
     }

@@ -1,5 +1,5 @@
-//! Steps on a GPU. Decodes alone are graphs by the number of sequences and of pages, captured when first needed; other
-//! steps are launched op by op. Both leave what they draw on the slot's board.
+//! Steps on a GPU. Steps of decodes alone are CUDA graphs in buckets of sequences and pages, captured when first needed;
+//! other steps are launched op by op. Both leave their samples in the runner's sample buffer.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use crate::model::{Decoder, Paged, Pass};
 use crate::scheduler::SchedulerOutput;
 use crate::{Error, Result};
 
-/// A slot's part of a GPU.
+/// The CUDA graphs of a model and the buffer of its samples.
 pub(super) struct CudaGraphRunner {
     ordinal: usize,
     board: Arc<DrawBoard>,
@@ -33,8 +33,8 @@ impl CudaGraphRunner {
         Ok(Self { ordinal, board, memory, graphs: BTreeMap::new() })
     }
 
-    /// What graphs read has moved.
-    pub(super) fn forget_graphs(&mut self) {
+    /// Drops all graphs: the weights that they read have moved.
+    pub(super) fn drop_graphs(&mut self) {
         self.graphs.clear();
     }
 
@@ -75,7 +75,7 @@ fn step(
 }
 
 impl ModelRunner {
-    /// Launches the step on `graph_runner`; `None` when it draws nothing.
+    /// Launches the step on a GPU; `None` when it samples nothing.
     pub(super) fn launch_on(
         &mut self,
         graph_runner: &mut CudaGraphRunner,

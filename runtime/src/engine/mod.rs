@@ -1,8 +1,8 @@
 //! The engine: the one thread that owns the device.
 //!
 //! Generations and scores of a model share its continuous batch. Everything else is a job (a micro-batch, an optimizer step, new
-//! weights): jobs run in order of arrival between two steps, when no step is in flight. `time_share` says whose turn it is, and
-//! `prefill_budget` how much a step does beside generations that somebody reads.
+//! weights): jobs run in order of arrival between two steps, when no step is in flight. `time_share` decides which
+//! of both comes next, and `prefill_budget` how many prompt tokens a step takes beside running generations.
 
 mod adapters;
 mod device_lost;
@@ -26,7 +26,7 @@ use autograd::cuda::{Gpu, Mode};
 use crate::config::ModelConfig;
 use crate::handle::EngineRequest;
 use crate::memory::Entry;
-use crate::request::{GpuStats, ModelId, PauseMode, RuntimeSpec, RuntimeStats, Snapshot};
+use crate::request::{GpuStats, ModelId, PauseMode, RequestError, RuntimeSpec, RuntimeStats, Snapshot};
 use crate::train::TrainSession;
 use crate::{Error, Result};
 
@@ -42,18 +42,18 @@ pub(crate) struct Engine {
     /// Adapters on the student's base, by number.
     adapters: BTreeMap<u32, ModelRunner>,
     next_adapter: u32,
-    /// EngineRequest that runs between two steps, in order of arrival.
+    /// Requests that run between two steps, in order of arrival.
     jobs: VecDeque<EngineRequest>,
     time_share: TimeShare<Discriminant<EngineRequest>>,
-    /// Bounds the steps beside running generations, where that was asked for.
+    /// Bounds the steps beside running generations, where the configuration asks for short steps.
     prefill_budget: Option<PrefillBudget>,
     /// What it was started with.
     spec: RuntimeSpec,
-    /// Keeps a GPU in the mode that was asked for.
+    /// Keeps a GPU in the mode of the specification.
     _mode: Option<Mode>,
     /// No step is launched.
     paused: bool,
-    /// How the device was lost; nothing is asked of it any more.
+    /// How the device was lost; it is not used any more.
     lost: Option<Error>,
 }
 
@@ -91,7 +91,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Answers work until every handle is gone; `published` follows.
+    /// Handles requests until every handle is dropped; `published` follows.
     pub(crate) fn run(&mut self, work: &Receiver<EngineRequest>, published: &Mutex<Snapshot>) {
         // How long a step took that has just been done.
         let mut stepped = None;
@@ -210,19 +210,15 @@ impl Engine {
     }
 
     fn model(&mut self, model: ModelId) -> Result<&mut ModelRunner> {
-        match model {
-            ModelId::Student => Ok(&mut self.student),
-            ModelId::Teacher => {
-                self.teacher.as_mut().ok_or_else(|| Error::Request("this runtime holds no teacher".to_owned()))
-            }
-            ModelId::Adapter(number) => self
-                .adapters
-                .get_mut(&number)
-                .ok_or_else(|| Error::Request(format!("adapter {number} is not loaded (any more)"))),
-        }
+        let runner = match model {
+            ModelId::Student => Some(&mut self.student),
+            ModelId::Teacher => self.teacher.as_mut(),
+            ModelId::Adapter(number) => self.adapters.get_mut(&number),
+        };
+        Ok(runner.ok_or(RequestError::NoModel { model })?)
     }
 
-    /// Takes work as it comes: requests go to their schedulers, jobs wait for their turn.
+    /// Takes a request as it comes: generations and scores go to their schedulers, jobs wait.
     fn handle_request(&mut self, work: EngineRequest) {
         if let Some(lost) = &self.lost {
             return device_lost::refuse(work, lost);
@@ -230,12 +226,12 @@ impl Engine {
         match work {
             EngineRequest::Generate(id, request, mask, events) => match self.model(request.model) {
                 Ok(model) => model.submit(id, request, mask, events),
-                // A receiver that is gone asked for nothing any more; the same below.
+                // The receiver may have been dropped; the same below.
                 Err(e) => drop(events.send(crate::request::GenerateEvent::Failed(e))),
             },
-            EngineRequest::Score(id, request) => match self.model(request.model) {
-                Ok(model) => model.submit_scoring(id, request),
-                Err(e) => drop(request.reply.send(Err(e))),
+            EngineRequest::Score(id, request, reply) => match self.model(request.model) {
+                Ok(model) => model.submit_scoring(id, request, reply),
+                Err(e) => drop(reply.send(Err(e))),
             },
             EngineRequest::Cancel(model, id) => {
                 if let Ok(model) = self.model(model) {
@@ -331,13 +327,12 @@ impl Engine {
     }
 
     fn session(&mut self) -> Result<&mut TrainSession> {
-        self.training.as_mut().ok_or_else(|| Error::Request("this runtime was started without training".to_owned()))
+        Ok(self.training.as_mut().ok_or(RequestError::NotTraining)?)
     }
 
-    /// Hands the trained weights to the student's model.
+    /// Makes the trained weights those that the student's requests run with.
     fn publish(&mut self) -> Result<u64> {
-        let session = self.training.as_ref();
-        let session = session.ok_or_else(|| Error::Request("this runtime was started without training".to_owned()))?;
+        let session = self.training.as_ref().ok_or(RequestError::NotTraining)?;
         self.student.publish(session.serving_pass(&self.student))
     }
 }

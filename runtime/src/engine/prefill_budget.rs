@@ -37,7 +37,7 @@ pub(super) struct PrefillBudget {
 }
 
 impl PrefillBudget {
-    /// `async_scheduling`: the device is one round ahead of the host, so the time of a round is seen in the next.
+    /// `async_scheduling`: the device is one step ahead of the host, so the time of a step is measured in the next.
     pub(super) fn new(async_scheduling: bool) -> Self {
         Self { tokens: FIRST, alone: None, since_alone: 0, ahead: None, async_scheduling }
     }

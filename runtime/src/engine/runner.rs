@@ -1,4 +1,4 @@
-//! One resident model: its weights, its pages, its scheduler and the generations that run on it.
+//! One resident model: its weights, its pages, its scheduler and its running requests.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -9,14 +9,14 @@ use autograd::{Device, Tensor, ops};
 
 use super::generation::GenerationState;
 use super::graph_runner::CudaGraphRunner;
-use super::score::Scores;
+use super::score::ScoreQueue;
 use super::step::InFlightStep;
 use crate::config::ModelConfig;
 use crate::kv::CacheKey;
 use crate::memory::Entry;
 use crate::model::{Adapter, Decoder, ModelWeights, Pass, keep_layers};
 use crate::request::{
-    GenerateEvent, GenerateRequest, ModelId, ModelSnapshot, ModelSpec, RuntimeSpec, StepStats, TokenMask,
+    GenerateEvent, GenerateRequest, ModelId, ModelSnapshot, ModelSpec, RequestError, RuntimeSpec, StepStats, TokenMask,
 };
 use crate::scheduler::{RequestId, Scheduler, SchedulerConfig, SchedulerStats, SeqRequest};
 use crate::sink::Sink;
@@ -36,17 +36,17 @@ pub(crate) struct ModelRunner {
     pub(super) pool: KvPool,
     pub(super) running: BTreeMap<RequestId, GenerationState>,
     /// Sequences that are scored in the same steps.
-    pub(super) scores: Scores,
-    /// What steps on a GPU need.
+    pub(super) scores: ScoreQueue,
+    /// Graphs and samples of a GPU.
     pub(super) graph_runner: Option<CudaGraphRunner>,
-    /// Whether a step is launched before the results of the one before are looked at.
+    /// Whether a step is launched before the results of the one before are processed.
     pub(super) async_scheduling: bool,
-    /// Launched steps whose results nobody has looked at, oldest first; those of the scheduler in flight.
+    /// Launched steps whose results are not processed, oldest first; the scheduler has the same steps in flight.
     pub(super) in_flight: VecDeque<InFlightStep>,
     pub(super) steps: StepStats,
-    /// The newest error of a step, for the engine to look at.
+    /// The newest error of a step, which the engine takes.
     pub(super) error: Option<Error>,
-    /// Whether `serving` is this id's own copy of trained weights.
+    /// Whether `serving` is this model's own copy of trained weights.
     owns_copy: bool,
 }
 
@@ -91,7 +91,7 @@ impl ModelRunner {
         Self::new(id, decoder, weights, adapter, model.files.tokenizer.clone(), (pool, pages), spec)
     }
 
-    /// A id on the base weights of `other` with an adapter of its own, which lies on the host; `pool`: its memory, where
+    /// A model on the base weights of `other` with an adapter of its own, which lies on the host; `pool`: its memory, where
     /// that is the host's.
     pub(super) fn beside(
         other: &Self,
@@ -134,7 +134,7 @@ impl ModelRunner {
             tokenizer,
             scheduler,
             running: BTreeMap::new(),
-            scores: Scores::default(),
+            scores: ScoreQueue::default(),
             graph_runner: match spec.device {
                 Device::Cuda(ordinal) => Some(CudaGraphRunner::new(ordinal, spec.engine.max_running)?),
                 Device::Cpu | Device::Portable => None,
@@ -202,7 +202,7 @@ impl ModelRunner {
             } else {
                 self.serving = pass.copied_from(&self.serving)?;
                 if let Some(graph_runner) = &mut self.graph_runner {
-                    graph_runner.forget_graphs();
+                    graph_runner.drop_graphs();
                 }
                 self.owns_copy = true;
             }
@@ -225,7 +225,7 @@ impl ModelRunner {
         let adapter = adapter.on(self.device())?;
         self.serving = Pass::inference(self.base.clone(), Some(Arc::new(adapter)));
         if let Some(graph_runner) = &mut self.graph_runner {
-            graph_runner.forget_graphs();
+            graph_runner.drop_graphs();
         }
         self.version += 1;
         self.scheduler.publish(self.id.number(), self.version);
@@ -233,11 +233,11 @@ impl ModelRunner {
     }
 
     pub(super) fn cache_key(&self) -> CacheKey {
-        // Pages never leave the process, so one tokenizer, adapter and page format per id and version is all there is.
+        // Pages never leave the process, so one tokenizer, adapter and page format per model and version is all there is.
         CacheKey { slot: self.id.number(), weights_version: self.version, adapter: 0, tokenizer: 0, kv_format: 0 }
     }
 
-    /// Queues a generation, or reports on its stream why not.
+    /// Queues a generation, or sends the reason of a refusal to its sink.
     pub(super) fn submit(
         &mut self,
         id: RequestId,
@@ -294,12 +294,10 @@ pub(crate) fn kv_pool(config: &ModelConfig, device: Device, pages: usize) -> Res
 }
 
 /// Ids must be rows of the embedding.
-pub(super) fn check_ids(ids: &[u32], config: &ModelConfig) -> Result<()> {
+pub(super) fn check_ids(ids: &[u32], config: &ModelConfig) -> Result<(), RequestError> {
     match ids.iter().find(|&&id| id as usize >= config.vocab_size) {
         None => Ok(()),
-        Some(id) => {
-            Err(Error::Request(format!("token id {id} is outside the model's vocabulary of {}", config.vocab_size)))
-        }
+        Some(&id) => Err(RequestError::TokenId { id, vocab_size: config.vocab_size }),
     }
 }
 

@@ -1,8 +1,8 @@
-//! One step of a slot's continuous batch: launched, and later looked at.
+//! One step of a model's continuous batch: it is launched, and later its results are processed.
 //!
-//! With async_scheduling the device is one step ahead of the host: step n + 1 is planned and launched, its tokens fed on the
-//! device, before the host reads what n record_sampled and time_share it into text and events. Without, a step is looked at before the
-//! next is planned.
+//! With asynchronous scheduling the device is one step ahead of the host: step n + 1 is planned and launched, its tokens fed
+//! on the device, before the host reads the samples of step n and turns them into text and events. Without, the results of a
+//! step are processed before the next one is planned.
 
 use std::time::Instant;
 
@@ -20,18 +20,18 @@ use crate::sampler::{Sampled, SamplingError};
 use crate::scheduler::{RequestId, SchedulerOutput};
 use crate::{Error, Result};
 
-/// A launched step whose results nobody has looked at.
+/// A launched step whose results are not processed.
 pub(super) struct InFlightStep {
     /// Every request in it.
     seqs: Vec<RequestId>,
-    /// Those for which it draws a token, in the order of the draws.
+    /// Those for which it samples a token, in the order of the samples.
     drawn: Vec<RequestId>,
     /// Those whose scores are complete with it.
     scored: Vec<RequestId>,
     outcome: Result<StepSamples>,
 }
 
-/// What each draw gave.
+/// The sampled tokens.
 type Samples = Vec<Result<Sampled, SamplingError>>;
 
 enum StepSamples {
@@ -40,11 +40,11 @@ enum StepSamples {
 }
 
 impl InFlightStep {
-    /// The tokens that it record_sampled on the host; 0 stands for one that could not be drawn, whose request will fail.
+    /// The tokens that were sampled on the host; 0 stands for one that could not be sampled, whose request will fail.
     fn tokens(&self) -> Vec<u32> {
         match &self.outcome {
             Ok(StepSamples::Host(samples)) => samples.iter().map(|s| s.as_ref().map_or(0, |s| s.token)).collect(),
-            Ok(StepSamples::Gpu(_)) => unreachable!("a slot draws where its logits are"),
+            Ok(StepSamples::Gpu(_)) => unreachable!("tokens are sampled where the logits are"),
             Err(_) => vec![0; self.drawn.len()],
         }
     }
@@ -52,7 +52,7 @@ impl InFlightStep {
     /// Whether the device has done it.
     fn is_done(&self) -> bool {
         match &self.outcome {
-            // An error will show when the results are looked at.
+            // An error shows when the results are processed.
             Ok(StepSamples::Gpu(pending)) => pending.is_ready().unwrap_or(true),
             Ok(StepSamples::Host(_)) | Err(_) => true,
         }
@@ -60,8 +60,8 @@ impl InFlightStep {
 }
 
 impl ModelRunner {
-    /// Launches the next step and looks at the results of the one before; without async_scheduling, or when there is nothing to
-    /// launch, at all results. The step takes at most `prefill` tokens of prompts; how many it took is returned.
+    /// Launches the next step and processes the results of the one before; without asynchronous scheduling, or when there is
+    /// nothing to launch, all results. The step takes at most `prefill` tokens of prompts; how many it took is returned.
     pub(super) fn step(&mut self, prefill: usize) -> usize {
         self.feed_scores();
         let plan = self.scheduler.plan_with_prefill(prefill);
@@ -76,7 +76,7 @@ impl ModelRunner {
         plan.seqs.iter().map(|seq| seq.tokens.len()).filter(|&tokens| tokens > 1).sum()
     }
 
-    /// Looks at the results of all steps in flight.
+    /// Processes the results of all steps in flight.
     pub(super) fn drain(&mut self) {
         while !self.in_flight.is_empty() {
             self.process_results();
@@ -96,7 +96,7 @@ impl ModelRunner {
         self.in_flight.push_back(InFlightStep { seqs, drawn, scored, outcome });
     }
 
-    /// Makes what the first step of a generation needs, and asks for the tokens that are allowed next.
+    /// Makes what the first step of a generation needs, and the masks of the tokens that are allowed next.
     fn start_generations(&mut self, plan: &SchedulerOutput) -> Result<()> {
         for seq in plan.seqs.iter().filter(|seq| !self.scores.has(seq.id)) {
             let generation = self.running.get_mut(&seq.id).expect("a planned request is running");
@@ -112,7 +112,7 @@ impl ModelRunner {
         Ok(())
     }
 
-    /// Starts the planned tokens and the draws of the next ones.
+    /// Starts the planned tokens and samples the next ones.
     fn compute(&mut self, plan: &SchedulerOutput) -> Result<StepSamples> {
         for copy in &plan.copies {
             self.pool.copy_page(copy.src.0, copy.dst.0)?;
@@ -132,7 +132,7 @@ impl ModelRunner {
         logits.map_or(Ok(vec![]), |logits| self.sample(plan, &logits)).map(StepSamples::Host)
     }
 
-    /// Logits `[B, V]` of the rows from which a token is drawn, `None` if there are none.
+    /// Logits `[B, V]` of the rows from which a token is sampled, `None` if there are none.
     pub(super) fn logits(&mut self, plan: &SchedulerOutput, ids: &Index) -> Result<Option<Tensor>> {
         let mut next = 0;
         let rows = plan.seqs.iter().map(|seq| {
@@ -157,7 +157,7 @@ impl ModelRunner {
         Ok(Some(ops::logits(self.head(&hidden))?))
     }
 
-    /// Draws a token for every row on the host.
+    /// Samples a token for every row on the host.
     fn sample(&mut self, plan: &SchedulerOutput, logits: &Tensor) -> Result<Samples> {
         let ids: Vec<RequestId> = plan.seqs.iter().filter(|seq| seq.sample).map(|seq| seq.id).collect();
         let (logits, eos) = (logits.read()?, &self.decoder.config.eos_token_ids);
@@ -171,7 +171,7 @@ impl ModelRunner {
         Ok(samples)
     }
 
-    /// Looks at the results of the oldest step in flight, waiting for them.
+    /// Waits for the results of the oldest step in flight and processes them.
     fn process_results(&mut self) {
         let Some(step) = self.in_flight.pop_front() else { return };
         match step.outcome.and_then(|samples| self.wait(samples, &step.drawn)) {
@@ -194,7 +194,7 @@ impl ModelRunner {
         let config = &self.decoder.config;
         let sampled = |(id, drawn)| match self.running.get(id) {
             Some(generation) => generation.sampled(drawn, config),
-            // It has ended meanwhile and nobody will see the result.
+            // It has ended meanwhile: its result is dropped.
             None => crate::sampler::from_device(drawn, config.vocab_size, 0),
         };
         Ok(ids.iter().zip(drawn).map(sampled).collect())
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_fails_takes_its_requests_and_nobody_else() {
+    fn a_step_that_fails_takes_its_requests_and_no_others() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny-chat");
         let files = Arc::new(ModelFiles::open(&dir).expect("the fixture opens"));
         let student = ModelSpec { files, layers: None, adapter: None };
@@ -309,7 +309,7 @@ mod tests {
         // One step is in flight; the next one fails when it is launched.
         let ids: Vec<RequestId> = slot.scheduler.plan().seqs.iter().map(|seq| seq.id).collect();
         assert_eq!(ids, [RequestId(1)]);
-        let outcome = Err(Error::Request("no memory".to_owned()));
+        let outcome = Err(Error::Step("no memory".to_owned()));
         slot.in_flight.push_back(InFlightStep { seqs: ids.clone(), drawn: ids, scored: vec![], outcome });
         slot.drain();
         while !slot.is_idle() {

@@ -1,4 +1,4 @@
-//! Whose turn it is: requests advance in steps, everything else (a micro-batch, an optimizer step, an adapter) is a job that
+//! How jobs and requests share the device: requests advance in steps, everything else (a micro-batch, an optimizer step, an adapter) is a job that
 //! runs between two steps. While both want the device each gets half of its time, at the borders of steps and jobs.
 
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ const TRY_AGAIN: u32 = 64;
 /// Neither side is owed more.
 const MOST: Duration = Duration::from_secs(10);
 
-/// Who has had how much; `K` is the kind of a job.
+/// How much time each side has had; `K` is the kind of a job.
 #[derive(Debug)]
 pub(super) struct TimeShare<K> {
     /// Seconds that steps have had beyond what jobs had, of the time that both wanted.

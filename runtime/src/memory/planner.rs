@@ -126,10 +126,7 @@ impl<'a> Planner<'a> {
             }
             KvWish::Size(KvSize::Bytes(bytes)) => *bytes,
             KvWish::Size(KvSize::Share(share)) => {
-                let available = available.ok_or_else(|| {
-                    let what = "this system does not tell how much memory is free; give the KV memory in bytes (8GiB)";
-                    Error::Request(what.to_owned())
-                })?;
+                let available = available.ok_or(Error::FreeMemoryUnknown)?;
                 let left = available.saturating_sub(total(self.entries(least).values()));
                 self.pools_within((left as f64 * share) as u64)
             }

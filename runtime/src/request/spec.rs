@@ -65,11 +65,11 @@ pub struct EngineConfig {
     pub max_running: usize,
     /// Requests waiting at most; one more is refused.
     pub max_waiting: usize,
-    /// Bytes of KV memory per model model.
+    /// Bytes of KV memory of each model.
     pub kv_bytes: usize,
     /// Whether finished prefixes are kept for reuse.
     pub prefix_cache: bool,
-    /// Whether a step is launched before the host has looked at the results of the one before. The tokens are the same.
+    /// Whether a step is launched before the host has processed the results of the one before. The tokens are the same.
     pub async_scheduling: bool,
     /// Whether steps beside running generations take so few tokens of prompts that these wait little more than without.
     /// For streams that somebody reads; a batch of work is done sooner without.
@@ -104,7 +104,7 @@ pub struct Training {
     pub recomputed_layers: usize,
     /// What waits in the host's memory instead of the card's.
     pub offload: Offload,
-    /// The teacher completes prompts as well. One that only grades has room for the keys and values of one page.
+    /// The teacher completes prompts as well. One that only scores has KV memory of one page.
     pub teacher_generates: bool,
 }
 

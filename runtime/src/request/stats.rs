@@ -1,15 +1,15 @@
-//! What the runtime says about itself.
+//! Gauges and counters of the runtime.
 
 use super::ModelId;
 
-/// What can be known of the runtime without asking the device thread.
+/// The state of the runtime after the newest step; reading it does not wait for the device thread.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     /// The student.
     pub student: ModelSnapshot,
     /// The teacher, when there is one.
     pub teacher: Option<ModelSnapshot>,
-    /// Adapters by the number of their model.
+    /// Adapters by number.
     pub adapters: Vec<(u32, ModelSnapshot)>,
 }
 
@@ -56,7 +56,7 @@ pub struct StepStats {
     pub launched: u64,
     /// Of those, decode steps that were captured graphs.
     pub graphs: u64,
-    /// Of those launched, before the results of the one before were looked at.
+    /// Of those launched, before the results of the one before were processed.
     pub ahead: u64,
     /// Of those ahead, when the device had done the one before already: it may have been idle.
     pub late: u64,

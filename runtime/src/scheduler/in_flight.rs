@@ -14,7 +14,7 @@ pub(super) struct InFlight {
     next: u64,
 }
 
-/// What one plan has placeholders.
+/// One planned step.
 #[derive(Debug, Default)]
 pub(super) struct Step {
     pub(super) planned: Vec<PlannedSeq>,
@@ -80,7 +80,7 @@ impl InFlight {
 }
 
 impl Scheduler {
-    /// Settles the oldest step in flight: its tokens are computed, and `sampled` continues the sequences that asked for
+    /// Takes the results of the oldest step in flight: its tokens are computed, and `sampled` continues the sequences that asked for
     /// it, in the plan's order. Results of requests that ended since the plan are ignored, and may be left out.
     ///
     /// A sequence that was preempted since keeps its token, but not what was computed: others have the pages.
@@ -103,7 +103,7 @@ impl Scheduler {
         assert!(sampled.next().is_none(), "sampled tokens come in the order of the plan");
     }
 
-    /// Marks tokens as computed, shares the pages that became full, and appends the drawn token.
+    /// Marks tokens as computed, shares the pages that became full, and appends the sampled token.
     fn apply_result(&mut self, promise: PlannedSeq, token: Option<u32>) {
         let ticket = &promise.ticket;
         let sequence = self.running.get_mut(ticket).or_else(|| self.waiting.get_mut(ticket));

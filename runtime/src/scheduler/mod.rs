@@ -1,26 +1,26 @@
-//! Continuous batching with chunked prefill over paged KV, for one model slot.
+//! Continuous batching with chunked prefill over paged KV, for one model.
 //!
 //! Pure and deterministic: no device, no clock, no randomness. The engine repeats [`Scheduler::plan`], run
 //! the planned tokens, [`Scheduler::commit`] what was sampled, [`Scheduler::finish`] what has ended.
 //!
 //! # One step ahead
 //! A device that runs steps in order need not wait for the host: one step may be planned while another is in
-//! flight. Each sequence's next token is then *placeholders*: its place in the sequence and in the pages is known, its
-//! id is a draw of the step in flight. What a plan cannot know is that a sequence ends by what it draws, or is
+//! flight. Each sequence's next token is then a *placeholder*: its place in the sequence and in the pages is known, its
+//! id is a sample of the step in flight. When a plan is made it is open whether a sequence ends by its next sample, or is
 //! cancelled; then its row in the next step is wasted. The row writes to pages that are free, or somebody else's
 //! in a later step, which runs later and overwrites them; and only a commit of a sequence that is still here marks
 //! tokens as computed, so nothing of a wasted row enters the prefix cache. A request whose next plan needs its last
 //! token ([`SeqRequest::ahead`] is false) skips the plans that would be ahead of it.
 //!
 //! # Order of service
-//! Every request gets a ticket when it is submitted, and all order is ticket order. A step takes, while the
+//! Every request gets its place in the order of arrival when it is submitted, and all order is that order. A step takes, while the
 //! token budget lasts: sequences that need one token (decodes), running prefills, then admissions from the
 //! waiting queue, first come first served. An admission reserves the pages of all tokens known so far, so a
 //! running sequence needs a page only when its generation grows into one.
 //!
 //! Sequences that are scored stand back behind prompts that somebody waits to see continued: they take half of what
 //! is left of the budget while such prompts have tokens to compute, and a generation is admitted before them. That
-//! happens to one of them a bounded number of times; then it has its place in the order of the tickets.
+//! happens to one of them a bounded number of times; then it has its place in the order of arrival.
 //!
 //! # Why it cannot livelock
 //! 1. *Nobody is admitted at somebody's expense.* An admission takes free and idle pages only, keeps one
@@ -36,7 +36,7 @@
 //! 4. *Recomputation is bounded.* A sequence is preempted because it, or an older one, grew. Between two
 //!    preemptions of one sequence its elders and itself have grown by at least the watermark, because the
 //!    pages that younger ones took meanwhile are taken back first. The elders' growth is finite: by
-//!    induction over the tickets (the oldest is preempted 0 times, hence grows a bounded number of times)
+//!    induction over the arrivals (the oldest is preempted 0 times, hence grows a bounded number of times)
 //!    so is the number of preemptions of each sequence.
 //! 5. *Waiting for a shared prefix is bounded.* A sequence steps aside at most once per admission, for pages that
 //!    one step in flight computes, and until that step is committed.

@@ -22,15 +22,15 @@ pub(super) struct Sequence {
     pub(super) key: CacheKey,
     /// Prompt, then what was sampled.
     pub(super) tokens: Vec<u32>,
-    /// Tokens after those that steps in flight draw.
+    /// Placeholders after the tokens: samples of steps in flight.
     pub(super) placeholders: usize,
-    /// Which draw of the newest step that draws for it is its own.
+    /// Which sample of the newest step that samples for it is its own.
     pub(super) draw: u32,
     /// Length at which the request is complete.
     pub(super) limit: usize,
     /// First position of a scored prompt whose result is wanted; nothing is drawn for it.
     pub(super) scored_from: Option<usize>,
-    /// Whether it may be planned while its last token is placeholders.
+    /// Whether it may be planned while its last token is a placeholder.
     pub(super) ahead: bool,
     /// Page table: token `i` lives in page `i / PAGE_SIZE`. Empty while waiting.
     pub(super) pages: Vec<PageId>,
@@ -66,7 +66,7 @@ impl Sequence {
         }
     }
 
-    /// Tokens that are known or placeholders.
+    /// Tokens and placeholders.
     pub(super) fn len(&self) -> usize {
         self.tokens.len() + self.placeholders
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use autograd::ops::{self, Head, Sequences};
 use autograd::{Gradients, Index, Tape, Tensor};
 
-use super::{LossBatch, Needs, Teacher};
+use super::{LossBatch, Needs, Teacher, TrainError};
 use crate::engine::ModelRunner;
 use crate::model::{Decoder, Pass};
 use crate::request::{TrainReport, TrainRequest, TrainSequence};
@@ -71,8 +71,7 @@ pub(super) fn run(
     let resident = match (request.loss.needs(), &request.teacher) {
         (Needs::Nothing, _) | (_, Some(_)) => None,
         (_, None) => {
-            let missing = || Error::Request("this loss needs a teacher, and the runtime holds none".to_owned());
-            let teacher = teacher.ok_or_else(missing)?;
+            let teacher = teacher.ok_or(TrainError::NoTeacher)?;
             check_teacher(request, teacher)?;
             let ids = [student.config().token_ids, teacher.config().token_ids];
             if ids[0] != ids[1] {
@@ -183,33 +182,27 @@ fn scored_tokens(sequences: &[TrainSequence], normalizer: f64) -> Scored {
 fn check(request: &TrainRequest, student: &ModelRunner) -> Result<()> {
     let config = student.config();
     if !(request.normalizer > 0.0 && request.normalizer.is_finite()) {
-        return Err(Error::Request(format!("the normalizer is {}, must be positive", request.normalizer)));
+        return Err(TrainError::Normalizer { normalizer: request.normalizer }.into());
     }
-    for (i, s) in request.sequences.iter().enumerate() {
+    for (sequence, s) in request.sequences.iter().enumerate() {
         let completion = s.tokens.len().saturating_sub(s.prompt_len);
-        let refuse = |what: String| Err(Error::Request(format!("training sequence {i}: {what}")));
         if s.prompt_len == 0 || completion == 0 {
-            return refuse(format!(
-                "{} prompt and {completion} completion tokens; both need one at least",
-                s.prompt_len
-            ));
+            return Err(TrainError::EmptyPart { sequence, prompt: s.prompt_len, completion }.into());
         }
         let per_token = [&s.sampled_logprobs, &s.raw_logprobs];
         if s.weights.len() != completion || per_token.iter().any(|v| !v.is_empty() && v.len() != completion) {
-            return refuse(format!("weights or log-probabilities do not match its {completion} completion tokens"));
+            return Err(TrainError::Lengths { sequence, completion }.into());
         }
         if s.sampled_logprobs.is_empty() != s.raw_logprobs.is_empty() {
-            return refuse("sampled and raw log-probabilities must both be there, or neither".to_owned());
+            return Err(TrainError::SampledLogprobs { sequence }.into());
         }
-        if s.tokens.len() > config.max_position_embeddings {
-            return refuse(format!(
-                "{} tokens exceed the context of {}",
-                s.tokens.len(),
-                config.max_position_embeddings
-            ));
+        let (tokens, max) = (s.tokens.len(), config.max_position_embeddings);
+        if tokens > max {
+            return Err(TrainError::TooLong { sequence, tokens, max }.into());
         }
-        if let Some(id) = s.tokens.iter().find(|&&id| id as usize >= config.token_ids) {
-            return refuse(format!("token id {id} is outside the vocabulary of {}", config.token_ids));
+        let vocab_size = config.token_ids;
+        if let Some(&id) = s.tokens.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(TrainError::TokenId { sequence, id, vocab_size }.into());
         }
     }
     Ok(())
@@ -219,22 +212,19 @@ fn check(request: &TrainRequest, student: &ModelRunner) -> Result<()> {
 fn check_given(request: &TrainRequest, scored: usize) -> Result<()> {
     let Some(given) = &request.teacher else { return Ok(()) };
     match given.count() {
-        Some(count) if count == scored => Ok(()),
-        count => {
-            let count = count.map_or_else(|| "numbers that do not hang together".to_owned(), |n| format!("{n} tokens"));
-            Err(Error::Request(format!("the teacher speaks of {count}, the sequences have {scored} with a weight")))
-        }
+        Some(got) if got == scored => Ok(()),
+        Some(got) => Err(TrainError::TeacherTokens { got, want: scored }.into()),
+        None => Err(TrainError::TeacherLists { want: scored }.into()),
     }
 }
 
 fn check_teacher(request: &TrainRequest, teacher: &ModelRunner) -> Result<()> {
     let max = teacher.config().max_position_embeddings;
-    for (i, s) in request.sequences.iter().enumerate() {
+    for (sequence, s) in request.sequences.iter().enumerate() {
         let prompt = s.teacher_prompt.as_ref().map_or(s.prompt_len, Vec::len);
         let total = prompt + s.tokens.len() - s.prompt_len;
         if prompt == 0 || total > max {
-            let what = format!("{prompt} prompt tokens and {total} in all, the teacher takes 1 to {max}");
-            return Err(Error::Request(format!("training sequence {i}: {what}")));
+            return Err(TrainError::TeacherPrompt { sequence, prompt, total, max }.into());
         }
     }
     Ok(())

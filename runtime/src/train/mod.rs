@@ -1,6 +1,7 @@
 //! Training through the runtime: what a loss sees and returns.
 
 mod batch;
+mod error;
 mod session;
 mod teacher;
 
@@ -9,6 +10,7 @@ use std::collections::BTreeMap;
 use autograd::ops::Head;
 use autograd::{Tape, Tensor};
 
+pub use error::TrainError;
 pub(crate) use session::TrainSession;
 pub use teacher::{GivenTeacher, Needs, Teacher};
 
@@ -47,7 +49,7 @@ impl<'a> LossBatch<'a> {
     /// # Errors
     /// There is none.
     pub fn teacher(&self) -> crate::Result<Teacher<'a>> {
-        self.teacher.ok_or_else(|| crate::Error::Request("this loss needs a teacher, and there is none".to_owned()))
+        self.teacher.ok_or_else(|| TrainError::NoTeacher.into())
     }
 }
 
@@ -81,7 +83,7 @@ pub(crate) fn evaluate(
     teacher: Option<&ModelRunner>,
 ) -> crate::Result<TrainReport> {
     if request.backward {
-        return Err(crate::Error::Request("this runtime was started without training".to_owned()));
+        return Err(crate::request::RequestError::NotTraining.into());
     }
     let (report, _) = batch::run(request, student, teacher, student.serving(), batch::Watch::Nothing)?;
     Ok(report)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use autograd::adamw::{Moments, Step, global_norm};
 use autograd::{Gradients, Tensor};
 
+use super::TrainError;
 use super::batch::{self, Watch};
 use crate::engine::ModelRunner;
 use crate::model::{Adapter, Difference, ModelWeights, Pass, tensors};
@@ -134,8 +135,7 @@ impl TrainSession {
         let mut sums = std::mem::take(&mut self.grads);
         let finite = std::mem::replace(&mut self.finite, true);
         if std::mem::take(&mut self.incomplete) {
-            let what = "a micro-batch of this step failed, so its gradients are incomplete; nothing was changed";
-            return Err(Error::Request(what.to_owned()));
+            return Err(TrainError::IncompleteGradients.into());
         }
         let grads: Vec<Option<Tensor>> = self.weights().map(|weight| sums.remove(weight)).collect();
         let grad_norm = global_norm(&grads.iter().flatten().collect::<Vec<_>>())?;

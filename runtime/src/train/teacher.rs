@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use autograd::ops::{self, GivenRows, Head};
 
-use crate::{Error, Result};
+use super::TrainError;
+use crate::Result;
 
 /// What a loss needs to know of the teacher.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -82,12 +83,13 @@ impl<'a> Teacher<'a> {
             return Ok(logprobs);
         }
         if given.temperature != temperature || given.logprobs.len() != targets.len() {
-            return Err(Error::Request(format!(
-                "the teacher gave log-probabilities of {} tokens at temperature {}, the loss needs {} at {temperature}",
-                given.logprobs.len(),
-                given.temperature,
-                targets.len()
-            )));
+            return Err(TrainError::TeacherTemperature {
+                got: given.logprobs.len(),
+                temperature: given.temperature,
+                want: targets.len(),
+                needed: temperature,
+            }
+            .into());
         }
         Ok(given.logprobs.clone())
     }

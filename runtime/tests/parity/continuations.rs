@@ -3,23 +3,32 @@
 use std::sync::mpsc::channel;
 
 use autograd::Device;
-use runtime::request::{CompletionText, Continuation, ContinuationRequest, GenerateRequest, ModelId, ScoreRequest};
+use runtime::request::{
+    CompletionText, GenerateRequest, LogProbs, ModelId, ScoreOutput, ScoreRequest, ScoreResponse, ScoreSequence,
+    SequenceScores,
+};
 use runtime::sampler::SamplingParams;
 use runtime::{Result, RuntimeHandle};
 
-use super::{engine, fixtures, start};
+use super::{engine, fixtures, scores, start};
 
-fn ask(handle: &RuntimeHandle, requests: Vec<(Vec<u32>, usize)>) -> Vec<Result<Continuation>> {
+fn ask(handle: &RuntimeHandle, requests: Vec<(Vec<u32>, usize)>) -> Vec<Result<SequenceScores>> {
     let answers: Vec<_> = requests
         .into_iter()
         .map(|(tokens, from)| {
             let (sender, answer) = channel();
-            let request = ContinuationRequest { model: ModelId::Student, tokens, from };
-            let ticket = handle.score_continuation_into(request, sender.into()).expect("the device thread runs");
-            (answer, ticket)
+            let request = ScoreRequest {
+                model: ModelId::Student,
+                sequences: vec![ScoreSequence { positions: from..tokens.len(), tokens }],
+                output: ScoreOutput::LogProbs(LogProbs { greedy: true, ..LogProbs::default() }),
+                token_ids: None,
+            };
+            let guard = handle.score_into(request, sender.into()).expect("the device thread runs");
+            (answer, guard)
         })
         .collect();
-    answers.into_iter().map(|(answer, _ticket)| answer.recv().expect("an answer")).collect()
+    let one = |response: ScoreResponse| response.sequences.into_iter().next().expect("one sequence");
+    answers.into_iter().map(|(answer, _guard)| answer.recv().expect("an answer").map(one)).collect()
 }
 
 /// A question of `length` tokens with several ends.
@@ -43,11 +52,12 @@ fn the_end_of_a_sequence_scores_as_in_the_whole() {
     let mut cached = 0;
     for ((tokens, from), got) in requests.iter().zip(ask(&handle, requests.clone())) {
         let got = got.expect("scored");
-        let whole = ScoreRequest { model: ModelId::Student, tokens: tokens.clone(), top: 1 };
-        let whole = handle.score(whole).expect("scored");
-        let logprobs: Vec<f64> = whole.logprobs[*from..].iter().copied().flatten().collect();
+        let whole = scores(&handle, tokens, LogProbs { top: 1, ..LogProbs::default() });
+        let rows = from - 1..;
+        let logprobs = &whole.logprobs[rows.clone()];
         assert_eq!(got.logprobs, logprobs, "{tokens:?} from {from}");
-        let greedy: Vec<bool> = (*from..tokens.len()).map(|at| whole.top[at][0].1 <= logprobs[at - from]).collect();
+        let top = whole.top[rows].iter().map(|top| top[0].1);
+        let greedy: Vec<bool> = top.zip(logprobs).map(|(best, own)| best <= *own).collect();
         assert_eq!(got.greedy, greedy, "{tokens:?} from {from}");
         cached += got.cached_tokens;
     }

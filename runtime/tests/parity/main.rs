@@ -13,8 +13,8 @@ use runtime::RuntimeHandle;
 use runtime::config::Family;
 use runtime::files::ModelFiles;
 use runtime::request::{
-    CompletionText, EngineConfig, GenerateRequest, Generated, LoraConfig, ModelId, ModelSpec, Offload, RuntimeSpec,
-    ScoreRequest, Trainable, Training,
+    CompletionText, EngineConfig, GenerateRequest, Generated, LogProbs, LoraConfig, ModelId, ModelSpec, Offload,
+    RuntimeSpec, ScoreOutput, ScoreRequest, ScoreSequence, SequenceScores, Trainable, Training,
 };
 use runtime::sampler::SamplingParams;
 use serde_json::Value;
@@ -64,9 +64,16 @@ fn ids(value: &Value) -> Vec<u32> {
     value.as_array().expect("a list").iter().map(|v| v.as_u64().expect("an id") as u32).collect()
 }
 
+/// Of every token but the first, from logits on the host.
+fn scores(handle: &RuntimeHandle, tokens: &[u32], output: LogProbs) -> SequenceScores {
+    let sequences = vec![ScoreSequence::every_token(tokens.to_vec())];
+    let output = ScoreOutput::LogProbs(output);
+    let request = ScoreRequest { model: ModelId::Student, sequences, output, token_ids: None };
+    handle.score(request).expect("scores").sequences.remove(0)
+}
+
 fn logprobs(handle: &RuntimeHandle, tokens: &[u32]) -> Vec<f64> {
-    let request = ScoreRequest { model: ModelId::Student, tokens: tokens.to_vec(), top: 0 };
-    handle.score(request).expect("scores").logprobs.into_iter().flatten().collect()
+    scores(handle, tokens, LogProbs::default()).logprobs
 }
 
 /// Relative to the larger of 1 and the value, so that log-probabilities near 0 are compared absolutely.

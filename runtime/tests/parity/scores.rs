@@ -1,4 +1,4 @@
-//! Everything that is said of given tokens, computed by the scheduler in pieces beside generations, against one forward pass over
+//! Every output of a score request, computed by the scheduler in pieces beside generations, against one forward pass over
 //! the whole sequence: the same bits.
 
 use std::path::Path;
@@ -10,8 +10,8 @@ use autograd::{Device, Tape, Tensor};
 use runtime::files::ModelFiles;
 use runtime::model::{Decoder, ModelWeights, Pass};
 use runtime::request::{
-    CompletionText, EmbedRequest, GenerateRequest, GradeRequest, Graded, Grades, ModelId, Pooling, Precision,
-    ScoreRequest, Span, Wanted,
+    CompletionText, GenerateRequest, LogProbs, ModelId, Pooling, Precision, ScoreOutput, ScoreRequest, ScoreResponse,
+    ScoreSequence,
 };
 use runtime::sampler::SamplingParams;
 use runtime::{RequestGuard, Result, RuntimeHandle};
@@ -48,7 +48,7 @@ impl Whole {
         ops::logits(self.head(&self.hidden)).expect("it runs").read().expect("values")
     }
 
-    /// ln p of tokens 1.. as a loss is told.
+    /// ln p of tokens 1.. as a loss computes them.
     fn own(&self, tokens: &[u32], temperature: f64) -> Vec<f64> {
         let rows = (0..tokens.len() as u32 - 1).collect();
         let hidden = ops::select_rows(&mut Tape::off(), &self.hidden, &rows).expect("rows");
@@ -69,23 +69,24 @@ fn sequence(length: usize, salt: u32) -> Vec<u32> {
     (0..length as u32).map(|i| (i * i + 7 * i + salt) % 60).collect()
 }
 
-/// Asks; the answer comes while the ticket lives.
-fn grade(handle: &RuntimeHandle, sequences: Vec<Span>, wanted: Wanted) -> (Receiver<Result<Graded>>, RequestGuard) {
-    let (sender, answer) = channel();
-    let request = GradeRequest { model: ModelId::Student, sequences, token_ids: None, wanted };
-    let ticket = handle.grade_into(request, sender.into()).expect("the device thread runs");
-    (answer, ticket)
+/// A request in flight: its response comes while the guard lives.
+type Pending = (Receiver<Result<ScoreResponse>>, RequestGuard);
+
+fn submit(handle: &RuntimeHandle, sequences: Vec<ScoreSequence>, output: ScoreOutput) -> Pending {
+    let (sender, response) = channel();
+    let request = ScoreRequest { model: ModelId::Student, sequences, token_ids: None, output };
+    let guard = handle.score_into(request, sender.into()).expect("the device thread runs");
+    (response, guard)
 }
 
-fn graded(asked: (Receiver<Result<Graded>>, RequestGuard)) -> Grades {
-    asked.0.recv().expect("an answer").expect("graded").grades
+fn wait((response, _guard): Pending) -> ScoreResponse {
+    response.recv().expect("a response").expect("scored")
 }
 
 fn embed(handle: &RuntimeHandle, tokens: &[u32], pooling: Pooling) -> Vec<f32> {
-    let (sender, answer) = channel();
-    let request = EmbedRequest { model: ModelId::Student, tokens: tokens.to_vec(), pooling };
-    let _ticket = handle.embed_into(request, sender.into()).expect("the device thread runs");
-    answer.recv().expect("an answer").expect("a vector")
+    let sequences = vec![ScoreSequence::pooled(tokens.to_vec(), pooling)];
+    let response = wait(submit(handle, sequences, ScoreOutput::Pooled(pooling)));
+    response.sequences[0].vector.iter().map(|&value| value as f32).collect()
 }
 
 fn generate(handle: &RuntimeHandle, tokens: usize) -> runtime::Generation {
@@ -103,25 +104,26 @@ fn every_kind_of_answer_has_the_bits_of_a_whole_forward() {
     let tokens = sequence(70, 3);
     let reference = whole(&dir, &tokens);
     let beside = generate(&handle, 60);
-    let all = || vec![Span { tokens: tokens.clone(), positions: 1..tokens.len() + 1 }];
+    let all = || vec![ScoreSequence { tokens: tokens.clone(), positions: 1..tokens.len() + 1 }];
     let kinds = [
-        (Wanted::Logits(Precision::F32), reference.logits()),
-        (Wanted::Hidden { normalized: true, precision: Precision::F32 }, rows(&reference.hidden)),
-        (Wanted::Hidden { normalized: false, precision: Precision::F32 }, rows(&reference.residual)),
+        (ScoreOutput::Logits(Precision::F32), reference.logits()),
+        (ScoreOutput::Hidden { normalized: true, precision: Precision::F32 }, rows(&reference.hidden)),
+        (ScoreOutput::Hidden { normalized: false, precision: Precision::F32 }, rows(&reference.residual)),
     ];
-    let asked: Vec<_> = kinds.iter().map(|(wanted, _)| grade(&handle, all(), wanted.clone())).collect();
-    for (asked, (wanted, want)) in asked.into_iter().zip(&kinds) {
-        let Grades::Rows { bytes, columns } = graded(asked) else { panic!("rows were asked for") };
-        assert_eq!((&numbers(&bytes), columns), (want, want.len() / tokens.len()), "{wanted:?}");
+    let pending: Vec<_> = kinds.iter().map(|(output, _)| submit(&handle, all(), output.clone())).collect();
+    for (pending, (output, want)) in pending.into_iter().zip(&kinds) {
+        let response = wait(pending);
+        let columns = response.columns;
+        assert_eq!((&numbers(&response.into_rows()), columns), (want, want.len() / tokens.len()), "{output:?}");
     }
     for temperature in [1.0, 0.7] {
-        let spans = vec![Span { tokens: tokens.clone(), positions: 1..tokens.len() }];
-        let wanted = Wanted::LogProbs { top: 0, ids: vec![], temperature, ranks: false };
-        let Grades::LogProbs(own) = graded(grade(&handle, spans.clone(), wanted)) else { panic!("log-probabilities") };
+        let sequences = vec![ScoreSequence::every_token(tokens.clone())];
+        let output = LogProbs { temperature, ..LogProbs::default() };
+        let own = wait(submit(&handle, sequences.clone(), output.into())).sequences;
         assert_eq!(own[0].logprobs, reference.own(&tokens, temperature));
-        // Listed ones come from the same logits in double precision.
-        let wanted = Wanted::LogProbs { top: 3, ids: vec![5, 6], temperature, ranks: true };
-        let Grades::LogProbs(listed) = graded(grade(&handle, spans, wanted)) else { panic!("log-probabilities") };
+        // Top log-probabilities come from the same logits in double precision.
+        let output = LogProbs { top: 3, ids: vec![5, 6], temperature, ranks: true, greedy: false };
+        let listed = wait(submit(&handle, sequences, output.into())).sequences;
         let (listed, logits) = (&listed[0], reference.logits());
         let vocab = logits.len() / tokens.len();
         assert_eq!((listed.top.len(), listed.ids.len(), listed.tail_logprobs.len()), (69, 69, 69));
@@ -148,28 +150,28 @@ fn every_kind_of_answer_has_the_bits_of_a_whole_forward() {
 fn many_requests_of_many_sequences_are_answered_each_in_its_order() {
     let dir = fixtures().join("models/llama-gqa-tied");
     let handle = start(&dir, None, Device::Cpu, engine(16, 14));
-    let spans = |salt: u32| -> Vec<Span> {
-        let span = |n: u32| {
+    let sequences = |salt: u32| -> Vec<ScoreSequence> {
+        let one = |n: u32| {
             let tokens = sequence(3 + 9 * n as usize % 40, salt + n);
-            Span { positions: 1 + n as usize % 2..tokens.len(), tokens }
+            ScoreSequence { positions: 1 + n as usize % 2..tokens.len(), tokens }
         };
-        (0..7).map(span).collect()
+        (0..7).map(one).collect()
     };
-    let wanted = Wanted::LogProbs { top: 0, ids: vec![], temperature: 1.0, ranks: false };
-    let asked: Vec<_> = (0..6).map(|salt| (salt, grade(&handle, spans(salt), wanted.clone()))).collect();
-    // One whose client leaves ends, and takes no answer.
-    let (gone, ticket) = grade(&handle, vec![Span { tokens: sequence(90, 9), positions: 1..90 }], wanted.clone());
-    drop(ticket);
-    for (salt, asked) in asked {
-        let Grades::LogProbs(all) = graded(asked) else { panic!("log-probabilities") };
-        for (said, span) in all.iter().zip(spans(salt)) {
-            let want = whole(&dir, &span.tokens).own(&span.tokens, 1.0);
-            assert_eq!(said.logprobs, want[span.positions.start - 1..], "{span:?}");
+    let output = ScoreOutput::TokenLogProbs { temperature: 1.0 };
+    let pending: Vec<_> = (0..6).map(|salt| (salt, submit(&handle, sequences(salt), output.clone()))).collect();
+    // One whose guard is dropped ends without a response.
+    let dropped = vec![ScoreSequence { tokens: sequence(90, 9), positions: 1..90 }];
+    let (response, guard) = submit(&handle, dropped, output.clone());
+    drop(guard);
+    for (salt, pending) in pending {
+        for (scores, one) in wait(pending).sequences.iter().zip(sequences(salt)) {
+            let want = whole(&dir, &one.tokens).own(&one.tokens, 1.0);
+            assert_eq!(scores.logprobs, want[one.positions.start - 1..], "{one:?}");
         }
     }
-    assert!(gone.recv().is_err(), "nobody answers one that was left");
-    let one = ScoreRequest { model: ModelId::Student, tokens: vec![7], top: 0 };
-    assert_eq!(handle.score(one).expect("scored").logprobs, [None]);
+    assert!(response.recv().is_err(), "a request whose guard was dropped has no response");
+    let alone = wait(submit(&handle, vec![ScoreSequence::every_token(vec![7])], output));
+    assert!(alone.sequences[0].logprobs.is_empty());
     let stats = handle.stats().expect("counters").student;
     assert_eq!((stats.running, stats.waiting), (0, 0));
     assert_eq!(stats.free_pages + stats.cached_pages, stats.total_pages);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use runtime::request::GradedRows;
+use runtime::request::SequenceScores;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -49,7 +49,7 @@ struct Shape {
 struct Scored {
     prompt: Prompt,
     /// For the log-probabilities of an echo.
-    echoed: Option<Arc<GradedRows>>,
+    echoed: Option<Arc<SequenceScores>>,
     listed: Option<PromptLogprobs>,
 }
 

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use runtime::request::{EmbedRequest, Pooling};
+use runtime::request::{Pooling, ScoreOutput, ScoreRequest, ScoreSequence};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use super::score::fits;
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::{Fields, NO_EFFECT, describe_no_effect};
-use crate::generation::embed;
+use crate::generation::score;
 use crate::models::Model;
 use crate::openapi::Operation;
 use crate::openapi::schema::{Members, any_of, count, integer, list, named, number, one_of, text};
@@ -53,8 +53,12 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
     for (place, prompt) in input.encode(&model, "input", prompt_encoding).await?.into_iter().enumerate() {
         fits(prompt.ids.len(), model.context(), "input")?;
         total += prompt.ids.len();
-        let request = EmbedRequest { model: model.id(), tokens: prompt.ids, pooling };
-        let mut vector = embed(&app, request).await?;
+        let sequences = vec![ScoreSequence::pooled(prompt.ids, pooling)];
+        let output = ScoreOutput::Pooled(pooling);
+        let request = ScoreRequest { model: model.id(), sequences, output, token_ids: None };
+        let response = score(&app, "embed", request).await?;
+        let vector = response.sequences.into_iter().next().unwrap_or_default().vector;
+        let mut vector: Vec<f32> = vector.into_iter().map(|value| value as f32).collect();
         vector.truncate(dimensions);
         normalize(&mut vector)?;
         data.push(json!({"object": "embedding", "index": place, "embedding": encode(&vector, encoding)}));

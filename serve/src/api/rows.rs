@@ -4,14 +4,14 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use http::{HeaderName, HeaderValue, header};
-use runtime::request::{GradeRequest, Grades, Precision, Span, Wanted};
+use runtime::request::{Precision, ScoreOutput, ScoreRequest, ScoreResponse, ScoreSequence};
 use serde::Deserialize;
 
 use super::score::fits;
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;
-use crate::generation::grade;
+use crate::generation::score;
 use crate::memory;
 use crate::openapi::Operation;
 use crate::openapi::schema::{Members, Schema, count, described, one_of, some, text, token_id};
@@ -33,11 +33,11 @@ pub(super) enum Kind {
 pub(super) const KINDS: [&str; 3] = ["logits", "hidden", "hidden_normalized"];
 
 impl Kind {
-    pub(super) fn wanted(self, precision: Precision) -> Wanted {
+    pub(super) fn output(self, precision: Precision) -> ScoreOutput {
         match self {
-            Self::Logits => Wanted::Logits(precision),
-            Self::Hidden => Wanted::Hidden { normalized: false, precision },
-            Self::HiddenNormalized => Wanted::Hidden { normalized: true, precision },
+            Self::Logits => ScoreOutput::Logits(precision),
+            Self::Hidden => ScoreOutput::Hidden { normalized: false, precision },
+            Self::HiddenNormalized => ScoreOutput::Hidden { normalized: true, precision },
         }
     }
 }
@@ -63,14 +63,10 @@ pub(crate) async fn raw_logits(State(app): State<Shared>, mut fields: Fields) ->
     }
     let bytes = check_size(ids.len(), model.vocab_size() * precision.bytes(), app.config.max_score_bytes)?;
     memory::hold_answer(memory::wait(bytes as u64, "the answer").await?);
-    let (positions, wanted) = (1..ids.len() + 1, Wanted::Logits(precision));
-    let sequences = vec![Span { tokens: ids, positions }];
-    let request = GradeRequest { model: model.id(), sequences, wanted: wanted.clone(), token_ids: None };
-    let graded = grade(&app, request).await?;
-    match graded.grades {
-        Grades::Rows { bytes, columns } => Ok(response(&wanted, graded.version, bytes, columns)),
-        Grades::LogProbs(_) => Err(ApiError::internal("logits were asked for, and log-probabilities came")),
-    }
+    let (positions, output) = (1..ids.len() + 1, ScoreOutput::Logits(precision));
+    let sequences = vec![ScoreSequence { tokens: ids, positions }];
+    let request = ScoreRequest { model: model.id(), sequences, output: output.clone(), token_ids: None };
+    Ok(response(&output, score(&app, "score", request).await?))
 }
 
 /// Places of the tokens in the sequence: a whole sequence from its beginning.
@@ -98,12 +94,15 @@ pub(super) fn check_size(rows: usize, row: usize, limit: usize) -> Result<usize,
 }
 
 /// The rows with their shape in the headers.
-pub(super) fn response(wanted: &Wanted, version: u64, bytes: Vec<u8>, columns: usize) -> Response {
-    let (kind, precision) = match wanted {
-        Wanted::Logits(precision) => ("logits", *precision),
-        Wanted::Hidden { precision, .. } => ("hidden", *precision),
-        Wanted::LogProbs { .. } => unreachable!("log-probabilities are JSON"),
+pub(super) fn response(output: &ScoreOutput, scores: ScoreResponse) -> Response {
+    let (kind, precision) = match output {
+        ScoreOutput::Logits(precision) => ("logits", *precision),
+        ScoreOutput::Hidden { precision, .. } => ("hidden", *precision),
+        ScoreOutput::TokenLogProbs { .. } | ScoreOutput::LogProbs(_) | ScoreOutput::Pooled(_) => {
+            unreachable!("log-probabilities and vectors are JSON")
+        }
     };
+    let (version, columns, bytes) = (scores.version, scores.columns, scores.into_rows());
     let rows = bytes.len() / (columns * precision.bytes()).max(1);
     let mut response = Response::new(Body::from(bytes));
     let headers = response.headers_mut();

@@ -5,7 +5,7 @@ use std::ops::Range;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use runtime::request::{GradeRequest, GradedRows, Grades, Precision, Span, Wanted};
+use runtime::request::{LogProbs, Precision, ScoreOutput, ScoreRequest, ScoreSequence, SequenceScores};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ use super::rows::{self, Kind};
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;
-use crate::generation::grade;
+use crate::generation::score;
 use crate::logprobs::finite;
 use crate::memory;
 use crate::models::Model;
@@ -48,18 +48,17 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
     let log_probs = log_probs(&mut fields, &model)?;
     let vocab: Option<usize> = fields.take("vocab_size")?;
     fields.finish()?;
-    let wanted = match (kind, log_probs, precision) {
-        (Some(kind), None, precision) => kind.wanted(precision.unwrap_or(Precision::Bf16)),
+    let output = match (kind, log_probs, precision) {
+        (Some(kind), None, precision) => kind.output(precision.unwrap_or(Precision::Bf16)),
         (Some(_), Some((field, _)), _) => {
             return Err(ApiError::invalid(field, format!("{field} has no effect with `rows`; remove one of them")));
         }
         (None, _, Some(_)) => {
             return Err(ApiError::invalid("dtype", "dtype has no effect without `rows`; remove it, or say which rows"));
         }
-        (None, None, None) => Wanted::LogProbs { top: 0, ids: vec![], temperature: 1.0, ranks: false },
-        (None, Some((_, wanted)), None) => wanted,
+        (None, log_probs, None) => log_probs.map_or_else(LogProbs::default, |(_, log_probs)| log_probs).into(),
     };
-    check_vocab(vocab, &model, &wanted)?;
+    check_vocab(vocab, &model, &output)?;
     let prompts = input.encode(&model, "input", PromptEncoding::whole(true)).await?;
     let total = prompts.iter().map(|prompt| prompt.ids.len()).sum::<usize>();
     let mut sequences = Vec::with_capacity(prompts.len());
@@ -74,30 +73,29 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         let message = format!("positions has {} pairs for {} inputs", ranges.len(), sequences.len());
         return Err(ApiError::invalid("positions", message));
     }
-    let bytes = check_size(&wanted, &sequences, &model, vocab, app.config.max_score_bytes)?;
+    let bytes = check_size(&output, &sequences, &model, vocab, app.config.max_score_bytes)?;
     let copies = if kind.is_some() { 1 } else { JSON_COPIES };
     memory::hold_answer(memory::wait(bytes as u64 * copies, "the answer").await?);
     // Nothing comes before the first token, so nothing can be said of it.
-    let span = |(range, ids): &(Range<usize>, Vec<u32>)| Span {
+    let scored = |(range, ids): &(Range<usize>, Vec<u32>)| ScoreSequence {
         tokens: ids.clone(),
         positions: range.start.max(1)..range.end,
     };
-    let spans: Vec<Span> = sequences.iter().map(span).filter(|span| !span.positions.is_empty()).collect();
-    let request = GradeRequest { model: model.id(), sequences: spans, wanted: wanted.clone(), token_ids: vocab };
-    let graded = grade(&app, request).await?;
-    let graded_rows = match graded.grades {
-        Grades::Rows { bytes, columns } => return Ok(rows::response(&wanted, graded.version, bytes, columns)),
-        Grades::LogProbs(graded) => graded,
-    };
-    let mut graded_rows = graded_rows.into_iter();
+    let scored: Vec<ScoreSequence> = sequences.iter().map(scored).filter(|one| !one.positions.is_empty()).collect();
+    let request = ScoreRequest { model: model.id(), sequences: scored, output: output.clone(), token_ids: vocab };
+    let response = score(&app, "score", request).await?;
+    if kind.is_some() {
+        return Ok(rows::response(&output, response));
+    }
+    let mut scores = response.sequences.into_iter();
     let mut data = Vec::with_capacity(sequences.len());
     for (index, (range, ids)) in sequences.into_iter().enumerate() {
         let empty = range.start.max(1) >= range.end;
-        let graded = if empty { GradedRows::default() } else { graded_rows.next().unwrap_or_default() };
-        data.push(one(index, &range, &ids, graded, &wanted));
+        let scores = if empty { SequenceScores::default() } else { scores.next().unwrap_or_default() };
+        data.push(one(index, &range, &ids, scores, &output));
     }
     let usage = json!({"prompt_tokens": total, "total_tokens": total});
-    let fingerprint = model.fingerprint(graded.version);
+    let fingerprint = model.fingerprint(response.version);
     let answer = json!({
         "object": "list", "model": model.name(), "system_fingerprint": fingerprint, "data": data, "usage": usage,
     });
@@ -105,7 +103,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
 }
 
 /// `top_k`, `ids` and `temperature`, with the name of one that is there; `None` when none is.
-fn log_probs(fields: &mut Fields, model: &Model) -> Result<Option<(&'static str, Wanted)>, ApiError> {
+fn log_probs(fields: &mut Fields, model: &Model) -> Result<Option<(&'static str, LogProbs)>, ApiError> {
     let top: Option<usize> = fields.take("top_k")?;
     let ids: Option<Vec<u32>> = fields.take("ids")?;
     let temperature: Option<f64> = fields.take("temperature")?;
@@ -122,16 +120,16 @@ fn log_probs(fields: &mut Fields, model: &Model) -> Result<Option<(&'static str,
     if !(temperature > 0.0 && temperature.is_finite()) {
         return Err(ApiError::invalid("temperature", format!("temperature = {temperature}: must be above 0")));
     }
-    Ok(Some((field, Wanted::LogProbs { top, ids, temperature, ranks: false })))
+    Ok(Some((field, LogProbs { top, ids, temperature, ..LogProbs::default() })))
 }
 
 /// Whether so many ids can be compared.
-fn check_vocab(size: Option<usize>, model: &Model, wanted: &Wanted) -> Result<(), ApiError> {
+fn check_vocab(size: Option<usize>, model: &Model, output: &ScoreOutput) -> Result<(), ApiError> {
     let Some(size) = size else { return Ok(()) };
     let refuse = |what: String| Err(ApiError::invalid("vocab_size", format!("vocab_size = {size}: {what}")));
-    match wanted {
-        Wanted::Hidden { .. } => refuse("hidden states have no vocabulary; leave it out".to_owned()),
-        Wanted::LogProbs { top, .. } if *top > size => refuse(format!("must be at least top_k ({top})")),
+    match output {
+        ScoreOutput::Hidden { .. } => refuse("hidden states have no vocabulary; leave it out".to_owned()),
+        ScoreOutput::LogProbs(LogProbs { top, .. }) if *top > size => refuse(format!("must be at least top_k ({top})")),
         _ if size == 0 || size > model.vocab_size() => refuse(format!("must be from 1 to {}", model.vocab_size())),
         _ => Ok(()),
     }
@@ -160,43 +158,45 @@ fn range(positions: Option<&Positions>, number: usize, len: usize, rows: bool) -
 
 /// Bytes of an answer; refuses one that would be too long.
 fn check_size(
-    wanted: &Wanted,
+    output: &ScoreOutput,
     sequences: &[(Range<usize>, Vec<u32>)],
     model: &Model,
     vocab: Option<usize>,
     limit: usize,
 ) -> Result<usize, ApiError> {
-    let row = match wanted {
-        Wanted::LogProbs { top, ids, .. } => (2 + top + ids.len()) * ENTRY_BYTES,
-        Wanted::Logits(precision) => vocab.unwrap_or(model.vocab_size()) * precision.bytes(),
-        Wanted::Hidden { precision, .. } => model.files().config.hidden_size * precision.bytes(),
+    let row = match output {
+        ScoreOutput::TokenLogProbs { .. } => 2 * ENTRY_BYTES,
+        ScoreOutput::LogProbs(LogProbs { top, ids, .. }) => (2 + top + ids.len()) * ENTRY_BYTES,
+        ScoreOutput::Logits(precision) => vocab.unwrap_or(model.vocab_size()) * precision.bytes(),
+        ScoreOutput::Hidden { precision, .. } => model.files().config.hidden_size * precision.bytes(),
+        ScoreOutput::Pooled(_) => unreachable!("vectors are embeddings"),
     };
     let rows: usize = sequences.iter().map(|(range, _)| range.len()).sum();
     rows::check_size(rows, row, limit)
 }
 
 /// An element of `data`. A list has an element for every position, `null` for the first token of an input.
-fn one(index: usize, range: &Range<usize>, ids: &[u32], graded: GradedRows, wanted: &Wanted) -> Value {
+fn one(index: usize, range: &Range<usize>, ids: &[u32], scores: SequenceScores, output: &ScoreOutput) -> Value {
     let nothing = (range.start == 0).then_some(Value::Null);
     let list =
         |values: &mut dyn Iterator<Item = Value>| -> Value { nothing.clone().into_iter().chain(values).collect() };
     let numbers = |values: &[f64]| -> Value { values.iter().map(|&value| json!(finite(value))).collect() };
     let mut one = json!({
         "object": "score", "index": index, "tokens": ids[range.clone()],
-        "logprobs": list(&mut graded.logprobs.iter().map(|&value| json!(finite(value)))),
+        "logprobs": list(&mut scores.logprobs.iter().map(|&value| json!(finite(value)))),
     });
-    let Wanted::LogProbs { top, ids, .. } = wanted else { return one };
     if range.start > 0 {
         one["positions"] = json!([range.start, range.end]);
     }
+    let ScoreOutput::LogProbs(LogProbs { top, ids, .. }) = output else { return one };
     if *top > 0 {
-        let listed = graded.top.iter();
+        let listed = scores.top.iter();
         one["top_ids"] = list(&mut listed.clone().map(|top| top.iter().map(|&(id, _)| json!(id)).collect()));
         one["top_logprobs"] = list(&mut listed.map(|top| top.iter().map(|&(_, value)| json!(finite(value))).collect()));
-        one["tail_logprobs"] = list(&mut graded.tail_logprobs.iter().map(|&value| json!(finite(value))));
+        one["tail_logprobs"] = list(&mut scores.tail_logprobs.iter().map(|&value| json!(finite(value))));
     }
     if !ids.is_empty() {
-        one["id_logprobs"] = list(&mut graded.ids.iter().map(|values| numbers(values)));
+        one["id_logprobs"] = list(&mut scores.ids.iter().map(|values| numbers(values)));
     }
     one
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args};
 use runtime::files::ModelFiles;
 use runtime::read;
-use runtime::request::{ModelId, Score, ScoreRequest};
+use runtime::request::{LogProbs, ModelId, ScoreOutput, ScoreRequest, ScoreSequence, SequenceScores};
 use serde_json::json;
 
 use super::model::ModelArgs;
@@ -53,9 +53,14 @@ pub(super) fn run(args: &ScoreArgs) -> Result<()> {
     let longest = sequences.iter().map(Vec::len).max().unwrap_or(1);
     let runtime = args.model.start_to_score(&files, longest, progress)?;
     for ids in sequences {
-        let score =
-            runtime.score(ScoreRequest { model: ModelId::Student, tokens: ids.clone(), top: args.top.unwrap_or(0) })?;
-        if args.json { report_json(args, &ids, &score)? } else { report(args, &files, &ids, &score)? }
+        let request = ScoreRequest {
+            model: ModelId::Student,
+            sequences: vec![ScoreSequence::every_token(ids.clone())],
+            output: ScoreOutput::LogProbs(LogProbs { top: args.top.unwrap_or(0), ..LogProbs::default() }),
+            token_ids: None,
+        };
+        let scores = runtime.score(request)?.sequences.pop().expect("one for each sequence");
+        if args.json { report_json(args, &ids, &scores)? } else { report(args, &files, &ids, &scores)? }
     }
     Ok(())
 }
@@ -73,26 +78,34 @@ fn read(args: &ScoreArgs, files: &ModelFiles) -> Result<Vec<Vec<u32>>> {
 }
 
 /// exp of the mean negative log-probability of the tokens that have one.
-fn perplexity(score: &Score) -> Option<f64> {
-    let known: Vec<f64> = score.logprobs.iter().copied().flatten().collect();
+fn perplexity(scores: &SequenceScores) -> Option<f64> {
+    let known = &scores.logprobs;
     (!known.is_empty()).then(|| (-known.iter().sum::<f64>() / known.len() as f64).exp())
 }
 
-fn report_json(args: &ScoreArgs, ids: &[u32], score: &Score) -> Result<()> {
-    let mut object = json!({ "tokens": ids, "logprobs": score.logprobs });
+/// Each token's log-probability and the most likely tokens in its place: none for the first, which nothing precedes.
+fn by_token(scores: &SequenceScores) -> impl Iterator<Item = (Option<f64>, &[(u32, f64)])> {
+    let top = scores.top.iter().map(Vec::as_slice).chain(std::iter::repeat(&[][..]));
+    let rest = scores.logprobs.iter().copied().map(Some).zip(top);
+    std::iter::once((None, &[][..])).chain(rest)
+}
+
+fn report_json(args: &ScoreArgs, ids: &[u32], scores: &SequenceScores) -> Result<()> {
+    let (logprobs, top): (Vec<_>, Vec<_>) = by_token(scores).unzip();
+    let mut object = json!({ "tokens": ids, "logprobs": logprobs });
     if args.top.is_some() {
-        object["top"] = json!(score.top);
+        object["top"] = json!(top);
     }
-    object["perplexity"] = json!(perplexity(score));
+    object["perplexity"] = json!(perplexity(scores));
     print_json(&object)
 }
 
-fn report(args: &ScoreArgs, files: &ModelFiles, ids: &[u32], score: &Score) -> Result<()> {
+fn report(args: &ScoreArgs, files: &ModelFiles, ids: &[u32], scores: &SequenceScores) -> Result<()> {
     // Decoded alone a token of some vocabularies loses the space that it begins with.
     let bytes = |id: u32| files.tokenizer.as_ref().and_then(|tokenizer| tokenizer.token_bytes(id));
     let spell = |id: u32| bytes(id).map_or_else(String::new, |bytes| format!("{:?}", String::from_utf8_lossy(&bytes)));
     let mut text = String::new();
-    for ((&id, logprob), top) in ids.iter().zip(&score.logprobs).zip(&score.top) {
+    for (&id, (logprob, top)) in ids.iter().zip(by_token(scores)) {
         let logprob = logprob.map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));
         text += &format!("{id:>8} {logprob:>10}  {}", spell(id));
         if args.top.is_some() {
@@ -102,6 +115,6 @@ fn report(args: &ScoreArgs, files: &ModelFiles, ids: &[u32], score: &Score) -> R
         }
         text.push('\n');
     }
-    let perplexity = perplexity(score).map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));
+    let perplexity = perplexity(scores).map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));
     print(&format!("{text}perplexity {perplexity} over {} tokens\n", ids.len().saturating_sub(1)))
 }

@@ -110,7 +110,7 @@ fn nothing_yet() -> Generated {
 }
 
 fn lost() -> Error {
-    runtime::Error::Request("the device thread gave up its requests".to_owned()).into()
+    runtime::Error::Stopped("it dropped its requests".to_owned()).into()
 }
 
 /// A request for token ids.

@@ -1,9 +1,9 @@
-//! What a model says of positions of given sequences: log-probabilities, logits, hidden states, one vector.
+//! Scores of given sequences: log-probabilities, logits, hidden states, one vector.
 //!
-//! The scheduler computes the sequences like prompts, in the steps of the generations and under the same budget; a step that
-//! has rows that are asked for reads them before it is done (`rows`). A request gives the scheduler its sequences a few at a
-//! time, in turn with the other requests, and is answered when all are done. It is answered by one version of the weights:
-//! new ones wait for the requests that have begun ([`ModelRunner::begun`]).
+//! The scheduler computes the sequences like prompts, in the steps of the generations and under the same token budget; a step
+//! with scored rows reads their results before it is done (`rows`). A request gives the scheduler its sequences a few at a
+//! time, in turn with the other requests, and is answered when all are done. All its results are of one version of the weights:
+//! new weights wait for the requests that have begun ([`ModelRunner::begun`]).
 
 mod log_probs;
 mod rows;
@@ -11,77 +11,20 @@ mod rows;
 use std::collections::BTreeMap;
 
 use super::runner::{ModelRunner, check_ids};
+use crate::config::ModelConfig;
 use crate::handle::Reply;
-use crate::request::{ModelId, Pooling, Precision, Span};
-use crate::scheduler::{RequestId, SchedulerOutput, SeqRequest};
+use crate::request::{Pooling, RequestError, ScoreOutput, ScoreRequest, ScoreResponse, ScoreSequence, SequenceScores};
+use crate::scheduler::{RequestId, ScheduledSeq, SchedulerOutput, SeqRequest};
 use crate::{Error, Result};
-pub(crate) use log_probs::{Asked, Row};
 
 /// Requests are begun while those that have begun have fewer tokens left than this many steps take.
 const BEGUN_STEPS: usize = 16;
 
-/// Sequences, and what is asked of some of their positions.
-pub(crate) struct ScoreWork {
-    /// Which model.
-    pub(crate) model: ModelId,
-    /// The sequences. One without positions is said nothing of.
-    pub(crate) sequences: Vec<Span>,
-    /// What is asked.
-    pub(crate) output: Output,
-    /// Of the distribution over so many ids, the first; `None`: over all that have a token.
-    pub(crate) token_ids: Option<usize>,
-    /// Takes the answer.
-    pub(crate) reply: Reply<Scored>,
-}
-
-/// What is asked of every position.
-#[derive(Debug, Clone)]
-pub(crate) enum Output {
-    /// From its logits, on the host.
-    LogProbs(Asked),
-    /// ln p of its own token alone, at a temperature: what a loss would be told, without the logits leaving the device.
-    Own(f64),
-    /// Its logits.
-    Logits(Precision),
-    /// The hidden state before it.
-    Hidden {
-        /// After the last norm, or before it.
-        normalized: bool,
-        /// How numbers are written.
-        precision: Precision,
-    },
-    /// The hidden states of all positions as one vector.
-    Pooled(Pooling),
-}
-
-/// The answer, and the version of the weights that gave it.
-#[derive(Debug)]
-pub(crate) struct Scored {
-    pub(crate) version: u64,
-    /// One for each sequence.
-    pub(crate) sequences: Vec<Said>,
-}
-
-/// What is said of one sequence: what its output asks for is filled, position after position.
-#[derive(Debug, Default)]
-pub(crate) struct Said {
-    /// Log-probabilities.
-    pub(crate) rows: Vec<Row>,
-    /// Rows of numbers, little-endian.
-    pub(crate) bytes: Vec<u8>,
-    /// One vector.
-    pub(crate) vector: Vec<f64>,
-    /// Tokens that came from the prefix cache.
-    pub(crate) cached_tokens: usize,
-    /// Positions that it speaks of so far.
-    done: usize,
-}
-
-/// Requests of a model.
+/// The score requests of a model.
 #[derive(Default)]
-pub(super) struct Scores {
-    requests: BTreeMap<RequestId, Scoring>,
-    /// Sequences in the scheduler, under numbers of their own: their request and their place in it.
+pub(super) struct ScoreQueue {
+    requests: BTreeMap<RequestId, PendingScore>,
+    /// Sequences in the scheduler, under ids of their own: their request and their place in it.
     members: BTreeMap<RequestId, (RequestId, usize)>,
     next_member: u64,
     /// No request is begun: the weights are about to change.
@@ -89,10 +32,10 @@ pub(super) struct Scores {
 }
 
 /// One request.
-struct Scoring {
-    output: Output,
+struct PendingScore {
+    output: ScoreOutput,
     token_ids: Option<usize>,
-    sequences: Vec<Sequence>,
+    sequences: Vec<PendingSequence>,
     /// Whether the scheduler has been given one.
     begun: bool,
     /// The first that it has not been given.
@@ -101,28 +44,26 @@ struct Scoring {
     members: usize,
     /// Tokens of those that are not done.
     left: usize,
-    reply: Reply<Scored>,
+    reply: Reply<ScoreResponse>,
 }
 
-struct Sequence {
-    span: Span,
-    said: Said,
+/// One sequence with the results so far.
+struct PendingSequence {
+    sequence: ScoreSequence,
+    scores: SequenceScores,
+    /// Positions that have results.
+    done: usize,
     /// Whether a step has had tokens of it.
     seen: bool,
 }
 
-impl Sequence {
-    /// The tokens that have to be run: nothing is asked about what follows the last position.
-    fn inputs(&self) -> &[u32] {
-        inputs(&self.span)
+impl PendingSequence {
+    fn new(sequence: ScoreSequence) -> Self {
+        Self { sequence, scores: SequenceScores::default(), done: 0, seen: false }
     }
 }
 
-fn inputs(span: &Span) -> &[u32] {
-    if span.positions.is_empty() { &[] } else { &span.tokens[..span.positions.end - 1] }
-}
-
-impl Scores {
+impl ScoreQueue {
     pub(super) fn is_empty(&self) -> bool {
         self.requests.is_empty()
     }
@@ -132,7 +73,7 @@ impl Scores {
         self.members.contains_key(&member)
     }
 
-    fn begun(&self) -> impl Iterator<Item = &Scoring> {
+    fn begun(&self) -> impl Iterator<Item = &PendingScore> {
         self.requests.values().filter(|scoring| scoring.begun)
     }
 
@@ -140,78 +81,29 @@ impl Scores {
     fn next_to_feed(&self, tokens: usize) -> Option<RequestId> {
         let begins = !self.held && self.begun().map(|scoring| scoring.left).sum::<usize>() < tokens;
         let new = self.requests.iter().find(|(_, scoring)| !scoring.begun).filter(|_| begins);
-        let has_more = |scoring: &Scoring| scoring.begun && scoring.next < scoring.sequences.len();
+        let has_more = |scoring: &PendingScore| scoring.begun && scoring.next < scoring.sequences.len();
         let candidates = self.requests.iter().filter(|(_, scoring)| has_more(scoring)).chain(new);
         candidates.min_by_key(|(id, scoring)| (scoring.members, **id)).map(|(&id, _)| id)
     }
 }
 
 impl ModelRunner {
-    /// Takes a request, or answers why not.
-    pub(super) fn submit_scoring(&mut self, id: RequestId, work: ScoreWork) {
-        let ScoreWork { sequences, output, token_ids, reply, .. } = work;
-        if let Err(e) = self.check_scoring(&sequences, &output, token_ids) {
-            // Nobody may listen any more; the same below.
-            return drop(reply.send(Err(e)));
+    /// Queues a request, or answers why it is refused.
+    pub(super) fn submit_scoring(&mut self, id: RequestId, request: ScoreRequest, reply: Reply<ScoreResponse>) {
+        if let Err(e) = check(&request, self.config()) {
+            // The receiver may have been dropped; the same below.
+            return drop(reply.send(Err(e.into())));
         }
-        let left = sequences.iter().map(|span| inputs(span).len()).sum();
-        let sequences = sequences.into_iter().map(|span| Sequence { span, said: Said::default(), seen: false });
-        let mut scoring = Scoring {
-            output,
-            token_ids,
-            sequences: sequences.collect(),
-            begun: false,
-            next: 0,
-            members: 0,
-            left,
-            reply,
-        };
-        scoring.skip_empty();
+        let ScoreRequest { sequences, output, token_ids, .. } = request;
+        let left = sequences.iter().map(|sequence| sequence.inputs().len()).sum();
+        let sequences = sequences.into_iter().map(PendingSequence::new).collect();
+        let mut pending = PendingScore { output, token_ids, sequences, begun: false, next: 0, members: 0, left, reply };
+        pending.skip_empty();
         if left == 0 {
-            let answer = scoring.answer(self.version);
-            return drop(scoring.reply.send(answer));
+            let response = pending.response(self.version, self.config());
+            return drop(pending.reply.send(response));
         }
-        self.scores.requests.insert(id, scoring);
-    }
-
-    fn check_scoring(&self, sequences: &[Span], output: &Output, token_ids: Option<usize>) -> Result<()> {
-        let config = self.config();
-        if let Some(ids) = token_ids.filter(|&ids| ids == 0 || ids > config.vocab_size) {
-            return Err(Error::Request(format!("{ids} ids are to be compared, of 1 to {}", config.vocab_size)));
-        }
-        let about_tokens = matches!(output, Output::LogProbs(_) | Output::Own(_));
-        for (number, span) in sequences.iter().enumerate() {
-            check_ids(&span.tokens, config)?;
-            let (positions, len, max) = (&span.positions, span.tokens.len(), config.max_position_embeddings);
-            let last = if about_tokens { len } else { len + 1 };
-            let refuse = |what: String| Err(Error::Request(format!("sequence {number}: {what}")));
-            if len == 0 {
-                return refuse("there are no tokens".to_owned());
-            }
-            // Nothing can be said of a token that is alone.
-            let nothing = positions.is_empty() && (len > 1 || !about_tokens);
-            if nothing || positions.start == 0 || positions.end > last {
-                return refuse(format!("positions {}..{} are not within 1..{last}", positions.start, positions.end));
-            }
-            let got = inputs(span).len();
-            if got > max {
-                return refuse(format!("{got} tokens exceed the model's context of {max}; send shorter pieces"));
-            }
-        }
-        let (top, ids, temperature) = match output {
-            Output::LogProbs(asked) => (asked.top, &asked.ids[..], asked.temperature),
-            Output::Own(temperature) => (0, &[][..], *temperature),
-            Output::Logits(_) | Output::Hidden { .. } | Output::Pooled(_) => return Ok(()),
-        };
-        check_ids(ids, config)?;
-        let compared = token_ids.unwrap_or(config.vocab_size);
-        if top > compared {
-            return Err(Error::Request(format!("top {top} exceeds the vocabulary of {compared}")));
-        }
-        if !(temperature > 0.0 && temperature.is_finite()) {
-            return Err(Error::Request(format!("temperature {temperature} must be positive")));
-        }
-        Ok(())
+        self.scores.requests.insert(id, pending);
     }
 
     /// Whether a request has begun and is not done.
@@ -241,13 +133,13 @@ impl ModelRunner {
         let member = RequestId((1 << 63) | scores.next_member);
         scores.next_member += 1;
         let place = scoring.next;
-        let sequence = &scoring.sequences[place];
+        let sequence = &scoring.sequences[place].sequence;
         self.scheduler.submit(SeqRequest {
             id: member,
             key,
             prompt: sequence.inputs().into(),
             max_new_tokens: 0,
-            scored_from: Some(sequence.span.positions.start - 1),
+            scored_from: Some(sequence.positions.start - 1),
             ahead: false,
         })?;
         scores.members.insert(member, (id, place));
@@ -258,11 +150,10 @@ impl ModelRunner {
 
     /// The sequences whose last tokens `plan` computes.
     pub(super) fn completes(&self, plan: &SchedulerOutput) -> Vec<RequestId> {
-        let ends = |seq: &&crate::scheduler::ScheduledSeq| {
-            self.scores
-                .members
-                .get(&seq.id)
-                .is_some_and(|(id, place)| seq.tokens.end == self.scores.requests[id].sequences[*place].inputs().len())
+        let length =
+            |(id, place): &(RequestId, usize)| self.scores.requests[id].sequences[*place].sequence.inputs().len();
+        let ends = |seq: &&ScheduledSeq| {
+            self.scores.members.get(&seq.id).is_some_and(|member| seq.tokens.end == length(member))
         };
         plan.seqs.iter().filter(ends).map(|seq| seq.id).collect()
     }
@@ -274,16 +165,16 @@ impl ModelRunner {
             self.scheduler.finish(*member);
             let scoring = self.scores.requests.get_mut(&id).expect("a member's request is there");
             scoring.members -= 1;
-            scoring.left -= scoring.sequences[place].inputs().len();
+            scoring.left -= scoring.sequences[place].sequence.inputs().len();
             if scoring.left == 0 {
                 let mut scoring = self.scores.requests.remove(&id).expect("it is there");
-                let answer = scoring.answer(self.version);
-                drop(scoring.reply.send(answer));
+                let response = scoring.response(self.version, self.config());
+                drop(scoring.reply.send(response));
             }
         }
     }
 
-    /// Ends a request whose answer nobody wants any more.
+    /// Ends a request whose receiver was dropped.
     pub(super) fn cancel_scoring(&mut self, id: RequestId) {
         if self.scores.requests.remove(&id).is_some() {
             let scheduler = &mut self.scheduler;
@@ -302,7 +193,7 @@ impl ModelRunner {
         for (member, _) in std::mem::take(&mut self.scores.members) {
             self.scheduler.cancel(member);
         }
-        self.scores.requests.values_mut().filter(|scoring| scoring.begun).for_each(Scoring::restart);
+        self.scores.requests.values_mut().filter(|scoring| scoring.begun).for_each(PendingScore::restart);
     }
 
     /// Ends a request with an error.
@@ -330,30 +221,81 @@ impl ModelRunner {
     }
 }
 
-impl Scoring {
+impl PendingScore {
     fn restart(&mut self) {
-        for sequence in &mut self.sequences {
-            (sequence.said, sequence.seen) = (Said::default(), false);
+        for pending in &mut self.sequences {
+            (pending.scores, pending.done, pending.seen) = (SequenceScores::default(), 0, false);
         }
-        self.left = self.sequences.iter().map(|sequence| sequence.inputs().len()).sum();
+        self.left = self.sequences.iter().map(|pending| pending.sequence.inputs().len()).sum();
         (self.begun, self.next, self.members) = (false, 0, 0);
         self.skip_empty();
     }
 
-    /// Passes over sequences that nothing is asked of.
+    /// Passes over sequences without positions.
     fn skip_empty(&mut self) {
-        let empty = self.sequences[self.next..].iter().take_while(|sequence| sequence.inputs().is_empty()).count();
-        self.next += empty;
+        let empty = |pending: &&PendingSequence| pending.sequence.inputs().is_empty();
+        self.next += self.sequences[self.next..].iter().take_while(empty).count();
     }
 
-    fn answer(&mut self, version: u64) -> Result<Scored> {
-        for (number, sequence) in self.sequences.iter().enumerate() {
-            if let Some(place) = sequence.said.rows.iter().position(|row| row.logprob.is_nan()) {
-                let position = sequence.span.positions.start + place - 1;
-                let what = format!("sequence {number}: the logits at position {position} are not numbers");
-                return Err(Error::Request(what));
+    fn response(&mut self, version: u64, config: &ModelConfig) -> Result<ScoreResponse> {
+        for (number, PendingSequence { sequence, scores, .. }) in self.sequences.iter_mut().enumerate() {
+            if let Some(place) = scores.logprobs.iter().position(|logprob| logprob.is_nan()) {
+                let position = sequence.positions.start + place - 1;
+                return Err(RequestError::NonFiniteLogits { sequence: number, position }.into());
+            }
+            if self.output == ScoreOutput::Pooled(Pooling::Mean) {
+                let count = sequence.positions.len() as f64;
+                scores.vector.iter_mut().for_each(|sum| *sum /= count);
             }
         }
-        Ok(Scored { version, sequences: self.sequences.drain(..).map(|sequence| sequence.said).collect() })
+        let columns = match self.output {
+            ScoreOutput::Logits(_) => self.token_ids.unwrap_or(config.vocab_size),
+            ScoreOutput::Hidden { .. } => config.hidden_size,
+            ScoreOutput::TokenLogProbs { .. } | ScoreOutput::LogProbs(_) | ScoreOutput::Pooled(_) => 0,
+        };
+        let sequences = self.sequences.drain(..).map(|pending| pending.scores).collect();
+        Ok(ScoreResponse { version, sequences, columns })
     }
+}
+
+/// Refuses positions, ids and temperatures that cannot be scored.
+fn check(request: &ScoreRequest, config: &ModelConfig) -> Result<(), RequestError> {
+    let ScoreRequest { sequences, output, token_ids, .. } = request;
+    let (vocab_size, max) = (config.vocab_size, config.max_position_embeddings);
+    if let Some(token_ids) = token_ids.filter(|&ids| ids == 0 || ids > vocab_size) {
+        return Err(RequestError::TokenIds { token_ids, vocab_size });
+    }
+    let own_tokens = matches!(output, ScoreOutput::LogProbs(_) | ScoreOutput::TokenLogProbs { .. });
+    for (number, sequence) in sequences.iter().enumerate() {
+        check_ids(&sequence.tokens, config)?;
+        let (positions, len) = (&sequence.positions, sequence.tokens.len());
+        let last = if own_tokens { len } else { len + 1 };
+        if len == 0 {
+            return Err(RequestError::EmptySequence { sequence: number });
+        }
+        // A token that is alone has no log-probability.
+        let nothing = positions.is_empty() && (len > 1 || !own_tokens);
+        if nothing || positions.start == 0 || positions.end > last {
+            let (start, end) = (positions.start, positions.end);
+            return Err(RequestError::Positions { sequence: number, start, end, last });
+        }
+        let tokens = sequence.inputs().len();
+        if tokens > max {
+            return Err(RequestError::SequenceTooLong { sequence: number, tokens, max });
+        }
+    }
+    let (top, ids, temperature) = match output {
+        ScoreOutput::LogProbs(log_probs) => (log_probs.top, &log_probs.ids[..], log_probs.temperature),
+        ScoreOutput::TokenLogProbs { temperature } => (0, &[][..], *temperature),
+        ScoreOutput::Logits(_) | ScoreOutput::Hidden { .. } | ScoreOutput::Pooled(_) => return Ok(()),
+    };
+    check_ids(ids, config)?;
+    let vocab_size = token_ids.unwrap_or(vocab_size);
+    if top > vocab_size {
+        return Err(RequestError::Top { top, vocab_size });
+    }
+    if !(temperature > 0.0 && temperature.is_finite()) {
+        return Err(RequestError::Temperature { temperature });
+    }
+    Ok(())
 }

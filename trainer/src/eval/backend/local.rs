@@ -7,7 +7,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use runtime::files::{GenerationRules, ModelFiles};
-use runtime::request::{CompletionText, Continuation, ContinuationRequest, GenerateEvent, GenerateRequest, ModelId};
+use runtime::request::{
+    CompletionText, GenerateEvent, GenerateRequest, LogProbs, ModelId, ScoreOutput, ScoreRequest, ScoreResponse,
+    ScoreSequence,
+};
 use runtime::sampler::SamplingParams;
 use runtime::text::Tokenizer;
 use runtime::{Closed, RequestGuard, RuntimeHandle, Sink};
@@ -245,7 +248,7 @@ type Event = (usize, usize, Happened);
 
 enum Happened {
     Generated(GenerateEvent),
-    Scored(runtime::Result<Continuation>),
+    Scored(runtime::Result<ScoreResponse>),
 }
 
 /// A document whose answers are not complete.
@@ -284,9 +287,10 @@ impl Open {
             }
             Happened::Generated(GenerateEvent::Failed(e)) => return Err(e.into()),
             Happened::Scored(score) => {
-                let score = score?;
-                answer.logprobs = score.logprobs;
-                answer.greedy = score.greedy.iter().all(|&greedy| greedy);
+                // A continuation without tokens of its own is certain.
+                let scores = score?.sequences.pop().unwrap_or_default();
+                answer.logprobs = scores.logprobs;
+                answer.greedy = scores.greedy.iter().all(|&greedy| greedy);
             }
         }
         self.left -= 1;
@@ -365,7 +369,7 @@ impl Backend for Local {
     }
 
     fn submit(&mut self, doc: usize, work: Work) -> Result<()> {
-        let mut tickets = Vec::new();
+        let mut guards = Vec::new();
         for (place, piece) in work.pieces.iter().enumerate() {
             let sender = self.events.0.clone();
             match piece {
@@ -381,19 +385,23 @@ impl Backend for Local {
                         text: CompletionText::Alone,
                     };
                     let mask = self.encoder.settings.rules.mask(prompt, &self.encoder.eos, params.max_tokens);
-                    tickets.push(self.runtime.generate_into(request, mask, Sink::new(take))?);
+                    guards.push(self.runtime.generate_into(request, mask, Sink::new(take))?);
                     self.truncated += usize::from(*cut > 0);
                 }
                 Piece::Score(tail) if tail.from >= tail.tokens.len() => {
-                    // A continuation without tokens of its own is certain.
-                    let empty = Ok(Continuation::default());
+                    let empty = Ok(ScoreResponse { version: 0, sequences: vec![], columns: 0 });
                     sender.send((doc, place, Happened::Scored(empty))).expect("the receiver is here");
                 }
                 Piece::Score(tail) => {
                     let take = move |score| sender.send((doc, place, Happened::Scored(score))).map_err(|_| Closed);
-                    let (model, tokens, from) = (self.encoder.settings.model, tail.tokens.clone(), tail.from);
-                    let request = ContinuationRequest { model, tokens, from };
-                    tickets.push(self.runtime.score_continuation_into(request, Sink::new(take))?);
+                    let (tokens, positions) = (tail.tokens.clone(), tail.from..tail.tokens.len());
+                    let request = ScoreRequest {
+                        model: self.encoder.settings.model,
+                        sequences: vec![ScoreSequence { tokens, positions }],
+                        output: ScoreOutput::LogProbs(LogProbs { greedy: true, ..LogProbs::default() }),
+                        token_ids: None,
+                    };
+                    guards.push(self.runtime.score_into(request, Sink::new(take))?);
                     self.truncated += usize::from(tail.cut > 0);
                 }
             }
@@ -402,7 +410,7 @@ impl Backend for Local {
         self.waiting += left;
         self.ready.extend((left == 0).then_some(doc));
         let answers = (0..left).map(|_| Answer::default()).collect();
-        self.open.insert(doc, Open { work, answers, left, _guards: tickets });
+        self.open.insert(doc, Open { work, answers, left, _guards: guards });
         Ok(())
     }
 

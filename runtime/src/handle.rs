@@ -10,14 +10,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use autograd::Device;
-use autograd::kv::KvPool;
 
 use crate::config::ModelConfig;
-use crate::engine::{Engine, kv_pages, kv_pool};
+use crate::engine::Engine;
 use crate::model::Adapter;
 use crate::request::{
-    FinishReason, GenerateEvent, GenerateRequest, Generated, ModelId, OptimReport, OptimStep, PauseMode, RuntimeSpec,
-    RuntimeStats, ScoreRequest, ScoreResponse, Snapshot, TokenMask, TrainReport, TrainRequest, TrainState,
+    FinishReason, GenerateEvent, GenerateRequest, Generated, ModelId, OptimReport, OptimStep, PauseMode, RequestError,
+    RuntimeSpec, RuntimeStats, ScoreRequest, ScoreResponse, Snapshot, TokenMask, TrainReport, TrainRequest, TrainState,
 };
 use crate::scheduler::RequestId;
 use crate::sink::Sink;
@@ -34,7 +33,7 @@ pub(crate) enum EngineRequest {
     ForwardBackward(TrainRequest, Reply<TrainReport>),
     OptimStep(OptimStep, Reply<OptimReport>),
     Publish(Reply<u64>),
-    AddAdapter(Adapter, Option<KvPool>, Reply<ModelId>),
+    AddAdapter(ModelId, Adapter, Reply<ModelId>),
     ReplaceAdapter(ModelId, Adapter, Reply<u64>),
     RemoveAdapter(ModelId, Reply<()>),
     Export(Reply<TrainState>),
@@ -54,10 +53,8 @@ pub struct RuntimeHandle {
     next_id: Arc<AtomicU64>,
     snapshot: Arc<Mutex<Snapshot>>,
     exit_reason: ExitReason,
-    /// The student's shape, and the bytes of keys and values of a model.
-    config: Arc<ModelConfig>,
-    device: Device,
-    kv_bytes: usize,
+    /// The shapes of the base models, by place.
+    configs: Arc<[Arc<ModelConfig>]>,
 }
 
 /// Why the device thread has ended; set soon after the first channel to it closes.
@@ -152,7 +149,7 @@ impl RuntimeHandle {
     pub fn start(spec: &RuntimeSpec, progress: &dyn Fn(usize, usize)) -> Result<Self> {
         let mut engine = Engine::new(spec, progress)?;
         let snapshot = Arc::new(Mutex::new(engine.snapshot()));
-        let (published, config) = (Arc::clone(&snapshot), engine.student_config());
+        let (published, configs) = (Arc::clone(&snapshot), engine.configs());
         let (work, queue) = channel();
         // The engine is one of the pool's workers: a parallel loop then starts without waking a thread and going to sleep.
         let workers = rayon::ThreadPoolBuilder::new().build().map_err(|e| Error::Stopped(e.to_string()))?;
@@ -165,15 +162,7 @@ impl RuntimeHandle {
             end.set(catch_unwind(AssertUnwindSafe(|| workers.install(move || engine.run(&queue, &published)))));
         };
         thread.spawn(run).map_err(|e| Error::Stopped(e.to_string()))?;
-        Ok(Self {
-            work,
-            next_id: Arc::default(),
-            snapshot,
-            exit_reason,
-            config,
-            device: spec.device,
-            kv_bytes: spec.engine.kv_bytes,
-        })
+        Ok(Self { work, next_id: Arc::default(), snapshot, exit_reason, configs })
     }
 
     fn call<T: Send + 'static>(&self, work: impl FnOnce(Reply<T>) -> EngineRequest) -> Result<T> {
@@ -251,24 +240,20 @@ impl RuntimeHandle {
         self.call(EngineRequest::Publish)
     }
 
-    /// Loads a PEFT adapter onto the student's base weights, which exist once; it is a model of its own, with KV memory
-    /// of its own (as much as the student's). The files are read on the caller's thread.
+    /// Loads a PEFT adapter onto a base model. It shares the base's weights, scheduler and KV memory, and costs only its own
+    /// weights; a step computes sequences of several adapters. The files are read on the caller's thread.
     ///
     /// # Errors
-    /// An adapter that does not fit its base; a runtime that trains.
-    pub fn add_adapter(&self, folder: &Path) -> Result<ModelId> {
-        let adapter = self.read_adapter(folder)?;
-        // The host's memory is made here: that takes seconds where it is large.
-        let pool = match self.device {
-            Device::Cuda(_) => None,
-            device => Some(kv_pool(&self.config, device, kv_pages(&self.config, device, self.kv_bytes))?),
-        };
-        self.call(|reply| EngineRequest::AddAdapter(adapter, pool, reply))
+    /// A model that is no base; an adapter that does not fit it; a base that is trained.
+    pub fn add_adapter(&self, base: ModelId, folder: &Path) -> Result<ModelId> {
+        let adapter = self.read_adapter(base, folder)?;
+        self.call(|reply| EngineRequest::AddAdapter(base, adapter, reply))
     }
 
     /// On the host.
-    fn read_adapter(&self, folder: &Path) -> Result<Adapter> {
-        Adapter::load(folder, &self.config, Device::Cpu)
+    fn read_adapter(&self, base: ModelId, folder: &Path) -> Result<Adapter> {
+        let config = self.configs.get(base.0 as usize).ok_or(RequestError::NoModel { model: base })?;
+        Adapter::load(folder, config, Device::Cpu)
     }
 
     /// Puts the adapter of another folder in the place of a loaded one; returns the new version of its weights. Requests that
@@ -278,11 +263,13 @@ impl RuntimeHandle {
     /// # Errors
     /// A model that is no adapter; an adapter that does not fit its base. Then the old one stays.
     pub fn replace_adapter(&self, model: ModelId, folder: &Path) -> Result<u64> {
-        let adapter = self.read_adapter(folder)?;
+        let snapshot = self.snapshot();
+        let loaded = snapshot.models.get(&model).ok_or(RequestError::NoModel { model })?;
+        let adapter = self.read_adapter(loaded.base, folder)?;
         self.call(|reply| EngineRequest::ReplaceAdapter(model, adapter, reply))
     }
 
-    /// Frees an adapter and its KV memory.
+    /// Frees an adapter and its cached prefixes.
     ///
     /// # Errors
     /// A model that is no adapter, or one with requests that have not ended.
@@ -385,11 +372,11 @@ mod tests {
             short_steps: false,
         };
         let spec =
-            RuntimeSpec { device: Device::Cpu, deterministic: false, student, teacher: None, training: None, engine };
+            RuntimeSpec { device: Device::Cpu, deterministic: false, models: vec![student], training: None, engine };
         let handle = RuntimeHandle::start(&spec, &|_, _| {}).expect("it starts");
         let params = SamplingParams { max_tokens: 200, ignore_eos: true, ..SamplingParams::default() };
         let request = GenerateRequest {
-            model: ModelId::Student,
+            model: ModelId::STUDENT,
             prompt: vec![1, 2],
             params,
             index: 0,

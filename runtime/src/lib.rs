@@ -9,6 +9,7 @@ mod engine;
 pub mod error;
 pub mod files;
 mod handle;
+mod ids;
 pub mod kv;
 pub mod memory;
 pub mod model;

@@ -7,46 +7,15 @@ mod stats;
 
 use std::sync::Arc;
 
+pub use crate::ids::ModelId;
 use crate::sampler::SamplingParams;
-use crate::train::{GivenTeacher, Loss};
+use crate::train::{Loss, TeacherSource};
 pub use error::RequestError;
 pub use score::{
     LogProbs, Pooling, Precision, ScoreOutput, ScoreRequest, ScoreResponse, ScoreSequence, SequenceScores,
 };
 pub use spec::{EngineConfig, LoraConfig, ModelSpec, Offload, RuntimeSpec, Trainable, Training};
-pub use stats::{GpuStats, ModelSnapshot, RuntimeStats, Snapshot, StepStats};
-
-/// Which of the resident models a request is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ModelId {
-    /// The model that generates, serves and, in a training run, learns.
-    Student,
-    /// The model that scores the student's tokens.
-    Teacher,
-    /// An adapter on the student's base, loaded by [`crate::RuntimeHandle::add_adapter`].
-    Adapter(u32),
-}
-
-impl std::fmt::Display for ModelId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Student => f.write_str("the student"),
-            Self::Teacher => f.write_str("the teacher"),
-            Self::Adapter(number) => write!(f, "adapter {number}"),
-        }
-    }
-}
-
-impl ModelId {
-    /// Its part of a prefix cache's key. Every model has a cache of its own, so that adapters may share one.
-    pub(crate) fn number(self) -> u8 {
-        match self {
-            Self::Student => 0,
-            Self::Teacher => 1,
-            Self::Adapter(_) => 2,
-        }
-    }
-}
+pub use stats::{GpuStats, ModelSnapshot, ModelStats, RuntimeStats, Snapshot, StepStats};
 
 /// The text of a completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,9 +173,8 @@ pub struct TrainRequest {
     pub backward: bool,
     /// Keys dropout: the step and micro-batch.
     pub dropout_key: u64,
-    /// Log-probabilities of a remote teacher for the tokens with a weight; `None` runs the runtime's own teacher where the
-    /// loss needs one.
-    pub teacher: Option<GivenTeacher>,
+    /// The teacher of a loss that needs one.
+    pub teacher: Option<TeacherSource>,
 }
 
 /// Sums over a micro-batch's weighted tokens, and times.

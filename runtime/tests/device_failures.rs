@@ -26,8 +26,7 @@ fn start(token_budget: usize, kv_bytes: usize) -> RuntimeHandle {
     let spec = RuntimeSpec {
         device: Device::Cuda(0),
         deterministic: false,
-        student: ModelSpec { files, layers: Some(vec![0, 1]), adapter: None },
-        teacher: None,
+        models: vec![ModelSpec { files, layers: Some(vec![0, 1]), adapter: None }],
         training: None,
         engine: EngineConfig {
             token_budget,
@@ -44,14 +43,14 @@ fn start(token_budget: usize, kv_bytes: usize) -> RuntimeHandle {
 
 fn request(index: u64) -> GenerateRequest {
     let params = SamplingParams { max_tokens: 4000, ignore_eos: true, ..SamplingParams::default() };
-    GenerateRequest { model: ModelId::Student, prompt: vec![1, 2, 3], params, index, text: CompletionText::None }
+    GenerateRequest { model: ModelId::STUDENT, prompt: vec![1, 2, 3], params, index, text: CompletionText::None }
 }
 
 /// Log-probabilities of all tokens but the first.
 fn score(runtime: &RuntimeHandle, count: u32) -> runtime::Result<Vec<f64>> {
     let sequences = vec![ScoreSequence::every_token((0..count).collect())];
     let output = ScoreOutput::LogProbs(LogProbs::default());
-    let request = ScoreRequest { model: ModelId::Student, sequences, output, token_ids: None };
+    let request = ScoreRequest { model: ModelId::STUDENT, sequences, output, token_ids: None };
     Ok(runtime.score(request)?.sequences.remove(0).logprobs)
 }
 

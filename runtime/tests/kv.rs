@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use runtime::kv::{CacheKey, PAGE_SIZE, PageId, PagePool, PrefixMatch, RadixCache, Tail};
+use runtime::request::ModelId;
 
-fn key(slot: u8, weights_version: u64) -> CacheKey {
-    CacheKey { slot, weights_version, adapter: 0, tokenizer: 0, kv_format: 0 }
+fn key(model: u32, weights_version: u64) -> CacheKey {
+    CacheKey { model: ModelId(model), weights_version }
 }
 
 /// Tokens of `chunks` pages; each page repeats its number.
@@ -111,13 +112,7 @@ fn keys_do_not_share() {
     let text = tokens(&[1, 2]);
     store(&mut cache, &mut pool, key(0, 1), &text);
     let base = key(0, 1);
-    for other in [
-        CacheKey { slot: 1, ..base },
-        CacheKey { weights_version: 2, ..base },
-        CacheKey { adapter: 1, ..base },
-        CacheKey { tokenizer: 1, ..base },
-        CacheKey { kv_format: 1, ..base },
-    ] {
+    for other in [CacheKey { model: ModelId(1), ..base }, CacheKey { weights_version: 2, ..base }] {
         assert_eq!(cache.peek(other, &text), 0, "{other:?}");
     }
     assert_eq!(cache.peek(base, &text), 31);
@@ -169,7 +164,7 @@ fn dropping_a_version_frees_its_slot_only_and_refuses_latecomers() {
     cache.insert(&mut pool, key(0, 1), &text, &mut held);
     store(&mut cache, &mut pool, key(1, 1), &text);
     store(&mut cache, &mut pool, key(0, 2), &text);
-    cache.drop_version(&mut pool, 0, 2);
+    cache.drop_version(&mut pool, ModelId(0), 2);
     assert_eq!([key(0, 1), key(1, 1), key(0, 2)].map(|key| cache.peek(key, &text)), [0, 31, 31]);
     assert_eq!(pool.free_pages(), 2, "the sequence keeps its two pages");
     cache.insert(&mut pool, key(0, 1), &text, &mut held);
@@ -256,7 +251,7 @@ proptest! {
             release(&mut pool, &found);
         }
         held.iter().for_each(|found| release(&mut pool, found));
-        cache.drop_version(&mut pool, 0, u64::MAX);
+        cache.drop_version(&mut pool, ModelId(0), u64::MAX);
         prop_assert_eq!(pool.free_pages(), 24);
         pool.check_integrity();
     }

@@ -32,7 +32,7 @@ fn start(device: Device, overlap: bool) -> RuntimeHandle {
         short_steps: false,
     };
     let student = ModelSpec { files, layers, adapter: None };
-    let spec = RuntimeSpec { device, deterministic: false, student, teacher: None, training: None, engine };
+    let spec = RuntimeSpec { device, deterministic: false, models: vec![student], training: None, engine };
     RuntimeHandle::start(&spec, &|_, _| {}).expect("the fixture loads")
 }
 
@@ -60,7 +60,7 @@ fn request(index: u64, device: Device) -> GenerateRequest {
         params.stop.clear();
     }
     let text = if on_card { CompletionText::None } else { CompletionText::AfterPrompt };
-    GenerateRequest { model: ModelId::Student, prompt, params, index, text }
+    GenerateRequest { model: ModelId::STUDENT, prompt, params, index, text }
 }
 
 type Trace = (Vec<(u32, u64, Vec<(u32, f64)>, Vec<f64>)>, String, FinishReason);
@@ -83,15 +83,26 @@ fn overlap_changes_no_token() {
         }
         let traces: Vec<Trace> = running.into_iter().map(trace).collect();
         let stats = handle.stats().expect("runs");
-        assert!(stats.student.preemptions > 0, "{:?}", stats.student);
-        assert_eq!(stats.student.free_pages + stats.student.cached_pages, stats.student.total_pages);
-        assert_eq!(stats.student.running + stats.student.waiting, 0);
+        assert!(
+            stats.models[&ModelId::STUDENT].scheduler.preemptions > 0,
+            "{:?}",
+            stats.models[&ModelId::STUDENT].scheduler
+        );
+        assert_eq!(
+            stats.models[&ModelId::STUDENT].scheduler.free_pages
+                + stats.models[&ModelId::STUDENT].scheduler.cached_pages,
+            stats.models[&ModelId::STUDENT].scheduler.total_pages
+        );
+        assert_eq!(
+            stats.models[&ModelId::STUDENT].scheduler.running + stats.models[&ModelId::STUDENT].scheduler.waiting,
+            0
+        );
         (traces, stats)
     });
     assert_eq!(apart.0, overlapped.0);
     let unforeseen = |t: &&Trace| t.2 == FinishReason::Stop;
     assert!(apart.0.iter().filter(unforeseen).count() > 8, "too few generations stopped");
-    let [apart, overlapped] = [apart.1, overlapped.1].map(|stats| stats.student_steps);
+    let [apart, overlapped] = [apart.1, overlapped.1].map(|stats| stats.models[&ModelId::STUDENT].steps);
     assert_eq!(apart.ahead, 0);
     assert!(overlapped.ahead * 10 > overlapped.launched * 9, "{overlapped:?}");
 }
@@ -153,7 +164,7 @@ fn overlap_on_a_gpu_changes_no_token() {
     let [apart, overlapped] = [false, true].map(|overlap| {
         let handle = start(Device::Cuda(0), overlap);
         let traces: Vec<Trace> = (0..48).map(|i| trace(handle.generate(request(i)).expect("starts"))).collect();
-        (traces, handle.stats().expect("runs").student_steps)
+        (traces, handle.stats().expect("runs").models[&ModelId::STUDENT].steps)
     });
     assert_eq!(apart.0, overlapped.0);
     assert!(overlapped.1.ahead * 10 > overlapped.1.launched * 8, "{:?}", overlapped.1);
@@ -162,7 +173,10 @@ fn overlap_on_a_gpu_changes_no_token() {
     let running: Vec<_> = (0..200).map(|i| handle.generate(request(i)).expect("starts")).collect();
     running.into_iter().for_each(|running| assert!(!trace(running).0.is_empty()));
     let stats = handle.stats().expect("runs");
-    assert_eq!(stats.student.free_pages + stats.student.cached_pages, stats.student.total_pages);
+    assert_eq!(
+        stats.models[&ModelId::STUDENT].scheduler.free_pages + stats.models[&ModelId::STUDENT].scheduler.cached_pages,
+        stats.models[&ModelId::STUDENT].scheduler.total_pages
+    );
 }
 
 /// Logits of one row on the GPU, spread like a model's.

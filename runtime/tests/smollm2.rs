@@ -24,8 +24,7 @@ fn start() -> (RuntimeHandle, Arc<ModelFiles>) {
     let spec = RuntimeSpec {
         deterministic: false,
         device: Device::Cpu,
-        student: ModelSpec { files: files.clone(), layers: None, adapter: None },
-        teacher: None,
+        models: vec![ModelSpec::new(files.clone())],
         training: None,
         engine: EngineConfig {
             token_budget: 512,
@@ -57,7 +56,7 @@ fn texts_tokens_and_probabilities_equal_llama_cpp() {
         let want = ids(greedy);
         let params =
             SamplingParams { temperature: 0.0, max_tokens: want.len(), ignore_eos: true, ..SamplingParams::default() };
-        let request = GenerateRequest { model: ModelId::Student, prompt, params, index: 0, text: CompletionText::None };
+        let request = GenerateRequest { model: ModelId::STUDENT, prompt, params, index: 0, text: CompletionText::None };
         let generated = handle.generate(request).and_then(|g| g.collect()).expect("generates");
         let tokens: Vec<u32> = generated.tokens.iter().map(|t| t.token).collect();
         assert_eq!(tokens, want, "{text}");
@@ -65,7 +64,7 @@ fn texts_tokens_and_probabilities_equal_llama_cpp() {
     let tokens = ids(&fixture["passage"]);
     let sequences = vec![ScoreSequence::every_token(tokens)];
     let output = ScoreOutput::LogProbs(LogProbs::default());
-    let request = ScoreRequest { model: ModelId::Student, sequences, output, token_ids: None };
+    let request = ScoreRequest { model: ModelId::STUDENT, sequences, output, token_ids: None };
     let scores = handle.score(request).expect("scores").sequences.remove(0);
     let want = fixture["passage_logprobs"].as_array().expect("log-probabilities");
     assert!(want[0].is_null() && scores.logprobs.len() + 1 == want.len());

@@ -19,6 +19,8 @@ pub struct ServedModel {
     pub names: Vec<String>,
     /// Where the runtime holds it.
     pub id: ModelId,
+    /// The model that an adapter stands on; `None` for a base model.
+    pub base: Option<ModelId>,
     /// Its configuration, tokenizer and chat template.
     pub files: Arc<ModelFiles>,
 }
@@ -38,6 +40,10 @@ impl Model {
 
     pub(crate) fn id(&self) -> ModelId {
         self.served.id
+    }
+
+    pub(crate) fn is_adapter(&self) -> bool {
+        self.served.base.is_some()
     }
 
     pub(crate) fn files(&self) -> &ModelFiles {
@@ -79,7 +85,8 @@ impl Model {
     /// This model's part of the runtime's state.
     pub(crate) fn of(&self, snapshot: &Snapshot) -> ModelSnapshot {
         // A served id is there from the beginning.
-        snapshot.of(self.served.id).unwrap_or(snapshot.student)
+        let loaded = snapshot.models.get(&self.served.id).or_else(|| snapshot.models.values().next());
+        *loaded.expect("a runtime has a model")
     }
 
     /// What names a model with these weights.
@@ -136,14 +143,14 @@ impl Models {
 
     /// Where the adapter of this name is.
     pub(crate) fn adapter(&self, name: &str) -> Option<ModelId> {
-        let adapters = self.list().into_iter().filter(|model| matches!(model.id(), ModelId::Adapter(_)));
+        let adapters = self.list().into_iter().filter(|model| model.is_adapter());
         adapters.filter(|model| model.name() == name).map(|model| model.id()).next()
     }
 
     /// Takes the adapter of this name away, so that no new request finds it.
     pub(crate) fn take_adapter(&self, name: &str) -> Result<Arc<Model>, ApiError> {
         let mut models = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let is_adapter = |model: &Arc<Model>| matches!(model.id(), ModelId::Adapter(_));
+        let is_adapter = |model: &Arc<Model>| model.is_adapter();
         let place = models.iter().position(|model| is_adapter(model) && model.name() == name);
         let known = || models.iter().filter(|m| is_adapter(m)).map(|m| m.name()).collect::<Vec<_>>().join(", ");
         let place = place.ok_or_else(|| ApiError::model_not_found(name, &known()).about("lora_name"))?;

@@ -113,7 +113,7 @@ impl Means {
         let lora = matches!(training.trainable, Trainable::Lora(_));
         let (on_gpu, one_model) = (matches!(spec.device, Device::Cuda(_)), spec.teacher_shares_weights() && lora);
         Self {
-            offload_teacher: on_gpu && spec.teacher.is_some() && !training.offload.teacher && !one_model,
+            offload_teacher: on_gpu && spec.teacher().is_some() && !training.offload.teacher && !one_model,
             offload_optimizer: on_gpu && !training.offload.optimizer,
             lower_rank: lora,
         }
@@ -262,8 +262,7 @@ mod tests {
         let spec = RuntimeSpec {
             deterministic: false,
             device: Device::Cpu,
-            student: ModelSpec { files, layers: None, adapter: None },
-            teacher: None,
+            models: vec![ModelSpec::new(files)],
             training: None,
             engine: EngineConfig {
                 token_budget: 16,

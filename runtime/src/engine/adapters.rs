@@ -1,48 +1,42 @@
-//! Adapters beside the student: models of their own on its base weights. Their files were read elsewhere: here they are only
-//! copied to the device.
+//! Adapters on the base models. Their files were read elsewhere: here they are only copied to the device.
 
-use autograd::Device;
-use autograd::kv::KvPool;
-
-use super::{Engine, ModelRunner};
+use super::Engine;
 use crate::Result;
+use crate::ids::ModelId;
 use crate::model::Adapter;
-use crate::request::{ModelId, RequestError};
+use crate::request::RequestError;
 
 impl Engine {
-    /// Puts an adapter onto the student's base.
-    pub(super) fn add_adapter(&mut self, adapter: &Adapter, pool: Option<KvPool>) -> Result<ModelId> {
-        if self.training.is_some() {
+    /// Puts an adapter onto a base model.
+    pub(super) fn add_adapter(&mut self, base: ModelId, adapter: &Adapter) -> Result<ModelId> {
+        if self.training.is_some() && base == ModelId::STUDENT {
             return Err(RequestError::BaseIsTrained.into());
         }
-        let model = ModelId::Adapter(self.next_adapter);
-        let engine = ModelRunner::beside(&self.student, model, adapter, pool, &self.spec)?;
-        self.adapters.insert(self.next_adapter, engine);
-        self.next_adapter += 1;
-        Ok(model)
+        let id = self.next_id;
+        self.runner(base)?.add_adapter(id, adapter)?;
+        self.next_id = ModelId(id.0 + 1);
+        Ok(id)
     }
 
     /// Puts an adapter in the place of a loaded one. No step is in flight.
     pub(super) fn replace_adapter(&mut self, model: ModelId, adapter: &Adapter) -> Result<u64> {
-        if !matches!(model, ModelId::Adapter(_)) {
+        let runner = self.runner(model)?;
+        if !runner.is_adapter(model) {
             return Err(RequestError::NotAnAdapter { model }.into());
         }
-        self.model(model)?.replace_adapter(adapter)
+        runner.replace_adapter(model, adapter)
     }
 
-    /// Frees an adapter that nobody uses.
+    /// Frees an adapter that no request uses. No step is in flight.
     pub(super) fn remove_adapter(&mut self, model: ModelId) -> Result<()> {
-        let ModelId::Adapter(number) = model else {
+        let runner = self.runner(model)?;
+        if !runner.is_adapter(model) {
             return Err(RequestError::NotAnAdapter { model }.into());
-        };
-        if !self.model(model)?.is_idle() {
+        }
+        if runner.is_used(model) {
             return Err(RequestError::AdapterInUse { model }.into());
         }
-        let removed = self.adapters.remove(&number);
-        if !matches!(self.spec.device, Device::Cuda(_)) {
-            // To give gigabytes back takes its time, which nobody here has to wait for.
-            std::thread::spawn(move || drop(removed));
-        }
+        runner.remove_adapter(model);
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ use autograd::Device;
 use autograd::ops::{Draw, DrawRow, Drawn, Extras, Rules};
 
 use crate::config::ModelConfig;
+use crate::ids::ModelId;
 use crate::request::{
     CompletionText, FinishReason, GenerateEvent, GenerateRequest, RequestError, TokenEvent, TokenMask,
 };
@@ -19,6 +20,7 @@ use crate::{Error, Result};
 
 /// Sampling, text and stop state of a running generation.
 pub(super) struct GenerationState {
+    model: ModelId,
     params: SamplingParams,
     index: u64,
     prompt_len: usize,
@@ -107,12 +109,17 @@ impl GenerationState {
             generated: 0,
             prompt_len: request.prompt.len(),
             index: request.index,
+            model: request.model,
             params: request.params,
             text: text.transpose()?,
             events,
             cached_tokens: None,
             arrived: Instant::now(),
         })
+    }
+
+    pub(super) fn model(&self) -> ModelId {
+        self.model
     }
 
     pub(super) fn has_started(&self) -> bool {

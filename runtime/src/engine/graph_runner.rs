@@ -1,5 +1,5 @@
 //! Steps on a GPU. Steps of decodes alone are CUDA graphs in buckets of sequences and pages, captured when first needed;
-//! other steps are launched op by op. Both leave their samples in the runner's sample buffer.
+//! other steps are launched op by op. Both leave their samples in the model's sample buffer.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -8,102 +8,137 @@ use std::sync::Arc;
 use autograd::cuda::{Gpu, GraphMemory};
 use autograd::decode::{DecodeGraph, DecodeRow, Room};
 use autograd::kv::{KvPool, PagedBatch};
-use autograd::ops::{self, DrawBoard, DrawRow, PendingDraws};
+use autograd::ops::{self, DrawBoard, DrawRow, PendingDraws, Token};
 use autograd::{Index, Tensor};
 
 use super::runner::ModelRunner;
+use crate::ids::ModelId;
 use crate::memory::{Entry, graph_pages, graph_rows};
-use crate::model::{Decoder, Paged, Pass};
-use crate::scheduler::SchedulerOutput;
+use crate::model::{LoadedModel, Paged};
+use crate::scheduler::{ModelGroup, ScheduledSeq, SchedulerOutput};
 use crate::{Error, Result};
 
-/// The CUDA graphs of a model and the buffer of its samples.
-pub(super) struct CudaGraphRunner {
+/// What the steps of a runner's models need on a GPU, by model.
+pub(super) struct GraphRunners {
     ordinal: usize,
-    board: Arc<DrawBoard>,
+    /// Most sequences of a step.
+    rows: usize,
+    /// Graphs run one after another, so they share their memory.
     memory: GraphMemory,
+    by_model: BTreeMap<ModelId, CudaGraphRunner>,
+}
+
+/// The CUDA graphs of a model and the buffer of its samples.
+struct CudaGraphRunner {
+    board: Arc<DrawBoard>,
     graphs: BTreeMap<Room, DecodeGraph>,
 }
 
-impl CudaGraphRunner {
+impl GraphRunners {
     /// For steps of up to `rows` sequences.
     pub(super) fn new(ordinal: usize, rows: usize) -> Result<Self> {
         let memory = GraphMemory::new(Gpu::get(ordinal)?);
-        let board = Arc::new(DrawBoard::new(ordinal, graph_rows(rows))?);
-        Ok(Self { ordinal, board, memory, graphs: BTreeMap::new() })
+        Ok(Self { ordinal, rows, memory, by_model: BTreeMap::new() })
     }
 
-    /// Drops all graphs: the weights that they read have moved.
-    pub(super) fn drop_graphs(&mut self) {
-        self.graphs.clear();
+    /// Drops the graphs of a model: the weights that they read have moved. No step is in flight.
+    pub(super) fn drop_graphs(&mut self, model: ModelId) {
+        self.by_model.remove(&model);
     }
 
-    /// A graph that holds these rows.
+    fn runner(&mut self, model: ModelId) -> Result<&mut CudaGraphRunner> {
+        if !self.by_model.contains_key(&model) {
+            let board = Arc::new(DrawBoard::new(self.ordinal, graph_rows(self.rows))?);
+            self.by_model.insert(model, CudaGraphRunner { board, graphs: BTreeMap::new() });
+        }
+        Ok(self.by_model.get_mut(&model).expect("it was just made"))
+    }
+
+    /// A graph of `model`, whose id is `id`, in whose bucket these rows fit.
     fn graph(
         &mut self,
         rows: &[DecodeRow<'_>],
+        id: ModelId,
+        model: &LoadedModel,
         pool: &mut KvPool,
-        decoder: &Decoder,
-        pass: &Pass,
     ) -> Result<&mut DecodeGraph> {
         let longest = rows.iter().map(|row| row.pages.len()).max().unwrap_or(1);
         let extras = rows.iter().any(|row| row.draw.has_extras());
         let room = Room { rows: graph_rows(rows.len()), pages: graph_pages(longest), extras };
-        if !self.graphs.contains_key(&room) {
+        self.runner(id)?;
+        let Self { ordinal, memory, by_model, .. } = self;
+        let runner = by_model.get_mut(&id).expect("it was just made");
+        if !runner.graphs.contains_key(&room) {
             let pool = RefCell::new(pool);
-            let step = |ids: &Index, batch: &PagedBatch| step(*pool.borrow_mut(), decoder, pass, ids, batch);
-            let graph = DecodeGraph::capture(self.ordinal, room, &self.memory, &self.board, step)?;
-            self.graphs.insert(room, graph);
+            let step = |ids: &Index, batch: &PagedBatch| step(*pool.borrow_mut(), model, ids, batch);
+            let graph = DecodeGraph::capture(*ordinal, room, memory, &runner.board, step)?;
+            runner.graphs.insert(room, graph);
         }
-        Ok(self.graphs.get_mut(&room).expect("it was just made"))
+        Ok(runner.graphs.get_mut(&room).expect("it was just made"))
     }
 }
 
 /// Logits of one new token of every sequence.
-fn step(
-    pool: &mut KvPool,
-    decoder: &Decoder,
-    pass: &Pass,
-    ids: &Index,
-    batch: &PagedBatch,
-) -> autograd::Result<Tensor> {
-    let hidden = decoder.forward_paged(pass, ids, &mut Paged { pool, batch }).map_err(|e| match e {
+fn step(pool: &mut KvPool, model: &LoadedModel, ids: &Index, batch: &PagedBatch) -> autograd::Result<Tensor> {
+    let mut memory = Paged { pool, batch };
+    let hidden = model.decoder().forward_paged(model.serving(), ids, &mut memory).map_err(|e| match e {
         Error::Op(e) => e,
         other => unreachable!("a forward pass only runs ops: {other}"),
     })?;
-    ops::logits(ops::Head { hidden: &hidden, weight: pass.weights.output_head(), ids: decoder.config.token_ids })
+    ops::logits(model.head(&hidden))
 }
 
 impl ModelRunner {
-    /// Launches the step on a GPU; `None` when it samples nothing.
+    /// Launches a model's part of a step on a GPU; `None` when it samples nothing. `first_sample`: place of the model's first
+    /// sample in the step before.
     pub(super) fn launch_on(
         &mut self,
-        graph_runner: &mut CudaGraphRunner,
+        graph_runners: &mut GraphRunners,
         plan: &SchedulerOutput,
+        group: &ModelGroup<'_>,
+        first_sample: u32,
     ) -> Result<Option<PendingDraws>> {
+        // The model's samples lie in a buffer of its own.
+        let own = |&token: &Token| match token {
+            Token::Drawn(sample) => Token::Drawn(sample - first_sample),
+            known @ Token::Known(_) => known,
+        };
+        let tokens: Vec<Token> = group.tokens.iter().map(own).collect();
         // A graph would read offloaded layers where they passed through when it was captured.
-        let fixed = !self.serving.weights.is_offloaded();
-        if fixed && plan.seqs.iter().all(|seq| seq.sample && seq.tokens.len() == 1) {
-            return self.launch_graph(graph_runner, plan).map(Some);
+        let fixed = !self.model(group.model).serving().weights.is_offloaded();
+        if fixed && group.seqs.iter().all(|seq| seq.sample && seq.tokens.len() == 1) {
+            return self.launch_graph(graph_runners, plan, group, &tokens).map(Some);
         }
-        let ids = graph_runner.board.feed(&plan.tokens)?;
-        let Some(logits) = self.logits(plan, &ids)? else { return Ok(None) };
-        let drawn = plan.seqs.iter().filter(|seq| seq.sample);
-        let rows: Vec<DrawRow<'_>> = drawn.map(|seq| self.running[&seq.id].sample_args(seq.tokens.end)).collect();
-        Ok(Some(graph_runner.board.draw(&logits, &rows)?))
+        let board = graph_runners.runner(group.model)?.board.clone();
+        let ids = board.feed(&tokens)?;
+        let Some(logits) = self.logits(plan, group, &ids)? else { return Ok(None) };
+        let sampled = group.seqs.iter().filter(|seq| seq.sample);
+        let rows: Vec<DrawRow<'_>> = sampled.map(|seq| self.running[&seq.id].sample_args(seq.tokens.end)).collect();
+        Ok(Some(board.draw(&logits, &rows)?))
     }
 
-    fn launch_graph(&mut self, graph_runner: &mut CudaGraphRunner, plan: &SchedulerOutput) -> Result<PendingDraws> {
-        let row = |(seq, &token): (&crate::scheduler::ScheduledSeq, _)| DecodeRow {
+    fn launch_graph(
+        &mut self,
+        graph_runners: &mut GraphRunners,
+        plan: &SchedulerOutput,
+        group: &ModelGroup<'_>,
+        tokens: &[Token],
+    ) -> Result<PendingDraws> {
+        // Taken, so that the pool can be borrowed beside the parameters of the rows.
+        let running = std::mem::take(&mut self.running);
+        let row = |(seq, &token): (&ScheduledSeq, _)| DecodeRow {
             token,
             position: seq.tokens.start,
             pages: plan.pages(seq),
-            draw: self.running[&seq.id].sample_args(seq.tokens.end),
+            draw: running[&seq.id].sample_args(seq.tokens.end),
         };
-        let rows: Vec<DecodeRow<'_>> = plan.seqs.iter().zip(&plan.tokens).map(row).collect();
-        let graph = graph_runner.graph(&rows, &mut self.pool, &self.decoder, &self.serving);
-        let pending = graph.map_err(|e| e.while_allocating(Entry::Graphs))?.launch(&rows)?;
-        self.steps.graphs += 1;
-        Ok(pending)
+        let rows: Vec<DecodeRow<'_>> = group.seqs.iter().zip(tokens).map(row).collect();
+        let (model, pool) = self.model_and_pool(group.model);
+        let graph = graph_runners.graph(&rows, group.model, model, pool);
+        let pending = graph.map_err(|e| e.while_allocating(Entry::Graphs)).and_then(|graph| Ok(graph.launch(&rows)?));
+        drop(rows);
+        self.running = running;
+        self.steps.graphs += u64::from(pending.is_ok());
+        pending
     }
 }

@@ -14,7 +14,7 @@ pub(crate) mod score;
 mod step;
 mod time_share;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::mem::{Discriminant, discriminant};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,30 +25,31 @@ use autograd::cuda::{Gpu, Mode};
 
 use crate::config::ModelConfig;
 use crate::handle::EngineRequest;
+use crate::ids::ModelId;
 use crate::memory::Entry;
-use crate::request::{GpuStats, ModelId, PauseMode, RequestError, RuntimeSpec, RuntimeStats, Snapshot};
-use crate::train::TrainSession;
+use crate::request::{
+    GpuStats, PauseMode, RequestError, RuntimeSpec, RuntimeStats, Snapshot, TrainReport, TrainRequest,
+};
+use crate::train::{TeacherSource, TrainSession};
 use crate::{Error, Result};
 
 use prefill_budget::{PrefillBudget, StepLoad};
-pub(crate) use runner::{ModelRunner, kv_pages, kv_pool};
+pub(crate) use runner::ModelRunner;
 use time_share::{NextAction, PendingWork, TimeShare};
 
 /// Everything on the device.
 pub(crate) struct Engine {
-    student: ModelRunner,
-    teacher: Option<ModelRunner>,
+    /// One for each base model, by the number of its id.
+    runners: Vec<ModelRunner>,
+    /// The id of the next adapter.
+    next_id: ModelId,
+    /// How the first model is trained.
     training: Option<TrainSession>,
-    /// Adapters on the student's base, by number.
-    adapters: BTreeMap<u32, ModelRunner>,
-    next_adapter: u32,
     /// Requests that run between two steps, in order of arrival.
     jobs: VecDeque<EngineRequest>,
     time_share: TimeShare<Discriminant<EngineRequest>>,
     /// Bounds the steps beside running generations, where the configuration asks for short steps.
     prefill_budget: Option<PrefillBudget>,
-    /// What it was started with.
-    spec: RuntimeSpec,
     /// Keeps a GPU in the mode of the specification.
     _mode: Option<Mode>,
     /// No step is launched.
@@ -58,29 +59,23 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Loads the models. When student and teacher are the same layers of the same files, the weights are loaded once.
+    /// Loads the models. Weights of models that are the same layers of the same files are loaded once.
     pub(crate) fn new(spec: &RuntimeSpec, progress: &dyn Fn(usize, usize)) -> Result<Self> {
         let mode = hold_mode(spec)?;
-        let student = ModelRunner::load(ModelId::Student, &spec.student, spec, None, progress)?;
-        let teacher = match &spec.teacher {
-            None => None,
-            Some(teacher) => {
-                let shared = spec.teacher_shares_weights().then(|| student.weights());
-                Some(ModelRunner::load(ModelId::Teacher, teacher, spec, shared, progress)?)
-            }
-        };
-        let training = spec.training.as_ref().map(|t| TrainSession::new(t, &student)).transpose();
+        let mut runners: Vec<ModelRunner> = Vec::new();
+        for id in spec.ids() {
+            let shared = spec.shares_weights_with(id).map(|other| runners[other.0 as usize].base().base().clone());
+            runners.push(ModelRunner::load(id, spec, shared, progress)?);
+        }
+        let training = spec.training.as_ref().map(|t| TrainSession::new(t, runners[0].base())).transpose();
         let training = training.map_err(|e| e.while_allocating(Entry::Optimizer))?;
         let mut engine = Self {
-            student,
-            teacher,
+            next_id: ModelId(runners.len() as u32),
+            runners,
             training,
-            adapters: BTreeMap::new(),
-            next_adapter: 0,
             jobs: VecDeque::new(),
             time_share: TimeShare::new(),
             prefill_budget: spec.engine.short_steps.then(|| PrefillBudget::new(spec.engine.async_scheduling)),
-            spec: spec.clone(),
             paused: false,
             lost: None,
             _mode: mode,
@@ -134,32 +129,31 @@ impl Engine {
     /// on with these, they begin again.
     fn waiting(&mut self) -> PendingWork {
         let changes = match self.jobs.front() {
-            Some(EngineRequest::Publish(_)) => Some(ModelId::Student),
+            Some(EngineRequest::Publish(_)) => Some(ModelId::STUDENT),
             Some(EngineRequest::ReplaceAdapter(model, ..)) => Some(*model),
             _ => None,
         };
         let paused = self.paused;
-        let changing = changes.and_then(|model| self.model(model).ok());
-        let ready = changing.is_none_or(|model| {
+        let ready = changes.is_none_or(|model| {
+            let Ok(runner) = self.runner(model) else { return true };
             if paused {
-                model.restart_scores();
+                runner.restart_scores(model);
             }
-            model.scores.held = model.begun();
-            !model.scores.held
+            !runner.hold_scores(model)
         });
         PendingWork { job: self.jobs.front().map(|_| ready), steps: !paused && !self.is_idle() }
     }
 
-    /// A step of every model; when it ended, and how long it took.
+    /// A step of every base model; when it ended, and how long it took.
     fn step(&mut self) -> (Instant, Duration) {
         let started = Instant::now();
-        let streams = self.models().any(|model| model.scheduler.has_decodes());
-        let busy = self.models().filter(|model| !model.is_idle()).count().max(1);
+        let streams = self.runners.iter().any(|runner| runner.scheduler.has_decodes());
+        let busy = self.runners.iter().filter(|runner| !runner.is_idle()).count().max(1);
         let limit = self
             .prefill_budget
             .as_ref()
             .map_or(usize::MAX, |prefill_budget| prefill_budget.prefill(streams).div_ceil(busy));
-        let prefill = self.models().map(|model| model.step(limit)).sum();
+        let prefill = self.runners.iter_mut().map(|runner| runner.step(limit)).sum();
         let (now, time) = (Instant::now(), started.elapsed());
         if let Some(prefill_budget) = &mut self.prefill_budget {
             prefill_budget.took(time, StepLoad { streams, prefill });
@@ -173,7 +167,7 @@ impl Engine {
         let Some(job) = self.jobs.pop_front() else { return };
         let (started, kind) = (Instant::now(), discriminant(&job));
         let requests_wait = !self.is_idle();
-        self.models().for_each(ModelRunner::drain);
+        self.runners.iter_mut().for_each(ModelRunner::drain);
         self.check_step_errors();
         if let Some(prefill_budget) = &mut self.prefill_budget {
             prefill_budget.drained();
@@ -185,36 +179,26 @@ impl Engine {
         self.time_share.job_took(kind, Instant::now(), started.elapsed(), requests_wait);
     }
 
-    pub(crate) fn student_config(&self) -> Arc<ModelConfig> {
-        self.student.decoder().config.clone()
+    /// The shapes of the base models.
+    pub(crate) fn configs(&self) -> Arc<[Arc<ModelConfig>]> {
+        self.runners.iter().map(|runner| Arc::clone(runner.config())).collect()
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let teacher = self.teacher.as_ref().map(ModelRunner::snapshot);
-        let adapters = self.adapters.iter().map(|(&number, model)| (number, model.snapshot())).collect();
-        Snapshot { student: self.student.snapshot(), teacher, adapters }
+        Snapshot { models: self.runners.iter().flat_map(ModelRunner::snapshots).collect() }
     }
 
     fn publish_snapshot(&self, published: &Mutex<Snapshot>) {
         *published.lock().unwrap_or_else(PoisonError::into_inner) = self.snapshot();
     }
 
-    fn models(&mut self) -> impl Iterator<Item = &mut ModelRunner> {
-        let models = [Some(&mut self.student), self.teacher.as_mut()].into_iter().flatten();
-        models.chain(self.adapters.values_mut())
-    }
-
     fn is_idle(&self) -> bool {
-        let models = self.student.is_idle() && self.teacher.as_ref().is_none_or(ModelRunner::is_idle);
-        models && self.adapters.values().all(ModelRunner::is_idle)
+        self.runners.iter().all(ModelRunner::is_idle)
     }
 
-    fn model(&mut self, model: ModelId) -> Result<&mut ModelRunner> {
-        let runner = match model {
-            ModelId::Student => Some(&mut self.student),
-            ModelId::Teacher => self.teacher.as_mut(),
-            ModelId::Adapter(number) => self.adapters.get_mut(&number),
-        };
+    /// The runner of a base model or of the adapter's base.
+    fn runner(&mut self, model: ModelId) -> Result<&mut ModelRunner> {
+        let runner = self.runners.iter_mut().find(|runner| runner.has(model));
         Ok(runner.ok_or(RequestError::NoModel { model })?)
     }
 
@@ -224,18 +208,18 @@ impl Engine {
             return device_lost::refuse(work, lost);
         }
         match work {
-            EngineRequest::Generate(id, request, mask, events) => match self.model(request.model) {
-                Ok(model) => model.submit(id, request, mask, events),
+            EngineRequest::Generate(id, request, mask, events) => match self.runner(request.model) {
+                Ok(runner) => runner.submit(id, request, mask, events),
                 // The receiver may have been dropped; the same below.
                 Err(e) => drop(events.send(crate::request::GenerateEvent::Failed(e))),
             },
-            EngineRequest::Score(id, request, reply) => match self.model(request.model) {
-                Ok(model) => model.submit_scoring(id, request, reply),
+            EngineRequest::Score(id, request, reply) => match self.runner(request.model) {
+                Ok(runner) => runner.submit_scoring(id, request, reply),
                 Err(e) => drop(reply.send(Err(e))),
             },
             EngineRequest::Cancel(model, id) => {
-                if let Ok(model) = self.model(model) {
-                    model.cancel(id);
+                if let Ok(runner) = self.runner(model) {
+                    runner.cancel(id);
                 }
             }
             EngineRequest::Stats(reply) => {
@@ -243,10 +227,10 @@ impl Engine {
                 self.reply(&reply, stats);
             }
             EngineRequest::Pause(running, reply) => {
-                self.models().for_each(ModelRunner::drain);
+                self.runners.iter_mut().for_each(ModelRunner::drain);
                 self.check_step_errors();
                 if running == PauseMode::Abort {
-                    self.models().for_each(ModelRunner::abort_all);
+                    self.runners.iter_mut().for_each(ModelRunner::abort_all);
                 }
                 self.paused = true;
                 self.reply(&reply, Ok(()));
@@ -271,11 +255,7 @@ impl Engine {
                 unreachable!("what is no job is answered as it comes")
             }
             EngineRequest::ForwardBackward(request, reply) => {
-                let (teacher, training) = (self.teacher.as_ref(), self.training.as_mut());
-                let report = match training {
-                    Some(session) => session.forward_backward(&request, &self.student, teacher),
-                    None => crate::train::evaluate(&request, &self.student, teacher),
-                };
+                let report = self.forward_backward(&request);
                 self.reply(&reply, report.map_err(|e| e.while_allocating(Entry::Activations)));
             }
             EngineRequest::OptimStep(step, reply) => {
@@ -290,12 +270,12 @@ impl Engine {
                 let state = self.session().and_then(|s| s.export());
                 self.reply(&reply, state);
             }
-            EngineRequest::AddAdapter(file, pool, reply) => {
-                let model = self.add_adapter(&file, pool);
-                self.reply(&reply, model.map_err(|e| e.while_allocating(Entry::Kv)));
+            EngineRequest::AddAdapter(base, adapter, reply) => {
+                let model = self.add_adapter(base, &adapter);
+                self.reply(&reply, model.map_err(|e| e.while_allocating(Entry::Weights)));
             }
-            EngineRequest::ReplaceAdapter(model, file, reply) => {
-                let version = self.replace_adapter(model, &file);
+            EngineRequest::ReplaceAdapter(model, adapter, reply) => {
+                let version = self.replace_adapter(model, &adapter);
                 self.reply(&reply, version.map_err(|e| e.while_allocating(Entry::Weights)));
             }
             EngineRequest::RemoveAdapter(model, reply) => {
@@ -307,23 +287,36 @@ impl Engine {
                 self.reply(&reply, restored);
             }
             EngineRequest::ResetPrefixCache(reply) => {
-                self.models().for_each(|model| model.scheduler.reset_prefix_cache());
+                self.runners.iter_mut().for_each(|runner| runner.scheduler.reset_prefix_cache());
                 self.reply(&reply, Ok(()));
             }
         }
     }
 
     fn stats(&self) -> Result<RuntimeStats> {
-        let gpu = match self.student.device() {
+        let gpu = match self.runners[0].base().device() {
             Device::Cpu | Device::Portable => None,
             Device::Cuda(ordinal) => {
                 let gpu = Gpu::get(ordinal)?;
                 Some(GpuStats { launches: gpu.launches(), memory: gpu.memory() })
             }
         };
-        let (student, student_steps) = self.student.stats();
-        let (teacher, teacher_steps) = self.teacher.as_ref().map(ModelRunner::stats).unzip();
-        Ok(RuntimeStats { student, teacher, student_steps, teacher_steps, gpu })
+        let models = (0..).map(ModelId).zip(&self.runners).map(|(id, runner)| (id, runner.stats())).collect();
+        Ok(RuntimeStats { models, gpu })
+    }
+
+    fn forward_backward(&mut self, request: &TrainRequest) -> Result<TrainReport> {
+        let student = self.runners[0].base();
+        let teacher = match &request.teacher {
+            Some(TeacherSource::Resident(id)) => {
+                self.runners.iter().find(|runner| runner.has(*id)).map(|runner| runner.model(*id))
+            }
+            Some(TeacherSource::Remote(_)) | None => None,
+        };
+        match &mut self.training {
+            Some(session) => session.forward_backward(request, student, teacher),
+            None => crate::train::evaluate(request, student, teacher),
+        }
     }
 
     fn session(&mut self) -> Result<&mut TrainSession> {
@@ -333,7 +326,8 @@ impl Engine {
     /// Makes the trained weights those that the student's requests run with.
     fn publish(&mut self) -> Result<u64> {
         let session = self.training.as_ref().ok_or(RequestError::NotTraining)?;
-        self.student.publish(session.serving_pass(&self.student))
+        let trained = session.serving_pass(self.runners[0].base());
+        self.runners[0].publish(trained)
     }
 }
 

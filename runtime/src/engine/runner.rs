@@ -1,36 +1,36 @@
-//! One resident model: its weights, its pages, its scheduler and its running requests.
+//! A base model on the device with its adapters: one scheduler, one KV pool and one continuous batch for all of them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
+use autograd::Device;
 use autograd::kv::{KvPool, KvShape, PAGE_TOKENS};
-use autograd::{Device, Tensor, ops};
 
 use super::generation::GenerationState;
-use super::graph_runner::CudaGraphRunner;
+use super::graph_runner::GraphRunners;
 use super::score::ScoreQueue;
 use super::step::InFlightStep;
 use crate::config::ModelConfig;
+use crate::ids::{ModelId, RequestId};
 use crate::kv::CacheKey;
 use crate::memory::Entry;
-use crate::model::{Adapter, Decoder, ModelWeights, Pass, keep_layers};
+use crate::model::{Adapter, Decoder, LoadedModel, ModelWeights, Moved, Pass, keep_layers};
 use crate::request::{
-    GenerateEvent, GenerateRequest, ModelId, ModelSnapshot, ModelSpec, RequestError, RuntimeSpec, StepStats, TokenMask,
+    GenerateEvent, GenerateRequest, ModelSnapshot, ModelSpec, ModelStats, RequestError, RuntimeSpec, StepStats,
+    TokenMask,
 };
-use crate::scheduler::{RequestId, Scheduler, SchedulerConfig, SchedulerStats, SeqRequest};
+use crate::scheduler::{Scheduler, SchedulerConfig, SeqRequest};
 use crate::sink::Sink;
 use crate::text::Tokenizer;
 use crate::{Error, Result, sums};
 
-/// A model on the device with its continuous batch.
+/// A base model, the adapters on it, and their continuous batch. A sequence's model is part of its key in the prefix cache.
 pub(crate) struct ModelRunner {
-    id: ModelId,
-    pub(super) decoder: Decoder,
-    pub(super) serving: Pass,
-    /// The frozen weights under `serving`'s branches.
-    base: Arc<ModelWeights>,
-    pub(super) version: u64,
+    /// The base under its own id.
+    base: ModelId,
+    /// The base and the adapters.
+    models: BTreeMap<ModelId, LoadedModel>,
     tokenizer: Option<Arc<Tokenizer>>,
     pub(super) scheduler: Scheduler,
     pub(super) pool: KvPool,
@@ -38,7 +38,7 @@ pub(crate) struct ModelRunner {
     /// Sequences that are scored in the same steps.
     pub(super) scores: ScoreQueue,
     /// Graphs and samples of a GPU.
-    pub(super) graph_runner: Option<CudaGraphRunner>,
+    pub(super) graph_runners: Option<GraphRunners>,
     /// Whether a step is launched before the results of the one before are processed.
     pub(super) async_scheduling: bool,
     /// Launched steps whose results are not processed, oldest first; the scheduler has the same steps in flight.
@@ -46,8 +46,6 @@ pub(crate) struct ModelRunner {
     pub(super) steps: StepStats,
     /// The newest error of a step, which the engine takes.
     pub(super) error: Option<Error>,
-    /// Whether `serving` is this model's own copy of trained weights.
-    owns_copy: bool,
 }
 
 /// Whether a model that a training run wrote is as it was written.
@@ -59,182 +57,145 @@ impl ModelRunner {
     /// Loads a model, or takes `shared` weights for its base.
     pub(super) fn load(
         id: ModelId,
-        model: &ModelSpec,
         spec: &RuntimeSpec,
         shared: Option<Arc<ModelWeights>>,
         progress: &dyn Fn(usize, usize),
     ) -> Result<Self> {
+        let model = spec.model(id).expect("the specification has it");
         let (config, kept) = keep_layers(&model.files.config, model.layers.as_deref())?;
         let weights = match shared {
             Some(weights) => weights,
-            None => {
-                let kept = (&kept[..], model.files.config.num_layers);
-                let offload = id == ModelId::Teacher && spec.training.as_ref().is_some_and(|t| t.offload.teacher);
-                let load = if offload { ModelWeights::load_offloaded } else { ModelWeights::load };
-                // The sums of a checkpoint's files are taken while they are loaded.
-                let weights = std::thread::scope(|scope| {
-                    let whole = scope.spawn(|| verify(&model.files.path));
-                    let weights = load(&config, &*model.files.weights, kept, spec.device, progress);
-                    whole.join().expect("reading files does not panic")?;
-                    weights
-                });
-                Arc::new(weights.map_err(|e| e.while_allocating(Entry::Weights))?)
-            }
+            None => Arc::new(load_weights(model, spec.is_offloaded(id), spec.device, &config, &kept, progress)?),
         };
         let adapter = model.adapter.as_ref().map(|dir| Adapter::load(dir, &config, spec.device)).transpose()?;
-        let pages = match id {
-            ModelId::Teacher if !spec.teacher_generates() => 1,
-            _ => kv_pages(&config, spec.device, spec.engine.kv_bytes),
-        };
-        let (positions, pool) = (config.max_position_embeddings, kv_pool(&config, spec.device, pages)?);
-        let decoder = Decoder::new(config, positions);
-        Self::new(id, decoder, weights, adapter, model.files.tokenizer.clone(), (pool, pages), spec)
-    }
-
-    /// A model on the base weights of `other` with an adapter of its own, which lies on the host; `pool`: its memory, where
-    /// that is the host's.
-    pub(super) fn beside(
-        other: &Self,
-        id: ModelId,
-        adapter: &Adapter,
-        pool: Option<KvPool>,
-        spec: &RuntimeSpec,
-    ) -> Result<Self> {
-        let (decoder, weights, tokenizer) = (other.decoder.clone(), other.weights(), other.tokenizer.clone());
-        let pages = kv_pages(&decoder.config, spec.device, spec.engine.kv_bytes);
-        let pool = pool.map_or_else(|| kv_pool(&decoder.config, spec.device, pages), Ok)?;
-        Self::new(id, decoder, weights, Some(adapter.on(spec.device)?), tokenizer, (pool, pages), spec)
-    }
-
-    fn new(
-        id: ModelId,
-        decoder: Decoder,
-        weights: Arc<ModelWeights>,
-        adapter: Option<Adapter>,
-        tokenizer: Option<Arc<Tokenizer>>,
-        (pool, num_pages): (KvPool, usize),
-        spec: &RuntimeSpec,
-    ) -> Result<Self> {
-        let config = &decoder.config;
+        let num_pages = if spec.generates(id) { kv_pages(&config, spec.device, spec.engine.kv_bytes) } else { 1 };
+        let (positions, pool) = (config.max_position_embeddings, kv_pool(&config, spec.device, num_pages)?);
+        let engine = &spec.engine;
         let scheduler = Scheduler::new(SchedulerConfig {
-            token_budget: spec.engine.token_budget,
-            max_running: spec.engine.max_running,
-            max_waiting: spec.engine.max_waiting,
+            token_budget: engine.token_budget,
+            max_running: engine.max_running,
+            max_waiting: engine.max_waiting,
             num_pages,
-            max_context: config.max_position_embeddings,
-            prefix_cache: spec.engine.prefix_cache,
+            max_context: positions,
+            prefix_cache: engine.prefix_cache,
         })?;
+        let loaded = LoadedModel::new(Decoder::new(config, positions), weights, adapter);
+        let graph_runners = match spec.device {
+            Device::Cuda(ordinal) => Some(GraphRunners::new(ordinal, engine.max_running)?),
+            Device::Cpu | Device::Portable => None,
+        };
         Ok(Self {
-            id,
-            pool,
-            decoder,
-            base: weights.clone(),
-            serving: Pass::inference(weights, adapter.map(Arc::new)),
-            version: 0,
-            tokenizer,
+            base: id,
+            models: BTreeMap::from([(id, loaded)]),
+            tokenizer: model.files.tokenizer.clone(),
             scheduler,
+            pool,
             running: BTreeMap::new(),
             scores: ScoreQueue::default(),
-            graph_runner: match spec.device {
-                Device::Cuda(ordinal) => Some(CudaGraphRunner::new(ordinal, spec.engine.max_running)?),
-                Device::Cpu | Device::Portable => None,
-            },
-            async_scheduling: spec.engine.async_scheduling,
+            graph_runners,
+            async_scheduling: engine.async_scheduling,
             in_flight: VecDeque::new(),
             steps: StepStats::default(),
             error: None,
-            owns_copy: false,
         })
     }
 
-    pub(crate) fn config(&self) -> &ModelConfig {
-        &self.decoder.config
+    /// The base model.
+    pub(super) fn base(&self) -> &LoadedModel {
+        self.model(self.base)
     }
 
-    pub(crate) fn decoder(&self) -> &Decoder {
-        &self.decoder
+    /// The shape that all its models have.
+    pub(super) fn config(&self) -> &Arc<ModelConfig> {
+        self.base().config()
     }
 
-    /// Hidden states with the head that makes logits of them.
-    pub(super) fn head<'a>(&'a self, hidden: &'a Tensor) -> ops::Head<'a> {
-        ops::Head { hidden, weight: self.serving.weights.output_head(), ids: self.config().token_ids }
+    /// Whether it has a model of this id.
+    pub(super) fn has(&self, id: ModelId) -> bool {
+        self.models.contains_key(&id)
     }
 
-    /// The weights that requests are answered with.
-    pub(crate) fn serving(&self) -> &Pass {
-        &self.serving
+    /// One of its models.
+    pub(super) fn model(&self, id: ModelId) -> &LoadedModel {
+        &self.models[&id]
     }
 
-    pub(crate) fn weights(&self) -> Arc<ModelWeights> {
-        self.base.clone()
-    }
-
-    pub(crate) fn device(&self) -> Device {
-        Decoder::device(&self.serving.weights)
+    /// What a step of `id`'s sequences reads, and the memory that it writes.
+    pub(super) fn model_and_pool(&mut self, id: ModelId) -> (&LoadedModel, &mut KvPool) {
+        (&self.models[&id], &mut self.pool)
     }
 
     pub(super) fn is_idle(&self) -> bool {
         self.scheduler.is_idle() && self.scores.is_empty()
     }
 
-    pub(super) fn stats(&self) -> (SchedulerStats, StepStats) {
-        (self.scheduler.stats(), self.steps)
+    /// Whether a request of this model has not ended.
+    pub(super) fn is_used(&self, id: ModelId) -> bool {
+        self.running.values().any(|generation| generation.model() == id) || self.scores.has_model(id)
     }
 
-    pub(super) fn snapshot(&self) -> ModelSnapshot {
-        ModelSnapshot { version: self.version, scheduler: self.scheduler.stats() }
+    pub(super) fn stats(&self) -> ModelStats {
+        ModelStats { scheduler: self.scheduler.stats(), steps: self.steps }
     }
 
-    /// Answers requests with `pass` from now on; cached prefixes of older weights are dropped. No step is in flight.
-    ///
-    /// Training on a GPU changes weights in place, so requests are answered with a copy, which stays where it is: the
-    /// captured decode steps read it. When every weight is trained, the weights that were loaded become that copy, unless
-    /// a teacher has them too.
-    pub(super) fn publish(&mut self, pass: Pass) -> Result<u64> {
+    pub(super) fn snapshots(&self) -> impl Iterator<Item = (ModelId, ModelSnapshot)> + '_ {
+        let scheduler = self.scheduler.stats();
+        let snapshot =
+            move |model: &LoadedModel| ModelSnapshot { base: self.base, version: model.version(), scheduler };
+        self.models.iter().map(move |(&id, model)| (id, snapshot(model)))
+    }
+
+    /// Runs requests of the base model with trained weights from now on; cached prefixes of older weights are dropped.
+    pub(super) fn publish(&mut self, trained: Pass) -> Result<u64> {
+        self.replace(self.base, |model| model.publish(trained))
+    }
+
+    /// Adds an adapter, which lies on the host, under an id of its own.
+    pub(super) fn add_adapter(&mut self, id: ModelId, adapter: &Adapter) -> Result<()> {
+        let model = self.base().with_adapter(adapter)?;
+        self.models.insert(id, model);
+        Ok(())
+    }
+
+    /// Runs requests of adapter `id` with another adapter, which lies on the host, from now on.
+    pub(super) fn replace_adapter(&mut self, id: ModelId, adapter: &Adapter) -> Result<u64> {
+        self.replace(id, |model| model.replace_adapter(adapter).map(|()| Moved::Elsewhere))
+    }
+
+    /// Frees an adapter that no request uses, with its cached prefixes.
+    pub(super) fn remove_adapter(&mut self, id: ModelId) {
+        self.models.remove(&id);
+        self.scheduler.forget_model(id);
+        self.drop_graphs(id);
+    }
+
+    /// Whether `id` is an adapter that was added.
+    pub(super) fn is_adapter(&self, id: ModelId) -> bool {
+        id != self.base && self.has(id)
+    }
+
+    fn replace(&mut self, id: ModelId, weights: impl FnOnce(&mut LoadedModel) -> Result<Moved>) -> Result<u64> {
         assert!(self.in_flight.is_empty(), "steps in flight run with the old weights and would be taken for the new");
-        let full = pass.adapter.is_none();
-        if matches!(self.device(), Device::Cuda(_)) {
-            // `base` and `serving` hold them.
-            self.owns_copy |=
-                full && Arc::ptr_eq(&self.base, &self.serving.weights) && Arc::strong_count(&self.base) == 2;
-            if self.owns_copy {
-                self.serving.assign(&pass)?;
-            } else {
-                self.serving = pass.copied_from(&self.serving)?;
-                if let Some(graph_runner) = &mut self.graph_runner {
-                    graph_runner.drop_graphs();
-                }
-                self.owns_copy = true;
-            }
-        } else {
-            self.serving = pass;
+        let model = self.models.get_mut(&id).expect("the engine looked it up");
+        let moved = weights(model)?;
+        let version = model.version();
+        if moved == Moved::Elsewhere {
+            self.drop_graphs(id);
         }
-        if full {
-            // Nothing of the weights that were loaded is needed any more.
-            self.base = self.serving.weights.clone();
-        }
-        self.version += 1;
-        self.scheduler.publish(self.id.number(), self.version);
-        Ok(self.version)
+        self.scheduler.publish(id, version);
+        Ok(version)
     }
 
-    /// Answers requests with an adapter, which lies on the host, from now on. Captured steps read the memory of the old one, so
-    /// they are forgotten.
-    pub(super) fn replace_adapter(&mut self, adapter: &Adapter) -> Result<u64> {
-        assert!(self.in_flight.is_empty(), "steps in flight run with the old weights and would be taken for the new");
-        let adapter = adapter.on(self.device())?;
-        self.serving = Pass::inference(self.base.clone(), Some(Arc::new(adapter)));
-        if let Some(graph_runner) = &mut self.graph_runner {
-            graph_runner.drop_graphs();
+    fn drop_graphs(&mut self, id: ModelId) {
+        if let Some(graph_runners) = &mut self.graph_runners {
+            graph_runners.drop_graphs(id);
         }
-        self.version += 1;
-        self.scheduler.publish(self.id.number(), self.version);
-        Ok(self.version)
     }
 
-    pub(super) fn cache_key(&self) -> CacheKey {
-        // Pages never leave the process, so one tokenizer, adapter and page format per model and version is all there is.
-        CacheKey { slot: self.id.number(), weights_version: self.version, adapter: 0, tokenizer: 0, kv_format: 0 }
+    /// Pages are shared by sequences of one model and version. They never leave the process, so one tokenizer and page format
+    /// per model is all there is.
+    pub(super) fn cache_key(&self, id: ModelId) -> CacheKey {
+        CacheKey { model: id, weights_version: self.model(id).version() }
     }
 
     /// Queues a generation, or sends the reason of a refusal to its sink.
@@ -259,10 +220,10 @@ impl ModelRunner {
     ) -> Result<()> {
         check_ids(&request.prompt, self.config())?;
         request.params.validate(self.config().vocab_size)?;
-        let (key, max_new_tokens) = (self.cache_key(), request.params.max_tokens);
+        let (key, max_new_tokens) = (self.cache_key(request.model), request.params.max_tokens);
         let prompt = request.prompt.as_slice().into();
-        let (tokenizer, config) = (self.tokenizer.as_ref(), self.config());
-        let generation = GenerationState::new(request, mask, tokenizer, events.clone(), config, self.device())?;
+        let (tokenizer, config, device) = (self.tokenizer.as_ref(), self.config(), self.base().device());
+        let generation = GenerationState::new(request, mask, tokenizer, events.clone(), config, device)?;
         let ahead = generation.is_ahead();
         self.scheduler.submit(SeqRequest { id, key, prompt, max_new_tokens, scored_from: None, ahead })?;
         self.running.insert(id, generation);
@@ -278,17 +239,37 @@ impl ModelRunner {
     }
 }
 
+/// Reads a model's weights; the sums of a checkpoint's files are taken meanwhile.
+fn load_weights(
+    model: &ModelSpec,
+    offload: bool,
+    device: Device,
+    config: &ModelConfig,
+    kept: &[usize],
+    progress: &dyn Fn(usize, usize),
+) -> Result<ModelWeights> {
+    let kept = (kept, model.files.config.num_layers);
+    let load = if offload { ModelWeights::load_offloaded } else { ModelWeights::load };
+    let weights = std::thread::scope(|scope| {
+        let whole = scope.spawn(|| verify(&model.files.path));
+        let weights = load(config, &*model.files.weights, kept, device, progress);
+        whole.join().expect("reading files does not panic")?;
+        weights
+    });
+    weights.map_err(|e| e.while_allocating(Entry::Weights))
+}
+
 fn kv_shape(config: &ModelConfig) -> KvShape {
     KvShape { heads: config.num_heads, kv_heads: config.num_kv_heads, head_dim: config.head_dim }
 }
 
 /// Pages of a model's keys and values that `bytes` hold.
-pub(crate) fn kv_pages(config: &ModelConfig, device: Device, bytes: usize) -> usize {
+fn kv_pages(config: &ModelConfig, device: Device, bytes: usize) -> usize {
     bytes / (kv_shape(config).page_bytes(device) * config.num_layers)
 }
 
 /// Memory of so many pages.
-pub(crate) fn kv_pool(config: &ModelConfig, device: Device, pages: usize) -> Result<KvPool> {
+fn kv_pool(config: &ModelConfig, device: Device, pages: usize) -> Result<KvPool> {
     let pool = KvPool::new(device, kv_shape(config), config.num_layers, pages);
     pool.map_err(|e| Error::from(e).while_allocating(Entry::Kv))
 }

@@ -3,6 +3,8 @@
 //! Nothing here touches a device. The tensors live in the engine, which reads page tables and copies from
 //! the scheduler's plan.
 
+use crate::ids::ModelId;
+
 mod pool;
 mod radix;
 
@@ -27,16 +29,10 @@ impl PageId {
 /// so a weight update can never serve stale KV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CacheKey {
-    /// Which model of the runtime: student, teacher.
-    pub slot: u8,
-    /// Published version of the slot's weights; larger is newer.
+    /// The model: a base or an adapter on it.
+    pub model: ModelId,
+    /// Published version of the model's weights; larger is newer.
     pub weights_version: u64,
-    /// Adapter in use; the caller chooses what names one, and what means "none".
-    pub adapter: u64,
-    /// Hash of the tokenizer that made the ids.
-    pub tokenizer: u64,
-    /// Number of the page layout and element type.
-    pub kv_format: u8,
 }
 
 /// Pages that hold `tokens` tokens.

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{CacheKey, PAGE_SIZE, PageId, PagePool};
+use crate::ids::ModelId;
 
 type Chunk = [u32; PAGE_SIZE];
 type Children = BTreeMap<Chunk, PageId>;
@@ -61,8 +62,8 @@ pub struct RadixCache {
     nodes: Vec<Option<Node>>,
     /// Nodes without children, least recently used first.
     leaves: BTreeSet<(u64, PageId)>,
-    /// Per slot, the oldest weights version whose pages are kept.
-    floors: BTreeMap<u8, u64>,
+    /// By model, the oldest weights version whose pages are kept.
+    floors: BTreeMap<ModelId, u64>,
     clock: u64,
 }
 
@@ -78,9 +79,9 @@ impl RadixCache {
         }
     }
 
-    /// Whether pages under `key` are kept: its weights are not older than the slot's floor.
+    /// Whether pages under `key` are kept: its weights are not older than the model's floor.
     pub fn accepts(&self, key: CacheKey) -> bool {
-        self.floors.get(&key.slot).is_none_or(|&floor| key.weights_version >= floor)
+        self.floors.get(&key.model).is_none_or(|&floor| key.weights_version >= floor)
     }
 
     /// Pages in the cache, idle or in use.
@@ -158,13 +159,20 @@ impl RadixCache {
         want
     }
 
-    /// Forgets every page of `slot` that was computed with weights older than `version`, and refuses such
+    /// Forgets every page of `model` that was computed with weights older than `version`, and refuses such
     /// pages from now on. Sequences that hold them keep them until they end.
-    pub fn drop_version(&mut self, pool: &mut PagePool, slot: u8, version: u64) {
-        let floor = self.floors.entry(slot).or_default();
+    pub fn drop_version(&mut self, pool: &mut PagePool, model: ModelId, version: u64) {
+        let floor = self.floors.entry(model).or_default();
         *floor = version.max(*floor);
         let stale: Vec<CacheKey> = (self.roots.keys().copied()).filter(|&key| !self.accepts(key)).collect();
         stale.into_iter().for_each(|key| self.forget(pool, key));
+    }
+
+    /// Forgets every page of `model`, which does not come back. No sequence of it is left.
+    pub fn forget_model(&mut self, pool: &mut PagePool, model: ModelId) {
+        let keys: Vec<CacheKey> = self.roots.keys().copied().filter(|key| key.model == model).collect();
+        keys.into_iter().for_each(|key| self.forget(pool, key));
+        self.floors.remove(&model);
     }
 
     /// Forgets every page. Sequences that hold them keep them until they end.

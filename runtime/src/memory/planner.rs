@@ -8,6 +8,7 @@ use autograd::{Device, cuda, ops};
 use super::count::{Branches, Rows, Weights, block, graph_pages, graph_rows, kv_bytes, kv_pool, parameters, rotary};
 use super::{Bytes, Checkpointing, Entry, KvSize, KvWish, Workload};
 use crate::config::ModelConfig;
+use crate::ids::ModelId;
 use crate::model::keep_layers;
 use crate::request::{ModelSpec, Offload, RuntimeSpec, Trainable};
 use crate::{Error, Result};
@@ -65,7 +66,7 @@ pub(super) struct Planner<'a> {
 impl<'a> Planner<'a> {
     pub(super) fn new(spec: &'a RuntimeSpec, workload: &'a Workload) -> Result<Self> {
         let device = spec.device;
-        let student = PlannedModel::of(&spec.student, device)?;
+        let student = PlannedModel::of(spec.student(), device)?;
         let branches = match spec.training.as_ref().map(|training| &training.trainable) {
             Some(Trainable::Lora(lora)) => Some(Branches::made(&student.config, lora)?),
             Some(Trainable::Full) | None => None,
@@ -74,7 +75,7 @@ impl<'a> Planner<'a> {
             spec,
             workload,
             device,
-            teacher: spec.teacher.as_ref().map(|teacher| PlannedModel::of(teacher, device)).transpose()?,
+            teacher: spec.teacher().map(|teacher| PlannedModel::of(teacher, device)).transpose()?,
             shared: spec.teacher_shares_weights(),
             student,
             branches,
@@ -110,7 +111,7 @@ impl<'a> Planner<'a> {
 
     /// The models that complete prompts.
     fn generating(&self) -> impl Iterator<Item = &PlannedModel> {
-        let teacher = self.teacher.as_ref().filter(|_| self.spec.teacher_generates());
+        let teacher = self.teacher.as_ref().filter(|_| self.spec.generates(ModelId::TEACHER));
         std::iter::once(&self.student).chain(teacher)
     }
 
@@ -311,7 +312,8 @@ impl<'a> Planner<'a> {
 
     fn graphs(&self) -> u64 {
         // A model that waits on the host has none.
-        let models = self.generating().count() - usize::from(self.offload().teacher && self.spec.teacher_generates());
+        let models =
+            self.generating().count() - usize::from(self.offload().teacher && self.spec.generates(ModelId::TEACHER));
         self.graph_segment() * models as u64
     }
 

@@ -35,12 +35,14 @@ fn lora() -> LoraConfig {
 }
 
 fn spec(device: Device, trainable: Option<Trainable>) -> RuntimeSpec {
-    let slot = |name| ModelSpec { files: files(name), layers: None, adapter: None };
     RuntimeSpec {
         deterministic: false,
         device,
-        student: slot("llama-gqa-tied"),
-        teacher: trainable.is_some().then(|| slot("qwen3-gqa-tied")),
+        models: [Some("llama-gqa-tied"), trainable.is_some().then_some("qwen3-gqa-tied")]
+            .into_iter()
+            .flatten()
+            .map(|name| ModelSpec::new(files(name)))
+            .collect(),
         training: trainable.map(|trainable| Training {
             trainable,
             recomputed_layers: 0,
@@ -75,9 +77,9 @@ fn plan(spec: &RuntimeSpec, checkpointing: Checkpointing, available: Option<u64>
 
 /// What a forward pass of a micro-batch keeps when it trains `trainable`.
 fn kept(spec: &RuntimeSpec, recomputed: usize) -> u64 {
-    let config = &spec.student.files.config;
+    let config = &spec.student().files.config;
     let layers: Vec<usize> = (0..config.num_layers).collect();
-    let source = &*spec.student.files.weights;
+    let source = &*spec.student().files.weights;
     let weights = ModelWeights::load(config, source, (&layers, layers.len()), Device::Cpu, &|_, _| {}).expect("loads");
     let adapter = match &spec.training.as_ref().expect("trained").trainable {
         Trainable::Full => None,
@@ -119,7 +121,7 @@ fn planned_activations_are_those_that_are_kept() {
         let spec = spec(Device::Cpu, Some(trainable));
         let planner_work = workload(Checkpointing::Off);
         let planner = Planner::new(&spec, &planner_work).expect("planned");
-        let layers = spec.student.files.config.num_layers;
+        let layers = spec.student().files.config.num_layers;
         let rows = planner.student.rows(Device::Cpu, planner.branches.as_ref(), MICRO_BATCH);
         // A layer that runs again keeps its output, the next one's input.
         let saved = kept(&spec, layers - 1) - kept(&spec, layers);
@@ -137,7 +139,7 @@ fn planned_activations_are_those_that_are_kept() {
 #[test]
 fn as_many_layers_are_kept_as_fit() {
     let spec = spec(Device::Cpu, Some(Trainable::Full));
-    let layers = spec.student.files.config.num_layers;
+    let layers = spec.student().files.config.num_layers;
     let with = |available| plan(&spec, Checkpointing::Auto, available);
     assert_eq!(with(None).recomputed, [0, layers], "nothing is known, nothing is saved");
     let [none, all] = [Checkpointing::Off, Checkpointing::On].map(|c| plan(&spec, c, None));
@@ -254,7 +256,7 @@ fn a_plan_names_every_entry() {
 fn a_teacher_elsewhere_is_left_out() {
     let mut spec = spec(Device::Cpu, Some(Trainable::Full));
     let resident = plan(&spec, Checkpointing::Off, None);
-    spec.teacher = None;
+    spec.models.truncate(1);
     let alone = plan(&spec, Checkpointing::Off, None);
     let given = Workload { given_bytes: 1000, ..workload(Checkpointing::Off) };
     let elsewhere = MemoryPlan::of(&spec, &given, None).expect("planned");

@@ -6,6 +6,7 @@
 mod adapter;
 mod decoder;
 mod llama;
+mod loaded;
 mod qwen2;
 mod qwen3;
 mod rope;
@@ -14,6 +15,7 @@ mod weights;
 pub use adapter::{Adapter, Branch};
 pub(crate) use adapter::{Difference, Form};
 pub use decoder::{Decoder, Memory, Packed, Paged, Pass};
+pub(crate) use loaded::{LoadedModel, Moved};
 pub use weights::{LayerWeights, ModelWeights};
 
 use crate::config::{Family, ModelConfig};

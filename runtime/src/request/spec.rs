@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use autograd::Device;
 
+use super::ModelId;
 use crate::files::ModelFiles;
 
 /// Everything the runtime needs to start.
@@ -15,33 +16,76 @@ pub struct RuntimeSpec {
     /// A sequence gives the same bits alone, in any batch, in chunks, after a prefix hit and in training. The CPU always
     /// does; a GPU is slower with it.
     pub deterministic: bool,
-    /// The student, or the only model.
-    pub student: ModelSpec,
-    /// The teacher. When it names the same files and layers as the student, the base weights exist once, unless it is
-    /// offloaded.
-    pub teacher: Option<ModelSpec>,
-    /// How the student is trained; `None` serves only.
+    /// The models; [`super::ModelId`] is the place in this list. The first is the student, or the only one: it is what
+    /// `training` trains. Others are its teachers and whatever else is to answer. Models of the same files and layers share
+    /// their base weights, unless they are offloaded.
+    pub models: Vec<ModelSpec>,
+    /// How the first model is trained; `None` only runs requests.
     pub training: Option<Training>,
     /// Scheduler and memory limits.
     pub engine: EngineConfig,
 }
 
 impl RuntimeSpec {
-    /// Whether requests go to the teacher.
+    /// One model on a device, with the default limits there and without training.
     #[must_use]
-    pub fn teacher_generates(&self) -> bool {
-        self.training.as_ref().is_none_or(|training| training.teacher_generates)
+    pub fn for_device(device: Device, model: ModelSpec) -> Self {
+        let engine = EngineConfig::for_device(device);
+        Self { device, deterministic: false, models: vec![model], training: None, engine }
     }
 
-    /// Whether student and teacher are the same layers of the same files, whose weights are then loaded once. A teacher
-    /// that waits on the host has weights of its own.
+    /// The first model.
+    ///
+    /// # Panics
+    /// There is no model.
+    #[must_use]
+    pub fn student(&self) -> &ModelSpec {
+        &self.models[0]
+    }
+
+    /// The second model, where it is the student's teacher.
+    #[must_use]
+    pub fn teacher(&self) -> Option<&ModelSpec> {
+        self.models.get(1)
+    }
+
+    /// The model of this id.
+    #[must_use]
+    pub fn model(&self, id: ModelId) -> Option<&ModelSpec> {
+        self.models.get(id.0 as usize)
+    }
+
+    /// The ids of the models.
+    pub fn ids(&self) -> impl Iterator<Item = ModelId> + use<> {
+        (0..self.models.len() as u32).map(ModelId)
+    }
+
+    /// Whether prompts are completed by this model. One that only scores has KV memory of one page.
+    #[must_use]
+    pub fn generates(&self, id: ModelId) -> bool {
+        id == ModelId::STUDENT || self.training.as_ref().is_none_or(|training| training.teacher_generates)
+    }
+
+    /// Whether the model's layers wait in the host's memory.
+    #[must_use]
+    pub fn is_offloaded(&self, id: ModelId) -> bool {
+        id != ModelId::STUDENT && self.training.as_ref().is_some_and(|training| training.offload.teacher)
+    }
+
+    /// The first model that has the same layers of the same files, whose weights are then loaded once.
+    #[must_use]
+    pub fn shares_weights_with(&self, id: ModelId) -> Option<ModelId> {
+        let model = self.model(id)?;
+        let same = |other: &ModelSpec| other.files.path == model.files.path && other.layers == model.layers;
+        let earlier = self.ids().take_while(|&other| other < id).filter(|&other| !self.is_offloaded(other));
+        let mut earlier = earlier.filter(|&other| self.model(other).is_some_and(same));
+        if self.is_offloaded(id) { None } else { earlier.next() }
+    }
+
+    /// Whether the teacher has the student's weights.
     #[must_use]
     pub fn teacher_shares_weights(&self) -> bool {
-        let offloaded = self.training.as_ref().is_some_and(|training| training.offload.teacher);
-        !offloaded
-            && self.teacher.as_ref().is_some_and(|teacher| {
-                teacher.files.path == self.student.files.path && teacher.layers == self.student.layers
-            })
+        self.shares_weights_with(ModelId::TEACHER).is_some()
     }
 }
 
@@ -54,6 +98,14 @@ pub struct ModelSpec {
     pub layers: Option<Vec<usize>>,
     /// A PEFT adapter folder to apply on top, frozen unless `training` continues it.
     pub adapter: Option<PathBuf>,
+}
+
+impl ModelSpec {
+    /// A whole model without an adapter.
+    #[must_use]
+    pub fn new(files: Arc<ModelFiles>) -> Self {
+        Self { files, layers: None, adapter: None }
+    }
 }
 
 /// Limits of the engine.
@@ -77,6 +129,20 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
+    /// The default limits for requests on `device`: 16 sequences at once, 256 MiB of keys and values.
+    #[must_use]
+    pub fn for_device(device: Device) -> Self {
+        Self {
+            token_budget: Self::default_token_budget(device),
+            max_running: 16,
+            max_waiting: 256,
+            kv_bytes: 256 << 20,
+            prefix_cache: true,
+            async_scheduling: Self::default_async_scheduling(device),
+            short_steps: false,
+        }
+    }
+
     /// Tokens of one scheduler step that keep `device` busy: a GPU wants whole prompts, a CPU short steps between which
     /// running sequences get their next token.
     #[must_use]

@@ -1,52 +1,43 @@
 //! Gauges and counters of the runtime.
 
+use std::collections::BTreeMap;
+
 use super::ModelId;
 
 /// The state of the runtime after the newest step; reading it does not wait for the device thread.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Snapshot {
-    /// The student.
-    pub student: ModelSnapshot,
-    /// The teacher, when there is one.
-    pub teacher: Option<ModelSnapshot>,
-    /// Adapters by number.
-    pub adapters: Vec<(u32, ModelSnapshot)>,
-}
-
-impl Snapshot {
-    /// A model's part, when the model is there.
-    #[must_use]
-    pub fn of(&self, model: ModelId) -> Option<ModelSnapshot> {
-        match model {
-            ModelId::Student => Some(self.student),
-            ModelId::Teacher => self.teacher,
-            ModelId::Adapter(number) => self.adapters.iter().find(|(n, _)| *n == number).map(|&(_, adapter)| adapter),
-        }
-    }
+    /// Every model of now: base models and adapters.
+    pub models: BTreeMap<ModelId, ModelSnapshot>,
 }
 
 /// One model of a [`Snapshot`].
 #[derive(Debug, Clone, Copy)]
 pub struct ModelSnapshot {
-    /// Version of the weights that requests are answered with.
+    /// The base model: itself, or that of an adapter.
+    pub base: ModelId,
+    /// Version of the weights that requests run with.
     pub version: u64,
-    /// Its scheduler.
+    /// Its scheduler, which a base model and the adapters on it share.
     pub scheduler: crate::scheduler::SchedulerStats,
 }
 
-/// Counters and gauges of a model.
+/// Counters of now.
 #[derive(Debug, Clone, Default)]
 pub struct RuntimeStats {
-    /// The student's scheduler.
-    pub student: crate::scheduler::SchedulerStats,
-    /// The teacher's scheduler, when there is a teacher.
-    pub teacher: Option<crate::scheduler::SchedulerStats>,
-    /// The student's steps.
-    pub student_steps: StepStats,
-    /// The teacher's steps, when there is a teacher.
-    pub teacher_steps: Option<StepStats>,
+    /// By base model; those of adapters are part of their base's.
+    pub models: BTreeMap<ModelId, ModelStats>,
     /// The GPU, when that is the device.
     pub gpu: Option<GpuStats>,
+}
+
+/// Counters and gauges of a base model with the adapters on it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ModelStats {
+    /// The scheduler.
+    pub scheduler: crate::scheduler::SchedulerStats,
+    /// The steps.
+    pub steps: StepStats,
 }
 
 /// How the steps of a model ran.

@@ -1,4 +1,5 @@
-//! Continuous batching with chunked prefill over paged KV, for one model.
+//! Continuous batching with chunked prefill over paged KV, for one base model and
+//! the adapters on it.
 //!
 //! Pure and deterministic: no device, no clock, no randomness. The engine repeats [`Scheduler::plan`], run
 //! the planned tokens, [`Scheduler::commit`] what was sampled, [`Scheduler::finish`] what has ended.
@@ -48,13 +49,11 @@ mod sequence;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::ids::ModelId;
+pub use crate::ids::RequestId;
 use crate::kv::{CacheKey, PagePool, RadixCache, pages_for};
-pub use plan::{PageCopy, ScheduledSeq, SchedulerOutput};
+pub use plan::{ModelGroup, PageCopy, ScheduledSeq, SchedulerOutput};
 use sequence::{Arrival, Sequence};
-
-/// Names one request for its whole life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RequestId(pub u64);
 
 /// Limits of one scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -299,10 +298,15 @@ impl Scheduler {
         true
     }
 
-    /// New weights were published for `slot`: prefixes older than `weights_version` are dropped now, and
+    /// New weights were published for `model`: prefixes older than `weights_version` are dropped now, and
     /// sequences that still run under such a key neither read nor feed the cache.
-    pub fn publish(&mut self, slot: u8, weights_version: u64) {
-        self.cache.drop_version(&mut self.pool, slot, weights_version);
+    pub fn publish(&mut self, model: ModelId, weights_version: u64) {
+        self.cache.drop_version(&mut self.pool, model, weights_version);
+    }
+
+    /// A model is gone, and no sequence of it is here: its prefixes are dropped.
+    pub fn forget_model(&mut self, model: ModelId) {
+        self.cache.forget_model(&mut self.pool, model);
     }
 
     /// Forgets all cached prefixes; sequences that run keep their pages.

@@ -4,6 +4,7 @@ use std::ops::{Bound, Range};
 
 use autograd::ops::Token;
 
+use crate::ids::ModelId;
 use crate::kv::{PageId, PrefixMatch, Tail, pages_for};
 
 use super::in_flight::{PlannedSeq, Step};
@@ -21,7 +22,8 @@ const PATIENCE: u32 = 64;
 /// One step. Do the copies first.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SchedulerOutput {
-    /// What to compute: at most `max_running` sequences, at most `token_budget` tokens.
+    /// What to compute: at most `max_running` sequences, at most `token_budget` tokens. The sequences of one model stand one
+    /// after another.
     pub seqs: Vec<ScheduledSeq>,
     /// The tokens to compute, those of all sequences behind each other. A drawn one is a draw of the step in flight,
     /// counted over its sequences with `sample`.
@@ -43,10 +45,34 @@ impl SchedulerOutput {
         self.tokens.len()
     }
 
+    /// The parts of the models.
+    pub fn groups(&self) -> impl Iterator<Item = ModelGroup<'_>> {
+        let (mut first_token, mut first_sample) = (0, 0);
+        self.seqs.chunk_by(|a, b| a.model == b.model).map(move |seqs| {
+            let (token, sample) = (first_token, first_sample);
+            first_token += seqs.iter().map(|seq| seq.tokens.len()).sum::<usize>();
+            first_sample += seqs.iter().filter(|seq| seq.sample).count() as u32;
+            ModelGroup { model: seqs[0].model, seqs, tokens: &self.tokens[token..first_token], first_sample: sample }
+        })
+    }
+
     /// Page table of positions `0..seq.tokens.end` of one of its sequences.
     pub fn pages(&self, seq: &ScheduledSeq) -> &[u32] {
         &self.pages[seq.pages.clone()]
     }
+}
+
+/// A model's part of a step.
+#[derive(Debug, Clone, Copy)]
+pub struct ModelGroup<'a> {
+    /// The model.
+    pub model: ModelId,
+    /// Its sequences.
+    pub seqs: &'a [ScheduledSeq],
+    /// Their tokens.
+    pub tokens: &'a [Token],
+    /// Place of their first sample among those of the step.
+    pub first_sample: u32,
 }
 
 /// One sequence's part of a step.
@@ -54,6 +80,8 @@ impl SchedulerOutput {
 pub struct ScheduledSeq {
     /// The request.
     pub id: RequestId,
+    /// The model that computes it.
+    pub model: ModelId,
     /// Positions to compute.
     pub tokens: Range<usize>,
     /// Whether the last of them is the sequence's last token, so that the next one is to be sampled.
@@ -112,6 +140,7 @@ impl Scheduler {
         draft.budget = draft.budget.min(prefill);
         self.plan_running(&mut draft, |remaining| remaining > 1);
         self.admit(&mut draft);
+        self.group_by_model(&mut draft);
         for page in draft.copy_sources {
             self.pool.release(page);
         }
@@ -164,6 +193,7 @@ impl Scheduler {
         plan.pages.extend(sequence.pages[..pages_for(tokens.end)].iter().map(|page| page.0));
         plan.seqs.push(ScheduledSeq {
             id: sequence.id,
+            model: sequence.key.model,
             tokens: tokens.clone(),
             sample,
             pages: first_page..plan.pages.len(),
@@ -176,6 +206,29 @@ impl Scheduler {
         }
         let (id, preemptions) = (sequence.id, sequence.preemptions);
         draft.step.planned.push(PlannedSeq { id, ticket, computed: tokens.end, sample, preemptions, forgotten: false });
+    }
+
+    /// Puts the sequences of each model one after another; their order is else that of the plan.
+    fn group_by_model(&mut self, draft: &mut PlanBuilder) {
+        let SchedulerOutput { seqs, tokens, .. } = &mut draft.plan;
+        if seqs.is_sorted_by_key(|seq| seq.model) {
+            return;
+        }
+        let mut order: Vec<usize> = (0..seqs.len()).collect();
+        order.sort_by_key(|&index| seqs[index].model);
+        let mut ends = 0..0;
+        let ranges = seqs.iter().map(|seq| {
+            ends = ends.end..ends.end + seq.tokens.len();
+            ends.clone()
+        });
+        let ranges: Vec<Range<usize>> = ranges.collect();
+        *tokens = order.iter().flat_map(|&index| &tokens[ranges[index].clone()]).copied().collect();
+        *seqs = order.iter().map(|&index| seqs[index].clone()).collect();
+        draft.step.planned = order.iter().map(|&index| draft.step.planned[index]).collect();
+        let sampled = draft.step.planned.iter().filter(|planned| planned.sample);
+        for (place, planned) in (0..).zip(sampled) {
+            self.running.get_mut(&planned.ticket).expect("what was planned runs").draw = place;
+        }
     }
 
     /// Gives a running sequence the page its last token needs, if any. `false`: it had to be preempted itself.

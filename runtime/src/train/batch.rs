@@ -5,9 +5,8 @@ use std::time::Instant;
 use autograd::ops::{self, Head, Sequences};
 use autograd::{Gradients, Index, Tape, Tensor};
 
-use super::{LossBatch, Needs, Teacher, TrainError};
-use crate::engine::ModelRunner;
-use crate::model::{Decoder, Pass};
+use super::{LossBatch, Needs, Teacher, TeacherSource, TrainError};
+use crate::model::{Decoder, LoadedModel, Pass};
 use crate::request::{TrainReport, TrainRequest, TrainSequence};
 use crate::{Error, Result};
 
@@ -55,8 +54,8 @@ struct Packed {
 /// Loss, statistics and, when something is watched, gradients.
 pub(super) fn run(
     request: &TrainRequest,
-    student: &ModelRunner,
-    teacher: Option<&ModelRunner>,
+    student: &LoadedModel,
+    teacher: Option<&LoadedModel>,
     pass: &Pass,
     watch: Watch<'_>,
 ) -> Result<(TrainReport, Option<Gradients>)> {
@@ -69,8 +68,8 @@ pub(super) fn run(
     }
     let started = Instant::now();
     let resident = match (request.loss.needs(), &request.teacher) {
-        (Needs::Nothing, _) | (_, Some(_)) => None,
-        (_, None) => {
+        (Needs::Nothing, _) | (_, Some(TeacherSource::Remote(_))) => None,
+        (_, Some(TeacherSource::Resident(_)) | None) => {
             let teacher = teacher.ok_or(TrainError::NoTeacher)?;
             check_teacher(request, teacher)?;
             let ids = [student.config().token_ids, teacher.config().token_ids];
@@ -84,7 +83,7 @@ pub(super) fn run(
             Some((hidden, teacher.serving().weights.output_head()))
         }
     };
-    let given = request.teacher.as_ref().map(Teacher::Given);
+    let given = request.teacher.as_ref().and_then(TeacherSource::remote).map(Teacher::Given);
     let teacher = resident
         .as_ref()
         .map(|(hidden, head)| Teacher::Resident(Head { hidden, weight: head, ids: student.config().token_ids }))
@@ -179,7 +178,7 @@ fn scored_tokens(sequences: &[TrainSequence], normalizer: f64) -> Scored {
 }
 
 /// Refuses sequences that do not hang together or do not fit the student.
-fn check(request: &TrainRequest, student: &ModelRunner) -> Result<()> {
+fn check(request: &TrainRequest, student: &LoadedModel) -> Result<()> {
     let config = student.config();
     if !(request.normalizer > 0.0 && request.normalizer.is_finite()) {
         return Err(TrainError::Normalizer { normalizer: request.normalizer }.into());
@@ -210,7 +209,7 @@ fn check(request: &TrainRequest, student: &ModelRunner) -> Result<()> {
 
 /// A teacher elsewhere speaks of the tokens that have a weight.
 fn check_given(request: &TrainRequest, scored: usize) -> Result<()> {
-    let Some(given) = &request.teacher else { return Ok(()) };
+    let Some(given) = request.teacher.as_ref().and_then(TeacherSource::remote) else { return Ok(()) };
     match given.count() {
         Some(got) if got == scored => Ok(()),
         Some(got) => Err(TrainError::TeacherTokens { got, want: scored }.into()),
@@ -218,7 +217,7 @@ fn check_given(request: &TrainRequest, scored: usize) -> Result<()> {
     }
 }
 
-fn check_teacher(request: &TrainRequest, teacher: &ModelRunner) -> Result<()> {
+fn check_teacher(request: &TrainRequest, teacher: &LoadedModel) -> Result<()> {
     let max = teacher.config().max_position_embeddings;
     for (sequence, s) in request.sequences.iter().enumerate() {
         let prompt = s.teacher_prompt.as_ref().map_or(s.prompt_len, Vec::len);

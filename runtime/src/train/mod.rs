@@ -12,9 +12,9 @@ use autograd::{Tape, Tensor};
 
 pub use error::TrainError;
 pub(crate) use session::TrainSession;
-pub use teacher::{GivenTeacher, Needs, Teacher};
+pub use teacher::{GivenTeacher, Needs, Teacher, TeacherSource};
 
-use crate::engine::ModelRunner;
+use crate::model::LoadedModel;
 use crate::request::{TrainReport, TrainRequest};
 
 /// The rows of one micro-batch that predict completion tokens, N in all.
@@ -79,8 +79,8 @@ pub trait Loss: Send + Sync {
 /// A micro-batch without gradients, with the weights that requests are answered with.
 pub(crate) fn evaluate(
     request: &TrainRequest,
-    student: &ModelRunner,
-    teacher: Option<&ModelRunner>,
+    student: &LoadedModel,
+    teacher: Option<&LoadedModel>,
 ) -> crate::Result<TrainReport> {
     if request.backward {
         return Err(crate::request::RequestError::NotTraining.into());

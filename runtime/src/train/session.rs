@@ -7,8 +7,7 @@ use autograd::{Gradients, Tensor};
 
 use super::TrainError;
 use super::batch::{self, Watch};
-use crate::engine::ModelRunner;
-use crate::model::{Adapter, Difference, ModelWeights, Pass, tensors};
+use crate::model::{Adapter, Difference, LoadedModel, ModelWeights, Pass, tensors};
 use crate::request::{NamedTensor, OptimReport, OptimStep, TrainReport, TrainRequest, TrainState, Trainable, Training};
 use crate::{Error, Result};
 
@@ -36,7 +35,7 @@ pub(crate) struct TrainSession {
 
 impl TrainSession {
     /// A session that trains the student as `training` says, with zero moments.
-    pub(crate) fn new(training: &Training, student: &ModelRunner) -> Result<Self> {
+    pub(crate) fn new(training: &Training, student: &LoadedModel) -> Result<Self> {
         let trained = match &training.trainable {
             Trainable::Lora(lora) => {
                 let adapter = match &student.serving().adapter {
@@ -54,7 +53,7 @@ impl TrainSession {
                         "a full fine-tune cannot start from an adapter; merge it first".to_owned(),
                     ));
                 }
-                Trained::Full(Arc::new(student.weights().copied()?))
+                Trained::Full(Arc::new(student.base().copied()?))
             }
         };
         let names = match &trained {
@@ -85,16 +84,16 @@ impl TrainSession {
     }
 
     /// How the trained weights answer requests.
-    pub(crate) fn serving_pass(&self, student: &ModelRunner) -> Pass {
+    pub(crate) fn serving_pass(&self, student: &LoadedModel) -> Pass {
         match &self.trained {
             Trained::Lora { adapter, merge, .. } => {
-                Pass { merge: *merge, ..Pass::inference(student.weights(), Some(adapter.clone())) }
+                Pass { merge: *merge, ..Pass::inference(student.base().clone(), Some(adapter.clone())) }
             }
             Trained::Full(weights) => Pass::inference(weights.clone(), None),
         }
     }
 
-    fn training_pass(&self, student: &ModelRunner, request: &TrainRequest) -> Pass {
+    fn training_pass(&self, student: &LoadedModel, request: &TrainRequest) -> Pass {
         let mut pass = self.serving_pass(student);
         pass.recomputed = self.recomputed;
         if let Trained::Lora { dropout, .. } = self.trained
@@ -110,8 +109,8 @@ impl TrainSession {
     pub(crate) fn forward_backward(
         &mut self,
         request: &TrainRequest,
-        student: &ModelRunner,
-        teacher: Option<&ModelRunner>,
+        student: &LoadedModel,
+        teacher: Option<&LoadedModel>,
     ) -> Result<TrainReport> {
         let pass = self.training_pass(student, request);
         let weights: Vec<Tensor> = self.weights().cloned().collect();

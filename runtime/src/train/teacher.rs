@@ -6,6 +6,7 @@ use autograd::ops::{self, GivenRows, Head};
 
 use super::TrainError;
 use crate::Result;
+use crate::ids::ModelId;
 
 /// What a loss needs to know of the teacher.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -45,6 +46,25 @@ impl GivenTeacher {
                 (GivenRows::Top(_), n) if self.logprobs.len() == n => Some(n),
                 _ => None,
             },
+        }
+    }
+}
+
+/// The teacher that a request names.
+#[derive(Debug, Clone)]
+pub enum TeacherSource {
+    /// A model of this runtime.
+    Resident(ModelId),
+    /// A teacher elsewhere: what it returned for the tokens with a weight.
+    Remote(GivenTeacher),
+}
+
+impl TeacherSource {
+    /// What a teacher elsewhere returned.
+    pub(crate) fn remote(&self) -> Option<&GivenTeacher> {
+        match self {
+            Self::Resident(_) => None,
+            Self::Remote(given) => Some(given),
         }
     }
 }

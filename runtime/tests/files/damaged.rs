@@ -138,8 +138,7 @@ fn plan(files: ModelFiles) {
     let spec = RuntimeSpec {
         deterministic: false,
         device: Device::Cpu,
-        student: ModelSpec { files: Arc::new(files), layers: None, adapter: None },
-        teacher: None,
+        models: vec![ModelSpec::new(Arc::new(files))],
         training: None,
         engine: EngineConfig {
             token_budget: 1 << 24,
@@ -151,7 +150,7 @@ fn plan(files: ModelFiles) {
             short_steps: false,
         },
     };
-    let longest = spec.student.files.config.max_position_embeddings;
+    let longest = spec.student().files.config.max_position_embeddings;
     let workload = Workload {
         kv: KvWish::Sequences(vec![longest; 1 << 10]),
         longest,

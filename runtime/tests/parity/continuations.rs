@@ -18,7 +18,7 @@ fn ask(handle: &RuntimeHandle, requests: Vec<(Vec<u32>, usize)>) -> Vec<Result<S
         .map(|(tokens, from)| {
             let (sender, answer) = channel();
             let request = ScoreRequest {
-                model: ModelId::Student,
+                model: ModelId::STUDENT,
                 sequences: vec![ScoreSequence { positions: from..tokens.len(), tokens }],
                 output: ScoreOutput::LogProbs(LogProbs { greedy: true, ..LogProbs::default() }),
                 token_ids: None,
@@ -47,7 +47,7 @@ fn the_end_of_a_sequence_scores_as_in_the_whole() {
     requests.push((vec![1, 2, 3], 1));
     let params = SamplingParams { max_tokens: 30, ignore_eos: true, ..SamplingParams::default() };
     let beside =
-        GenerateRequest { model: ModelId::Student, prompt: vec![4; 20], params, index: 0, text: CompletionText::None };
+        GenerateRequest { model: ModelId::STUDENT, prompt: vec![4; 20], params, index: 0, text: CompletionText::None };
     let beside = handle.generate(beside).expect("it starts");
     let mut cached = 0;
     for ((tokens, from), got) in requests.iter().zip(ask(&handle, requests.clone())) {
@@ -63,7 +63,7 @@ fn the_end_of_a_sequence_scores_as_in_the_whole() {
     }
     assert!(cached >= 3 * 32, "ends of one question share it, {cached}");
     assert_eq!(beside.collect().expect("not disturbed").tokens.len(), 30);
-    let stats = handle.stats().expect("counters").student;
+    let stats = handle.stats().expect("counters").models[&ModelId::STUDENT].scheduler;
     assert_eq!((stats.running, stats.waiting), (0, 0));
 }
 

@@ -1,6 +1,7 @@
 //! Tiny random checkpoints against Hugging Face transformers and PEFT (fixtures made by `scripts/`), and every way of
 //! computing a sequence against every other (`schedules`), on the CPU and, where there is one, on a GPU.
 
+mod adapters;
 mod continuations;
 mod schedules;
 mod scores;
@@ -56,7 +57,7 @@ fn training(trainable: Trainable) -> Training {
 fn start(dir: &Path, adapter: Option<PathBuf>, device: Device, engine: EngineConfig) -> RuntimeHandle {
     let files = Arc::new(ModelFiles::open(dir).expect("the fixture opens"));
     let student = ModelSpec { files, layers: None, adapter };
-    let spec = RuntimeSpec { device, deterministic: false, student, teacher: None, training: None, engine };
+    let spec = RuntimeSpec { device, deterministic: false, models: vec![student], training: None, engine };
     RuntimeHandle::start(&spec, &|_, _| {}).expect("the fixture loads")
 }
 
@@ -68,7 +69,7 @@ fn ids(value: &Value) -> Vec<u32> {
 fn scores(handle: &RuntimeHandle, tokens: &[u32], output: LogProbs) -> SequenceScores {
     let sequences = vec![ScoreSequence::every_token(tokens.to_vec())];
     let output = ScoreOutput::LogProbs(output);
-    let request = ScoreRequest { model: ModelId::Student, sequences, output, token_ids: None };
+    let request = ScoreRequest { model: ModelId::STUDENT, sequences, output, token_ids: None };
     handle.score(request).expect("scores").sequences.remove(0)
 }
 
@@ -103,7 +104,7 @@ fn exported_tensors_go_by_their_own_names() {
         let student = ModelSpec { files, layers: None, adapter: None };
         let training = Some(training(Trainable::Full));
         let (device, engine) = (Device::Cpu, engine(64, 8));
-        let spec = RuntimeSpec { device, deterministic: false, student, teacher: None, training, engine };
+        let spec = RuntimeSpec { device, deterministic: false, models: vec![student], training, engine };
         let handle = RuntimeHandle::start(&spec, &|_, _| {}).expect("the fixture loads");
         for tensor in handle.export_state().expect("a state").weights {
             assert!(
@@ -158,7 +159,7 @@ fn adapters_equal_peft() {
 
 fn greedy(prompt: &[u32], max_tokens: usize, index: u64) -> GenerateRequest {
     let params = SamplingParams { temperature: 0.0, max_tokens, ignore_eos: true, ..SamplingParams::default() };
-    GenerateRequest { model: ModelId::Student, prompt: prompt.to_vec(), params, index, text: CompletionText::None }
+    GenerateRequest { model: ModelId::STUDENT, prompt: prompt.to_vec(), params, index, text: CompletionText::None }
 }
 
 fn tokens(generated: &Generated) -> Vec<u32> {
@@ -205,8 +206,7 @@ fn a_fresh_adapter_changes_nothing() {
     let spec = RuntimeSpec {
         device: Device::Cpu,
         deterministic: false,
-        student: ModelSpec { files, layers: None, adapter: None },
-        teacher: None,
+        models: vec![ModelSpec::new(files)],
         training: Some(training(Trainable::Lora(lora))),
         engine: engine(64, 64),
     };

@@ -12,7 +12,8 @@ use autograd::{Device, Tape};
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
 use runtime::request::{
-    EngineConfig, Generated, ModelSpec, OptimStep, RuntimeSpec, TrainRequest, TrainSequence, Trainable, Training,
+    EngineConfig, Generated, ModelId, ModelSpec, OptimStep, RuntimeSpec, TrainRequest, TrainSequence, Trainable,
+    Training,
 };
 use runtime::train::{Loss, LossBatch, LossValue, Needs};
 
@@ -68,7 +69,7 @@ impl Machine {
     fn start(&self, training: Option<Training>, engine: EngineConfig) -> RuntimeHandle {
         let student = ModelSpec { files: self.files.clone(), layers: None, adapter: None };
         let deterministic = self.device != Device::Cpu;
-        let spec = RuntimeSpec { device: self.device, deterministic, student, teacher: None, training, engine };
+        let spec = RuntimeSpec { device: self.device, deterministic, models: vec![student], training, engine };
         RuntimeHandle::start(&spec, &|_, _| {}).expect("the model starts")
     }
 
@@ -141,7 +142,7 @@ fn every_schedule_gives_the_same_bits(machine: &Machine) {
         let handle = machine.serving(budget);
         assert!(machine.traces(&handle, new) == alone, "{name} in a batch with a budget of {budget}");
         assert!(machine.traces(&handle, new) == alone, "{name} after a prefix hit, budget {budget}");
-        let stats = handle.stats().expect("answers").student;
+        let stats = handle.stats().expect("answers").models[&ModelId::STUDENT].scheduler;
         assert!(stats.prefix_hit_tokens > 0, "{stats:?}");
     }
 }
@@ -151,7 +152,7 @@ fn preempted_sequences_give_the_same_bits(machine: &Machine) {
     let kv_bytes = machine.few_pages * machine.page_bytes();
     let tight = machine.start(None, EngineConfig { prefix_cache: false, kv_bytes, ..machine.engine(64) });
     assert!(machine.traces(&tight, 40) == want, "{}", machine.name);
-    let stats = tight.stats().expect("answers").student;
+    let stats = tight.stats().expect("answers").models[&ModelId::STUDENT].scheduler;
     assert!(stats.preemptions > 0, "the pool was not tight: {stats:?}");
 }
 

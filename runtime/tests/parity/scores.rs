@@ -74,7 +74,7 @@ type Pending = (Receiver<Result<ScoreResponse>>, RequestGuard);
 
 fn submit(handle: &RuntimeHandle, sequences: Vec<ScoreSequence>, output: ScoreOutput) -> Pending {
     let (sender, response) = channel();
-    let request = ScoreRequest { model: ModelId::Student, sequences, token_ids: None, output };
+    let request = ScoreRequest { model: ModelId::STUDENT, sequences, token_ids: None, output };
     let guard = handle.score_into(request, sender.into()).expect("the device thread runs");
     (response, guard)
 }
@@ -92,7 +92,7 @@ fn embed(handle: &RuntimeHandle, tokens: &[u32], pooling: Pooling) -> Vec<f32> {
 fn generate(handle: &RuntimeHandle, tokens: usize) -> runtime::Generation {
     let params = SamplingParams { max_tokens: tokens, ignore_eos: true, ..SamplingParams::default() };
     let request =
-        GenerateRequest { model: ModelId::Student, prompt: vec![4; 20], params, index: 0, text: CompletionText::None };
+        GenerateRequest { model: ModelId::STUDENT, prompt: vec![4; 20], params, index: 0, text: CompletionText::None };
     handle.generate(request).expect("it starts")
 }
 
@@ -172,7 +172,7 @@ fn many_requests_of_many_sequences_are_answered_each_in_its_order() {
     assert!(response.recv().is_err(), "a request whose guard was dropped has no response");
     let alone = wait(submit(&handle, vec![ScoreSequence::every_token(vec![7])], output));
     assert!(alone.sequences[0].logprobs.is_empty());
-    let stats = handle.stats().expect("counters").student;
+    let stats = handle.stats().expect("counters").models[&ModelId::STUDENT].scheduler;
     assert_eq!((stats.running, stats.waiting), (0, 0));
     assert_eq!(stats.free_pages + stats.cached_pages, stats.total_pages);
 }

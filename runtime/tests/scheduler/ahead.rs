@@ -1,6 +1,7 @@
 //! A step is planned and run while the results of the one before are not known: the tokens stay those of alone.
 
 use proptest::prelude::*;
+use runtime::request::ModelId;
 use runtime::scheduler::{RequestId, SchedulerConfig};
 
 use crate::engine::{Engine, Numbers, prompts, roomy};
@@ -113,7 +114,7 @@ fn ten_thousand_random_events_leave_the_pool_whole() {
                 // Weights change between steps, not under one.
                 engine.settle();
                 version += 1;
-                engine.scheduler.publish(0, version);
+                engine.scheduler.publish(ModelId::STUDENT, version);
             }
             _ => {
                 engine.step();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use autograd::ops::Token;
 use runtime::kv::{CacheKey, PAGE_SIZE};
+use runtime::request::ModelId;
 use runtime::scheduler::{RequestId, Scheduler, SchedulerConfig, SchedulerOutput, SeqRequest, SubmitError};
 
 /// Mixes one value into a hash (splitmix64).
@@ -26,7 +27,7 @@ impl Numbers {
 }
 
 pub(crate) fn key(weights_version: u64) -> CacheKey {
-    CacheKey { slot: 0, weights_version, adapter: 0, tokenizer: 7, kv_format: 1 }
+    CacheKey { model: ModelId::STUDENT, weights_version }
 }
 
 /// What attention would do: the KV of a token depends on the KV of all before it, and the next token on all.
@@ -234,7 +235,7 @@ impl Engine {
     pub(crate) fn assert_pool_whole(&mut self) {
         let stats = self.scheduler.stats();
         assert_eq!(stats.free_pages + stats.cached_pages, stats.total_pages);
-        self.scheduler.publish(0, u64::MAX);
+        self.scheduler.publish(ModelId::STUDENT, u64::MAX);
         let stats = self.scheduler.stats();
         assert_eq!((stats.free_pages, stats.cached_pages), (stats.total_pages, 0));
         self.scheduler.check_integrity();

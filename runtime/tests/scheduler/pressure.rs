@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use runtime::kv::PAGE_SIZE;
+use runtime::request::ModelId;
 use runtime::scheduler::{Scheduler, SchedulerConfig, SeqRequest, SubmitError};
 
 use crate::engine::{Engine, Numbers, key, prompts, roomy};
@@ -187,7 +188,7 @@ fn ten_thousand_random_events_leave_the_pool_whole() {
             }
             11 if numbers.below(20) == 0 => {
                 version += 1;
-                engine.scheduler.publish(0, version);
+                engine.scheduler.publish(ModelId::STUDENT, version);
             }
             _ => {
                 engine.step();

@@ -1,5 +1,6 @@
 //! Batches, chunks and shared prefixes give the tokens of a sequence alone.
 
+use runtime::request::ModelId;
 use runtime::scheduler::SchedulerConfig;
 
 use crate::engine::{Engine, Numbers, prompts, roomy};
@@ -68,7 +69,7 @@ fn new_weights_never_see_old_pages() {
     let new = engine.submit(&prompt, 8, 2).unwrap();
     engine.drain(50);
     assert_eq!(engine.scheduler.stats().prefix_hit_tokens, 0);
-    engine.scheduler.publish(0, 2);
+    engine.scheduler.publish(ModelId::STUDENT, 2);
     let stale = engine.submit(&prompt, 8, 1).unwrap();
     engine.drain(50);
     let stale_again = engine.submit(&prompt, 8, 1).unwrap();
@@ -86,7 +87,7 @@ fn publishing_while_sequences_run_leaves_them_their_pages() {
     let prompt: Vec<u32> = (0..70).collect();
     let ids: Vec<_> = (0..4).map(|_| engine.submit(&prompt, 40, 1).unwrap()).collect();
     (0..10).for_each(|_| assert!(engine.step()));
-    engine.scheduler.publish(0, 2);
+    engine.scheduler.publish(ModelId::STUDENT, 2);
     engine.scheduler.check_integrity();
     assert_eq!(engine.scheduler.stats().cached_pages, 0);
     engine.drain(200);

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use runtime::request::ModelId;
 use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
@@ -32,16 +31,21 @@ pub(crate) async fn load(State(app): State<Shared>, mut fields: Fields) -> Resul
         .await;
     }
     let (models, limit) = (app.models.list(), app.config.max_adapters);
-    let loaded = models.iter().filter(|model| matches!(model.id(), ModelId::Adapter(_))).count();
+    let loaded = models.iter().filter(|model| model.is_adapter()).count();
     if loaded >= limit {
         let message = format!("{loaded} adapters are loaded of at most {limit} (--max-adapters); unload one");
         return Err(ApiError::invalid("lora_name", message));
     }
-    // The student's files; its adapters share them.
-    let files = Arc::clone(models[0].shared_files());
+    // Adapters stand on the first model and share its files.
+    let (base, files) = (models[0].id(), Arc::clone(models[0].shared_files()));
     off_loop(move || {
-        let id = app.runtime.add_adapter(&folder).map_err(wrong)?;
-        let added = app.models.add(Arc::new(Model::new(ServedModel { names: vec![name.clone()], id, files })));
+        let id = app.runtime.add_adapter(base, &folder).map_err(wrong)?;
+        let added = app.models.add(Arc::new(Model::new(ServedModel {
+            names: vec![name.clone()],
+            id,
+            base: Some(base),
+            files,
+        })));
         if let Err(error) = added {
             app.runtime.remove_adapter(id)?;
             return Err(error);

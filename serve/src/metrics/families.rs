@@ -32,7 +32,7 @@ type Of<S, T> = (&'static str, &'static str, fn(&S) -> T);
 /// A metric: name, help, and where it is in a model's counters.
 type In<T> = (&'static str, &'static str, fn(&ModelMetrics) -> &T);
 
-const GAUGES: [Of<ModelSnapshot, f64>; 5] = [
+const GAUGES: [Of<ModelSnapshot, f64>; 4] = [
     ("arle_num_requests_running", "Sequences that hold pages.", |s| s.scheduler.running as f64),
     ("arle_num_requests_waiting", "Sequences that wait for pages.", |s| s.scheduler.waiting as f64),
     ("arle_kv_cache_usage_perc", "Part of the pages that running sequences hold, 0 to 1.", |s| {
@@ -40,7 +40,6 @@ const GAUGES: [Of<ModelSnapshot, f64>; 5] = [
         1.0 - (s.free_pages + s.cached_pages) as f64 / s.total_pages.max(1) as f64
     }),
     ("arle_kv_pages_cached", "Pages that only the prefix cache holds.", |s| s.scheduler.cached_pages as f64),
-    ("arle_weights_version", "Version of the weights that answer.", |s| s.version as f64),
 ];
 
 const SCHEDULER: [Of<ModelSnapshot, u64>; 6] = [
@@ -71,14 +70,19 @@ const HISTOGRAMS: [In<Histogram>; 6] = [
 pub(crate) fn families(app: &App) -> Vec<Family> {
     let (snapshot, models) = (app.runtime.snapshot(), app.models.list());
     let label = |name: &str| vec![("model_name", name.to_owned())];
-    let of_slots = |read: &dyn Fn(&ModelSnapshot) -> f64| -> Vec<(Labels, f64)> {
-        models.iter().map(|model| (label(model.name()), read(&model.of(&snapshot)))).collect()
+    // Adapters share the scheduler of their base: its numbers are theirs too.
+    let of_schedulers = |read: &dyn Fn(&ModelSnapshot) -> f64| -> Vec<(Labels, f64)> {
+        let bases = models.iter().filter(|model| !model.is_adapter());
+        bases.map(|model| (label(model.name()), read(&model.of(&snapshot)))).collect()
     };
     let counters: Vec<&ModelMetrics> = models.iter().map(|model| &*model.metrics).collect();
     let mut all = Vec::new();
     for (name, help, read) in GAUGES {
-        all.push(Family { name, help, samples: Samples::Gauge(of_slots(&read)) });
+        all.push(Family { name, help, samples: Samples::Gauge(of_schedulers(&read)) });
     }
+    let versions = models.iter().map(|model| (label(model.name()), model.of(&snapshot).version as f64)).collect();
+    let help = "Version of the weights that answer.";
+    all.push(Family { name: "arle_weights_version", help, samples: Samples::Gauge(versions) });
     let taken = vec![(vec![], app.admission.taken() as f64)];
     let help = "Sequences of requests that have not ended.";
     all.push(Family { name: "arle_num_sequences", help, samples: Samples::Gauge(taken) });
@@ -89,7 +93,7 @@ pub(crate) fn families(app: &App) -> Vec<Family> {
         all.push(Family { name, help, samples: Samples::Gauge(vec![(vec![], bytes as f64)]) });
     }
     for (name, help, read) in SCHEDULER {
-        all.push(Family { name, help, samples: Samples::Counter(of_slots(&|slot| read(slot) as f64)) });
+        all.push(Family { name, help, samples: Samples::Counter(of_schedulers(&|model| read(model) as f64)) });
     }
     for (name, help, read) in COUNTERS {
         let samples = counters.iter().map(|m| (label(&m.name), read(m).load(Ordering::Relaxed) as f64)).collect();

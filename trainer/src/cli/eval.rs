@@ -389,7 +389,7 @@ impl EvalArgs {
         };
         sampling.validate(files.config.vocab_size).map_err(|e| Error::from(runtime::Error::from(e)))?;
         let settings = LocalSettings {
-            model: ModelId::Student,
+            model: ModelId::STUDENT,
             max_length,
             truncate: self.left_truncate,
             sampling,

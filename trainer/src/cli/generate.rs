@@ -204,7 +204,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
             let (prompt, params) = (prompt.clone(), params.clone());
             let rules = (!args.sampling.ignore_generation_config).then_some(&files.generation.rules);
             let mask = rules.and_then(|rules| rules.mask(&prompt, &files.config.eos_token_ids, params.max_tokens));
-            let request = GenerateRequest { model: ModelId::Student, prompt, params, index, text };
+            let request = GenerateRequest { model: ModelId::STUDENT, prompt, params, index, text };
             match mask {
                 Some(mask) => runtime.generate_masked(request, mask),
                 None => runtime.generate(request),

@@ -199,8 +199,11 @@ impl ModelArgs {
         let mut spec = RuntimeSpec {
             device: self.device.device,
             deterministic: self.deterministic,
-            student: ModelSpec { files: Arc::clone(files), layers: self.layers.clone(), adapter: self.adapter.clone() },
-            teacher: None,
+            models: vec![ModelSpec {
+                files: Arc::clone(files),
+                layers: self.layers.clone(),
+                adapter: self.adapter.clone(),
+            }],
             training: None,
             engine: EngineConfig {
                 token_budget: limits.token_budget.unwrap_or_else(usual),

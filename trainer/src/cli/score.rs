@@ -54,7 +54,7 @@ pub(super) fn run(args: &ScoreArgs) -> Result<()> {
     let runtime = args.model.start_to_score(&files, longest, progress)?;
     for ids in sequences {
         let request = ScoreRequest {
-            model: ModelId::Student,
+            model: ModelId::STUDENT,
             sequences: vec![ScoreSequence::every_token(ids.clone())],
             output: ScoreOutput::LogProbs(LogProbs { top: args.top.unwrap_or(0), ..LogProbs::default() }),
             token_ids: None,

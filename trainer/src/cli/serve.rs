@@ -44,7 +44,8 @@ pub(super) struct ServeArgs {
     /// Name that requests use; may be given several times [default: the last part of the source].
     #[arg(long, value_name = "NAME")]
     served_model_name: Vec<String>,
-    /// PEFT adapter folder on the model, under a name of its own; may be given several times. Each has KV memory of its own.
+    /// PEFT adapter folder on the model, under a name of its own; may be given several times. It costs its weights: steps
+    /// and KV memory are the model's.
     #[arg(long, value_name = "NAME=DIR", value_parser = parse_adapter)]
     adapter: Vec<(String, PathBuf)>,
     /// A second model with the same vocabulary, under a name of its own.
@@ -117,7 +118,7 @@ struct Limits {
     /// Tokens computed in one step, at most [default: 16384 on a GPU, 512 else].
     #[arg(long, value_name = "N", value_parser = |text: &str| parse_count(text, MOST_TOKENS))]
     token_budget: Option<usize>,
-    /// Adapters at a time, those of --adapter included [default: as many as --adapter gives]; KV memory is planned for all.
+    /// Adapters at a time, those of --adapter included [default: as many as --adapter gives].
     #[arg(long, value_name = "N")]
     max_adapters: Option<usize>,
     /// Longest body of a request.
@@ -241,13 +242,13 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
     }
     let (mut spec, workload) = args.spec(&student, teacher.as_ref());
     let config = args.config(spec.engine.max_running, traces.clone())?;
-    let (runtime, plan) = opd::start(&mut spec, &workload, Purpose::Command, progress)?;
-    args.check_adapters(plan.kv_bytes, progress)?;
+    let (runtime, _) = opd::start(&mut spec, &workload, Purpose::Command, progress)?;
     args.check_requests(progress)?;
     let mut models = args.models(&student, teacher);
     for (name, folder) in &args.adapter {
-        let id = runtime.add_adapter(folder)?;
-        models.push(ServedModel { names: vec![name.clone()], id, files: Arc::clone(&student) });
+        let (base, files) = (ModelId::STUDENT, Arc::clone(&student));
+        let id = runtime.add_adapter(base, folder)?;
+        models.push(ServedModel { names: vec![name.clone()], id, base: Some(base), files });
     }
     let server = Server::bind(runtime, models, config)?;
     print(&format!("listening on {}\n", server.url()))?;
@@ -275,9 +276,9 @@ impl ServeArgs {
     fn models(&self, student: &Arc<ModelFiles>, teacher: Option<Arc<ModelFiles>>) -> Vec<ServedModel> {
         let own = || vec![short_name(self.name.source())];
         let names = if self.served_model_name.is_empty() { own() } else { self.served_model_name.clone() };
-        let student = ServedModel { names, id: ModelId::Student, files: Arc::clone(student) };
+        let student = ServedModel { names, id: ModelId::STUDENT, base: None, files: Arc::clone(student) };
         let name = self.teacher.as_deref().map(short_name).unwrap_or_default();
-        let teacher = teacher.map(|files| ServedModel { names: vec![name], id: ModelId::Teacher, files });
+        let teacher = teacher.map(|files| ServedModel { names: vec![name], id: ModelId::TEACHER, base: None, files });
         [Some(student), teacher].into_iter().flatten().collect()
     }
 
@@ -298,12 +299,11 @@ impl ServeArgs {
             checkpointing: Checkpointing::Off,
             given_bytes: 0,
         };
-        let model = |files: &Arc<ModelFiles>| ModelSpec { files: Arc::clone(files), layers: None, adapter: None };
+        let model = |files: &Arc<ModelFiles>| ModelSpec::new(Arc::clone(files));
         let spec = RuntimeSpec {
             device,
             deterministic: self.deterministic,
-            student: model(student),
-            teacher: teacher.map(model),
+            models: [Some(student), teacher].into_iter().flatten().map(model).collect(),
             training: None,
             engine: EngineConfig {
                 token_budget: limits.token_budget.unwrap_or_else(|| EngineConfig::default_token_budget(device)),
@@ -317,31 +317,6 @@ impl ServeArgs {
             },
         };
         (spec, workload)
-    }
-
-    /// Refuses adapters whose KV memory, as much as the model's each, does not fit beside what is there.
-    fn check_adapters(&self, kv_bytes: u64, progress: Progress) -> Result<()> {
-        let places = self.max_adapters()?;
-        let need = kv_bytes.saturating_mul(places as u64);
-        if places > 0 {
-            let [all, each] = [need, kv_bytes].map(Bytes);
-            progress
-                .line(&format!("memory     adapters, besides: kv {all} as they are loaded, {each} each of {places}"));
-        }
-        let device = self.device.device;
-        match memory::available(device)? {
-            Some(available) if available < need => {
-                let what = format!(
-                    "KV memory of {} adapters needs {} but {} is left on {device}; lower --max-adapters, --kv-bytes or \
-                     --max-running",
-                    self.max_adapters()?,
-                    Bytes(need),
-                    Bytes(available)
-                );
-                Err(Error::Models { what })
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Shows the memory of requests, and refuses more than the host has beside the plan.

@@ -55,7 +55,7 @@ impl<'a> Benchmarks<'a> {
     /// # Errors
     /// Data that cannot be used; what the runtime refuses; [`Error::EvaluationInterrupted`].
     pub(super) fn measure(&self, step: u64, metrics: &mut Metrics) -> Result<()> {
-        let results = self.ask(ModelId::Student, &folder_of(step))?;
+        let results = self.ask(ModelId::STUDENT, &folder_of(step))?;
         for (name, value) in scores(&results) {
             metrics.set(&name, value);
         }
@@ -69,7 +69,7 @@ impl<'a> Benchmarks<'a> {
     pub(super) fn of_teacher(&self) -> Result<BTreeMap<String, f64>> {
         match &self.setup.teacher {
             None => Ok(BTreeMap::new()),
-            Some(_) => self.ask(ModelId::Teacher, "teacher").map(|results| scores(&results)),
+            Some(_) => self.ask(ModelId::TEACHER, "teacher").map(|results| scores(&results)),
         }
     }
 
@@ -94,7 +94,7 @@ impl<'a> Benchmarks<'a> {
             fs::remove_dir_all(&out).map_err(Error::io(&out))?;
         }
         let files = match (model, &self.setup.teacher) {
-            (ModelId::Teacher, Some(teacher)) => teacher,
+            (ModelId::TEACHER, Some(teacher)) => teacher,
             _ => &self.setup.student,
         };
         let settings = LocalSettings {

@@ -90,10 +90,10 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// What the runtime refuses.
     pub(super) fn show_samples(&self, step: u64) -> Result<Vec<Map<String, Value>>> {
-        let mut models = vec![(ModelId::Student, "completion")];
+        let mut models = vec![(ModelId::STUDENT, "completion")];
         let column = self.setup.encoder.context_column();
         if step == 0 && column.is_none() && self.distance.teacher_writes() {
-            models.push((ModelId::Teacher, "teacher"));
+            models.push((ModelId::TEACHER, "teacher"));
         }
         let mut lines: Vec<Map<String, Value>> = self
             .samples
@@ -121,7 +121,7 @@ impl<'a> Evaluator<'a> {
     /// Texts that follow the sample prompts.
     fn texts(&self, model: ModelId, sampling: &SamplingParams) -> Result<Vec<String>> {
         let prompts = self.samples.iter().map(|(_, example)| prompt_of(example, model));
-        if let (ModelId::Teacher, Some(remote)) = (model, &self.setup.remote) {
+        if let (ModelId::TEACHER, Some(remote)) = (model, &self.setup.remote) {
             let prompts: Vec<_> = prompts.map(|prompt| (prompt, 0)).collect();
             return Ok(remote.write(&prompts, sampling)?.into_iter().map(|written| written.text).collect());
         }

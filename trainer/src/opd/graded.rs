@@ -3,8 +3,8 @@
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
-use runtime::request::TrainSequence;
-use runtime::train::{GivenTeacher, Needs};
+use runtime::request::{ModelId, TrainSequence};
+use runtime::train::{Needs, TeacherSource};
 
 use super::batch::Source;
 use crate::Result;
@@ -16,7 +16,7 @@ pub(super) type Batches = [(Source, Vec<TrainSequence>)];
 /// What a micro-batch's teacher said, where it is elsewhere.
 pub(super) struct Asked {
     /// Its answer.
-    pub(super) teacher: Option<GivenTeacher>,
+    pub(super) teacher: Option<TeacherSource>,
     /// When it began to be waited for.
     pub(super) since: Instant,
     /// How long.
@@ -35,7 +35,8 @@ pub(super) fn each(
     mut run: impl FnMut(Source, &[TrainSequence], Asked) -> Result<()>,
 ) -> Result<()> {
     let Some(remote) = remote else {
-        let nobody = || Asked { teacher: None, since: Instant::now(), seconds: 0.0 };
+        let resident = || Some(TeacherSource::Resident(ModelId::TEACHER));
+        let nobody = || Asked { teacher: resident(), since: Instant::now(), seconds: 0.0 };
         return batches.iter().try_for_each(|(source, sequences)| run(*source, sequences, nobody()));
     };
     let ask = |(source, sequences): &(Source, Vec<TrainSequence>)| match needs(*source) {
@@ -57,7 +58,11 @@ pub(super) fn each(
         for (source, sequences) in batches {
             let since = Instant::now();
             let answer = answers.recv().expect("the thread answers for every micro-batch, or with an error");
-            run(*source, sequences, Asked { teacher: answer?, since, seconds: since.elapsed().as_secs_f64() })?;
+            run(
+                *source,
+                sequences,
+                Asked { teacher: answer?.map(TeacherSource::Remote), since, seconds: since.elapsed().as_secs_f64() },
+            )?;
         }
         Ok(())
     })

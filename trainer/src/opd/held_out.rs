@@ -77,7 +77,7 @@ impl<'a> Distance<'a> {
     /// # Errors
     /// What the runtime, or the teacher's server, refuses.
     pub(super) fn of_teacher(&self) -> Result<Vec<Vec<u32>>> {
-        let completions = self.complete(ModelId::Teacher)?;
+        let completions = self.complete(ModelId::TEACHER)?;
         Ok(completions.iter().map(|c| c.sequence.tokens[c.sequence.prompt_len..].to_vec()).collect())
     }
 
@@ -86,7 +86,7 @@ impl<'a> Distance<'a> {
     /// # Errors
     /// What the runtime refuses.
     pub(super) fn measure(&self, teachers: &[Vec<u32>]) -> Result<Measured> {
-        let own = self.complete(ModelId::Student)?;
+        let own = self.complete(ModelId::STUDENT)?;
         let count = own.len() as f64;
         let mean_length = own.iter().map(Completion::len).sum::<usize>() as f64 / count;
         let truncated = own.iter().filter(|c| c.truncated).count() as f64 / count;
@@ -118,10 +118,10 @@ impl<'a> Distance<'a> {
 
     /// One completion of every held-out row. The same random numbers every time, so that only the weights differ.
     fn complete(&self, model: ModelId) -> Result<Vec<Completion>> {
-        let purpose = if model == ModelId::Student { Purpose::HeldOut } else { Purpose::HeldOutTeacher };
+        let purpose = if model == ModelId::STUDENT { Purpose::HeldOut } else { Purpose::HeldOutTeacher };
         let sampling = params(&self.recipe.rollout.sampling, self.max_new_tokens, self.recipe.runtime.seed);
         let rows = &self.setup.held_out;
-        if let (ModelId::Teacher, Some(remote)) = (model, &self.setup.remote) {
+        if let (ModelId::TEACHER, Some(remote)) = (model, &self.setup.remote) {
             let prompt = |(row, example)| (prompt_of(example, model), purpose.index(row as u64));
             let written = remote.write(&rows.iter().enumerate().map(prompt).collect::<Vec<_>>(), &sampling)?;
             return Ok(rows.iter().zip(&written).map(|(row, written)| Completion::written(row, written)).collect());
@@ -172,8 +172,8 @@ impl<'a> Distance<'a> {
 /// What the model in `model` is asked.
 pub(super) fn prompt_of(example: &Example, model: ModelId) -> Vec<u32> {
     match model {
-        ModelId::Student | ModelId::Adapter(_) => example.prompt.clone(),
-        ModelId::Teacher => example.teacher_prompt.as_ref().unwrap_or(&example.prompt).clone(),
+        ModelId::TEACHER => example.teacher_prompt.as_ref().unwrap_or(&example.prompt).clone(),
+        _ => example.prompt.clone(),
     }
 }
 

@@ -25,10 +25,14 @@ impl Serving {
         control: &Arc<Control>,
         progress: Progress,
     ) -> Result<Self> {
-        let model =
-            |name: &str, id, files: &_| ServedModel { names: vec![name.to_owned()], id, files: Arc::clone(files) };
-        let student = model("student", ModelId::Student, &setup.student);
-        let teacher = setup.teacher.as_ref().map(|files| model("teacher", ModelId::Teacher, files));
+        let model = |name: &str, id, files: &_| ServedModel {
+            names: vec![name.to_owned()],
+            id,
+            base: None,
+            files: Arc::clone(files),
+        };
+        let student = model("student", ModelId::STUDENT, &setup.student);
+        let teacher = setup.teacher.as_ref().map(|files| model("teacher", ModelId::TEACHER, files));
         let models = [Some(student), teacher].into_iter().flatten().collect();
         let control: Arc<dyn serve::TrainControl> = control.clone();
         let server = Server::bind(setup.runtime.clone(), models, config.clone())?.with_training(control);

@@ -98,9 +98,9 @@ impl Prepared {
         progress: Progress,
     ) -> Result<Self> {
         let rows = Rows::load(&recipe.data)?;
-        let Models { student: student_slot, teacher: teacher_slot, remote } =
+        let Models { student: student_spec, teacher: teacher_spec, remote } =
             Models::open(recipe, interrupt, progress)?;
-        let student = Arc::clone(&student_slot.files);
+        let student = Arc::clone(&student_spec.files);
         let context = recipe.teacher.as_ref().and_then(|teacher| teacher.context.clone());
         if matches!(what_for, Use::Training { .. }) {
             refuse_dropout(&student)?;
@@ -143,7 +143,7 @@ impl Prepared {
                 Export::Model(Box::new(ModelExport::new(Arc::clone(&student), layers, recipe.checkpoint.dtype)))
             }
         };
-        let teacher = teacher_slot.as_ref().map(|model| Arc::clone(&model.files));
+        let teacher = teacher_spec.as_ref().map(|model| Arc::clone(&model.files));
         let (training, purpose) = match what_for {
             Use::Training { served } => {
                 let training = recipe.training();
@@ -155,8 +155,7 @@ impl Prepared {
         let spec = RuntimeSpec {
             device: recipe.runtime.device.device,
             deterministic: recipe.runtime.deterministic,
-            student: student_slot,
-            teacher: teacher_slot,
+            models: [Some(student_spec), teacher_spec].into_iter().flatten().collect(),
             training,
             engine: EngineConfig {
                 token_budget: recipe.runtime.token_budget,

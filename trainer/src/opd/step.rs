@@ -103,7 +103,7 @@ impl<'a> Stepper<'a> {
         metrics.set("perf/activation_bytes", sums.activation_bytes as f64);
         let stats = self.runtime.stats()?;
         if let Some(gpu) = stats.gpu {
-            for (name, value) in stats.student_steps.named() {
+            for (name, value) in stats.models[&ModelId::STUDENT].steps.named() {
                 metrics.set(&format!("engine/{name}"), value);
             }
             metrics.set("gpu/peak_bytes", gpu.memory.peak_in_use as f64);
@@ -127,21 +127,21 @@ impl<'a> Stepper<'a> {
             let example = &self.train[row];
             let prompt = step * rows.len() as u64 + position as u64;
             let (model, source, purpose) = if rng::uniform(seed, MIX, prompt) < objective.lmbda {
-                (ModelId::Student, Source::Student, Purpose::Train)
+                (ModelId::STUDENT, Source::Student, Purpose::Train)
             } else if objective.off_policy.from_teacher {
-                (ModelId::Teacher, Source::Other, Purpose::TrainTeacher)
+                (ModelId::TEACHER, Source::Other, Purpose::TrainTeacher)
             } else {
                 let given = example.completion.as_ref().expect("checked when the rows were read");
                 completions.push(Completion::given(example, given));
                 continue;
             };
             let tokens = match model {
-                ModelId::Student | ModelId::Adapter(_) => &example.prompt,
-                ModelId::Teacher => example.teacher_prompt.as_ref().unwrap_or(&example.prompt),
+                ModelId::TEACHER => example.teacher_prompt.as_ref().unwrap_or(&example.prompt),
+                _ => &example.prompt,
             };
             for member in 0..group {
                 let index = purpose.index(prompt * group as u64 + member as u64);
-                if model == ModelId::Teacher && self.remote.is_some() {
+                if model == ModelId::TEACHER && self.remote.is_some() {
                     elsewhere.push((tokens.clone(), index));
                     asked_elsewhere.push(example);
                 } else {

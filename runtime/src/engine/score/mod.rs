@@ -3,7 +3,7 @@
 //! The scheduler computes the sequences like prompts, in the steps of the generations and under the same token budget; a step
 //! with scored rows reads their results before it is done (`rows`). A request gives the scheduler its sequences a few at a
 //! time, in turn with the other requests, and is answered when all are done. All its results are of one version of the weights:
-//! new weights wait for the requests that have begun ([`ModelRunner::begun`]).
+//! new weights wait for the requests that have begun ([`ModelRunner::hold_scores`]).
 
 mod log_probs;
 mod rows;
@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 use super::runner::{ModelRunner, check_ids};
 use crate::config::ModelConfig;
 use crate::handle::Reply;
+use crate::ids::{ModelId, RequestId};
 use crate::request::{Pooling, RequestError, ScoreOutput, ScoreRequest, ScoreResponse, ScoreSequence, SequenceScores};
-use crate::scheduler::{RequestId, ScheduledSeq, SchedulerOutput, SeqRequest};
+use crate::scheduler::{ScheduledSeq, SchedulerOutput, SeqRequest};
 use crate::{Error, Result};
 
 /// Requests are begun while those that have begun have fewer tokens left than this many steps take.
@@ -27,12 +28,13 @@ pub(super) struct ScoreQueue {
     /// Sequences in the scheduler, under ids of their own: their request and their place in it.
     members: BTreeMap<RequestId, (RequestId, usize)>,
     next_member: u64,
-    /// No request is begun: the weights are about to change.
-    pub(super) held: bool,
+    /// No request of this model is begun: its weights are about to change.
+    pub(super) held: Option<ModelId>,
 }
 
 /// One request.
 struct PendingScore {
+    model: ModelId,
     output: ScoreOutput,
     token_ids: Option<usize>,
     sequences: Vec<PendingSequence>,
@@ -68,6 +70,11 @@ impl ScoreQueue {
         self.requests.is_empty()
     }
 
+    /// Whether a request of this model is not done.
+    pub(super) fn has_model(&self, model: ModelId) -> bool {
+        self.requests.values().any(|scoring| scoring.model == model)
+    }
+
     /// Whether a planned sequence is scored.
     pub(super) fn has(&self, member: RequestId) -> bool {
         self.members.contains_key(&member)
@@ -79,8 +86,9 @@ impl ScoreQueue {
 
     /// Whose sequence the scheduler gets next: of the requests that may have more in it, the one that has fewest.
     fn next_to_feed(&self, tokens: usize) -> Option<RequestId> {
-        let begins = !self.held && self.begun().map(|scoring| scoring.left).sum::<usize>() < tokens;
-        let new = self.requests.iter().find(|(_, scoring)| !scoring.begun).filter(|_| begins);
+        let begins = self.begun().map(|scoring| scoring.left).sum::<usize>() < tokens;
+        let may_begin = |scoring: &PendingScore| !scoring.begun && self.held != Some(scoring.model);
+        let new = self.requests.iter().find(|(_, scoring)| may_begin(scoring)).filter(|_| begins);
         let has_more = |scoring: &PendingScore| scoring.begun && scoring.next < scoring.sequences.len();
         let candidates = self.requests.iter().filter(|(_, scoring)| has_more(scoring)).chain(new);
         candidates.min_by_key(|(id, scoring)| (scoring.members, **id)).map(|(&id, _)| id)
@@ -94,21 +102,24 @@ impl ModelRunner {
             // The receiver may have been dropped; the same below.
             return drop(reply.send(Err(e.into())));
         }
-        let ScoreRequest { sequences, output, token_ids, .. } = request;
+        let ScoreRequest { model, sequences, output, token_ids } = request;
         let left = sequences.iter().map(|sequence| sequence.inputs().len()).sum();
         let sequences = sequences.into_iter().map(PendingSequence::new).collect();
-        let mut pending = PendingScore { output, token_ids, sequences, begun: false, next: 0, members: 0, left, reply };
+        let mut pending =
+            PendingScore { model, output, token_ids, sequences, begun: false, next: 0, members: 0, left, reply };
         pending.skip_empty();
         if left == 0 {
-            let response = pending.response(self.version, self.config());
+            let response = pending.response(self.model(model).version(), self.config());
             return drop(pending.reply.send(response));
         }
         self.scores.requests.insert(id, pending);
     }
 
-    /// Whether a request has begun and is not done.
-    pub(super) fn begun(&self) -> bool {
-        self.scores.begun().next().is_some()
+    /// Lets no request of a model begin while one of its requests has begun and is not done; whether there is such.
+    pub(super) fn hold_scores(&mut self, model: ModelId) -> bool {
+        let begun = self.scores.begun().any(|scoring| scoring.model == model);
+        self.scores.held = begun.then_some(model);
+        begun
     }
 
     /// Gives the scheduler the sequences that it will have tokens for soon.
@@ -126,7 +137,7 @@ impl ModelRunner {
     }
 
     fn feed(&mut self, id: RequestId) -> Result<()> {
-        let key = self.cache_key();
+        let key = self.cache_key(self.scores.requests[&id].model);
         let scores = &mut self.scores;
         let scoring = scores.requests.get_mut(&id).expect("it was just found");
         // Handles count from 0; these are never theirs.
@@ -168,7 +179,7 @@ impl ModelRunner {
             scoring.left -= scoring.sequences[place].sequence.inputs().len();
             if scoring.left == 0 {
                 let mut scoring = self.scores.requests.remove(&id).expect("it is there");
-                let response = scoring.response(self.version, self.config());
+                let response = scoring.response(self.model(scoring.model).version(), self.config());
                 drop(scoring.reply.send(response));
             }
         }
@@ -188,12 +199,19 @@ impl ModelRunner {
         }
     }
 
-    /// Takes all sequences back from the scheduler: what was begun will begin again.
-    pub(super) fn restart_scores(&mut self) {
-        for (member, _) in std::mem::take(&mut self.scores.members) {
-            self.scheduler.cancel(member);
-        }
-        self.scores.requests.values_mut().filter(|scoring| scoring.begun).for_each(PendingScore::restart);
+    /// Takes all sequences of a model back from the scheduler: what was begun will begin again.
+    pub(super) fn restart_scores(&mut self, model: ModelId) {
+        let ScoreQueue { requests, members, .. } = &mut self.scores;
+        let scheduler = &mut self.scheduler;
+        members.retain(|&member, (request, _)| {
+            let stays = requests[request].model != model;
+            if !stays {
+                scheduler.cancel(member);
+            }
+            stays
+        });
+        let restarts = requests.values_mut().filter(|scoring| scoring.begun && scoring.model == model);
+        restarts.for_each(PendingScore::restart);
     }
 
     /// Ends a request with an error.

@@ -7,8 +7,9 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::engine::runner::ModelRunner;
+use crate::ids::RequestId;
 use crate::request::{Pooling, ScoreOutput, SequenceScores};
-use crate::scheduler::{RequestId, SchedulerOutput};
+use crate::scheduler::ModelGroup;
 
 /// Rows whose logits are held at a time.
 const CHUNK: usize = 64;
@@ -27,24 +28,25 @@ struct ScoreRow {
 }
 
 impl ModelRunner {
-    /// Whether `plan` computes rows whose hidden state before the last norm is requested.
-    pub(in crate::engine) fn wants_residual(&self, plan: &SchedulerOutput) -> bool {
-        plan.seqs
+    /// Whether a model's part of a step computes rows whose hidden state before the last norm is requested.
+    pub(in crate::engine) fn wants_residual(&self, group: &ModelGroup<'_>) -> bool {
+        group
+            .seqs
             .iter()
             .filter_map(|seq| self.scores.members.get(&seq.id))
             .any(|(id, _)| matches!(self.scores.requests[id].output, ScoreOutput::Hidden { normalized: false, .. }))
     }
 
-    /// Reads the results of a step's scored rows; `hidden` `[T, H]` are its final hidden states, `residual` the same before
+    /// Reads the results of a model's scored rows of a step; `hidden` `[T, H]` are its final hidden states, `residual` the same before
     /// the last norm.
     pub(in crate::engine) fn score_planned(
         &mut self,
-        plan: &SchedulerOutput,
+        group: &ModelGroup<'_>,
         hidden: &Tensor,
         residual: Option<&Tensor>,
     ) -> Result<()> {
         let mut from_logits = Vec::new();
-        for (id, rows) in self.score_rows(plan) {
+        for (id, rows) in self.score_rows(group) {
             let output = self.scores.requests[&id].output.clone();
             match output {
                 ScoreOutput::LogProbs(_) | ScoreOutput::Logits(_) => from_logits.extend(rows),
@@ -73,10 +75,10 @@ impl ModelRunner {
     }
 
     /// The scored rows that have no results yet, by request.
-    fn score_rows(&mut self, plan: &SchedulerOutput) -> BTreeMap<RequestId, Vec<ScoreRow>> {
+    fn score_rows(&mut self, group: &ModelGroup<'_>) -> BTreeMap<RequestId, Vec<ScoreRow>> {
         let mut scored: BTreeMap<RequestId, Vec<ScoreRow>> = BTreeMap::new();
         let mut first = 0;
-        for seq in &plan.seqs {
+        for seq in group.seqs {
             if let Some(&(id, number)) = self.scores.members.get(&seq.id) {
                 let scoring = self.scores.requests.get_mut(&id).expect("a member's request is there");
                 let pending = &mut scoring.sequences[number];
@@ -108,7 +110,7 @@ impl ModelRunner {
 
     /// The head of one request's rows.
     fn head_of<'a>(&'a self, hidden: &'a Tensor, row: &ScoreRow) -> ops::Head<'a> {
-        let head = self.head(hidden);
+        let head = self.model(self.scores.requests[&row.id].model).head(hidden);
         ops::Head { ids: self.token_ids(row).unwrap_or(head.ids), ..head }
     }
 

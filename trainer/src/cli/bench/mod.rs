@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::Args;
 use runtime::RuntimeHandle;
 use runtime::memory::MemoryPlan;
+use runtime::request::ModelId;
 use serde_json::{Map, Value, json};
 
 use super::model::{ModelArgs, plan_json};
@@ -73,7 +74,7 @@ impl Report {
 
     /// How the steps of the model ran, those that warm up included.
     fn add_steps(&mut self, runtime: &RuntimeHandle) -> Result<()> {
-        let steps = runtime.stats()?.student_steps;
+        let steps = runtime.stats()?.models[&ModelId::STUDENT].steps;
         self.values.extend(steps.named().map(|(name, value)| (name.to_owned(), json!(value))));
         self.text += &format!(
             "steps           {}, {} as graphs, {} launched ahead of results and {} of those late; {:.3} s waited\n",

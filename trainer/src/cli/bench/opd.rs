@@ -62,7 +62,7 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
     between("--prompt-len", args.prompt_len, MOST_TOKENS)?;
     let recipe = recipe(args)?;
     let mut spec = spec(args, &recipe, progress)?;
-    let vocab = spec.student.files.config.vocab_size as u32;
+    let vocab = spec.student().files.config.vocab_size as u32;
     let workload = workload(args, &recipe);
     let (runtime, plan) = opd::start(&mut spec, &workload, Purpose::Training, progress)?;
     let (per_step, total) = (recipe.rollout.prompts_per_step, args.opd.warmup + args.opd.steps);
@@ -180,8 +180,7 @@ fn spec(args: &BenchArgs, recipe: &Recipe, progress: Progress) -> Result<Runtime
     Ok(RuntimeSpec {
         device: recipe.runtime.device.device,
         deterministic: recipe.runtime.deterministic,
-        student,
-        teacher: Some(ModelSpec { files: teacher, layers: None, adapter: None }),
+        models: vec![student, ModelSpec::new(teacher)],
         training: Some(recipe.training()),
         engine: EngineConfig {
             token_budget: recipe.runtime.token_budget,

@@ -94,7 +94,7 @@ fn complete(runtime: &RuntimeHandle, requests: Vec<Request>, temperature: f32, v
         .map(|(index, Request { prompt, max_tokens })| {
             let params = speed::params(temperature, max_tokens, vocab)?;
             Ok(runtime.generate(GenerateRequest {
-                model: ModelId::Student,
+                model: ModelId::STUDENT,
                 prompt,
                 params,
                 index,

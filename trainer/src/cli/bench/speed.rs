@@ -79,7 +79,7 @@ fn measure(runtime: &RuntimeHandle, prompts: Vec<Vec<u32>>, params: &SamplingPar
         .map(|(index, prompt)| {
             let params = params.clone();
             runtime.generate(GenerateRequest {
-                model: ModelId::Student,
+                model: ModelId::STUDENT,
                 prompt,
                 params,
                 index,

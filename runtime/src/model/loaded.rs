@@ -1,0 +1,114 @@
+//! A model on the device as requests see it.
+
+use std::sync::Arc;
+
+use autograd::{Device, Tensor, ops};
+
+use super::{Adapter, Decoder, ModelWeights, Pass};
+use crate::Result;
+use crate::config::ModelConfig;
+
+/// Frozen base weights, an adapter on them or none, and the version of both.
+pub(crate) struct LoadedModel {
+    decoder: Decoder,
+    /// The frozen weights under the adapter.
+    base: Arc<ModelWeights>,
+    serving: Pass,
+    version: u64,
+    /// Whether `serving` is this model's own copy of trained weights.
+    owns_copy: bool,
+}
+
+/// Whether new weights lie where the old ones did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moved {
+    /// They were copied over the old ones.
+    InPlace,
+    /// They lie elsewhere: what was captured with the old ones cannot run any more.
+    Elsewhere,
+}
+
+impl LoadedModel {
+    pub(crate) fn new(decoder: Decoder, base: Arc<ModelWeights>, adapter: Option<Adapter>) -> Self {
+        let serving = Pass::inference(base.clone(), adapter.map(Arc::new));
+        Self { decoder, base, serving, version: 0, owns_copy: false }
+    }
+
+    /// An adapter on this model's base weights; it is copied from the host.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub(crate) fn with_adapter(&self, adapter: &Adapter) -> Result<Self> {
+        Ok(Self::new(self.decoder.clone(), self.base.clone(), Some(adapter.on(self.device())?)))
+    }
+
+    pub(crate) fn config(&self) -> &Arc<ModelConfig> {
+        &self.decoder.config
+    }
+
+    pub(crate) fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The weights that requests run with.
+    pub(crate) fn serving(&self) -> &Pass {
+        &self.serving
+    }
+
+    /// The frozen weights.
+    pub(crate) fn base(&self) -> &Arc<ModelWeights> {
+        &self.base
+    }
+
+    /// Version of the weights that requests run with, from 0.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        Decoder::device(&self.serving.weights)
+    }
+
+    /// Hidden states with the head that makes logits of them.
+    pub(crate) fn head<'a>(&'a self, hidden: &'a Tensor) -> ops::Head<'a> {
+        ops::Head { hidden, weight: self.serving.weights.output_head(), ids: self.config().token_ids }
+    }
+
+    /// Runs requests with trained weights from now on. No step is in flight.
+    ///
+    /// Training on a GPU changes weights in place, so requests run with a copy, which stays where it is: the captured decode
+    /// steps read it. When every weight is trained, the weights that were loaded become that copy, unless another model has
+    /// them too.
+    pub(crate) fn publish(&mut self, trained: Pass) -> Result<Moved> {
+        let full = trained.adapter.is_none();
+        let mut moved = Moved::Elsewhere;
+        if matches!(self.device(), Device::Cuda(_)) {
+            // `base` and `serving` hold them.
+            self.owns_copy |=
+                full && Arc::ptr_eq(&self.base, &self.serving.weights) && Arc::strong_count(&self.base) == 2;
+            if self.owns_copy {
+                self.serving.assign(&trained)?;
+                moved = Moved::InPlace;
+            } else {
+                self.serving = trained.copied_from(&self.serving)?;
+                self.owns_copy = true;
+            }
+        } else {
+            self.serving = trained;
+        }
+        if full {
+            // The weights that were loaded are not needed any more.
+            self.base = self.serving.weights.clone();
+        }
+        self.version += 1;
+        Ok(moved)
+    }
+
+    /// Runs requests with an adapter from the host from now on. No step is in flight.
+    pub(crate) fn replace_adapter(&mut self, adapter: &Adapter) -> Result<()> {
+        let adapter = adapter.on(self.device())?;
+        self.serving = Pass::inference(self.base.clone(), Some(Arc::new(adapter)));
+        self.version += 1;
+        Ok(())
+    }
+}

@@ -16,11 +16,11 @@ use crate::recipe;
 const KEPT: usize = 512;
 
 /// A pause is looked at again after this time.
-const MOMENT: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The run as the control plane sees it.
 pub struct Control {
-    journal: Mutex<Journal>,
+    event_log: Mutex<EventLog>,
     /// Told when something is asked for.
     changed: Condvar,
     bell: Bell,
@@ -28,7 +28,7 @@ pub struct Control {
     interrupt: Interrupt,
 }
 
-struct Journal {
+struct EventLog {
     events: VecDeque<TrainEvent>,
     latest: u64,
     status: TrainStatus,
@@ -42,37 +42,37 @@ impl Control {
     #[must_use]
     pub fn new(interrupt: Interrupt) -> Self {
         let (events, status) = (VecDeque::new(), TrainStatus::default());
-        let journal = Mutex::new(Journal { events, latest: 0, status, lr: None, began: Instant::now() });
-        Self { journal, changed: Condvar::new(), bell: Bell::default(), save: AtomicBool::new(false), interrupt }
+        let event_log = Mutex::new(EventLog { events, latest: 0, status, lr: None, began: Instant::now() });
+        Self { event_log, changed: Condvar::new(), bell: Bell::default(), save: AtomicBool::new(false), interrupt }
     }
 
-    fn journal(&self) -> MutexGuard<'_, Journal> {
-        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    fn event_log(&self) -> MutexGuard<'_, EventLog> {
+        self.event_log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps an event and wakes its readers.
     fn tell(&self, kind: &'static str, step: Option<u64>, strings: Map<String, Value>, scalars: Map<String, Value>) {
-        self.journal().add(kind, step, strings, scalars);
+        self.event_log().add(kind, step, strings, scalars);
         self.bell.ring();
     }
 
     /// The run begins at `step` of `total`.
     pub(crate) fn start(&self, name: &str, step: u64, total: u64) {
-        let mut journal = self.journal();
-        (journal.status.iter, journal.status.total_iters, journal.status.started) = (step, total, true);
-        drop(journal);
+        let mut event_log = self.event_log();
+        (event_log.status.iter, event_log.status.total_iters, event_log.status.started) = (step, total, true);
+        drop(event_log);
         self.tell("run_start", Some(step), texts(&[("run_id", name)]), Map::new());
     }
 
     /// Numbers of a step.
     pub(crate) fn metrics(&self, metrics: &Metrics) {
-        let mut journal = self.journal();
+        let mut event_log = self.event_log();
         let step = metrics.get("step").unwrap_or(0.0) as u64;
-        journal.status.iter = step;
-        journal.status.last_loss = metrics.get("loss").or(journal.status.last_loss);
-        journal.status.last_kl = metrics.get("teacher_kl").or(journal.status.last_kl);
-        journal.status.last_lr = metrics.get("optim/lr").or(journal.status.last_lr);
-        drop(journal);
+        event_log.status.iter = step;
+        event_log.status.last_loss = metrics.get("loss").or(event_log.status.last_loss);
+        event_log.status.last_kl = metrics.get("teacher_kl").or(event_log.status.last_kl);
+        event_log.status.last_lr = metrics.get("optim/lr").or(event_log.status.last_lr);
+        drop(event_log);
         let scalars = metrics.as_json().iter().filter(|(name, _)| *name != "step");
         let scalars = scalars.map(|(name, value)| (name.clone(), value.clone())).collect();
         self.tell("metric", Some(step), Map::new(), scalars);
@@ -93,10 +93,10 @@ impl Control {
 
     /// The run ends: `completed`, `stopped` or `failed`.
     pub(crate) fn end(&self, status: &str) {
-        let mut journal = self.journal();
-        journal.status.finished = true;
-        let step = journal.status.iter;
-        drop(journal);
+        let mut event_log = self.event_log();
+        event_log.status.finished = true;
+        let step = event_log.status.iter;
+        drop(event_log);
         self.tell("run_end", Some(step), texts(&[("status", status)]), Map::new());
     }
 
@@ -107,7 +107,7 @@ impl Control {
 
     /// The learning rate that was asked for since the last time.
     pub(crate) fn take_lr(&self) -> Option<f64> {
-        self.journal().lr.take()
+        self.event_log().lr.take()
     }
 
     /// The steps after `step` have this learning rate at the top of their schedule.
@@ -116,13 +116,13 @@ impl Control {
     }
 
     /// Whether the run is held and nobody stops it. Then it waits a moment, or until something is asked.
-    pub(crate) fn is_held(&self) -> bool {
-        let journal = self.journal();
-        if !journal.status.paused || self.interrupt.asked() {
+    pub(crate) fn is_paused(&self) -> bool {
+        let event_log = self.event_log();
+        if !event_log.status.paused || self.interrupt.is_requested() {
             return false;
         }
         // Ctrl-C tells nobody, so it is looked for.
-        drop(self.changed.wait_timeout(journal, MOMENT));
+        drop(self.changed.wait_timeout(event_log, POLL_INTERVAL));
         true
     }
 
@@ -140,7 +140,7 @@ fn rate(lr: f64) -> Map<String, Value> {
     Map::from_iter([("lr".to_owned(), Value::from(lr))])
 }
 
-impl Journal {
+impl EventLog {
     fn add(&mut self, kind: &'static str, step: Option<u64>, strings: Map<String, Value>, scalars: Map<String, Value>) {
         self.latest += 1;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
@@ -155,13 +155,13 @@ impl Journal {
 
 impl TrainControl for Control {
     fn status(&self) -> TrainStatus {
-        let journal = self.journal();
-        TrainStatus { wall_secs: journal.began.elapsed().as_secs_f64(), ..journal.status.clone() }
+        let event_log = self.event_log();
+        TrainStatus { wall_secs: event_log.began.elapsed().as_secs_f64(), ..event_log.status.clone() }
     }
 
     fn events(&self, after: u64) -> (Vec<TrainEvent>, u64) {
-        let journal = self.journal();
-        (journal.events.iter().filter(|event| event.seq > after).cloned().collect(), journal.latest)
+        let event_log = self.event_log();
+        (event_log.events.iter().filter(|event| event.seq > after).cloned().collect(), event_log.latest)
     }
 
     fn bell(&self) -> &Bell {
@@ -169,7 +169,7 @@ impl TrainControl for Control {
     }
 
     fn stop(&self) {
-        self.interrupt.ask();
+        self.interrupt.request();
         self.ask("stop_requested", Map::new());
     }
 
@@ -179,13 +179,13 @@ impl TrainControl for Control {
     }
 
     fn pause(&self, paused: bool) {
-        self.journal().status.paused = paused;
+        self.event_log().status.paused = paused;
         self.ask(if paused { "pause_requested" } else { "resume_requested" }, Map::new());
     }
 
     fn set_lr(&self, lr: f64) -> Result<(), String> {
         recipe::learning_rate("lr", lr).map_err(|error| error.to_string())?;
-        self.journal().lr = Some(lr);
+        self.event_log().lr = Some(lr);
         self.ask("lr_requested", rate(lr));
         Ok(())
     }
@@ -226,9 +226,9 @@ mod tests {
         }
         assert_eq!(control.take_lr(), None);
         control.pause(true);
-        assert!(control.is_held());
+        assert!(control.is_paused());
         control.stop();
-        assert!(!control.is_held(), "a stop ends a pause");
+        assert!(!control.is_paused(), "a stop ends a pause");
         let (events, _) = control.events(0);
         assert_eq!(events.last().expect("an event").strings["stop_requested"], "true");
     }

@@ -10,14 +10,14 @@ use crate::{Error, Result};
 
 /// The device that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Choice {
+pub struct DeviceChoice {
     /// The device.
     pub device: Device,
     /// Why `auto` left a GPU's driver unused.
     note: Option<String>,
 }
 
-impl FromStr for Choice {
+impl FromStr for DeviceChoice {
     type Err = autograd::Error;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
@@ -29,7 +29,7 @@ impl FromStr for Choice {
     }
 }
 
-impl Choice {
+impl DeviceChoice {
     /// Says what has to be said, and refuses a GPU that cannot be used, or not `deterministic`, before anything is loaded.
     ///
     /// # Errors

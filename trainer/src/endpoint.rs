@@ -19,7 +19,7 @@ const AUTHORITIES: &str = "SSL_CERT_FILE";
 
 /// What the user calls the settings of a server.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Names {
+pub(crate) struct EndpointSettings {
     /// Its address.
     pub(crate) url: &'static str,
     /// The file with its key.
@@ -29,19 +29,20 @@ pub(crate) struct Names {
 }
 
 /// A teacher's.
-pub(crate) const TEACHER: Names =
-    Names { url: "teacher.url", key_file: "teacher.api_key_file", ca_file: "teacher.ca_file" };
+pub(crate) const TEACHER: EndpointSettings =
+    EndpointSettings { url: "teacher.url", key_file: "teacher.api_key_file", ca_file: "teacher.ca_file" };
 /// Those of a server that is evaluated.
-pub(crate) const EVALUATED: Names = Names { url: "--url", key_file: "--api-key-file", ca_file: "--ca-file" };
+pub(crate) const EVALUATED: EndpointSettings =
+    EndpointSettings { url: "--url", key_file: "--api-key-file", ca_file: "--ca-file" };
 
 /// An answer with a status of success.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct HttpResponse {
     headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
 
-impl Answer {
+impl HttpResponse {
     /// A header, by its name in small letters.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
@@ -50,13 +51,13 @@ impl Answer {
 
 /// Why a try gave no answer.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct HttpFailure {
     pub(crate) what: String,
     /// Whether another try may end otherwise, and after which pause the server wants it.
     pub(crate) again: Option<Option<Duration>>,
 }
 
-impl Names {
+impl EndpointSettings {
     /// The root of a server's routes: `url` without `/v1` and without a slash at its end.
     ///
     /// # Errors
@@ -130,18 +131,22 @@ impl Names {
     }
 
     /// The whole answer, of at most `most` bytes, or why there is none.
-    pub(crate) fn take(&self, sent: Result<Response<ureq::Body>, ureq::Error>, most: u64) -> Result<Answer, Failure> {
+    pub(crate) fn take(
+        &self,
+        sent: Result<Response<ureq::Body>, ureq::Error>,
+        most: u64,
+    ) -> Result<HttpResponse, HttpFailure> {
         let (head, body) = sent.map_err(|error| self.lost(&error))?.into_parts();
         let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
         if head.status.is_success() {
-            let body = read_at_most(body, most).map_err(|error| self.broken(&error))?.ok_or_else(|| Failure {
+            let body = read_at_most(body, most).map_err(|error| self.broken(&error))?.ok_or_else(|| HttpFailure {
                 what: format!(
                     "the answer is longer than {most} bytes, the most that this request can be answered with"
                 ),
                 again: None,
             })?;
             let headers = head.headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value)));
-            return Ok(Answer { headers: headers.collect(), body });
+            return Ok(HttpResponse { headers: headers.collect(), body });
         }
         let mut refusal = Vec::new();
         // What came of a text that breaks off is shown.
@@ -149,11 +154,11 @@ impl Names {
         let after = head.headers.get(header::RETRY_AFTER).and_then(|value| text(value).parse().ok());
         let passing = matches!(head.status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504);
         let again = passing.then_some(after.map(Duration::from_secs));
-        Err(Failure { what: format!("{}: {}", head.status, message(&refusal)), again })
+        Err(HttpFailure { what: format!("{}: {}", head.status, message(&refusal)), again })
     }
 
     /// A request that got no answer.
-    fn lost(&self, error: &ureq::Error) -> Failure {
+    fn lost(&self, error: &ureq::Error) -> HttpFailure {
         match error {
             ureq::Error::Io(error) => self.broken(error),
             ureq::Error::Rustls(error) => self.untrusted(&error.to_string()),
@@ -161,26 +166,26 @@ impl Names {
             ureq::Error::Timeout(_)
             | ureq::Error::HostNotFound
             | ureq::Error::ConnectionFailed
-            | ureq::Error::Protocol(_) => Failure { what: error.to_string(), again: Some(None) },
-            _ => Failure { what: error.to_string(), again: None },
+            | ureq::Error::Protocol(_) => HttpFailure { what: error.to_string(), again: Some(None) },
+            _ => HttpFailure { what: error.to_string(), again: None },
         }
     }
 
-    fn broken(&self, error: &io::Error) -> Failure {
+    fn broken(&self, error: &io::Error) -> HttpFailure {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(error) => self.untrusted(&error.to_string()),
-            None => Failure { what: error.to_string(), again: Some(None) },
+            None => HttpFailure { what: error.to_string(), again: Some(None) },
         }
     }
 
     /// A handshake that failed fails again.
-    fn untrusted(&self, why: &str) -> Failure {
+    fn untrusted(&self, why: &str) -> HttpFailure {
         let what = format!(
             "no secure connection: {why}. Where a private authority has signed the server's certificate, name the file of its \
              certificates in {} or {AUTHORITIES}",
             self.ca_file
         );
-        Failure { what, again: None }
+        HttpFailure { what, again: None }
     }
 }
 

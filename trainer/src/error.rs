@@ -217,7 +217,7 @@ impl Error {
             | Self::Value { .. }
             | Self::NoEffect { .. }
             | Self::Missing { .. } => 2,
-            _ if self.was_asked_for() => 130,
+            _ if self.is_interrupt() => 130,
             Self::Stopped { source, .. } => source.exit_code(),
             Self::Runtime(error) if error.is_device_lost() => 3,
             Self::TeacherLost { .. } => 4,
@@ -228,13 +228,13 @@ impl Error {
 
     /// Whether someone stopped the program, which is no failure.
     #[must_use]
-    pub fn was_asked_for(&self) -> bool {
+    pub fn is_interrupt(&self) -> bool {
         match self {
             Self::Interrupted { .. }
             | Self::MeasurementInterrupted
             | Self::EvaluationInterrupted { .. }
             | Self::WaitInterrupted { .. } => true,
-            Self::Stopped { source, .. } => source.was_asked_for(),
+            Self::Stopped { source, .. } => source.is_interrupt(),
             _ => false,
         }
     }

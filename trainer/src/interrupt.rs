@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::progress::say;
 
 /// A wait looks this often whether it is to end.
-pub(crate) const GLANCE: Duration = Duration::from_millis(50);
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Whether someone asked to stop.
 #[derive(Debug, Clone, Default)]
@@ -15,7 +15,7 @@ pub struct Interrupt(Arc<Flags>);
 
 /// What is said when Ctrl-C is pressed.
 #[derive(Debug)]
-pub struct Words {
+pub struct InterruptMessages {
     /// Before there is anything to save.
     pub early: &'static str,
     /// The first time.
@@ -25,7 +25,7 @@ pub struct Words {
 }
 
 /// For a training run.
-pub const TRAINING: Words = Words {
+pub const TRAINING: InterruptMessages = InterruptMessages {
     early: "interrupted before the run began; its folder is as it was",
     stopping: "stopping after this step, with a checkpoint (again: stop at once, without)",
     at_once: "stopped at once; --resume continues from the newest checkpoint, what came after it is lost",
@@ -35,7 +35,7 @@ pub const TRAINING: Words = Words {
 struct Flags {
     /// There is a run folder, and someone who looks at `asked`.
     running: AtomicBool,
-    asked: AtomicBool,
+    requested: AtomicBool,
 }
 
 impl Interrupt {
@@ -43,14 +43,14 @@ impl Interrupt {
     ///
     /// # Errors
     /// When another handler is installed already.
-    pub fn listen(words: &'static Words) -> Result<Self, ctrlc::Error> {
+    pub fn listen(words: &'static InterruptMessages) -> Result<Self, ctrlc::Error> {
         let interrupt = Self::default();
         let flags = Arc::clone(&interrupt.0);
         ctrlc::set_handler(move || {
             if !flags.running.load(Ordering::SeqCst) {
                 exit_now(words.early);
             }
-            if flags.asked.swap(true, Ordering::SeqCst) {
+            if flags.requested.swap(true, Ordering::SeqCst) {
                 exit_now(words.at_once);
             }
             say(&format!("\n{}", words.stopping));
@@ -64,17 +64,17 @@ impl Interrupt {
     }
 
     /// Stops the run at the next boundary.
-    pub(crate) fn ask(&self) {
-        self.0.asked.store(true, Ordering::SeqCst);
+    pub(crate) fn request(&self) {
+        self.0.requested.store(true, Ordering::SeqCst);
     }
 
     /// Waits; false as soon as someone asks to stop.
     pub(crate) fn wait(&self, time: Duration) -> bool {
         let begun = Instant::now();
-        while !self.asked() {
+        while !self.is_requested() {
             match time.checked_sub(begun.elapsed()) {
                 None => return true,
-                Some(left) => std::thread::sleep(left.min(GLANCE)),
+                Some(left) => std::thread::sleep(left.min(POLL_INTERVAL)),
             }
         }
         false
@@ -82,8 +82,8 @@ impl Interrupt {
 
     /// Whether to stop at this boundary.
     #[must_use]
-    pub fn asked(&self) -> bool {
-        self.0.asked.load(Ordering::SeqCst)
+    pub fn is_requested(&self) -> bool {
+        self.0.requested.load(Ordering::SeqCst)
     }
 }
 

@@ -3,16 +3,16 @@
 
 pub mod checkpoint;
 pub mod cli;
+mod compatibility;
 pub mod control;
 pub mod data;
 pub mod device;
 mod endpoint;
 mod error;
 pub mod eval;
-mod guard;
+mod folder_lock;
 pub mod interrupt;
 mod limits;
-mod lock;
 pub mod loss;
 pub mod memory;
 pub mod metrics;

@@ -12,7 +12,7 @@ use crate::prompt::render;
 const ANSWER: &str = "Hello.";
 
 /// The token that ends an answer, where it is none of the model's end-of-sequence tokens.
-pub(crate) fn unheard(files: &ModelFiles) -> Option<String> {
+pub(crate) fn missing_eos(files: &ModelFiles) -> Option<String> {
     let (tokenizer, template) = (files.tokenizer.as_ref()?, files.chat_template.as_ref()?);
     let turns = [Message::new("user", "Hi"), Message::new("assistant", ANSWER)];
     let text = render(template, &turns, false).ok()?;

@@ -39,12 +39,12 @@ const RULED: [&str; 3] = [
 ];
 
 /// A model whose tokenizer adds the first token, and a task of these texts.
-struct Asked {
+struct RecordedRequests {
     model: Model,
     folder: TempDir,
 }
 
-impl Asked {
+impl RecordedRequests {
     fn new(rules: &Value) -> Self {
         let asked = Self { model: Model::copy("tiny-chat"), folder: tempfile::tempdir().expect("a folder") };
         let model = &asked.model;
@@ -87,7 +87,7 @@ impl Asked {
 
 #[test]
 fn a_text_that_has_the_first_token_gets_no_other() {
-    let asked = Asked::new(&json!({}));
+    let asked = RecordedRequests::new(&json!({}));
     for (kind, wanted) in [("loglikelihood", LOG_LIKELIHOODS), ("loglikelihood_rolling", ROLLING)] {
         let said = asked.said(kind, "logprob", &[]);
         for (said, wanted) in said.iter().zip(wanted) {
@@ -102,13 +102,13 @@ fn the_generation_configuration_decides_greedy_answers() {
     let rules = json!({ "no_repeat_ngram_size": 2, "suppress_tokens": [60, 61], "min_new_tokens": 12 });
     let sampling = json!({ "do_sample": true, "temperature": 0.6, "top_k": 20, "typical_p": 0.5 });
     for (config, wanted) in [(json!({}), PLAIN), (penalty.clone(), PENALIZED), (rules, RULED), (sampling, PLAIN)] {
-        let said = Asked::new(&config).said("generate_until", "text", &[]);
+        let said = RecordedRequests::new(&config).said("generate_until", "text", &[]);
         assert_eq!([&said[1], &said[2], &said[4]], wanted, "{config}");
     }
-    let ignored = Asked::new(&penalty).said("generate_until", "text", &["--ignore-generation-config"]);
+    let ignored = RecordedRequests::new(&penalty).said("generate_until", "text", &["--ignore-generation-config"]);
     assert_eq!([&ignored[1], &ignored[2], &ignored[4]], PLAIN);
     for (key, value) in [("num_beams", json!(3)), ("guidance_scale", json!(1.5)), ("stop_strings", json!(["x"]))] {
-        let asked = Asked::new(&json!({ key: value }));
+        let asked = RecordedRequests::new(&json!({ key: value }));
         asked.eval("generate_until", &[]).refused(1, &["generation_config.json", key, "--ignore-generation-config"]);
         let generate =
             ["generate", "--model", &asked.model.path(), "--prompt", "x", "--max-tokens", "1", "--temperature", "0"];
@@ -119,7 +119,7 @@ fn the_generation_configuration_decides_greedy_answers() {
 
 #[test]
 fn generate_follows_the_rules_and_a_run_says_what_rollouts_leave_out() {
-    let asked = Asked::new(&json!({ "no_repeat_ngram_size": 1 }));
+    let asked = RecordedRequests::new(&json!({ "no_repeat_ngram_size": 1 }));
     let generate =
         ["generate", "--model", &asked.model.path(), "--tokens", "5,6,7", "--max-tokens", "20", "--ignore-eos"];
     let ids = arle(&[&generate[..], &["--temperature", "0", "--json"]].concat()).object()["tokens"].clone();

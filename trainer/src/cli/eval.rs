@@ -14,12 +14,12 @@ use serde_json::{Map, Value, json};
 
 use super::model::ModelArgs;
 use super::{print, print_json};
-use crate::device::Choice;
+use crate::device::DeviceChoice;
 use crate::endpoint::EVALUATED;
 use crate::eval::data::{DataFolder, HUB};
 use crate::eval::sandbox::Isolation;
 use crate::eval::{self, LocalSettings, Options, RemoteSettings, Results, compare, report, tasks};
-use crate::interrupt::{Interrupt, Words};
+use crate::interrupt::{Interrupt, InterruptMessages};
 use crate::progress::Progress;
 use crate::{Error, Result};
 use held_out::HeldOutArgs;
@@ -45,7 +45,7 @@ ways, agreement, the teacher's opinion of what the model writes. A run with the 
 
 --out keeps results.json and one samples_TASK.jsonl a task. The same command with the same --out goes on where it was stopped.";
 
-const WORDS: Words = Words {
+const MESSAGES: InterruptMessages = InterruptMessages {
     early: "interrupted before the first sample",
     stopping: "stopping; what is graded is kept (again: stop at once)",
     at_once: "stopped at once",
@@ -173,7 +173,7 @@ struct LocalArgs {
     layers: Option<Vec<usize>>,
     /// Where to run: auto, cpu, cuda, cuda:N or portable; auto is cuda:0 where it can be used, else cpu.
     #[arg(long, default_value = "auto")]
-    device: Choice,
+    device: DeviceChoice,
     /// A sequence gives the same bits whatever runs beside it. The CPU always does so; a GPU is slower with it.
     #[arg(long)]
     deterministic: bool,
@@ -241,9 +241,9 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
     let progress = Progress::new(args.json);
     let options = args.options(progress)?;
     let interrupt =
-        Interrupt::listen(&WORDS).map_err(|e| Error::Models { what: format!("Ctrl-C cannot be handled: {e}") })?;
+        Interrupt::listen(&MESSAGES).map_err(|e| Error::Models { what: format!("Ctrl-C cannot be handled: {e}") })?;
     let results = match &args.url {
-        Some(url) => eval::ask_server(options, args.server(url)?, &interrupt, progress)?,
+        Some(url) => eval::evaluate_server(options, args.server(url)?, &interrupt, progress)?,
         None => args.evaluate_model(options, &interrupt, progress)?,
     };
     args.finish(&results, progress)
@@ -400,7 +400,7 @@ impl EvalArgs {
             if self.local.ignore_generation_config { settings } else { settings.with_generation_config(&files)? };
         let runtime = model.start_to_evaluate(&files, max_length, self.local.batch_tokens, progress)?;
         let identity = model.identity(&files)?;
-        eval::ask_model(options, runtime, &files, settings, identity, interrupt, progress)
+        eval::evaluate_model(options, runtime, &files, settings, identity, interrupt, progress)
     }
 
     fn model_args(&self) -> ModelArgs {

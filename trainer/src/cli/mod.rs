@@ -98,7 +98,7 @@ fn tell(error: &Error) -> u8 {
         }
         cause = error.source();
     }
-    say(&if error.was_asked_for() { text } else { format!("error: {text}") });
+    say(&if error.is_interrupt() { text } else { format!("error: {text}") });
     error.exit_code()
 }
 

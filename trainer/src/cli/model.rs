@@ -13,7 +13,7 @@ use runtime::request::{EngineConfig, ModelSpec, RuntimeSpec};
 use runtime::sums;
 use serde_json::{Map, Value, json};
 
-use crate::device::Choice;
+use crate::device::DeviceChoice;
 use crate::limits::{MOST_RUNNING, MOST_TOKENS, between};
 use crate::memory::Purpose;
 use crate::progress::Progress;
@@ -57,7 +57,7 @@ pub(super) struct ModelArgs {
     pub(super) layers: Option<Vec<usize>>,
     /// Where to run: auto, cpu, cuda, cuda:N or portable; auto is cuda:0 where it can be used, else cpu.
     #[arg(long, default_value = "auto")]
-    pub(super) device: Choice,
+    pub(super) device: DeviceChoice,
     /// A sequence gives the same bits whatever runs beside it. The CPU always does so; a GPU is slower with it.
     #[arg(long)]
     pub(super) deterministic: bool,
@@ -76,7 +76,7 @@ pub(super) struct ModelArgs {
 /// A token that the model has not.
 pub(super) fn end_with(files: &mut ModelFiles, tokens: &[String], progress: Progress) -> Result<()> {
     files.set_end_tokens(tokens).map_err(|e| Error::value("--eos-token", format!("{tokens:?}"), e.to_string()))?;
-    if let Some(token) = turn_end::unheard(files).filter(|_| tokens.is_empty()) {
+    if let Some(token) = turn_end::missing_eos(files).filter(|_| tokens.is_empty()) {
         let remedy = format!("pass --eos-token {token:?}");
         progress.line(&format!("note: {}", turn_end::explain(files, &token, &remedy)));
     }
@@ -153,7 +153,7 @@ impl ModelArgs {
         }
         let room = vec![longest; tokens / longest];
         // Scheduling never refuses work that waits; the evaluation itself bounds it.
-        let limits = Limits { running: most, waiting: 1 << 20, token_budget: None };
+        let limits = LoadLimits { running: most, waiting: 1 << 20, token_budget: None };
         Ok(self.start_within(files, &room, limits, progress)?.0)
     }
 
@@ -184,7 +184,7 @@ impl ModelArgs {
         token_budget: Option<usize>,
         progress: Progress,
     ) -> Result<(RuntimeHandle, MemoryPlan)> {
-        let limits = Limits { running: lengths.len(), waiting: lengths.len(), token_budget };
+        let limits = LoadLimits { running: lengths.len(), waiting: lengths.len(), token_budget };
         self.start_within(files, lengths, limits, progress)
     }
 
@@ -192,7 +192,7 @@ impl ModelArgs {
         &self,
         files: &Arc<ModelFiles>,
         lengths: &[usize],
-        limits: Limits,
+        limits: LoadLimits,
         progress: Progress,
     ) -> Result<(RuntimeHandle, MemoryPlan)> {
         let usual = || EngineConfig::default_token_budget(self.device.device);
@@ -227,7 +227,7 @@ impl ModelArgs {
 }
 
 /// Limits of the scheduler.
-struct Limits {
+struct LoadLimits {
     running: usize,
     waiting: usize,
     /// `None` is the device's usual one.

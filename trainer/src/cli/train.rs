@@ -12,7 +12,7 @@ use crate::interrupt::{Interrupt, TRAINING};
 use crate::memory;
 use crate::opd::{self, Options, Resume};
 use crate::progress::{Progress, say};
-use crate::recipe::{Given, Override};
+use crate::recipe::{Override, RecipeSource};
 use crate::{Error, Result};
 
 const EXAMPLES: &str = "Examples:
@@ -116,8 +116,8 @@ impl TrainArgs {
     }
 
     /// What the run is made of, its folder, and what to continue from.
-    fn given(&self, changes: &[Override]) -> Result<(Given, PathBuf, Option<Resume>)> {
-        let fresh = self.recipe.as_ref().map(|path| Given::new(path, changes)).transpose()?;
+    fn given(&self, changes: &[Override]) -> Result<(RecipeSource, PathBuf, Option<Resume>)> {
+        let fresh = self.recipe.as_ref().map(|path| RecipeSource::new(path, changes)).transpose()?;
         let name = fresh.as_ref().map(|given| given.resolve().map(|recipe| recipe.name)).transpose()?;
         let default = || -> Result<PathBuf> {
             let rule =
@@ -144,7 +144,7 @@ impl TrainArgs {
         let given = match (&resume, fresh) {
             // Where there is no run, the refusal comes with its folder.
             (Some(_), _) if folder.join("config.toml").is_file() => {
-                Given::again(&folder, self.recipe.as_deref(), changes, &opd::may_change)?
+                RecipeSource::reload(&folder, self.recipe.as_deref(), changes, &opd::may_change)?
             }
             (_, Some(fresh)) => fresh,
             (_, None) => return Err(opd::no_run(&folder)),

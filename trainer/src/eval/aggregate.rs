@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
-use super::ask::Response;
 use super::data::sum_of;
 use super::metric::{Aggregation, MetricValue};
+use super::question::Response;
 use super::results::{Results, SampleCounts, TaskResult};
 use super::runner::{Options, Run};
 use super::sample::{Outcome, Sample};

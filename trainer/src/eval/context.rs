@@ -1,11 +1,11 @@
 //! From a question and its examples to requests: as one text, or as a conversation.
 
-use super::ask::{Ask, Message, Prompt, Request};
 use super::backend::Render;
+use super::question::{Message, Prompt, Question, Request};
 use crate::{Error, Result};
 
 /// How prompts are written.
-pub(super) struct Style<'a> {
+pub(super) struct PromptStyle<'a> {
     /// A system prompt before the task's description.
     pub(super) system: Option<&'a str>,
     /// How a conversation becomes a prompt; `None` writes plain text.
@@ -29,17 +29,22 @@ const BETWEEN: &str = "\n\n";
 /// Between a question and its answer.
 const BEFORE_ANSWER: &str = " ";
 
-impl Style<'_> {
+impl PromptStyle<'_> {
     /// The requests of one document.
     ///
     /// # Errors
     /// What the chat template refuses.
-    pub(super) fn requests(&self, description: &str, shots: &[(String, String)], ask: Ask) -> Result<Vec<Request>> {
-        let before = Before { system: joined(self.system.unwrap_or_default(), description), shots };
+    pub(super) fn requests(
+        &self,
+        description: &str,
+        shots: &[(String, String)],
+        ask: Question,
+    ) -> Result<Vec<Request>> {
+        let before = PromptPrefix { system: joined(self.system.unwrap_or_default(), description), shots };
         // A template puts its own marks before the answer.
         let delimiter = if self.chat.is_some() { "" } else { BEFORE_ANSWER };
         Ok(match ask {
-            Ask::Generate { question, until, max_tokens } => {
+            Question::Generate { question, until, max_tokens } => {
                 let prompt = self.prompt(&before, &question)?;
                 let max_tokens = max_tokens.unwrap_or(self.max_tokens);
                 let one = |repeat| Request::GenerateUntil {
@@ -50,24 +55,24 @@ impl Style<'_> {
                 };
                 (0..self.repeats).map(one).collect()
             }
-            Ask::Continue { question, continuation } => {
+            Question::Continue { question, continuation } => {
                 vec![Request::LogLikelihood { context: self.text(&before, &question)?, continuation }]
             }
-            Ask::Choose { question, choices } => {
+            Question::Choose { question, choices } => {
                 let context = self.text(&before, &question)?;
                 let pair = |choice: String| (context.clone(), format!("{delimiter}{choice}"));
                 vec![Request::MultipleChoice { pairs: choices.into_iter().map(pair).collect() }]
             }
-            Ask::ChooseContext { questions, continuation } => {
+            Question::ChooseContext { questions, continuation } => {
                 let pair =
                     |question: &String| Ok((self.text(&before, question)?, format!("{delimiter}{continuation}")));
                 vec![Request::MultipleChoice { pairs: questions.iter().map(pair).collect::<Result<_>>()? }]
             }
-            Ask::Rolling { text } => vec![Request::Rolling { text }],
+            Question::Rolling { text } => vec![Request::Rolling { text }],
         })
     }
 
-    fn prompt(&self, before: &Before<'_>, question: &str) -> Result<Prompt> {
+    fn prompt(&self, before: &PromptPrefix<'_>, question: &str) -> Result<Prompt> {
         match self.chat {
             Some(Chat::Send) => Ok(Prompt::Chat(before.messages(question))),
             Some(Chat::Render(_)) | None => self.text(before, question).map(Prompt::Text),
@@ -78,7 +83,7 @@ impl Style<'_> {
     ///
     /// # Errors
     /// What the template refuses; a server's template, which writes no text for us.
-    fn text(&self, before: &Before<'_>, question: &str) -> Result<String> {
+    fn text(&self, before: &PromptPrefix<'_>, question: &str) -> Result<String> {
         match self.chat {
             Some(Chat::Render(render)) => render(&before.messages(question)),
             Some(Chat::Send) => {
@@ -93,12 +98,12 @@ impl Style<'_> {
 }
 
 /// What comes before a question.
-struct Before<'a> {
+struct PromptPrefix<'a> {
     system: String,
     shots: &'a [(String, String)],
 }
 
-impl Before<'_> {
+impl PromptPrefix<'_> {
     fn text(&self, question: &str) -> String {
         let shots = self.shots.iter().map(|(question, answer)| {
             let before_answer = if answer.is_empty() { "" } else { BEFORE_ANSWER };
@@ -127,8 +132,8 @@ fn joined(first: &str, second: &str) -> String {
 mod tests {
     use super::*;
 
-    fn style() -> Style<'static> {
-        Style { system: None, chat: None, max_tokens: 9, repeats: 1 }
+    fn style() -> PromptStyle<'static> {
+        PromptStyle { system: None, chat: None, max_tokens: 9, repeats: 1 }
     }
 
     fn shots() -> Vec<(String, String)> {
@@ -137,7 +142,8 @@ mod tests {
 
     #[test]
     fn a_text_has_description_examples_and_question() {
-        let ask = Ask::Choose { question: "Q: 2?\nA:".to_owned(), choices: vec!["two".to_owned(), "three".to_owned()] };
+        let ask =
+            Question::Choose { question: "Q: 2?\nA:".to_owned(), choices: vec!["two".to_owned(), "three".to_owned()] };
         let requests = style().requests("About numbers.\n\n", &shots(), ask).expect("text");
         let [Request::MultipleChoice { pairs }] = &requests[..] else { panic!("{requests:?}") };
         assert_eq!(pairs[1], ("About numbers.\n\nQ: 1?\nA: one\n\nQ: 2?\nA:".to_owned(), " three".to_owned()));
@@ -148,8 +154,9 @@ mod tests {
         let render = |messages: &[Message]| {
             Ok(messages.iter().map(|message| format!("<{}>{}", message.role, message.content)).collect())
         };
-        let style = Style { system: Some("Be brief."), chat: Some(Chat::Render(&render)), ..style() };
-        let ask = Ask::ChooseContext { questions: vec!["a".to_owned(), "b".to_owned()], continuation: "c".to_owned() };
+        let style = PromptStyle { system: Some("Be brief."), chat: Some(Chat::Render(&render)), ..style() };
+        let ask =
+            Question::ChooseContext { questions: vec!["a".to_owned(), "b".to_owned()], continuation: "c".to_owned() };
         let requests = style.requests("Numbers.", &shots(), ask).expect("rendered");
         let [Request::MultipleChoice { pairs }] = &requests[..] else { panic!("{requests:?}") };
         let before = "<system>Be brief.\n\nNumbers.<user>Q: 1?\nA:<assistant>one";
@@ -158,8 +165,8 @@ mod tests {
 
     #[test]
     fn repeats_are_requests_of_their_own() {
-        let style = Style { chat: Some(Chat::Send), repeats: 2, ..style() };
-        let ask = Ask::Generate { question: "q".to_owned(), until: vec!["\n".to_owned()], max_tokens: None };
+        let style = PromptStyle { chat: Some(Chat::Send), repeats: 2, ..style() };
+        let ask = Question::Generate { question: "q".to_owned(), until: vec!["\n".to_owned()], max_tokens: None };
         let requests = style.requests("", &[], ask).expect("messages");
         let [_, Request::GenerateUntil { prompt: Prompt::Chat(messages), max_tokens: 9, repeat: 1, .. }] =
             &requests[..]

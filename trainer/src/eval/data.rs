@@ -46,7 +46,7 @@ const KNOWN_FOLDERS: [(&str, &str); 2] = [
 
 /// Where files are, beside their folder.
 #[derive(Debug)]
-enum Place {
+enum DataSource {
     Here,
     /// A data set of the hub with the same files.
     Copy(Box<DataSet>, Progress),
@@ -58,7 +58,7 @@ enum Place {
 #[derive(Debug)]
 pub struct DataFolder {
     root: PathBuf,
-    place: Place,
+    place: DataSource,
     /// Whether files that differ from the known ones are taken.
     any_version: bool,
     /// SHA-256 of everything that was read, by its path in the folder.
@@ -69,7 +69,7 @@ impl DataFolder {
     /// A folder; with `any_version` its files may differ from the known ones.
     #[must_use]
     pub fn new(root: PathBuf, any_version: bool) -> Self {
-        Self { root, place: Place::Here, any_version, sums: Mutex::default() }
+        Self { root, place: DataSource::Here, any_version, sums: Mutex::default() }
     }
 
     /// The same of a folder's path, or of `hf:org/name[@revision]`, whose files are downloaded as tasks read them and kept in the
@@ -81,10 +81,10 @@ impl DataFolder {
         let folder = Self::new(place.to_owned(), any_version);
         match place.to_str().filter(|text| text.starts_with(HUB)) {
             None => Ok(folder),
-            Some(HUB) => Ok(Self { place: Place::Own(Hub::new(progress)), ..folder }),
+            Some(HUB) => Ok(Self { place: DataSource::Own(Hub::new(progress)), ..folder }),
             Some(text) => {
                 let set = DataSet::open(text, &|line| progress.line(line))?;
-                Ok(Self { root: set.snapshot().clone(), place: Place::Copy(Box::new(set), progress), ..folder })
+                Ok(Self { root: set.snapshot().clone(), place: DataSource::Copy(Box::new(set), progress), ..folder })
             }
         }
     }
@@ -92,8 +92,8 @@ impl DataFolder {
     /// Where a file is, which may have to be downloaded first.
     fn path(&self, file: &str) -> Result<PathBuf> {
         match &self.place {
-            Place::Copy(set, progress) => Ok(set.get(file, &|line| progress.line(line))?),
-            Place::Here | Place::Own(_) => Ok(self.root.join(file)),
+            DataSource::Copy(set, progress) => Ok(set.get(file, &|line| progress.line(line))?),
+            DataSource::Here | DataSource::Own(_) => Ok(self.root.join(file)),
         }
     }
 
@@ -102,7 +102,7 @@ impl DataFolder {
     /// # Errors
     /// A file that no data set stands for; rows that cannot be had, or have other columns.
     pub(super) fn hub_rows(&self, file: &str) -> Result<Option<Vec<Doc>>> {
-        let Place::Own(hub) = &self.place else { return Ok(None) };
+        let DataSource::Own(hub) = &self.place else { return Ok(None) };
         let rows = hub.rows(file)?;
         self.sums.lock().unwrap_or_else(PoisonError::into_inner).insert(rows.source, rows.sum);
         Ok(Some(rows.docs))
@@ -127,7 +127,7 @@ impl DataFolder {
     pub(crate) fn sum_now(&self, name: &str) -> Result<Option<String>> {
         let path = self.root.join(name);
         let sum = match &self.place {
-            Place::Own(_) => return Ok(None),
+            DataSource::Own(_) => return Ok(None),
             _ if path.is_dir() => sum_of_folder(&path)?,
             _ if path.is_file() => runtime::sums::of_file(&path)?,
             _ => return Ok(None),
@@ -171,7 +171,7 @@ impl DataFolder {
         let twice = sums
             .iter()
             .find(|(other, read)| other.as_str() != name && *read == sum)
-            .filter(|_| matches!(self.place, Place::Copy(..)));
+            .filter(|_| matches!(self.place, DataSource::Copy(..)));
         if let Some((other, _)) = twice {
             let what = format!("the data set has one file for this and for {other}; ask one of their tasks at a time");
             return Err(Error::Data { path: self.root.join(name), line: None, what });
@@ -216,8 +216,8 @@ impl DataFolder {
         }
         if !self.sums().contains_key(folder) {
             let path = match &self.place {
-                Place::Copy(set, progress) => set.get_folder(folder, &|line| progress.line(line))?,
-                Place::Here | Place::Own(_) => self.root.join(folder),
+                DataSource::Copy(set, progress) => set.get_folder(folder, &|line| progress.line(line))?,
+                DataSource::Here | DataSource::Own(_) => self.root.join(folder),
             };
             let sum = sum_of_folder(&path).map_err(|error| self.unreadable(folder, error))?;
             let known = KNOWN_FOLDERS.iter().find(|(name, _)| *name == folder).map(|(_, sum)| *sum);

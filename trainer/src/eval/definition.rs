@@ -12,13 +12,13 @@ use regex::Regex;
 use runtime::text::{TemplateError, Templates};
 use serde::Deserialize;
 
-use super::ask::{Ask, Response};
 use super::data::DataFolder;
 use super::grading::{self, Extract, Normal};
 use super::metric::{Aggregation, Metric};
+use super::question::{Question, Response};
 use super::sample::Outcome;
 use super::task::{Doc, Docs, FewShot, Task, TaskInfo};
-use crate::recipe::wording::plain;
+use crate::recipe::parse_errors::plain;
 use crate::{Error, Result};
 
 /// The file as it is written.
@@ -346,20 +346,20 @@ impl Task for Definition {
         Ok(Docs { test: self.rows(data, &self.file.data.test)?, pool })
     }
 
-    fn ask(&self, doc: &Doc) -> Ask {
+    fn question(&self, doc: &Doc) -> Question {
         let generate = &self.file.generate;
         match self.file.kind {
-            Kind::GenerateUntil => Ask::Generate {
+            Kind::GenerateUntil => Question::Generate {
                 question: self.question(doc),
                 until: generate.until.clone(),
                 max_tokens: generate.max_tokens,
             },
             Kind::MultipleChoice if self.file.prompt.contexts.is_some() => {
-                Ask::ChooseContext { questions: self.choices(doc), continuation: self.answer(doc) }
+                Question::ChooseContext { questions: self.choices(doc), continuation: self.answer(doc) }
             }
-            Kind::MultipleChoice => Ask::Choose { question: self.question(doc), choices: self.choices(doc) },
-            Kind::Loglikelihood => Ask::Continue { question: self.question(doc), continuation: self.answer(doc) },
-            Kind::LoglikelihoodRolling => Ask::Rolling { text: self.answer(doc) },
+            Kind::MultipleChoice => Question::Choose { question: self.question(doc), choices: self.choices(doc) },
+            Kind::Loglikelihood => Question::Continue { question: self.question(doc), continuation: self.answer(doc) },
+            Kind::LoglikelihoodRolling => Question::Rolling { text: self.answer(doc) },
         }
     }
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use regex::Regex;
 
-use super::ask::Response;
 use super::definition::Take;
 use super::metric::{Aggregation, Metric, MetricValue};
+use super::question::Response;
 use super::sample::Outcome;
 
 /// What an answer is when a filter finds none, as lm-evaluation-harness writes it.

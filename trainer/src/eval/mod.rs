@@ -1,6 +1,6 @@
 //! Evaluation on held-out sets: tasks with lm-evaluation-harness' definitions, run through the batched scheduler.
 //!
-//! A [`Task`] turns a document into an [`Ask`]; the runner puts few-shot examples before it, which makes [`Request`]s;
+//! A [`Task`] turns a document into a [`Question`]; the runner puts few-shot examples before it, which makes [`Request`]s;
 //! a backend answers them with [`Response`]s; the task grades these, which makes a [`Sample`], one line of a file; the
 //! samples' metrics are aggregated into [`Results`].
 //!
@@ -8,7 +8,6 @@
 //! compares them.
 
 mod aggregate;
-mod ask;
 mod backend;
 pub mod compare;
 mod context;
@@ -18,7 +17,9 @@ mod encode;
 pub mod grade;
 mod grading;
 mod hub;
+mod length_limit;
 mod metric;
+mod question;
 mod random;
 pub(crate) mod report;
 mod results;
@@ -31,7 +32,6 @@ pub mod stderr;
 mod table;
 mod task;
 pub mod tasks;
-mod too_long;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -44,9 +44,9 @@ use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 use crate::{Error, Result};
 
-pub use ask::{Ask, Message, Prompt, Request, Response};
 pub(crate) use backend::{LocalSettings, RemoteSettings};
 pub use metric::{Aggregation, Metric, MetricValue};
+pub use question::{Message, Prompt, Question, Request, Response};
 pub use random::PythonRandom;
 pub use results::{Group, Results, SampleCounts, TaskResult};
 pub use runner::Options;
@@ -61,7 +61,7 @@ pub(crate) const FEW_SHOT_SEED: u64 = 1234;
 ///
 /// # Errors
 /// Whatever stops it; [`Error::EvaluationInterrupted`] after Ctrl-C, with what is graded kept.
-pub(crate) fn ask_model(
+pub(crate) fn evaluate_model(
     options: Options,
     runtime: RuntimeHandle,
     files: &Arc<ModelFiles>,
@@ -77,8 +77,8 @@ pub(crate) fn ask_model(
 /// Evaluates a model behind a server.
 ///
 /// # Errors
-/// As [`ask_model`].
-pub(crate) fn ask_server(
+/// As [`evaluate_model`].
+pub(crate) fn evaluate_server(
     options: Options,
     settings: RemoteSettings,
     interrupt: &Interrupt,

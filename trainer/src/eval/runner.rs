@@ -8,16 +8,16 @@ use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
 
 use super::aggregate;
-use super::ask::{Request, Response};
 use super::backend::Backend;
-use super::context::{Chat, Style};
+use super::context::{Chat, PromptStyle};
 use super::data::{DataFolder, sum_of};
+use super::question::{Request, Response};
 use super::results::Results;
 use super::sample::{Header, Sample, SampleFile};
 use super::shots::Shots;
 use super::task::{Doc, Docs, Task};
+use crate::folder_lock::FolderLock;
 use crate::interrupt::Interrupt;
-use crate::lock::FolderLock;
 use crate::progress::Progress;
 use crate::{Error, Result};
 
@@ -75,13 +75,13 @@ impl Run {
     }
 
     /// The requests of every document, in order: the examples' random numbers go on from one to the next.
-    fn requests(&self, options: &Options, style: &Style<'_>) -> Result<Vec<Vec<Request>>> {
+    fn requests(&self, options: &Options, style: &PromptStyle<'_>) -> Result<Vec<Vec<Request>>> {
         let info = self.task.info();
         let mut shots = Shots::new(&*self.task, &self.docs, self.shots, options.seed)?;
         let mut all = Vec::with_capacity(self.asked);
         for doc in &self.docs.test[..self.asked] {
-            let mut ask = self.task.ask(doc);
-            if let (super::Ask::Generate { max_tokens, .. }, Some(_)) = (&mut ask, options.max_tokens_override) {
+            let mut ask = self.task.question(doc);
+            if let (super::Question::Generate { max_tokens, .. }, Some(_)) = (&mut ask, options.max_tokens_override) {
                 *max_tokens = options.max_tokens_override;
             }
             all.push(style.requests(&info.description, &shots.of(doc), ask)?);
@@ -124,7 +124,7 @@ impl Run {
     }
 
     /// Grades a document's answers and keeps the sample.
-    fn take(&mut self, doc: usize, shown: Shown, responses: Vec<Response>, options: &Options) -> Result<()> {
+    fn take(&mut self, doc: usize, shown: ShownPrompt, responses: Vec<Response>, options: &Options) -> Result<()> {
         let graded = graded(&responses, options.think_end.as_deref());
         let outcome = if options.repeats > 1 && matches!(responses[..], [Response::Text { .. }, ..]) {
             aggregate::over_repeats(&*self.task, &self.docs.test[doc], &graded)?
@@ -153,12 +153,12 @@ impl Run {
 }
 
 /// What a sample shows of its requests.
-struct Shown {
+struct ShownPrompt {
     prompt: String,
     choices: Vec<String>,
 }
 
-impl Shown {
+impl ShownPrompt {
     fn of(requests: &[Request]) -> Self {
         let none = Vec::new;
         let (prompt, choices) = match requests.first() {
@@ -192,7 +192,7 @@ fn graded(responses: &[Response], think_end: Option<&str>) -> Vec<Response> {
 }
 
 /// How long the loop sleeps at most, so that Ctrl-C is seen.
-const MOMENT: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Evaluates.
 ///
@@ -230,10 +230,10 @@ pub(super) fn run<B: Backend>(
 }
 
 /// A document to ask: its run, its place, what is shown of it.
-struct Item<W> {
+struct QueuedDocument<W> {
     run: usize,
     doc: usize,
-    shown: Shown,
+    shown: ShownPrompt,
     work: W,
 }
 
@@ -243,7 +243,7 @@ fn queue<B: Backend>(
     options: &Options,
     backend: &B,
     identity: &Map<String, Value>,
-) -> Result<Vec<Item<B::Work>>> {
+) -> Result<Vec<QueuedDocument<B::EncodedDocument>>> {
     let render = backend.render();
     let chat = match (options.chat, render) {
         (false, _) => None,
@@ -251,46 +251,46 @@ fn queue<B: Backend>(
         (true, None) => Some(Chat::Send),
     };
     let system = options.system.as_deref();
-    let style = Style { system, chat, max_tokens: options.max_tokens, repeats: options.repeats as u64 };
+    let style = PromptStyle { system, chat, max_tokens: options.max_tokens, repeats: options.repeats as u64 };
     let (mut places, mut requests) = (Vec::new(), Vec::new());
     for (index, run) in runs.iter_mut().enumerate() {
         let all = run.requests(options, &style)?;
         run.open(options, identity)?;
         for (doc, asked) in all.into_iter().enumerate().filter(|(doc, _)| run.samples[*doc].is_none()) {
-            places.push((index, doc, Shown::of(&asked)));
+            places.push((index, doc, ShownPrompt::of(&asked)));
             requests.push(asked);
         }
     }
     let work = backend.prepare(requests)?;
-    let item = |((run, doc, shown), work)| Item { run, doc, shown, work };
+    let item = |((run, doc, shown), work)| QueuedDocument { run, doc, shown, work };
     Ok(places.into_iter().zip(work).map(item).collect())
 }
 
 fn answer<B: Backend>(
-    queue: &mut Vec<Item<B::Work>>,
+    queue: &mut Vec<QueuedDocument<B::EncodedDocument>>,
     runs: &mut [Run],
     options: &Options,
     backend: &mut B,
     interrupt: &Interrupt,
     bar: &ProgressBar,
 ) -> Result<()> {
-    let mut open: Vec<Option<(usize, usize, Shown)>> = Vec::with_capacity(queue.len());
+    let mut open: Vec<Option<(usize, usize, ShownPrompt)>> = Vec::with_capacity(queue.len());
     let mut waiting = 0;
     let mut items = queue.drain(..).peekable();
     while waiting > 0 || items.peek().is_some() {
-        if interrupt.asked() {
+        if interrupt.is_requested() {
             bar.finish_and_clear();
             let done = runs.iter().map(|run| run.samples.iter().flatten().count()).sum();
             let (of, kept) = (runs.iter().map(|run| run.asked).sum(), options.out.is_some());
             return Err(Error::EvaluationInterrupted { done, of, kept });
         }
         while !backend.is_full() {
-            let Some(Item { run, doc, shown, work }) = items.next() else { break };
+            let Some(QueuedDocument { run, doc, shown, work }) = items.next() else { break };
             backend.submit(open.len(), work)?;
             open.push(Some((run, doc, shown)));
             waiting += 1;
         }
-        if let Some((place, responses)) = backend.next(MOMENT)? {
+        if let Some((place, responses)) = backend.next(POLL_INTERVAL)? {
             let (run, doc, shown) = open[place].take().expect("a document is answered once");
             runs[run].take(doc, shown, responses, options)?;
             waiting -= 1;

@@ -9,8 +9,8 @@ use runtime::read;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::ask::Response;
 use super::metric::MetricValue;
+use super::question::Response;
 use crate::{Error, Result};
 
 /// What grading found.

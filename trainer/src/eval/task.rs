@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::ask::{Ask, Response};
 use super::metric::Metric;
+use super::question::{Question, Response};
 use super::sample::Outcome;
 use crate::Result;
 use crate::eval::data::DataFolder;
@@ -68,7 +68,7 @@ pub trait Task: Send + Sync {
     fn load(&self, data: &DataFolder) -> Result<Docs>;
 
     /// What is asked about a document.
-    fn ask(&self, doc: &Doc) -> Ask;
+    fn question(&self, doc: &Doc) -> Question;
 
     /// A document as a few-shot example: its question and its answer.
     fn example(&self, doc: &Doc) -> (String, String);

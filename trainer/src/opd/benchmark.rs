@@ -109,7 +109,7 @@ impl<'a> Benchmarks<'a> {
         let runtime = self.setup.runtime.clone();
         let identity = self.identity(files, name);
         let options = self.options(out.clone())?;
-        let results = eval::ask_model(options, runtime, files, settings, identity, self.interrupt, self.progress)?;
+        let results = eval::evaluate_model(options, runtime, files, settings, identity, self.interrupt, self.progress)?;
         eval::write_results(&out, &results)?;
         Ok(results)
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::held_out;
+use super::eval_kl;
 use crate::checkpoint::Best;
 use crate::eval::tasks;
 use crate::metrics::Metrics;
@@ -11,12 +11,12 @@ use crate::{Error, Result};
 
 /// The metric that tells the best checkpoint.
 #[derive(Debug)]
-pub(super) struct BestBy {
+pub(super) struct BestMetric {
     name: String,
     higher: bool,
 }
 
-impl BestBy {
+impl BestMetric {
     /// That of a recipe, which measures `held_out` rows; nothing where it does not ask for one.
     ///
     /// # Errors
@@ -63,14 +63,14 @@ pub fn check_measurements(recipe: &Recipe) -> Result<()> {
     if let Some(benchmark) = recipe.eval.as_ref().and_then(|eval| eval.benchmark.as_ref()) {
         tasks::find(&benchmark.tasks, tasks::Programs::default())?;
     }
-    BestBy::of(recipe, recipe.data.held_out.is_some()).map(drop)
+    BestMetric::of(recipe, recipe.data.held_out.is_some()).map(drop)
 }
 
 /// What a run measures of which one value is better than another: names, and whether more is better.
 fn known(recipe: &Recipe, held_out: bool) -> Result<BTreeMap<String, bool>> {
     let mut known = BTreeMap::new();
     if held_out {
-        known.extend(held_out::BETTER.map(|(name, higher)| (format!("eval/{name}"), higher)));
+        known.extend(eval_kl::BETTER.map(|(name, higher)| (format!("eval/{name}"), higher)));
     }
     let benchmark = recipe.eval.as_ref().and_then(|eval| eval.benchmark.as_ref());
     let tasks = benchmark.map_or(Ok(Vec::new()), |b| tasks::find(&b.tasks, tasks::Programs::default()))?;
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn the_first_of_equals_stays_and_what_is_not_a_number_never_wins() {
-        let by = |higher| BestBy { name: "eval/kl".to_owned(), higher };
+        let by = |higher| BestMetric { name: "eval/kl".to_owned(), higher };
         let best = |value| Best { metric: "eval/kl".to_owned(), step: 2, value };
         assert_eq!(by(false).improved(&metrics(0.5), 4, None), Some(Best { step: 4, ..best(0.5) }));
         assert_eq!(by(false).improved(&metrics(0.4), 4, Some(&best(0.5))), Some(Best { step: 4, ..best(0.4) }));
@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(by(true).improved(&metrics(f64::NAN), 4, Some(&best(0.5))), None);
         assert_eq!(by(true).improved(&metrics(f64::NAN), 4, None), None);
         assert!(by(true).check(&metrics(f64::NAN)).is_ok(), "it was measured");
-        let lacking = BestBy { name: "eval/agreement".to_owned(), higher: true }.check(&metrics(0.5));
+        let lacking = BestMetric { name: "eval/agreement".to_owned(), higher: true }.check(&metrics(0.5));
         assert!(lacking.expect_err("not measured").to_string().contains("eval/kl"));
         let other = Best { metric: "eval/agreement".to_owned(), ..best(0.1) };
         assert!(by(false).improved(&metrics(0.5), 4, Some(&other)).is_some(), "another metric's value says nothing");

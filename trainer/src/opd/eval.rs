@@ -1,4 +1,4 @@
-//! The held-out measurements of a run, as `eval/NAME` of [`super::held_out`], and its sample prompts.
+//! The held-out measurements of a run, as `eval/NAME` of [`super::eval_kl`], and its sample prompts.
 
 use std::fs;
 
@@ -7,8 +7,8 @@ use runtime::request::{CompletionText, GenerateRequest, ModelId};
 use runtime::sampler::SamplingParams;
 use serde_json::{Map, Value, json};
 
+use super::eval_kl::{EvalKl, prompt_of};
 use super::folder::RunFolder;
-use super::held_out::{Distance, prompt_of};
 use super::rollout::{generate, params, request};
 use super::setup::Setup;
 use crate::interrupt::Interrupt;
@@ -25,7 +25,7 @@ pub(super) struct Evaluator<'a> {
     recipe: &'a Recipe,
     eval: &'a Eval,
     setup: &'a Setup,
-    distance: Distance<'a>,
+    eval_kl: EvalKl<'a>,
     interrupt: &'a Interrupt,
     progress: Progress,
     /// What the teacher wrote at the start, a completion for every held-out row; nothing when it cannot be asked to.
@@ -48,10 +48,10 @@ impl<'a> Evaluator<'a> {
     ) -> Result<Self> {
         let samples = eval.sample_prompts.iter().map(|text| Ok((text.clone(), setup.encoder.encode_prompt(text)?)));
         let samples = samples.collect::<Result<_>>()?;
-        let distance = Distance::new(recipe, setup, eval.max_new_tokens, interrupt, progress);
+        let eval_kl = EvalKl::new(recipe, setup, eval.max_new_tokens, interrupt, progress);
         let mut evaluator =
-            Self { recipe, eval, setup, distance, interrupt, progress, teacher_completions: Vec::new(), samples };
-        if !evaluator.distance.teacher_writes() {
+            Self { recipe, eval, setup, eval_kl, interrupt, progress, teacher_completions: Vec::new(), samples };
+        if !evaluator.eval_kl.teacher_generates() {
             return Ok(evaluator);
         }
         let path = folder.teacher_completions();
@@ -64,7 +64,7 @@ impl<'a> Evaluator<'a> {
                     what: "is not one list of token ids for every held-out row; delete it".to_owned(),
                 })?,
             None => {
-                let completions = evaluator.distance.of_teacher()?;
+                let completions = evaluator.eval_kl.of_teacher()?;
                 let temporary = path.with_extension("json.tmp");
                 fs::write(&temporary, json!(completions).to_string()).map_err(Error::io(&temporary))?;
                 fs::rename(&temporary, &path).map_err(Error::io(&path))?;
@@ -79,7 +79,7 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// What the runtime refuses.
     pub(super) fn measure(&self, metrics: &mut Metrics) -> Result<()> {
-        for (name, value) in self.distance.measure(&self.teacher_completions)? {
+        for (name, value) in self.eval_kl.measure(&self.teacher_completions)? {
             metrics.set(&format!("eval/{name}"), value);
         }
         Ok(())
@@ -92,7 +92,7 @@ impl<'a> Evaluator<'a> {
     pub(super) fn show_samples(&self, step: u64) -> Result<Vec<Map<String, Value>>> {
         let mut models = vec![(ModelId::STUDENT, "completion")];
         let column = self.setup.encoder.context_column();
-        if step == 0 && column.is_none() && self.distance.teacher_writes() {
+        if step == 0 && column.is_none() && self.eval_kl.teacher_generates() {
             models.push((ModelId::TEACHER, "teacher"));
         }
         let mut lines: Vec<Map<String, Value>> = self
@@ -123,7 +123,7 @@ impl<'a> Evaluator<'a> {
         let prompts = self.samples.iter().map(|(_, example)| prompt_of(example, model));
         if let (ModelId::TEACHER, Some(remote)) = (model, &self.setup.remote) {
             let prompts: Vec<_> = prompts.map(|prompt| (prompt, 0)).collect();
-            return Ok(remote.write(&prompts, sampling)?.into_iter().map(|written| written.text).collect());
+            return Ok(remote.generate(&prompts, sampling)?.into_iter().map(|written| written.text).collect());
         }
         let text = CompletionText::AfterPrompt;
         let requests = prompts.map(|prompt| GenerateRequest { text, ..request(model, prompt, sampling.clone(), 0) });

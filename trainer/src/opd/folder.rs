@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::Checkpoints;
-use crate::lock::FolderLock;
+use crate::folder_lock::FolderLock;
 use crate::progress::Progress;
-use crate::recipe::{Given, Recipe};
+use crate::recipe::{Recipe, RecipeSource};
 use crate::{Error, Result};
 
 const CONFIG: &str = "config.toml";
@@ -84,7 +84,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// As [`RunFolder::check_new`]; a folder that cannot be written.
-    pub(super) fn create(root: &Path, recipe: &Recipe, given: &Given, progress: Progress) -> Result<Self> {
+    pub(super) fn create(root: &Path, recipe: &Recipe, given: &RecipeSource, progress: Progress) -> Result<Self> {
         fs::create_dir_all(root).map_err(Error::io(root))?;
         let lock = FolderLock::take(root, progress)?;
         if root.join(CONFIG).exists() {
@@ -127,7 +127,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(super) fn keep_recipe(&self, recipe: &Recipe, given: &Given) -> Result<()> {
+    pub(super) fn keep_recipe(&self, recipe: &Recipe, given: &RecipeSource) -> Result<()> {
         given.write(&self.root)?;
         write_config(&self.root.join(CONFIG), recipe)
     }
@@ -223,9 +223,9 @@ mod tests {
 
     const QUIET: fn() -> Progress = || Progress::new(true);
 
-    fn given() -> Given {
+    fn given() -> RecipeSource {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        Given::new(file.path(), &[]).expect("an empty recipe")
+        RecipeSource::new(file.path(), &[]).expect("an empty recipe")
     }
 
     fn create(root: &Path, recipe: &Recipe) -> Result<RunFolder> {

@@ -18,9 +18,9 @@ const ACCEPT: &str = "--accept-changed-inputs";
 
 /// The checksums of a run's inputs, which are read beside its first steps: nothing waits for those of large weights
 /// before the first checkpoint, which keeps them.
-pub(super) struct InputSums(JoinHandle<Result<Inputs>>);
+pub(super) struct PendingChecksums(JoinHandle<Result<Inputs>>);
 
-impl InputSums {
+impl PendingChecksums {
     /// Begins to read them.
     pub(super) fn begin(files: Vec<InputFile>) -> Self {
         Self(thread::spawn(move || Inputs::read(&files, 1)))

@@ -6,7 +6,7 @@ use serve::{KeyValue, Scope};
 
 use super::benchmark::Benchmarks;
 use super::inputs::{self, TASK_DATA};
-use super::phases::Phases;
+use super::timers::StepTimers;
 use super::{MAX_NON_FINITE, Run, summary};
 use crate::metrics::Metrics;
 use crate::{Error, Result};
@@ -76,7 +76,7 @@ impl Run<'_> {
     }
 
     fn measure(&mut self, metrics: &mut Metrics, scope: &Scope) -> Result<()> {
-        let mut phases = Phases::within(scope);
+        let mut phases = StepTimers::within(scope);
         let measured = phases.time("eval", || {
             let samples = match &self.evaluator {
                 None => Vec::new(),
@@ -95,7 +95,7 @@ impl Run<'_> {
             self.samples.write(sample)?;
             self.control.sample(sample);
         }
-        self.best_by.as_ref().map_or(Ok(()), |by| by.check(metrics))?;
+        self.best_metric.as_ref().map_or(Ok(()), |by| by.check(metrics))?;
         metrics.set("time/eval", phases.get("eval"));
         self.phases.merge(&phases);
         if self.evaluator.is_some() {
@@ -111,7 +111,7 @@ impl Run<'_> {
     /// A measurement that Ctrl-C stopped ends the run as a step boundary does.
     fn stoppable<T>(&self, measured: Result<T>) -> Result<T> {
         measured.map_err(|error| match error {
-            asked if asked.was_asked_for() => Error::Interrupted { step: self.state.step },
+            asked if asked.is_interrupt() => Error::Interrupted { step: self.state.step },
             other => other,
         })
     }

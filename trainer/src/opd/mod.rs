@@ -1,35 +1,35 @@
 //! On-policy distillation: the student writes, the teacher grades every token, the student learns.
 
-mod batch;
 mod benchmark;
 mod best;
 mod eval;
+mod eval_kl;
 mod folder;
-mod graded;
-mod held_out;
 mod inputs;
 mod measure;
+mod micro_batch;
 mod models;
 mod overview;
-mod phases;
-mod position;
 mod rollout;
-mod serving;
+mod scored;
+mod server;
 mod setup;
+mod start_point;
 mod step;
 mod summary;
+mod timers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use best::check_measurements;
+pub(crate) use eval_kl::{BETTER, measure as measure_held_out};
 pub use folder::Resume;
 pub(crate) use folder::{may_change, no_run};
-pub(crate) use held_out::{BETTER, measure as measure_held_out};
 pub(crate) use models::open;
 pub use overview::dry_run;
 pub(crate) use setup::start;
-pub(crate) use step::{Outcome, Stepper};
+pub(crate) use step::{OpdStep, StepReport};
 
 use crate::checkpoint::TrainerState;
 use crate::control::Control;
@@ -37,21 +37,21 @@ use crate::data::Cursor;
 use crate::interrupt::Interrupt;
 use crate::metrics::{JsonLines, Metrics};
 use crate::progress::Progress;
-use crate::recipe::{Given, Recipe};
+use crate::recipe::{Recipe, RecipeSource};
 use crate::schedule::Schedule;
 use crate::{Error, Result};
 use benchmark::Benchmarks;
-use best::BestBy;
+use best::BestMetric;
 use eval::Evaluator;
 use folder::RunFolder;
-use inputs::{InputSums, TASK_DATA};
+use inputs::{PendingChecksums, TASK_DATA};
 use overview::Sizes;
-use phases::Phases;
-use position::Position;
 use serve::{KeyValue, Scope, ServeConfig, Traces};
-use serving::Serving;
-use setup::{Setup, Use};
+use server::RunServer;
+use setup::{RunKind, Setup};
+use start_point::StartPoint;
 use summary::Summary;
+use timers::StepTimers;
 
 /// Steps in a row that may be skipped for a loss or gradient that is not finite.
 const MAX_NON_FINITE: u32 = 3;
@@ -61,7 +61,7 @@ pub struct Options {
     /// The recipe.
     pub recipe: Recipe,
     /// What it was made of.
-    pub given: Given,
+    pub given: RecipeSource,
     /// The run's folder.
     pub folder: PathBuf,
     /// Whether to continue it.
@@ -88,11 +88,11 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         None => RunFolder::check_new(&options.folder, progress).map(|()| None)?,
         Some(resume) => Some(RunFolder::reopen(&options.folder, recipe, resume, progress)?),
     };
-    let mut position = Position::find(recipe, reopened.as_ref(), options.accept_changed_inputs, progress)?;
-    let setup = Setup::new(recipe, Use::Training { served: options.serve.is_some() }, interrupt, progress)?;
+    let mut position = StartPoint::find(recipe, reopened.as_ref(), options.accept_changed_inputs, progress)?;
+    let setup = Setup::new(recipe, RunKind::Training { served: options.serve.is_some() }, interrupt, progress)?;
     let sizes = Sizes { parameters: setup.plan.parameters, rows: setup.train.len(), held_out: setup.held_out.len() };
     overview::tell(recipe, &sizes, progress)?;
-    let best_by = BestBy::of(recipe, !setup.held_out.is_empty())?;
+    let best_metric = BestMetric::of(recipe, !setup.held_out.is_empty())?;
     let unknown = position.unknown.then(|| inputs::files(recipe, progress)).transpose()?;
     interrupt.begin();
     // Only now: a run that cannot start leaves nothing behind.
@@ -104,10 +104,10 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     let state = position.state;
     let control = Arc::new(Control::new(interrupt.clone()));
     let serving =
-        options.serve.as_ref().map(|config| Serving::start(&setup, config, &control, progress)).transpose()?;
+        options.serve.as_ref().map(|config| RunServer::start(&setup, config, &control, progress)).transpose()?;
     let mut run = Run {
         control: &control,
-        stepper: Stepper::new(recipe, &setup.runtime, setup.remote.as_ref(), &setup.train, progress),
+        stepper: OpdStep::new(recipe, &setup.runtime, setup.remote.as_ref(), &setup.train, progress),
         evaluator: recipe
             .eval
             .as_ref()
@@ -124,8 +124,8 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         samples: JsonLines::open(&folder.file("samples.jsonl"), state.samples_bytes)?,
         cursor: Cursor::new(setup.train.len(), recipe.data.shuffle.then_some(recipe.data.seed), state.rows_seen),
         total: recipe.length.steps(setup.train.len(), recipe.rollout.prompts_per_step),
-        phases: Phases::from_seconds(state.seconds.clone()),
-        best_by,
+        phases: StepTimers::from_seconds(state.seconds.clone()),
+        best_metric,
         last: None,
         saved: folder.resume_from.as_ref().map(|_| (state.step, state.lr)),
         recipe,
@@ -135,7 +135,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         json: options.json,
         traces: &options.traces,
         state,
-        unknown: unknown.map(InputSums::begin),
+        unknown: unknown.map(PendingChecksums::begin),
         accept_changed_inputs: options.accept_changed_inputs,
     };
     run.check_task_data()?;
@@ -158,20 +158,20 @@ struct Run<'a> {
     progress: Progress,
     json: bool,
     traces: &'a Traces,
-    stepper: Stepper<'a>,
+    stepper: OpdStep<'a>,
     evaluator: Option<Evaluator<'a>>,
     benchmarks: Option<Benchmarks<'a>>,
     metrics: JsonLines,
     samples: JsonLines,
     cursor: Cursor,
     total: u64,
-    phases: Phases,
+    phases: StepTimers,
     state: TrainerState,
     /// The checksums of the run's inputs, where the state has none.
-    unknown: Option<InputSums>,
+    unknown: Option<PendingChecksums>,
     accept_changed_inputs: bool,
     /// What tells the best checkpoint.
-    best_by: Option<BestBy>,
+    best_metric: Option<BestMetric>,
     /// The newest metrics with held-out measurements.
     last: Option<Metrics>,
     /// Step and operator's learning rate of the newest checkpoint.
@@ -190,7 +190,7 @@ impl Run<'_> {
             after: self.last.as_ref(),
             teacher: &self.state.teacher_scores,
             compared: benchmark::compared(self.folder, self.state.step).map_err(|why| why.to_string()),
-            best: self.state.best.as_ref().filter(|_| self.best_by.is_some()),
+            best: self.state.best.as_ref().filter(|_| self.best_metric.is_some()),
             phases: &self.phases,
             steps: self.state.step,
             gpu: self.setup.runtime.stats()?.gpu,
@@ -219,11 +219,11 @@ impl Run<'_> {
                 if self.control.take_save() {
                     self.save()?;
                 }
-                if !self.control.is_held() {
+                if !self.control.is_paused() {
                     break;
                 }
             }
-            if interrupt.asked() {
+            if interrupt.is_requested() {
                 self.save()?;
                 return Err(Error::Interrupted { step: self.state.step });
             }
@@ -273,7 +273,7 @@ impl Run<'_> {
         let schedule = Schedule { lr: self.state.lr.unwrap_or(self.recipe.schedule.lr), ..self.recipe.schedule };
         let lr = schedule.at(self.state.step, self.total);
         let taken = self.stepper.take(self.state.step, lr, &rows, &scope);
-        let Outcome { mut metrics, phases, applied } = taken.map_err(|error| self.kept(error))?;
+        let StepReport { mut metrics, phases, applied } = taken.map_err(|error| self.kept(error))?;
         self.phases.merge(&phases);
         self.state.step += 1;
         self.state.rows_seen = self.cursor.seen();
@@ -285,7 +285,7 @@ impl Run<'_> {
 
     /// Keeps a checkpoint of this step where no step before it measured better.
     fn keep_if_best(&mut self, metrics: &Metrics) -> Result<()> {
-        let Some(by) = &self.best_by else { return Ok(()) };
+        let Some(by) = &self.best_metric else { return Ok(()) };
         let Some(best) = by.improved(metrics, self.state.step, self.state.best.as_ref()) else { return Ok(()) };
         self.progress.line(&format!("best       {} {:.4}", best.metric, best.value));
         self.state.best = Some(best);
@@ -320,7 +320,7 @@ impl Run<'_> {
         let _span = self.span("checkpoint", self.state.step);
         self.metrics.sync()?;
         self.samples.sync()?;
-        if let Some(mut sums) = self.unknown.take().map(InputSums::wait).transpose()? {
+        if let Some(mut sums) = self.unknown.take().map(PendingChecksums::wait).transpose()? {
             sums.extend(self.state.inputs.take(TASK_DATA));
             self.state.inputs = sums;
         }

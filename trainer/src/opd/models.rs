@@ -12,7 +12,7 @@ use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 use crate::recipe::{Recipe, TeacherWeights};
 use crate::teacher::RemoteTeacher;
-use crate::{Error, Result, guard, turn_end};
+use crate::{Error, Result, compatibility, turn_end};
 
 /// Student and teacher, which can be compared token by token.
 pub(super) struct Models {
@@ -74,9 +74,9 @@ impl Models {
             }
         }
         student.config.token_ids = match (&other, &remote, &shared) {
-            (Some(teacher), ..) => guard::compare(&student, teacher, !chosen.is_empty())?,
+            (Some(teacher), ..) => compatibility::compare(&student, teacher, !chosen.is_empty())?,
             (_, Some(remote), _) => remote.token_ids(),
-            (_, _, Some(_)) => guard::own_ids(&student)?,
+            (_, _, Some(_)) => compatibility::own_ids(&student)?,
             // Nothing is compared: the loss is that of all rows.
             (None, None, None) => student.config.token_ids,
         };
@@ -121,7 +121,7 @@ pub(super) fn not_here(recipe: &Recipe) -> Result<Option<ModelSource>> {
 fn check_turn_end(recipe: &Recipe, student: &ModelFiles) -> Result<()> {
     let in_turns =
         recipe.data.chat != Some(false) && !recipe.rollout.ignore_eos && recipe.student.eos_tokens.is_empty();
-    let Some(token) = turn_end::unheard(student).filter(|_| in_turns) else { return Ok(()) };
+    let Some(token) = turn_end::missing_eos(student).filter(|_| in_turns) else { return Ok(()) };
     let remedy = format!(
         "set `student.eos_token = {token:?}` (or to the token that is to end a completion), or `data.chat = false` for \
          prompts without the template"

@@ -1,6 +1,6 @@
 //! What a run is going to do, told before it does it.
 
-use super::setup::{Prepared, Use};
+use super::setup::{Prepared, RunKind};
 use crate::memory;
 use crate::progress::Progress;
 use crate::recipe::{Length, Recipe};
@@ -101,7 +101,7 @@ pub fn dry_run(recipe: &Recipe, progress: Progress) -> Result<()> {
         ));
         return Ok(());
     }
-    let prepared = Prepared::new(recipe, Use::Training { served: false }, None, progress)?;
+    let prepared = Prepared::new(recipe, RunKind::Training { served: false }, None, progress)?;
     let device = recipe.runtime.device.device;
     if memory::available(device).is_err() {
         progress.line(&format!("note       {device} cannot be used here, so that its memory is not planned"));

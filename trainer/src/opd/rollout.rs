@@ -7,14 +7,14 @@ use runtime::request::{CompletionText, FinishReason, GenerateEvent, GenerateRequ
 use runtime::sampler::SamplingParams;
 use runtime::{Closed, RequestGuard, RuntimeHandle, Sink};
 
-use crate::interrupt::{GLANCE, Interrupt};
+use crate::interrupt::{Interrupt, POLL_INTERVAL};
 use crate::recipe::Sampling;
 use crate::{Error, Result};
 
 /// What the random numbers of a completion are for; part of their key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
-pub(super) enum Purpose {
+pub(super) enum RngStream {
     /// Training, by the student.
     Train = 0,
     /// Training, by the teacher.
@@ -25,7 +25,7 @@ pub(super) enum Purpose {
     HeldOutTeacher = 3,
 }
 
-impl Purpose {
+impl RngStream {
     /// The request index that keys the random numbers of completion `n`.
     #[must_use]
     pub(super) fn index(self, n: u64) -> u64 {
@@ -70,10 +70,10 @@ pub(super) fn generate(
     let mut answers: Vec<Generated> = guards.iter().map(|_| nothing_yet()).collect();
     let mut running = answers.len();
     while running > 0 {
-        let (index, event) = match events.recv_timeout(GLANCE) {
+        let (index, event) = match events.recv_timeout(POLL_INTERVAL) {
             Ok(event) => event,
             Err(RecvTimeoutError::Timeout) => {
-                if interrupt.is_some_and(Interrupt::asked) {
+                if interrupt.is_some_and(Interrupt::is_requested) {
                     return Err(Error::MeasurementInterrupted);
                 }
                 continue;
@@ -81,7 +81,7 @@ pub(super) fn generate(
             // The device thread has ended and says why.
             Err(RecvTimeoutError::Disconnected) => return Err(runtime.stats().err().map_or_else(lost, Error::from)),
         };
-        if interrupt.is_some_and(Interrupt::asked) {
+        if interrupt.is_some_and(Interrupt::is_requested) {
             return Err(Error::MeasurementInterrupted);
         }
         let answer = &mut answers[index];

@@ -60,7 +60,7 @@ pub(super) struct Prepared {
 
 /// What a recipe is set up for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Use {
+pub(super) enum RunKind {
     /// Steps; `served`: the teacher answers requests too.
     Training { served: bool },
     /// Its held-out rows are measured, nothing is trained; `verbose`: the memory plan is told.
@@ -72,12 +72,12 @@ impl Setup {
     ///
     /// # Errors
     /// Models that cannot be compared, rows that do not fit, more memory than there is.
-    pub(super) fn new(recipe: &Recipe, what_for: Use, interrupt: &Interrupt, progress: Progress) -> Result<Self> {
+    pub(super) fn new(recipe: &Recipe, kind: RunKind, interrupt: &Interrupt, progress: Progress) -> Result<Self> {
         recipe.runtime.device.start(recipe.runtime.deterministic, progress)?;
-        let mut prepared = Prepared::new(recipe, what_for, Some(interrupt), progress)?;
-        let told = match what_for {
-            Use::Training { .. } => progress,
-            Use::Measuring { verbose } => progress.only_if(verbose),
+        let mut prepared = Prepared::new(recipe, kind, Some(interrupt), progress)?;
+        let told = match kind {
+            RunKind::Training { .. } => progress,
+            RunKind::Measuring { verbose } => progress.only_if(verbose),
         };
         let (runtime, plan) = start(&mut prepared.spec, &prepared.workload, prepared.purpose, told)?;
         let Prepared { encoder, train, held_out, export, student, teacher, remote, .. } = prepared;
@@ -93,7 +93,7 @@ impl Prepared {
     /// Models that cannot be compared, rows that do not fit.
     pub(super) fn new(
         recipe: &Recipe,
-        what_for: Use,
+        kind: RunKind,
         interrupt: Option<&Interrupt>,
         progress: Progress,
     ) -> Result<Self> {
@@ -102,7 +102,7 @@ impl Prepared {
             Models::open(recipe, interrupt, progress)?;
         let student = Arc::clone(&student_spec.files);
         let context = recipe.teacher.as_ref().and_then(|teacher| teacher.context.clone());
-        if matches!(what_for, Use::Training { .. }) {
+        if matches!(kind, RunKind::Training { .. }) {
             refuse_dropout(&student)?;
             warn_if_nothing_to_learn(recipe, progress);
             say_what_rollouts_are(&student, progress);
@@ -111,10 +111,10 @@ impl Prepared {
             note_other_base(adapter, &recipe.student.model, &|note| progress.line(note));
         }
         let encoder = Encoder::new(Arc::clone(&student), recipe.data.chat, recipe.data.system_prompt.clone(), context)?;
-        let fits = Fits { recipe, student: &student };
-        let train = match what_for {
-            Use::Training { .. } => fits.encode(&encoder, &rows.train, recipe.rollout.max_new_tokens)?,
-            Use::Measuring { .. } => Vec::new(),
+        let fits = RowLimits { recipe, student: &student };
+        let train = match kind {
+            RunKind::Training { .. } => fits.encode(&encoder, &rows.train, recipe.rollout.max_new_tokens)?,
+            RunKind::Measuring { .. } => Vec::new(),
         };
         let held_out = match &recipe.eval {
             None => Vec::new(),
@@ -144,13 +144,13 @@ impl Prepared {
             }
         };
         let teacher = teacher_spec.as_ref().map(|model| Arc::clone(&model.files));
-        let (training, purpose) = match what_for {
-            Use::Training { served } => {
+        let (training, purpose) = match kind {
+            RunKind::Training { served } => {
                 let training = recipe.training();
                 let teacher_generates = training.teacher_generates || served;
                 (Some(Training { teacher_generates, ..training }), Purpose::Training)
             }
-            Use::Measuring { .. } => (None, Purpose::Command),
+            RunKind::Measuring { .. } => (None, Purpose::Command),
         };
         let spec = RuntimeSpec {
             device: recipe.runtime.device.device,
@@ -277,12 +277,12 @@ fn workload(recipe: &Recipe, train: &[Example], held_out: &[Example], asked: usi
 }
 
 /// Limits that every row has to keep.
-struct Fits<'a> {
+struct RowLimits<'a> {
     recipe: &'a Recipe,
     student: &'a ModelFiles,
 }
 
-impl Fits<'_> {
+impl RowLimits<'_> {
     fn encode(&self, encoder: &Encoder, rows: &[Row], max_new_tokens: usize) -> Result<Vec<Example>> {
         rows.iter()
             .map(|row| {

@@ -10,10 +10,10 @@ use runtime::request::{GenerateRequest, ModelId, OptimReport, OptimStep, TrainRe
 use runtime::train::Loss;
 use serve::{KeyValue, Scope};
 
-use super::batch::{Completion, Source, split};
-use super::graded::{self, Asked};
-use super::phases::Phases;
-use super::rollout::{Purpose, generate, params, request};
+use super::micro_batch::{Completion, CompletionSource, split};
+use super::rollout::{RngStream, generate, params, request};
+use super::scored::{self, BatchTeacher};
+use super::timers::StepTimers;
 use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::prompt::Example;
@@ -25,7 +25,7 @@ use crate::{Result, loss, memory};
 const MIX: u64 = 0x4D49_5821;
 
 /// Takes steps.
-pub(crate) struct Stepper<'a> {
+pub(crate) struct OpdStep<'a> {
     recipe: &'a Recipe,
     runtime: &'a RuntimeHandle,
     /// A teacher that is not in the runtime.
@@ -40,16 +40,16 @@ pub(crate) struct Stepper<'a> {
 }
 
 /// What a step did.
-pub(crate) struct Outcome {
+pub(crate) struct StepReport {
     /// Its numbers.
     pub(crate) metrics: Metrics,
     /// Its seconds.
-    pub(super) phases: Phases,
+    pub(super) phases: StepTimers,
     /// Whether the weights changed: loss and gradients were finite.
     pub(crate) applied: bool,
 }
 
-impl<'a> Stepper<'a> {
+impl<'a> OpdStep<'a> {
     /// Takes the steps of `recipe` on the rows `train`.
     #[must_use]
     pub(crate) fn new(
@@ -77,11 +77,11 @@ impl<'a> Stepper<'a> {
     ///
     /// # Errors
     /// What the runtime refuses.
-    pub(crate) fn take(&self, step: u64, lr: f64, rows: &[usize], scope: &Scope) -> Result<Outcome> {
+    pub(crate) fn take(&self, step: u64, lr: f64, rows: &[usize], scope: &Scope) -> Result<StepReport> {
         let start = Instant::now();
-        let mut phases = Phases::within(scope);
+        let mut phases = StepTimers::within(scope);
         let completions = phases.time("rollout", || self.complete(step, rows))?;
-        let seen = Completions::of(&completions);
+        let seen = CompletionStats::of(&completions);
         let sums = self.forward_backward(step, completions, &mut phases)?;
         let optim = OptimStep { lr, adamw: self.recipe.optim.adamw, max_grad_norm: self.recipe.optim.max_grad_norm };
         let report = phases.time("optim", || {
@@ -109,7 +109,7 @@ impl<'a> Stepper<'a> {
             metrics.set("gpu/peak_bytes", gpu.memory.peak_in_use as f64);
             metrics.set("gpu/driver_allocations", gpu.memory.driver_allocations as f64);
         }
-        Ok(Outcome { metrics, phases, applied: report.applied })
+        Ok(StepReport { metrics, phases, applied: report.applied })
     }
 
     /// Completes every prompt: by the student, by the teacher, or from the data.
@@ -119,7 +119,7 @@ impl<'a> Stepper<'a> {
         let mut sampling = params(&recipe.rollout.sampling, recipe.rollout.max_new_tokens, seed);
         sampling.ignore_eos = recipe.rollout.ignore_eos;
         let mut requests: Vec<GenerateRequest> = Vec::new();
-        let mut asked: Vec<(&Example, Source)> = Vec::new();
+        let mut asked: Vec<(&Example, CompletionSource)> = Vec::new();
         let mut elsewhere: Vec<(Vec<u32>, u64)> = Vec::new();
         let mut asked_elsewhere: Vec<&Example> = Vec::new();
         let mut completions = Vec::new();
@@ -127,9 +127,9 @@ impl<'a> Stepper<'a> {
             let example = &self.train[row];
             let prompt = step * rows.len() as u64 + position as u64;
             let (model, source, purpose) = if rng::uniform(seed, MIX, prompt) < objective.lmbda {
-                (ModelId::STUDENT, Source::Student, Purpose::Train)
+                (ModelId::STUDENT, CompletionSource::Student, RngStream::Train)
             } else if objective.off_policy.from_teacher {
-                (ModelId::TEACHER, Source::Other, Purpose::TrainTeacher)
+                (ModelId::TEACHER, CompletionSource::Other, RngStream::TrainTeacher)
             } else {
                 let given = example.completion.as_ref().expect("checked when the rows were read");
                 completions.push(Completion::given(example, given));
@@ -156,7 +156,7 @@ impl<'a> Stepper<'a> {
         completions
             .extend(sampled.map(|((example, source), generated)| Completion::sampled(example, generated, source)));
         if let Some(remote) = self.remote.filter(|_| !elsewhere.is_empty()) {
-            let written = remote.write(&elsewhere, &sampling)?;
+            let written = remote.generate(&elsewhere, &sampling)?;
             completions.extend(asked_elsewhere.into_iter().zip(&written).map(|(e, w)| Completion::written(e, w)));
         }
         Ok(completions)
@@ -164,13 +164,13 @@ impl<'a> Stepper<'a> {
 
     /// Gradients of the whole step: the loss is divided by its count of completion tokens in every micro-batch, so
     /// that the cut into micro-batches changes nothing.
-    fn forward_backward(&self, step: u64, completions: Vec<Completion>, phases: &mut Phases) -> Result<Sums> {
+    fn forward_backward(&self, step: u64, completions: Vec<Completion>, phases: &mut StepTimers) -> Result<LossSums> {
         let normalizer = completions.iter().map(Completion::len).sum::<usize>() as f64;
-        let mut sums = Sums::default();
+        let mut sums = LossSums::default();
         let batches = split(completions, self.recipe.runtime.tokens_per_microbatch);
         let bar = self.progress.bar("train", normalizer as u64, "tokens");
         let mut number: u64 = 0;
-        let run = |source, sequences: &[TrainSequence], asked: Asked| {
+        let run = |source, sequences: &[TrainSequence], asked: BatchTeacher| {
             let start = Instant::now();
             let report = self.runtime.forward_backward(TrainRequest {
                 sequences: sequences.to_vec(),
@@ -194,22 +194,22 @@ impl<'a> Stepper<'a> {
             sums.add(&report);
             Ok(())
         };
-        graded::each(self.remote, &batches, |source| self.loss(source).needs(), run)?;
+        scored::each(self.remote, &batches, |source| self.loss(source).needs(), run)?;
         bar.finish_and_clear();
         Ok(sums)
     }
 
-    fn loss(&self, source: Source) -> &Arc<dyn Loss> {
+    fn loss(&self, source: CompletionSource) -> &Arc<dyn Loss> {
         match source {
-            Source::Student => &self.on_policy,
-            Source::Other => &self.off_policy,
+            CompletionSource::Student => &self.on_policy,
+            CompletionSource::Other => &self.off_policy,
         }
     }
 }
 
 /// Sums over micro-batches; each name with the tokens that it was summed over.
 #[derive(Debug, Default)]
-pub(super) struct Sums {
+pub(super) struct LossSums {
     loss: f64,
     forward_seconds: f64,
     backward_seconds: f64,
@@ -218,7 +218,7 @@ pub(super) struct Sums {
     maxima: BTreeMap<&'static str, f64>,
 }
 
-impl Sums {
+impl LossSums {
     /// Adds a micro-batch.
     pub(super) fn add(&mut self, report: &TrainReport) {
         self.loss += report.loss;
@@ -257,7 +257,7 @@ impl Sums {
 }
 
 /// What the completions of a step look like from outside.
-struct Completions {
+struct CompletionStats {
     count: usize,
     tokens: usize,
     processed: usize,
@@ -265,14 +265,14 @@ struct Completions {
     on_policy: usize,
 }
 
-impl Completions {
+impl CompletionStats {
     fn of(completions: &[Completion]) -> Self {
         Self {
             count: completions.len(),
             tokens: completions.iter().map(Completion::len).sum(),
             processed: completions.iter().map(|completion| completion.sequence.tokens.len()).sum(),
             truncated: completions.iter().filter(|completion| completion.truncated).count(),
-            on_policy: completions.iter().filter(|completion| completion.source == Source::Student).count(),
+            on_policy: completions.iter().filter(|completion| completion.source == CompletionSource::Student).count(),
         }
     }
 
@@ -291,7 +291,7 @@ fn report_optim(metrics: &mut Metrics, lr: f64, report: &OptimReport) {
     metrics.set("optim/skipped", f64::from(u8::from(!report.applied)));
 }
 
-fn report_speed(metrics: &mut Metrics, phases: &Phases, seconds: f64, seen: &Completions) {
+fn report_speed(metrics: &mut Metrics, phases: &StepTimers, seconds: f64, seen: &CompletionStats) {
     for (phase, seconds) in phases.seconds() {
         metrics.set(&format!("time/{phase}"), *seconds);
     }

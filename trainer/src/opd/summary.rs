@@ -7,7 +7,7 @@ use std::path::Path;
 use runtime::request::GpuStats;
 use serde_json::{Map, Value, json};
 
-use super::phases::Phases;
+use super::timers::StepTimers;
 use crate::checkpoint::Best;
 use crate::eval::compare;
 use crate::memory::Bytes;
@@ -101,7 +101,7 @@ pub(super) struct Summary<'a> {
     pub(super) compared: std::result::Result<Vec<compare::Row>, String>,
     /// The best step by `checkpoint.best`.
     pub(super) best: Option<&'a Best>,
-    pub(super) phases: &'a Phases,
+    pub(super) phases: &'a StepTimers,
     pub(super) steps: u64,
     pub(super) gpu: Option<GpuStats>,
 }

@@ -4,16 +4,16 @@
 //! how to write itself as a recipe again ([`Recipe::to_toml`]).
 
 mod differences;
-mod given;
 pub(crate) mod keys;
 mod names;
 mod overrides;
+pub(crate) mod parse_errors;
 mod paths;
 pub mod raw;
 mod remote;
 mod resolve;
 mod shortened;
-pub(crate) mod wording;
+mod source;
 
 use std::path::{Path, PathBuf};
 
@@ -21,14 +21,14 @@ use runtime::memory::{Checkpointing, KvSize};
 use runtime::read;
 use runtime::request::{LoraConfig, Offload, Trainable, Training};
 
-pub use given::Given;
 pub use overrides::Override;
 pub use raw::{Lora, OneOrMany, Rollout, Sampling, SavedDtype};
 pub use remote::{Api, Remote, RemoteRows};
 pub(crate) use resolve::learning_rate;
+pub use source::RecipeSource;
 
 use crate::data::{Format, Message};
-use crate::device::Choice;
+use crate::device::DeviceChoice;
 use crate::schedule::Schedule;
 use crate::{Error, Result};
 
@@ -264,7 +264,7 @@ pub struct Benchmark {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Runtime {
     /// Where to run.
-    pub device: Choice,
+    pub device: DeviceChoice,
     /// Key of every random number.
     pub seed: u64,
     /// Tokens of one scheduler step.
@@ -306,7 +306,7 @@ impl Recipe {
     pub fn parse(text: &str, origin: &str, name: &str, folder: &Path, overrides: &[Override]) -> Result<Self> {
         let syntax = |what: String| Error::Syntax { origin: origin.to_owned(), what };
         let mut table: toml::Table =
-            text.parse().map_err(|e: toml::de::Error| syntax(wording::plain(&e.to_string())))?;
+            text.parse().map_err(|e: toml::de::Error| syntax(parse_errors::plain(&e.to_string())))?;
         paths::make_absolute(&mut table, folder)?;
         Self::from_table(table, origin, name, overrides)
     }
@@ -321,7 +321,7 @@ impl Recipe {
         paths::make_absolute(&mut table, Path::new("."))?;
         keys::check(&table)?;
         let syntax =
-            |e: toml::de::Error| Error::Syntax { origin: origin.to_owned(), what: wording::plain(&e.to_string()) };
+            |e: toml::de::Error| Error::Syntax { origin: origin.to_owned(), what: parse_errors::plain(&e.to_string()) };
         let raw: raw::RawRecipe = table.try_into().map_err(syntax)?;
         Ok(Self { notes: notes.into_iter().collect(), ..resolve::resolve(raw, name)? })
     }

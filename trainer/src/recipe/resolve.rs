@@ -11,7 +11,7 @@ use runtime::request::{EngineConfig, Offload};
 
 use super::{Data, HeldOut, Objective, Recipe, Runtime, Student};
 use crate::data::Format;
-use crate::device::Choice;
+use crate::device::DeviceChoice;
 use crate::limits::{MOST_GIVEN, MOST_RANK, MOST_RUNNING, MOST_SEQUENCES, MOST_TOKENS, between};
 use crate::{Error, Result};
 
@@ -255,7 +255,7 @@ fn on_gpu_only(key: &str, value: Option<bool>, gpu: bool) -> Result<bool> {
 
 fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
     let runtime = &mut raw.runtime;
-    let device: Choice = runtime
+    let device: DeviceChoice = runtime
         .device
         .parse()
         .map_err(|e: autograd::Error| Error::value("runtime.device", format!("{:?}", runtime.device), e.to_string()))?;

@@ -3,7 +3,7 @@
 use toml::{Table, Value};
 
 use super::Override;
-use super::given::alternative;
+use super::source::alternative;
 
 /// Removes the other way to give a length where one is changed, and shortens a warm-up that the recipe made for more steps, in
 /// proportion. Says so.

@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 
 use super::checks;
 use super::client::Client;
-use super::{Ask, Form, Said, Written};
-use crate::endpoint::Answer;
-use crate::guard::{self, Described};
+use super::{RemoteCompletion, ScoreFormat, TeacherScoreRequest, TeacherScores};
+use crate::compatibility::{self, TokenizerInfo};
+use crate::endpoint::HttpResponse;
 use crate::recipe::Remote;
 use crate::{Error, Result};
 
@@ -84,7 +84,7 @@ impl Arle {
             let what = format!("/tokenizer_info says model_vocab_size = {}, which no model has", info.model_vocab_size);
             return Err(client.error(what));
         }
-        let described = Described {
+        let described = TokenizerInfo {
             fingerprint: &info.fingerprint,
             vocab_size: info.vocab_size,
             model_vocab_size: info.model_vocab_size,
@@ -98,7 +98,7 @@ impl Arle {
             let tokens = client.json("/tokenize", &answer)?["tokens"].take();
             serde_json::from_value(tokens).map_err(|e| client.error(format!("/tokenize gave no tokens: {e}")))
         };
-        let token_ids = guard::compare_described(student, &described, ends_chosen, &tokenize)?;
+        let token_ids = compatibility::compare_tokenizer_info(student, &described, ends_chosen, &tokenize)?;
         if info.model_vocab_size - token_ids > MOST_PADDING {
             let what = format!(
                 "model_vocab_size = {} leaves more than {MOST_PADDING} ids beside the {token_ids} that both models have",
@@ -124,49 +124,50 @@ impl Arle {
     }
 
     /// Bytes that the server counts for a position.
-    pub(super) fn row_bytes(&self, form: Form) -> usize {
-        match form {
-            Form::Logits(precision) => self.token_ids * precision.bytes(),
-            Form::Top { k, .. } => (2 + k) * ENTRY_BYTES,
-            Form::Own { .. } => 2 * ENTRY_BYTES,
+    pub(super) fn row_bytes(&self, format: ScoreFormat) -> usize {
+        match format {
+            ScoreFormat::Logits(precision) => self.token_ids * precision.bytes(),
+            ScoreFormat::Top { k, .. } => (2 + k) * ENTRY_BYTES,
+            ScoreFormat::Own { .. } => 2 * ENTRY_BYTES,
         }
     }
 
     /// What the model says of some sequences, in one request.
-    pub(super) fn ask(&self, group: &[Ask], form: Form) -> Result<Vec<Said>> {
-        let input: Vec<&[u32]> = group.iter().map(|ask| &ask.tokens[..ask.positions.end]).collect();
-        let positions: Vec<[usize; 2]> = group.iter().map(|ask| [ask.positions.start, ask.positions.end]).collect();
+    pub(super) fn score(&self, group: &[TeacherScoreRequest], format: ScoreFormat) -> Result<Vec<TeacherScores>> {
+        let input: Vec<&[u32]> = group.iter().map(|request| &request.tokens[..request.positions.end]).collect();
+        let positions: Vec<[usize; 2]> =
+            group.iter().map(|request| [request.positions.start, request.positions.end]).collect();
         let mut body = named(&self.model, json!({"input": input, "positions": positions}));
         if self.token_ids < self.info.model_vocab_size {
             body["vocab_size"] = json!(self.token_ids);
         }
-        match form {
-            Form::Logits(precision) => {
+        match format {
+            ScoreFormat::Logits(precision) => {
                 body["rows"] = json!("logits");
                 body["dtype"] = json!(precision.name());
             }
-            Form::Top { k, temperature } => {
+            ScoreFormat::Top { k, temperature } => {
                 body["top_k"] = json!(k);
                 body["temperature"] = json!(temperature);
             }
-            Form::Own { temperature } => body["temperature"] = json!(temperature),
+            ScoreFormat::Own { temperature } => body["temperature"] = json!(temperature),
         }
-        let rows: usize = group.iter().map(|ask| ask.positions.len()).sum();
-        let most = (rows * self.row_bytes(form) + group.len() * ENVELOPE_BYTES) as u64;
+        let rows: usize = group.iter().map(|request| request.positions.len()).sum();
+        let most = (rows * self.row_bytes(format) + group.len() * ENVELOPE_BYTES) as u64;
         let answer = self.client.post("/v1/score", &body, most)?;
-        match form {
-            Form::Logits(precision) => {
+        match format {
+            ScoreFormat::Logits(precision) => {
                 checks::logits(&answer.body, precision).map_err(|what| self.wrong(&what))?;
-                self.split(answer, group, self.row_bytes(form))
+                self.split(answer, group, self.row_bytes(format))
             }
-            Form::Top { k, .. } => self.read(&answer, group, k),
-            Form::Own { .. } => self.read(&answer, group, 0),
+            ScoreFormat::Top { k, .. } => self.read(&answer, group, k),
+            ScoreFormat::Own { .. } => self.read(&answer, group, 0),
         }
     }
 
     /// Cuts rows of `row` bytes where the sequences' positions end.
-    fn split(&self, answer: Answer, group: &[Ask], row: usize) -> Result<Vec<Said>> {
-        let rows: usize = group.iter().map(|ask| ask.positions.len()).sum();
+    fn split(&self, answer: HttpResponse, group: &[TeacherScoreRequest], row: usize) -> Result<Vec<TeacherScores>> {
+        let rows: usize = group.iter().map(|request| request.positions.len()).sum();
         let got = answer.header("x-logits-cols").and_then(|cols| cols.parse().ok());
         if got != Some(self.vocab()) || answer.body.len() != rows * row {
             let (bytes, got) = (answer.body.len(), answer.header("x-logits-cols").unwrap_or("no").to_owned());
@@ -176,13 +177,13 @@ impl Arle {
             )));
         }
         if let [_] = group {
-            return Ok(vec![Said::Logits(answer.body)]);
+            return Ok(vec![TeacherScores::Logits(answer.body)]);
         }
         let mut rest = &answer.body[..];
         let mut said = Vec::with_capacity(group.len());
-        for ask in group {
-            let (own, later) = rest.split_at(ask.positions.len() * row);
-            said.push(Said::Logits(own.to_vec()));
+        for request in group {
+            let (own, later) = rest.split_at(request.positions.len() * row);
+            said.push(TeacherScores::Logits(own.to_vec()));
             rest = later;
         }
         Ok(said)
@@ -192,7 +193,7 @@ impl Arle {
         self.client.error(format!("/v1/score: {what}"))
     }
 
-    fn read(&self, answer: &Answer, group: &[Ask], k: usize) -> Result<Vec<Said>> {
+    fn read(&self, answer: &HttpResponse, group: &[TeacherScoreRequest], k: usize) -> Result<Vec<TeacherScores>> {
         let wrong = |what: &str| self.wrong(what);
         let mut value = self.client.json("/v1/score", answer)?;
         let data: Vec<Score> = serde_json::from_value(value["data"].take()).map_err(|e| wrong(&e.to_string()))?;
@@ -202,9 +203,9 @@ impl Arle {
         data.into_iter()
             .zip(group)
             .enumerate()
-            .map(|(number, (score, ask))| {
-                let n = ask.positions.len();
-                if score.index != number || score.tokens != ask.tokens[ask.positions.clone()] {
+            .map(|(number, (score, request))| {
+                let n = request.positions.len();
+                if score.index != number || score.tokens != request.tokens[request.positions.clone()] {
                     return Err(wrong("log-probabilities of other tokens than were sent"));
                 }
                 let lists = [score.top_ids.len(), score.top_logprobs.len(), score.tail_logprobs.len()];
@@ -220,13 +221,13 @@ impl Arle {
                     checks::listed(own, ids, logprobs, *tail, self.vocab()).map_err(|what| wrong(&what))?;
                 }
                 let (ids, logprobs) = (score.top_ids.concat(), score.top_logprobs.concat());
-                Ok(Said::LogProbs { own: score.logprobs, ids, logprobs, tails: score.tail_logprobs })
+                Ok(TeacherScores::LogProbs { own: score.logprobs, ids, logprobs, tails: score.tail_logprobs })
             })
             .collect()
     }
 
     /// Continues a prompt.
-    pub(super) fn write(&self, prompt: &[u32], params: &SamplingParams, seed: u64) -> Result<Written> {
+    pub(super) fn generate(&self, prompt: &[u32], params: &SamplingParams, seed: u64) -> Result<RemoteCompletion> {
         // Ids that the student does not have are padding there; nothing is to be made of them.
         let padding = (self.token_ids..self.info.model_vocab_size).map(|id| (id.to_string(), json!(NEVER)));
         let body = json!({
@@ -244,7 +245,7 @@ impl Arle {
         let tokens: Vec<u32> = tokens.map_err(|e| self.client.error(format!("/v1/completions gave no tokens: {e}")))?;
         checks::written(&tokens, params.max_tokens, self.vocab())
             .map_err(|what| self.client.error(format!("/v1/completions: {what}")))?;
-        Ok(Written { tokens, text, truncated })
+        Ok(RemoteCompletion { tokens, text, truncated })
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::endpoint::{Answer, TEACHER};
+use crate::endpoint::{HttpResponse, TEACHER};
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 use crate::recipe::Remote;
@@ -46,8 +46,8 @@ impl Client {
     }
 
     /// `most`: bytes of the answer; the same below.
-    pub(super) fn get(&self, path: &str, query: Option<(&str, &str)>, most: u64) -> Result<Answer> {
-        self.ask(path, most, || {
+    pub(super) fn get(&self, path: &str, query: Option<(&str, &str)>, most: u64) -> Result<HttpResponse> {
+        self.send_with_retries(path, most, || {
             let request =
                 query.into_iter().fold(self.agent.get(format!("{}{path}", self.url)), |request, (name, value)| {
                     request.query(name, value)
@@ -56,16 +56,16 @@ impl Client {
         })
     }
 
-    pub(super) fn post(&self, path: &str, body: &Value, most: u64) -> Result<Answer> {
+    pub(super) fn post(&self, path: &str, body: &Value, most: u64) -> Result<HttpResponse> {
         let body = body.to_string();
-        self.ask(path, most, || {
+        self.send_with_retries(path, most, || {
             let request = self.agent.post(format!("{}{path}", self.url)).header("content-type", "application/json");
             self.authorized(request).send(body.as_bytes())
         })
     }
 
     /// The JSON of an answer.
-    pub(super) fn json(&self, path: &str, answer: &Answer) -> Result<Value> {
+    pub(super) fn json(&self, path: &str, answer: &HttpResponse) -> Result<Value> {
         serde_json::from_slice(&answer.body).map_err(|e| self.error(format!("{path} did not answer JSON: {e}")))
     }
 
@@ -76,12 +76,12 @@ impl Client {
         }
     }
 
-    fn ask(
+    fn send_with_retries(
         &self,
         path: &str,
         most: u64,
         send: impl Fn() -> Result<ureq::http::Response<ureq::Body>, ureq::Error>,
-    ) -> Result<Answer> {
+    ) -> Result<HttpResponse> {
         let mut pause = FIRST_PAUSE;
         for tried in 1.. {
             let failure = match TEACHER.take(send(), most) {

@@ -4,9 +4,9 @@
 //! are repeated, and an error leaves the step that needed it undone.
 
 mod arle;
+mod batch_scores;
 mod checks;
 mod client;
-mod gather;
 mod openai;
 
 use std::ops::Range;
@@ -23,10 +23,10 @@ use runtime::train::{GivenTeacher, Needs};
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 use crate::recipe::{Api, Remote, RemoteRows};
-use crate::{Error, Result, guard};
+use crate::{Error, Result, compatibility};
 use arle::Arle;
+use batch_scores::BatchScores;
 use client::Client;
-use gather::Gathered;
 use openai::OpenAi;
 
 /// A server that answers for the teacher.
@@ -45,14 +45,14 @@ enum Server {
 
 /// A sequence and the positions that are asked about: position i is token i, given those before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Ask {
+struct TeacherScoreRequest {
     tokens: Vec<u32>,
     positions: Range<usize>,
 }
 
-/// In what form they are asked about.
+/// What is returned of each position.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Form {
+enum ScoreFormat {
     /// All logits.
     Logits(Precision),
     /// The `k` likeliest tokens, and the sequence's own.
@@ -61,9 +61,9 @@ enum Form {
     Own { temperature: f64 },
 }
 
-/// What is said of the positions of one [`Ask`].
+/// Scores of the positions of one [`TeacherScoreRequest`].
 #[derive(Debug)]
-enum Said {
+enum TeacherScores {
     /// Rows of logits as they came.
     Logits(Vec<u8>),
     /// Log-probabilities of the own tokens and, with k > 0, the k likeliest ones of each position and the rest's.
@@ -71,7 +71,7 @@ enum Said {
 }
 
 /// A completion that the teacher wrote.
-pub(crate) struct Written {
+pub(crate) struct RemoteCompletion {
     /// Its tokens, the end of sequence included.
     pub(crate) tokens: Vec<u32>,
     /// Their text.
@@ -105,7 +105,7 @@ impl RemoteTeacher {
         let what =
             remote.rows.map_or_else(|| "log-probabilities of the student's tokens".to_owned(), |rows| rows.to_string());
         progress.line(&format!("teacher    {}{name}: {what}", remote.url));
-        let own_ids = guard::own_ids(student)?;
+        let own_ids = compatibility::own_ids(student)?;
         Ok(Self { server, rows: remote.rows, concurrency: remote.concurrency, own_ids })
     }
 
@@ -126,7 +126,7 @@ impl RemoteTeacher {
     }
 
     /// Whether it continues prompts of token ids.
-    pub(crate) fn writes(&self) -> bool {
+    pub(crate) fn generates(&self) -> bool {
         matches!(self.server, Server::Arle(_))
     }
 
@@ -134,49 +134,55 @@ impl RemoteTeacher {
     ///
     /// # Errors
     /// The server is lost, or refuses.
-    pub(crate) fn grade(&self, sequences: &[TrainSequence], needs: Needs) -> Result<GivenTeacher> {
-        let form = self.form(needs);
-        let mut asks = Vec::new();
+    pub(crate) fn score(&self, sequences: &[TrainSequence], needs: Needs) -> Result<GivenTeacher> {
+        let format = self.format(needs);
+        let mut requests = Vec::new();
         let mut weights = Vec::new();
         for sequence in sequences {
             let prompt = sequence.teacher_prompt.as_deref().unwrap_or(&sequence.tokens[..sequence.prompt_len]);
             let tokens = [prompt, &sequence.tokens[sequence.prompt_len..]].concat();
-            for positions in self.parts(prompt.len()..tokens.len(), form) {
+            for positions in self.parts(prompt.len()..tokens.len(), format) {
                 weights
                     .extend_from_slice(&sequence.weights[positions.start - prompt.len()..positions.end - prompt.len()]);
-                asks.push(Ask { tokens: tokens.clone(), positions });
+                requests.push(TeacherScoreRequest { tokens: tokens.clone(), positions });
             }
         }
-        let groups = self.groups(&asks, form);
-        let said = in_parallel(&groups, self.concurrency, |group| self.ask(group, form))?;
-        let mut gathered = Gathered::new(form);
+        let groups = self.groups(&requests, format);
+        let responses = in_parallel(&groups, self.concurrency, |group| self.score_group(group, format))?;
+        let mut scores = BatchScores::new(format);
         let mut weights = &weights[..];
-        for (ask, said) in asks.iter().zip(said.into_iter().flatten()) {
-            let (own, later) = weights.split_at(ask.positions.len());
-            gathered.push(said, own);
+        for (request, responses) in requests.iter().zip(responses.into_iter().flatten()) {
+            let (own, later) = weights.split_at(request.positions.len());
+            scores.push(responses, own);
             weights = later;
         }
-        Ok(gathered.finish(self.vocab()))
+        Ok(scores.finish(self.vocab()))
     }
 
     /// Lets the teacher continue prompts; `index` keys the random numbers of each.
     ///
     /// # Errors
     /// The server is lost, or refuses.
-    pub(crate) fn write(&self, prompts: &[(Vec<u32>, u64)], params: &SamplingParams) -> Result<Vec<Written>> {
+    pub(crate) fn generate(
+        &self,
+        prompts: &[(Vec<u32>, u64)],
+        params: &SamplingParams,
+    ) -> Result<Vec<RemoteCompletion>> {
         let Server::Arle(arle) = &self.server else { unreachable!("the recipe lets only arle's servers write") };
         in_parallel(prompts, self.concurrency, |(prompt, index)| {
             let key = philox(params.seed, [*index as u32, (*index >> 32) as u32, 0, 0]);
-            arle.write(prompt, params, u64::from(key[0]) << 31 | u64::from(key[1] >> 1))
+            arle.generate(prompt, params, u64::from(key[0]) << 31 | u64::from(key[1] >> 1))
         })
     }
 
-    fn form(&self, needs: Needs) -> Form {
+    fn format(&self, needs: Needs) -> ScoreFormat {
         match (needs, self.rows) {
-            (Needs::Distribution { .. }, Some(RemoteRows::Logits(precision))) => Form::Logits(precision),
-            (Needs::Distribution { temperature }, Some(RemoteRows::Top(k))) => Form::Top { k, temperature },
-            (Needs::Distribution { temperature } | Needs::Tokens { temperature }, _) => Form::Own { temperature },
-            (Needs::Nothing, _) => Form::Own { temperature: 1.0 },
+            (Needs::Distribution { .. }, Some(RemoteRows::Logits(precision))) => ScoreFormat::Logits(precision),
+            (Needs::Distribution { temperature }, Some(RemoteRows::Top(k))) => ScoreFormat::Top { k, temperature },
+            (Needs::Distribution { temperature } | Needs::Tokens { temperature }, _) => {
+                ScoreFormat::Own { temperature }
+            }
+            (Needs::Nothing, _) => ScoreFormat::Own { temperature: 1.0 },
         }
     }
 
@@ -188,38 +194,38 @@ impl RemoteTeacher {
     }
 
     /// Cuts positions into parts whose answers are as long as the server allows.
-    fn parts(&self, positions: Range<usize>, form: Form) -> Vec<Range<usize>> {
+    fn parts(&self, positions: Range<usize>, format: ScoreFormat) -> Vec<Range<usize>> {
         let most = match &self.server {
-            Server::Arle(arle) => (arle.limit() / arle.row_bytes(form)).max(1),
+            Server::Arle(arle) => (arle.limit() / arle.row_bytes(format)).max(1),
             Server::OpenAi(_) => usize::MAX,
         };
         let end = positions.end;
         positions.step_by(most).map(|start| start..start.saturating_add(most).min(end)).collect()
     }
 
-    /// Puts asks together that one request holds: the server runs them side by side.
-    fn groups<'a>(&self, asks: &'a [Ask], form: Form) -> Vec<&'a [Ask]> {
-        let Server::Arle(arle) = &self.server else { return asks.chunks(1).collect() };
+    /// Groups what one HTTP request holds: the server runs them side by side.
+    fn groups<'a>(&self, requests: &'a [TeacherScoreRequest], format: ScoreFormat) -> Vec<&'a [TeacherScoreRequest]> {
+        let Server::Arle(arle) = &self.server else { return requests.chunks(1).collect() };
         let (mut groups, mut first, mut used) = (Vec::new(), 0, [0, 0]);
-        for (place, ask) in asks.iter().enumerate() {
-            let more = [ask.tokens.len(), ask.positions.len() * arle.row_bytes(form)];
+        for (place, request) in requests.iter().enumerate() {
+            let more = [request.tokens.len(), request.positions.len() * arle.row_bytes(format)];
             let fits = used[0] + more[0] <= arle.context() && used[1] + more[1] <= arle.limit();
             if !fits && place > first {
-                groups.push(&asks[first..place]);
+                groups.push(&requests[first..place]);
                 (first, used) = (place, [0, 0]);
             }
             used = [used[0] + more[0], used[1] + more[1]];
         }
-        if first < asks.len() {
-            groups.push(&asks[first..]);
+        if first < requests.len() {
+            groups.push(&requests[first..]);
         }
         groups
     }
 
-    fn ask(&self, group: &[Ask], form: Form) -> Result<Vec<Said>> {
+    fn score_group(&self, group: &[TeacherScoreRequest], format: ScoreFormat) -> Result<Vec<TeacherScores>> {
         match &self.server {
-            Server::Arle(arle) => arle.ask(group, form),
-            Server::OpenAi(openai) => group.iter().map(|ask| openai.ask(ask)).collect(),
+            Server::Arle(arle) => arle.score(group, format),
+            Server::OpenAi(openai) => group.iter().map(|request| openai.score(request)).collect(),
         }
     }
 }
@@ -250,6 +256,6 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], threads: usize, work: impl Fn(&T) 
 }
 
 #[cfg(test)]
-mod lies;
+mod invalid_responses;
 #[cfg(test)]
 mod tests;

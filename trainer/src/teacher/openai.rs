@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::checks;
 use super::client::Client;
-use super::{Ask, Said};
+use super::{TeacherScoreRequest, TeacherScores};
 use crate::recipe::Remote;
 use crate::{Error, Result};
 
@@ -80,19 +80,19 @@ impl OpenAi {
     }
 
     /// What the model says of a sequence's own tokens.
-    pub(super) fn ask(&self, ask: &Ask) -> Result<Said> {
-        let tokens = &ask.tokens[..ask.positions.end];
+    pub(super) fn score(&self, request: &TeacherScoreRequest) -> Result<TeacherScores> {
+        let tokens = &request.tokens[..request.positions.end];
         let echo = self.echo(&json!(tokens), tokens.len())?;
         let (got, want) = (echo.token_logprobs.len(), tokens.len());
         // It may have continued the prompt by a token.
         let whole = (want..=want + 1).contains(&got) && echo.tokens.len() == got;
-        let listed = echo.token_logprobs.get(ask.positions.clone()).filter(|_| whole);
+        let listed = echo.token_logprobs.get(request.positions.clone()).filter(|_| whole);
         let own: Option<Vec<f32>> = listed.and_then(|logprobs| logprobs.iter().copied().collect());
         let own = own.ok_or_else(|| {
             self.client.error(format!("/v1/completions gave log-probabilities of {got} tokens for a prompt of {want}"))
         })?;
         checks::own(&own).map_err(|what| self.client.error(format!("/v1/completions: {what}")))?;
-        Ok(Said::LogProbs { own, ids: vec![], logprobs: vec![], tails: vec![] })
+        Ok(TeacherScores::LogProbs { own, ids: vec![], logprobs: vec![], tails: vec![] })
     }
 
     /// A prompt of at most `tokens` tokens with its log-probabilities. Most servers want to generate a token as well.

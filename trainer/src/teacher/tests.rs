@@ -160,20 +160,20 @@ fn work_is_bounded_ordered_and_ends_with_the_first_error() {
     assert!(in_parallel(&[] as &[usize], 3, |_| Ok(())).expect("nothing to do").is_empty());
 }
 
-/// Rows whose token has no weight are left out in every form.
+/// Rows whose token has no weight are left out in every format.
 #[test]
 fn rows_without_a_weight_are_left_out() {
     let weights = [1.0, 0.0, 0.5];
-    let mut logits = Gathered::new(Form::Logits(Precision::Bf16));
-    logits.push(Said::Logits((0..12).collect()), &weights);
-    logits.push(Said::Logits(vec![20, 21, 22, 23]), &[2.0]);
+    let mut logits = BatchScores::new(ScoreFormat::Logits(Precision::Bf16));
+    logits.push(TeacherScores::Logits((0..12).collect()), &weights);
+    logits.push(TeacherScores::Logits(vec![20, 21, 22, 23]), &[2.0]);
     let given = logits.finish(2);
     let Some(autograd::ops::GivenRows::Logits(rows)) = given.rows.as_deref() else { panic!("{given:?}") };
     assert_eq!(rows.bytes, [0, 1, 2, 3, 8, 9, 10, 11, 20, 21, 22, 23]);
-    let mut top = Gathered::new(Form::Top { k: 2, temperature: 0.5 });
+    let mut top = BatchScores::new(ScoreFormat::Top { k: 2, temperature: 0.5 });
     let (own, tails) = (vec![-1.0, -2.0, -3.0], vec![-4.0, -5.0, -6.0]);
     let logprobs = vec![-0.1, -0.2, -0.3, -0.4, -0.5, -0.6];
-    top.push(Said::LogProbs { own, ids: vec![1, 2, 3, 4, 5, 6], logprobs, tails }, &weights);
+    top.push(TeacherScores::LogProbs { own, ids: vec![1, 2, 3, 4, 5, 6], logprobs, tails }, &weights);
     let given = top.finish(9);
     let Some(autograd::ops::GivenRows::Top(rows)) = given.rows.as_deref() else { panic!("{given:?}") };
     assert_eq!((given.logprobs, given.temperature), (vec![-1.0, -3.0], 0.5));

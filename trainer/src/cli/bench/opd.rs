@@ -12,7 +12,7 @@ use super::{BenchArgs, Report, prompt};
 use crate::limits::{MOST_TOKENS, between};
 use crate::memory::Purpose;
 use crate::metrics::Metrics;
-use crate::opd::{self, Outcome, Stepper};
+use crate::opd::{self, OpdStep, StepReport};
 use crate::progress::Progress;
 use crate::prompt::Example;
 use crate::recipe::{Override, Recipe};
@@ -75,7 +75,7 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
             shown: String::new(),
         })
         .collect();
-    let stepper = Stepper::new(&recipe, &runtime, None, &rows, progress);
+    let stepper = OpdStep::new(&recipe, &runtime, None, &rows, progress);
     let mut outcomes = Vec::with_capacity(args.opd.steps);
     for step in 0..total {
         if step == args.opd.warmup {
@@ -200,7 +200,7 @@ fn step_line(step: usize, metrics: &Metrics) -> String {
 }
 
 /// Medians over the steps.
-fn report(args: &BenchArgs, recipe: &Recipe, outcomes: &[Outcome]) -> Report {
+fn report(args: &BenchArgs, recipe: &Recipe, outcomes: &[StepReport]) -> Report {
     let of = |key: &str| median(outcomes.iter().filter_map(|outcome| outcome.metrics.get(key)).collect());
     let step = of("time/step");
     let phases = PHASES.map(|(name, key)| (name, of(key)));

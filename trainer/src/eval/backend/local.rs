@@ -17,9 +17,9 @@ use runtime::{Closed, RequestGuard, RuntimeHandle, Sink};
 use serde_json::{Map, Value, json};
 
 use super::{Backend, Render};
-use crate::eval::ask::{Message, Prompt, Request, Response};
 use crate::eval::encode::{self, Tail};
-use crate::eval::too_long::{Excess, TooLong};
+use crate::eval::length_limit::{LengthOverflow, LongPrompt};
+use crate::eval::question::{Message, Prompt, Request, Response};
 use crate::{Error, Result};
 
 /// How a resident model is asked.
@@ -67,10 +67,10 @@ impl LocalSettings {
 /// Answers by a model of this process.
 pub(in crate::eval) struct Local {
     runtime: RuntimeHandle,
-    encoder: Encoder,
+    encoder: RequestEncoder,
     render: Box<Render>,
     events: (Sender<Event>, Receiver<Event>),
-    open: BTreeMap<usize, Open>,
+    open: BTreeMap<usize, OpenDocument>,
     /// Documents whose answers are complete.
     ready: Vec<usize>,
     /// Pieces that are not answered.
@@ -106,7 +106,7 @@ impl Local {
         };
         Ok(Self {
             runtime,
-            encoder: Encoder::new(tokenizer, prefix, files.config.eos_token_ids.clone(), settings)?,
+            encoder: RequestEncoder::new(tokenizer, prefix, files.config.eos_token_ids.clone(), settings)?,
             render: Box::new(render),
             events: channel(),
             open: BTreeMap::new(),
@@ -120,7 +120,7 @@ impl Local {
 
 /// One piece of a document's work.
 #[derive(Debug, Clone)]
-enum Piece {
+enum EncodedRequest {
     Generate { prompt: Vec<u32>, params: Box<SamplingParams>, index: u64, cut: usize },
     Score(Tail),
 }
@@ -136,13 +136,13 @@ enum Shape {
 
 /// A document's pieces, and which of them make which response.
 #[derive(Debug, Clone, Default)]
-pub(in crate::eval) struct Work {
-    pieces: Vec<Piece>,
+pub(in crate::eval) struct EncodedDocument {
+    pieces: Vec<EncodedRequest>,
     responses: Vec<(Shape, Range<usize>)>,
 }
 
-impl Work {
-    fn push(&mut self, shape: Shape, pieces: impl IntoIterator<Item = Piece>) {
+impl EncodedDocument {
+    fn push(&mut self, shape: Shape, pieces: impl IntoIterator<Item = EncodedRequest>) {
         let first = self.pieces.len();
         self.pieces.extend(pieces);
         self.responses.push((shape, first..self.pieces.len()));
@@ -150,7 +150,7 @@ impl Work {
 }
 
 /// From texts to token ids.
-struct Encoder {
+struct RequestEncoder {
     tokenizer: Arc<Tokenizer>,
     prefix: u32,
     /// Spellings of the first token, of texts that are scored and of those that are continued. Where a text has it already,
@@ -160,7 +160,7 @@ struct Encoder {
     settings: LocalSettings,
 }
 
-impl Encoder {
+impl RequestEncoder {
     fn new(tokenizer: Arc<Tokenizer>, prefix: u32, eos: Vec<u32>, settings: LocalSettings) -> Result<Self> {
         let spelled = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id], false)).transpose();
         let first = [spelled(Some(prefix))?, spelled(tokenizer.bos())?];
@@ -172,35 +172,35 @@ impl Encoder {
         Ok(self.tokenizer.encode(text, !has_it)?)
     }
 
-    fn work(&self, requests: Vec<Request>, excess: &mut Excess) -> Result<Work> {
-        let mut work = Work::default();
+    fn work(&self, requests: Vec<Request>, overflow: &mut LengthOverflow) -> Result<EncodedDocument> {
+        let mut work = EncodedDocument::default();
         for request in requests {
             match request {
                 Request::GenerateUntil { prompt, until, max_tokens, repeat } => {
-                    let piece = self.generate(prompt, until, max_tokens, repeat, excess)?;
+                    let piece = self.generate(prompt, until, max_tokens, repeat, overflow)?;
                     work.push(Shape::Text, [piece]);
                 }
                 Request::LogLikelihood { context, continuation } => {
-                    let tail = self.pair(&context, &continuation, excess)?;
-                    work.push(Shape::Pair, [Piece::Score(tail)]);
+                    let tail = self.pair(&context, &continuation, overflow)?;
+                    work.push(Shape::Pair, [EncodedRequest::Score(tail)]);
                 }
                 Request::MultipleChoice { pairs } => {
                     for (context, continuation) in pairs {
-                        let tail = self.pair(&context, &continuation, excess)?;
-                        work.push(Shape::Pair, [Piece::Score(tail)]);
+                        let tail = self.pair(&context, &continuation, overflow)?;
+                        work.push(Shape::Pair, [EncodedRequest::Score(tail)]);
                     }
                 }
                 Request::Rolling { text } => {
                     let tokens = self.encode(&text, &self.first[0])?;
                     let windows = encode::windows(&tokens, self.prefix, self.settings.max_length);
-                    work.push(Shape::Windows, windows.into_iter().map(Piece::Score));
+                    work.push(Shape::Windows, windows.into_iter().map(EncodedRequest::Score));
                 }
             }
         }
         Ok(work)
     }
 
-    fn pair(&self, context: &str, continuation: &str, excess: &mut Excess) -> Result<Tail> {
+    fn pair(&self, context: &str, continuation: &str, overflow: &mut LengthOverflow) -> Result<Tail> {
         let encode = |text: &str, special: bool| {
             if special { self.encode(text, &self.first[0]) } else { Ok(self.tokenizer.encode(text, false)?) }
         };
@@ -212,7 +212,7 @@ impl Encoder {
         let length = tail.tokens.len() - 1;
         let cut = if self.settings.truncate { tail.clone().cut_to(limit) } else { None };
         Ok(cut.unwrap_or_else(|| {
-            excess.found(TooLong { prompt: length, new: 0, limit });
+            overflow.found(LongPrompt { prompt: length, new: 0, limit });
             tail
         }))
     }
@@ -223,8 +223,8 @@ impl Encoder {
         until: Vec<String>,
         max_tokens: usize,
         repeat: u64,
-        excess: &mut Excess,
-    ) -> Result<Piece> {
+        overflow: &mut LengthOverflow,
+    ) -> Result<EncodedRequest> {
         let Prompt::Text(text) = prompt else { unreachable!("conversations are rendered before") };
         let mut prompt = self.encode(&text, &self.first[1])?;
         let max_tokens = self.settings.rules.max_new_tokens.unwrap_or(max_tokens);
@@ -232,36 +232,36 @@ impl Encoder {
         let over = (prompt.len() + max_tokens).saturating_sub(limit);
         let cut = if self.settings.truncate && over < prompt.len() { over } else { 0 };
         if over > cut {
-            excess.found(TooLong { prompt: prompt.len(), new: max_tokens, limit });
+            overflow.found(LongPrompt { prompt: prompt.len(), new: max_tokens, limit });
         }
         prompt.drain(..cut);
         // Special tokens are no part of the text, so one that ends an answer is looked for by its id too.
         let ids = until.iter().filter_map(|stop| self.tokenizer.id(stop).filter(|&id| self.tokenizer.is_special(id)));
         let params =
             SamplingParams { max_tokens, stop_token_ids: ids.collect(), stop: until, ..self.settings.sampling.clone() };
-        Ok(Piece::Generate { prompt, params: Box::new(params), index: repeat, cut })
+        Ok(EncodedRequest::Generate { prompt, params: Box::new(params), index: repeat, cut })
     }
 }
 
 /// An event of a piece: document, piece, what happened.
-type Event = (usize, usize, Happened);
+type Event = (usize, usize, BackendEvent);
 
-enum Happened {
+enum BackendEvent {
     Generated(GenerateEvent),
     Scored(runtime::Result<ScoreResponse>),
 }
 
 /// A document whose answers are not complete.
-struct Open {
-    work: Work,
-    answers: Vec<Answer>,
+struct OpenDocument {
+    work: EncodedDocument,
+    answers: Vec<PartialResponse>,
     left: usize,
     /// Dropping one cancels its request.
     _guards: Vec<RequestGuard>,
 }
 
 #[derive(Default)]
-struct Answer {
+struct PartialResponse {
     text: String,
     reason: &'static str,
     token_ids: Vec<u32>,
@@ -269,24 +269,24 @@ struct Answer {
     greedy: bool,
 }
 
-impl Open {
+impl OpenDocument {
     /// Takes an event; whether its piece is answered.
-    fn take(&mut self, piece: usize, happened: Happened) -> Result<bool> {
+    fn take(&mut self, piece: usize, happened: BackendEvent) -> Result<bool> {
         let answer = &mut self.answers[piece];
         match happened {
-            Happened::Generated(GenerateEvent::Started { .. }) => return Ok(false),
-            Happened::Generated(GenerateEvent::Token(token)) => {
+            BackendEvent::Generated(GenerateEvent::Started { .. }) => return Ok(false),
+            BackendEvent::Generated(GenerateEvent::Token(token)) => {
                 answer.text.push_str(&token.text);
                 answer.token_ids.push(token.token);
                 answer.logprobs.push(token.logprob);
                 return Ok(false);
             }
-            Happened::Generated(GenerateEvent::Done { reason, text, .. }) => {
+            BackendEvent::Generated(GenerateEvent::Done { reason, text, .. }) => {
                 answer.text.push_str(&text);
                 answer.reason = reason.as_str();
             }
-            Happened::Generated(GenerateEvent::Failed(e)) => return Err(e.into()),
-            Happened::Scored(score) => {
+            BackendEvent::Generated(GenerateEvent::Failed(e)) => return Err(e.into()),
+            BackendEvent::Scored(score) => {
                 // A continuation without tokens of its own is certain.
                 let scores = score?.sequences.pop().unwrap_or_default();
                 answer.logprobs = scores.logprobs;
@@ -298,9 +298,9 @@ impl Open {
     }
 
     fn responses(mut self) -> Vec<Response> {
-        let Work { pieces, responses } = self.work;
+        let EncodedDocument { pieces, responses } = self.work;
         let response = |(shape, range): (Shape, Range<usize>)| match (shape, &pieces[range.clone()]) {
-            (Shape::Text, [Piece::Generate { prompt, .. }]) => {
+            (Shape::Text, [EncodedRequest::Generate { prompt, .. }]) => {
                 let answer = std::mem::take(&mut self.answers[range.start]);
                 Response::Text {
                     text: answer.text,
@@ -310,7 +310,7 @@ impl Open {
                     logprobs: answer.logprobs,
                 }
             }
-            (Shape::Pair, [Piece::Score(tail)]) => {
+            (Shape::Pair, [EncodedRequest::Score(tail)]) => {
                 let answer = std::mem::take(&mut self.answers[range.start]);
                 Response::LogLikelihood {
                     logprob: answer.logprobs.iter().sum(),
@@ -333,9 +333,9 @@ impl Open {
 }
 
 impl Backend for Local {
-    type Work = Work;
+    type EncodedDocument = EncodedDocument;
 
-    fn prepare(&self, requests: Vec<Vec<Request>>) -> Result<Vec<Work>> {
+    fn prepare(&self, requests: Vec<Vec<Request>>) -> Result<Vec<EncodedDocument>> {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let share = requests.len().div_ceil(threads).max(1);
         let mut shares: Vec<Vec<Vec<Request>>> = Vec::new();
@@ -345,22 +345,22 @@ impl Backend for Local {
         }
         let encoder = &self.encoder;
         let encoded = |docs: Vec<Vec<Request>>| {
-            let mut excess = Excess::default();
+            let mut overflow = LengthOverflow::default();
             let work =
-                docs.into_iter().map(|doc| encoder.work(doc, excess.next_document())).collect::<Result<Vec<_>>>();
-            work.map(|work| (work, excess))
+                docs.into_iter().map(|doc| encoder.work(doc, overflow.next_document())).collect::<Result<Vec<_>>>();
+            work.map(|work| (work, overflow))
         };
-        let done: Vec<Result<(Vec<Work>, Excess)>> = std::thread::scope(|scope| {
+        let done: Vec<Result<(Vec<EncodedDocument>, LengthOverflow)>> = std::thread::scope(|scope| {
             let running: Vec<_> = shares.into_iter().map(|docs| scope.spawn(|| encoded(docs))).collect();
             running.into_iter().map(|thread| thread.join().expect("encoding does not panic")).collect()
         });
-        let (mut all, mut excess) = (Vec::new(), Excess::default());
+        let (mut all, mut overflow) = (Vec::new(), LengthOverflow::default());
         for part in done {
             let (work, more) = part?;
             all.extend(work);
-            excess.add(more);
+            overflow.add(more);
         }
-        excess.refuse()?;
+        overflow.refuse()?;
         Ok(all)
     }
 
@@ -368,13 +368,14 @@ impl Backend for Local {
         self.waiting >= MOST_PIECES
     }
 
-    fn submit(&mut self, doc: usize, work: Work) -> Result<()> {
+    fn submit(&mut self, doc: usize, work: EncodedDocument) -> Result<()> {
         let mut guards = Vec::new();
         for (place, piece) in work.pieces.iter().enumerate() {
             let sender = self.events.0.clone();
             match piece {
-                Piece::Generate { prompt, params, index, cut } => {
-                    let take = move |event| sender.send((doc, place, Happened::Generated(event))).map_err(|_| Closed);
+                EncodedRequest::Generate { prompt, params, index, cut } => {
+                    let take =
+                        move |event| sender.send((doc, place, BackendEvent::Generated(event))).map_err(|_| Closed);
                     let request = GenerateRequest {
                         model: self.encoder.settings.model,
                         prompt: prompt.clone(),
@@ -388,12 +389,12 @@ impl Backend for Local {
                     guards.push(self.runtime.generate_into(request, mask, Sink::new(take))?);
                     self.truncated += usize::from(*cut > 0);
                 }
-                Piece::Score(tail) if tail.from >= tail.tokens.len() => {
+                EncodedRequest::Score(tail) if tail.from >= tail.tokens.len() => {
                     let empty = Ok(ScoreResponse { version: 0, sequences: vec![], columns: 0 });
-                    sender.send((doc, place, Happened::Scored(empty))).expect("the receiver is here");
+                    sender.send((doc, place, BackendEvent::Scored(empty))).expect("the receiver is here");
                 }
-                Piece::Score(tail) => {
-                    let take = move |score| sender.send((doc, place, Happened::Scored(score))).map_err(|_| Closed);
+                EncodedRequest::Score(tail) => {
+                    let take = move |score| sender.send((doc, place, BackendEvent::Scored(score))).map_err(|_| Closed);
                     let (tokens, positions) = (tail.tokens.clone(), tail.from..tail.tokens.len());
                     let request = ScoreRequest {
                         model: self.encoder.settings.model,
@@ -409,8 +410,8 @@ impl Backend for Local {
         let left = work.pieces.len();
         self.waiting += left;
         self.ready.extend((left == 0).then_some(doc));
-        let answers = (0..left).map(|_| Answer::default()).collect();
-        self.open.insert(doc, Open { work, answers, left, _guards: guards });
+        let answers = (0..left).map(|_| PartialResponse::default()).collect();
+        self.open.insert(doc, OpenDocument { work, answers, left, _guards: guards });
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::ask::{Message, Request, Response};
+use super::question::{Message, Request, Response};
 use crate::Result;
 
 pub(super) use local::Local;
@@ -21,13 +21,13 @@ pub(super) type Render = dyn Fn(&[Message]) -> Result<String>;
 /// Answers documents' requests, many at a time.
 pub(super) trait Backend {
     /// A document's requests, ready to be submitted.
-    type Work;
+    type EncodedDocument;
 
     /// Makes the requests of many documents ready, in their order.
     ///
     /// # Errors
     /// Requests that the model cannot see at once, all of them in one message; what the tokenizer refuses.
-    fn prepare(&self, requests: Vec<Vec<Request>>) -> Result<Vec<Self::Work>>;
+    fn prepare(&self, requests: Vec<Vec<Request>>) -> Result<Vec<Self::EncodedDocument>>;
 
     /// Whether another document should wait for answers first.
     fn is_full(&self) -> bool;
@@ -36,7 +36,7 @@ pub(super) trait Backend {
     ///
     /// # Errors
     /// The runtime has ended.
-    fn submit(&mut self, doc: usize, work: Self::Work) -> Result<()>;
+    fn submit(&mut self, doc: usize, work: Self::EncodedDocument) -> Result<()>;
 
     /// The answers of a document that is done, waiting for at most `wait`.
     ///

@@ -11,9 +11,9 @@ use serde_json::{Map, Value, json};
 
 use super::{Backend, Render};
 use crate::Result;
-use crate::eval::ask::{Prompt, Request, Response};
 use crate::eval::encode::{self, Tail};
-use crate::eval::too_long::{Excess, TooLong};
+use crate::eval::length_limit::{LengthOverflow, LongPrompt};
+use crate::eval::question::{Prompt, Request, Response};
 use client::Client;
 
 /// How a server is asked.
@@ -44,15 +44,15 @@ pub(crate) struct RemoteSettings {
 }
 
 /// One request of a document: document, place, request.
-type Job = (usize, usize, Request);
+type RequestMessage = (usize, usize, Request);
 /// Its answers, and of how many prompts something was left out.
-type Done = (usize, usize, Result<(Vec<Response>, usize)>);
+type ResponseMessage = (usize, usize, Result<(Vec<Response>, usize)>);
 
 /// Answers by a server.
 pub(in crate::eval) struct Remote {
     settings: RemoteSettings,
-    jobs: Sender<Job>,
-    done: Receiver<Done>,
+    jobs: Sender<RequestMessage>,
+    done: Receiver<ResponseMessage>,
     open: BTreeMap<usize, Vec<Option<Vec<Response>>>>,
     truncated: usize,
 }
@@ -61,9 +61,9 @@ impl Remote {
     /// Threads that ask the server; they end with this value.
     #[must_use]
     pub(in crate::eval) fn new(settings: RemoteSettings) -> Self {
-        let (jobs, queue) = channel::<Job>();
+        let (jobs, queue) = channel::<RequestMessage>();
         let (sender, done) = channel();
-        let (queue, asker) = (Arc::new(Mutex::new(queue)), Arc::new(Asker::new(&settings)));
+        let (queue, asker) = (Arc::new(Mutex::new(queue)), Arc::new(RequestSender::new(&settings)));
         for _ in 0..settings.concurrency {
             let (queue, asker, sender) = (Arc::clone(&queue), Arc::clone(&asker), sender.clone());
             std::thread::spawn(move || {
@@ -81,7 +81,7 @@ impl Remote {
 }
 
 impl Backend for Remote {
-    type Work = Vec<Request>;
+    type EncodedDocument = Vec<Request>;
 
     fn prepare(&self, requests: Vec<Vec<Request>>) -> Result<Vec<Vec<Request>>> {
         Ok(requests)
@@ -139,14 +139,14 @@ impl Backend for Remote {
 }
 
 /// Turns requests into calls.
-struct Asker {
+struct RequestSender {
     client: Client,
     settings: RemoteSettings,
     /// The token before a text without a context; asked for once.
     prefix: Mutex<Option<u32>>,
 }
 
-impl Asker {
+impl RequestSender {
     fn new(settings: &RemoteSettings) -> Self {
         Self { client: Client::new(settings), settings: settings.clone(), prefix: Mutex::new(None) }
     }
@@ -207,9 +207,9 @@ impl Asker {
                 tail = match fitted {
                     Some(tail) => tail,
                     None => {
-                        let mut excess = Excess::default();
-                        excess.next_document().found(TooLong { prompt, new: 0, limit });
-                        return Err(excess.refuse().expect_err("it was found"));
+                        let mut overflow = LengthOverflow::default();
+                        overflow.next_document().found(LongPrompt { prompt, new: 0, limit });
+                        return Err(overflow.refuse().expect_err("it was found"));
                     }
                 };
                 truncated += 1;

@@ -1,6 +1,6 @@
 //! How often a model is right when it is so sure of its answer.
 
-use crate::eval::ask::Response;
+use crate::eval::question::Response;
 use crate::eval::sample::Sample;
 
 /// Bins of confidence between 0 and 1.

@@ -8,8 +8,8 @@ use super::calibration::{self, answers};
 use super::chart::{Chart, Point, Series};
 use super::load::{Key, Run, scores as values_of, stderr_of};
 use super::page::{details, escape, labelled, paragraph, section, table};
-use crate::eval::ask::Response;
 use crate::eval::compare::Row;
+use crate::eval::question::Response;
 use crate::eval::sample::Sample;
 
 /// Examples of one kind that are shown of a task, at most.

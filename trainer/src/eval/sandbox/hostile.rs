@@ -59,8 +59,8 @@ const CALLS: [(&str, libc::c_long); 41] = [
     ("fanotify_init", libc::SYS_fanotify_init),
 ];
 
-fn limits() -> Limits {
-    Limits { wall: Duration::from_secs(30), cpu_seconds: 2, ..Limits::default() }
+fn limits() -> ResourceLimits {
+    ResourceLimits { wall: Duration::from_secs(30), cpu_seconds: 2, ..ResourceLimits::default() }
 }
 
 /// The sandbox, where this kernel has what it takes; the reason is printed where not.
@@ -140,7 +140,9 @@ const WITHOUT: &str = "ARLE_TEST_WITHOUT_NAMESPACES";
 #[ignore = "the next test starts and kills it"]
 fn waits_for_a_program_that_sleeps() {
     let isolation = if std::env::var_os(WITHOUT).is_some() { Isolation::None } else { Isolation::Namespaces };
-    let Ok(sandbox) = Sandbox::open(isolation, Limits { wall: Duration::from_secs(60), ..limits() }) else { return };
+    let Ok(sandbox) = Sandbox::open(isolation, ResourceLimits { wall: Duration::from_secs(60), ..limits() }) else {
+        return;
+    };
     let program = format!("import os, sys\nos.execv(sys.executable, ['python3', '-c', {SLEEPER:?}])");
     sandbox.run(&program).expect("it starts");
 }

@@ -4,7 +4,7 @@
 //! the interpreter and the system's libraries read-only and an empty `/tmp` in memory, no interface but an idle loopback, no
 //! environment, no capability, the first process of its process namespace, so that nothing it starts outlives it, and it ends
 //! when this process does, killed or not. The kernel answers the system calls of a list only (`isolate/syscalls`): no memory
-//! beside the limits, no key rings, no namespaces, sockets of this machine and the internet's alone. [`Limits`] bound time,
+//! beside the limits, no key rings, no namespaces, sockets of this machine and the internet's alone. [`ResourceLimits`] bound time,
 //! memory, processes, files and output. Where this process is root, the program runs as a user of its own.
 //!
 //! [`Sandbox::open`] starts a program that tries to get out: it must find no other interface, reach no listener of this
@@ -33,7 +33,7 @@ use crate::{Error, Result};
 
 /// What bounds one program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct ResourceLimits {
     /// From start to end.
     pub wall: Duration,
     /// Processor time of a process, whole seconds.
@@ -48,7 +48,7 @@ pub struct Limits {
     pub output: usize,
 }
 
-impl Default for Limits {
+impl Default for ResourceLimits {
     /// Three seconds of processor time, as the `code_eval` that lm-evaluation-harness uses; more by the clock, so that a
     /// busy machine fails no program.
     fn default() -> Self {
@@ -68,7 +68,7 @@ impl Default for Limits {
 pub enum Isolation {
     /// Namespaces, checked when the sandbox is opened.
     Namespaces,
-    /// Limits and a process group only: the program can read, write and reach what this user can.
+    /// Resource limits and a process group only: the program can read, write and reach what this user can.
     None,
 }
 
@@ -128,7 +128,7 @@ struct Python {
 #[derive(Debug)]
 pub struct Sandbox {
     python: Python,
-    limits: Limits,
+    limits: ResourceLimits,
     /// What to mount; without it, programs are not isolated.
     root: Option<isolate::Root>,
 }
@@ -138,7 +138,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// No interpreter; a machine on which programs cannot be isolated.
-    pub fn open(isolation: Isolation, limits: Limits) -> Result<Self> {
+    pub fn open(isolation: Isolation, limits: ResourceLimits) -> Result<Self> {
         let python = find_python()?;
         let root = match isolation {
             Isolation::None => None,

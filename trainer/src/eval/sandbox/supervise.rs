@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{Limits, Sandbox, Verdict, isolate};
+use super::{ResourceLimits, Sandbox, Verdict, isolate};
 
 const DRIVER: &str = include_str!("driver.py");
 /// How much of what is printed is kept to find the last line.
@@ -23,7 +23,7 @@ pub(super) fn run(sandbox: &Sandbox, program: &str) -> io::Result<Verdict> {
         command.current_dir(folder.path());
     }
     prepare(&mut command, sandbox);
-    let mut running = Running { child: command.spawn()? };
+    let mut running = RunningProcess { child: command.spawn()? };
     let password = password(running.child.id());
     if let Some(mut input) = running.child.stdin.take() {
         // A program that is gone already has closed its end; how it ended says why.
@@ -34,12 +34,12 @@ pub(super) fn run(sandbox: &Sandbox, program: &str) -> io::Result<Verdict> {
     Ok(verdict(&watched, &ended, &password, sandbox.limits))
 }
 
-/// Limits and isolation, between fork and exec.
+/// Resource limits and isolation, between fork and exec.
 fn prepare(command: &mut Command, sandbox: &Sandbox) {
     let limits = resources(sandbox.limits);
     // The closure must own what it uses; the sandbox outlives the spawn, which runs it.
     let root: Option<*const isolate::Root> = sandbox.root.as_ref().map(std::ptr::from_ref);
-    let shared = Shared(root);
+    let shared = SharedRoot(root);
     let starter = std::process::id();
     let alone = move || {
         let shared = &shared;
@@ -66,18 +66,18 @@ fn prepare(command: &mut Command, sandbox: &Sandbox) {
 }
 
 /// A pointer that may cross into the closure: what it points at is only read.
-struct Shared(Option<*const isolate::Root>);
+struct SharedRoot(Option<*const isolate::Root>);
 // SAFETY: `Root` is `Sync`, and the closure runs in the forked child of the thread that made it.
-unsafe impl Send for Shared {}
+unsafe impl Send for SharedRoot {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for SharedRoot {}
 
 #[cfg(target_os = "linux")]
-type Which = libc::__rlimit_resource_t;
+type RlimitResource = libc::__rlimit_resource_t;
 #[cfg(not(target_os = "linux"))]
-type Which = libc::c_int;
+type RlimitResource = libc::c_int;
 
-fn resources(limits: Limits) -> [(Which, u64); 6] {
+fn resources(limits: ResourceLimits) -> [(RlimitResource, u64); 6] {
     [
         (libc::RLIMIT_CPU, limits.cpu_seconds),
         (libc::RLIMIT_AS, limits.memory),
@@ -97,25 +97,25 @@ fn password(id: u32) -> String {
     format!("{:x?}", sha2::Sha256::digest(format!("{id} {place} {now:?}").as_bytes()))
 }
 
-struct Running {
+struct RunningProcess {
     child: Child,
 }
 
 /// How the process ended.
-struct Ended {
+struct ProcessExit {
     status: i32,
     cpu: Duration,
     in_time: bool,
 }
 
-impl Running {
+impl RunningProcess {
     fn kill(&self) {
         // SAFETY: takes no pointer. The child leads its own group and is not waited for yet, so the number is its own.
         unsafe { libc::kill(-(self.child.id() as libc::pid_t), libc::SIGKILL) };
     }
 
     /// Waits until the deadline, then ends the whole group.
-    fn end(&mut self, deadline: Instant) -> io::Result<Ended> {
+    fn end(&mut self, deadline: Instant) -> io::Result<ProcessExit> {
         let mut in_time = true;
         loop {
             let mut status = 0;
@@ -129,7 +129,7 @@ impl Running {
                 // What it started and left in its group goes with it; the number stays taken while one of them lives.
                 // SAFETY: takes no pointer.
                 unsafe { libc::kill(-id, libc::SIGKILL) };
-                return Ok(Ended { status, cpu: time(usage.ru_utime) + time(usage.ru_stime), in_time });
+                return Ok(ProcessExit { status, cpu: time(usage.ru_utime) + time(usage.ru_stime), in_time });
             }
             if waited < 0 {
                 return Err(io::Error::last_os_error());
@@ -144,18 +144,18 @@ impl Running {
 }
 
 /// What a program said.
-struct Watched {
+struct ProcessOutput {
     result: Vec<u8>,
     tail: Vec<u8>,
     too_much: bool,
 }
 
 /// Reads until both pipes close, the deadline, or too much; then ends a program that does not stop.
-fn watch(child: &mut Child, deadline: Instant, limit: usize) -> io::Result<Watched> {
+fn watch(child: &mut Child, deadline: Instant, limit: usize) -> io::Result<ProcessOutput> {
     let (Some(mut result), Some(mut printed)) = (child.stdout.take(), child.stderr.take()) else {
         return Err(io::Error::other("no pipes"));
     };
-    let mut watched = Watched { result: Vec::new(), tail: Vec::new(), too_much: false };
+    let mut watched = ProcessOutput { result: Vec::new(), tail: Vec::new(), too_much: false };
     let (mut open, mut bytes) = ([true, true], 0);
     while open.contains(&true) {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -193,7 +193,7 @@ fn watch(child: &mut Child, deadline: Instant, limit: usize) -> io::Result<Watch
     Ok(watched)
 }
 
-fn verdict(watched: &Watched, ended: &Ended, password: &str, limits: Limits) -> Verdict {
+fn verdict(watched: &ProcessOutput, ended: &ProcessExit, password: &str, limits: ResourceLimits) -> Verdict {
     let (exit, signal) = match (libc::WIFEXITED(ended.status), libc::WEXITSTATUS(ended.status)) {
         // The child reports a signal of the grandchild as a shell does.
         (true, code) if code > 128 => (None, Some(code - 128)),
@@ -237,9 +237,9 @@ mod tests {
 
     #[test]
     fn a_kill_after_much_work_is_the_processor_limit() {
-        let limits = Limits { cpu_seconds: 1, ..Limits::default() };
-        let watched = Watched { result: Vec::new(), tail: Vec::new(), too_much: false };
-        let killed = |cpu, status| verdict(&watched, &Ended { status, cpu, in_time: true }, "", limits);
+        let limits = ResourceLimits { cpu_seconds: 1, ..ResourceLimits::default() };
+        let watched = ProcessOutput { result: Vec::new(), tail: Vec::new(), too_much: false };
+        let killed = |cpu, status| verdict(&watched, &ProcessExit { status, cpu, in_time: true }, "", limits);
         let milliseconds = Duration::from_millis;
         // As a wait reports it, and as the first process of a namespace hands it on.
         for status in [libc::SIGKILL, (128 + libc::SIGKILL) << 8] {

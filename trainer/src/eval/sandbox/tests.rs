@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::*;
 
 /// Short limits, so that a program that must be stopped is stopped soon.
-fn limits() -> Limits {
-    Limits { wall: Duration::from_secs(20), cpu_seconds: 1, processes: 4, ..Limits::default() }
+fn limits() -> ResourceLimits {
+    ResourceLimits { wall: Duration::from_secs(20), cpu_seconds: 1, processes: 4, ..ResourceLimits::default() }
 }
 
 /// Nothing where the kernel forbids namespaces: the refusal is tested there instead.
@@ -66,7 +66,7 @@ fn a_program_that_does_not_stop_is_stopped() {
     assert!(matches!(bomb, Verdict::CpuTime | Verdict::WallTime), "{bomb}");
     let file = verdict("f = open('big', 'wb')\nwhile True: f.write(b'x' * (1 << 20))");
     assert!(matches!(&file, Verdict::Raised(line) if line.contains("Error")), "{file}");
-    let quick = Sandbox { limits: Limits { wall: Duration::from_secs(1), ..limits() }, ..sandbox };
+    let quick = Sandbox { limits: ResourceLimits { wall: Duration::from_secs(1), ..limits() }, ..sandbox };
     let verdict = |program: &str| quick.run(program).expect("it starts");
     assert_eq!(verdict("import time\ntime.sleep(60)"), Verdict::WallTime);
     assert_eq!(verdict("import os, time\nos.close(1)\nos.close(2)\ntime.sleep(60)"), Verdict::WallTime);

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::{Isolation, Programs, Task, find};
-use crate::eval::ask::Response;
 use crate::eval::data::DataFolder;
+use crate::eval::question::Response;
 use crate::eval::sample::Outcome;
 use crate::eval::task::Doc;
 

@@ -2,11 +2,11 @@
 
 use std::sync::OnceLock;
 
-use super::super::ask::{Ask, Response};
 use super::super::data::DataFolder;
 use super::super::metric::{Metric, MetricValue};
+use super::super::question::{Question, Response};
 use super::super::sample::Outcome;
-use super::super::sandbox::{Isolation, Limits, Sandbox};
+use super::super::sandbox::{Isolation, ResourceLimits, Sandbox};
 use super::super::task::{Doc, Docs, FewShot, Task, TaskInfo};
 use super::Programs;
 use crate::Result;
@@ -46,7 +46,7 @@ impl HumanEval {
         if let Some(sandbox) = self.sandbox.get() {
             return Ok(sandbox);
         }
-        let sandbox = Sandbox::open(self.isolation, Limits::default())?;
+        let sandbox = Sandbox::open(self.isolation, ResourceLimits::default())?;
         Ok(self.sandbox.get_or_init(|| sandbox))
     }
 }
@@ -65,9 +65,9 @@ impl Task for HumanEval {
         Ok(Docs { test: data.json_lines(FILE, &FIELDS)?, pool: Vec::new() })
     }
 
-    fn ask(&self, doc: &Doc) -> Ask {
+    fn question(&self, doc: &Doc) -> Question {
         let until = ["\nclass", "\ndef", "\n#", "\nif", "\nprint"].map(str::to_owned).to_vec();
-        Ask::Generate { question: text(doc, "prompt").to_owned(), until, max_tokens: Some(1024) }
+        Question::Generate { question: text(doc, "prompt").to_owned(), until, max_tokens: Some(1024) }
     }
 
     fn example(&self, doc: &Doc) -> (String, String) {

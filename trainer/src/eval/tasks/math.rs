@@ -3,10 +3,10 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::ask::{Ask, Response};
 use super::super::data::DataFolder;
 use super::super::grade::{answer, boxed, competition, hendrycks, minerva};
 use super::super::metric::{Metric, MetricValue};
+use super::super::question::{Question, Response};
 use super::super::sample::Outcome;
 use super::super::task::{Doc, Docs, FewShot, Task, TaskInfo};
 use crate::{Error, Result};
@@ -128,14 +128,14 @@ impl Task for Mathematics {
         Ok(Docs { test, pool: Vec::new() })
     }
 
-    fn ask(&self, doc: &Doc) -> Ask {
+    fn question(&self, doc: &Doc) -> Question {
         let (until, max_tokens): (&[&str], _) = match self.set {
             Set::Minerva => (&["Problem:"], None),
             Set::Boxed => (&["</s>", "<|im_end|>", "<|eot_id|>"], Some(2048)),
             Set::Aime | Set::Amc => (&["Question:", "</s>", "<|im_end|>", "<|eot_id|>"], Some(32768)),
         };
         let until = until.iter().map(|stop| (*stop).to_owned()).collect();
-        Ask::Generate { question: self.question(doc), until, max_tokens }
+        Question::Generate { question: self.question(doc), until, max_tokens }
     }
 
     fn example(&self, doc: &Doc) -> (String, String) {

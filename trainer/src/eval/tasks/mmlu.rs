@@ -1,9 +1,9 @@
 //! MMLU: 57 subjects with four lettered answers each, and the groups that they belong to.
 
-use super::super::ask::{Ask, Response};
 use super::super::data::DataFolder;
 use super::super::grading;
 use super::super::metric::Metric;
+use super::super::question::{Question, Response};
 use super::super::sample::Outcome;
 use super::super::task::{Doc, Docs, FewShot, Task, TaskInfo};
 use crate::{Error, Result};
@@ -157,8 +157,8 @@ impl Task for Subject {
         Ok(Docs { test: self.rows(data, "test")?, pool: self.rows(data, "dev")? })
     }
 
-    fn ask(&self, doc: &Doc) -> Ask {
-        Ask::Choose { question: question(doc), choices: LETTERS.map(str::to_owned).to_vec() }
+    fn question(&self, doc: &Doc) -> Question {
+        Question::Choose { question: question(doc), choices: LETTERS.map(str::to_owned).to_vec() }
     }
 
     fn example(&self, doc: &Doc) -> (String, String) {

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::eval::ask::{Ask, Response};
 use crate::eval::data::DataFolder;
+use crate::eval::question::{Question, Response};
 use crate::eval::task::Doc;
 
 fn doc(value: Value) -> Doc {
@@ -48,7 +48,7 @@ const DUCKS: &str = "She has 16 - 3 = <<16-3=13>>13.\n#### 1,013";
 fn gsm8k_reads_the_marked_number_and_the_last_one() {
     let task = task("gsm8k");
     let doc = doc(json!({"question": "How many?", "answer": DUCKS}));
-    let Ask::Generate { question, until, .. } = task.ask(&doc) else { panic!("a generation") };
+    let Question::Generate { question, until, .. } = task.question(&doc) else { panic!("a generation") };
     assert_eq!((question.as_str(), until[0].as_str()), ("Question: How many?\nAnswer:", "Question:"));
     assert_eq!(task.example(&doc).1, DUCKS);
     for (answer, strict, flexible) in [
@@ -100,7 +100,7 @@ fn multiple_choices_take_the_likeliest() {
     ];
     for (name, row, wanted) in rows {
         let (task, doc) = (task(name), doc(row));
-        let Ask::Choose { question, choices } = task.ask(&doc) else { panic!("{name}: a choice") };
+        let Question::Choose { question, choices } = task.question(&doc) else { panic!("{name}: a choice") };
         assert_eq!(question, wanted, "{name}");
         assert_eq!(score(&*task, &doc, &likely(1, choices.len())), [1.0, 1.0], "{name}");
         assert_eq!(score(&*task, &doc, &likely(0, choices.len())), [0.0, 0.0], "{name}");
@@ -113,7 +113,7 @@ fn winogrande_chooses_between_contexts() {
     let task = task("winogrande");
     let doc = doc(json!({"context_options": ["so Sarah", "so Maria"], "continuation": "won.", "gold": 0}));
     let questions = vec!["so Sarah".to_owned(), "so Maria".to_owned()];
-    assert_eq!(task.ask(&doc), Ask::ChooseContext { questions, continuation: "won.".to_owned() });
+    assert_eq!(task.question(&doc), Question::ChooseContext { questions, continuation: "won.".to_owned() });
     assert_eq!(score(&*task, &doc, &likely(0, 2)), [1.0]);
     assert_eq!(score(&*task, &doc, &likely(1, 2)), [0.0]);
     assert_eq!(task.example(&doc), ("so Sarah".to_owned(), "won.".to_owned()));
@@ -123,7 +123,7 @@ fn winogrande_chooses_between_contexts() {
 fn lambada_wants_the_last_word_greedily() {
     let task = task("lambada");
     let doc = doc(json!({"context": "I don't care about", "continuation": "signs"}));
-    let Ask::Continue { continuation, .. } = task.ask(&doc) else { panic!("a continuation") };
+    let Question::Continue { continuation, .. } = task.question(&doc) else { panic!("a continuation") };
     assert_eq!(continuation, " signs");
     assert_eq!(score(&*task, &doc, &likely(0, 1)), [-1.0, 1.0]);
     assert_eq!(score(&*task, &doc, &likely(1, 1)), [-200.0, 0.0]);
@@ -135,7 +135,7 @@ fn mmlu_letters_its_choices() {
     let doc = doc(json!({
         "question": " What? ", "choice0": "w", "choice1": "x", "choice2": "y", "choice3": "z", "answer": "2"
     }));
-    let Ask::Choose { question, choices } = task.ask(&doc) else { panic!("a choice") };
+    let Question::Choose { question, choices } = task.question(&doc) else { panic!("a choice") };
     assert_eq!(question, "What?\nA. w\nB. x\nC. y\nD. z\nAnswer:");
     assert_eq!(choices, ["A", "B", "C", "D"]);
     assert!(task.info().description.contains("about college physics."));
@@ -148,7 +148,7 @@ fn mmlu_letters_its_choices() {
 fn wikitext_counts_the_words_of_the_original() {
     let task = task("wikitext");
     let doc = doc(json!({"page": " = T = \n a , b\n"}));
-    assert_eq!(task.ask(&doc), Ask::Rolling { text: " = T =\na, b\n".to_owned() });
+    assert_eq!(task.question(&doc), Question::Rolling { text: " = T =\na, b\n".to_owned() });
     let metrics = task.grade(&doc, &[Response::Rolling { logprob: -16.0, tokens: 4 }]).expect("graded").metrics;
     assert_eq!(metrics["word_perplexity,none"].number(), -2.0, "8 pieces, two of them empty");
     assert_eq!(metrics["byte_perplexity,none"].number(), -16.0 / 15.0);
@@ -165,7 +165,7 @@ fn mathematics_reads_final_answers() {
         json!({"problem": "What is it?", "solution": "So it is $\\boxed{\\frac{1}{2}}$.", "answer": "\\frac{1}{2}"}),
     );
     let minerva = task("minerva_math500");
-    let Ask::Generate { question, until, .. } = minerva.ask(&row) else { panic!("a generation") };
+    let Question::Generate { question, until, .. } = minerva.question(&row) else { panic!("a generation") };
     assert_eq!((question.as_str(), until[0].as_str()), ("Problem:\nWhat is it?\n\nSolution:", "Problem:"));
     let crate::eval::task::FewShot::Fixed(pairs) = &minerva.info().few_shot else { panic!("fixed examples") };
     assert!(pairs.len() == 4 && pairs[3].1.contains("I hope it is correct."));

@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use regex::Regex;
 use serde_json::json;
 
-use super::super::ask::{Ask, Response};
 use super::super::data::DataFolder;
 use super::super::grading;
+use super::super::question::{Question, Response};
 use super::super::sample::Outcome;
 use super::super::task::{Doc, Docs, FewShot, Task, TaskInfo};
 use crate::{Error, Result};
@@ -109,8 +109,8 @@ impl Task for WikiText {
         Ok(Docs { test: articles.into_iter().map(doc).collect(), pool: Vec::new() })
     }
 
-    fn ask(&self, doc: &Doc) -> Ask {
-        Ask::Rolling { text: detokenize(page(doc)) }
+    fn question(&self, doc: &Doc) -> Question {
+        Question::Rolling { text: detokenize(page(doc)) }
     }
 
     fn example(&self, doc: &Doc) -> (String, String) {

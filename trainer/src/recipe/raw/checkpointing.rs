@@ -22,8 +22,8 @@ impl Serialize for GradientCheckpointing {
 
 impl<'de> Deserialize<'de> for GradientCheckpointing {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Written;
-        impl Visitor<'_> for Written {
+        struct WrittenCheckpointing;
+        impl Visitor<'_> for WrittenCheckpointing {
             type Value = GradientCheckpointing;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -41,6 +41,6 @@ impl<'de> Deserialize<'de> for GradientCheckpointing {
                 }
             }
         }
-        deserializer.deserialize_any(Written)
+        deserializer.deserialize_any(WrittenCheckpointing)
     }
 }

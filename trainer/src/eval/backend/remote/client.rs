@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::RemoteSettings;
-use crate::endpoint::{EVALUATED, Failure};
-use crate::eval::ask::Response;
+use crate::endpoint::{EVALUATED, HttpFailure};
+use crate::eval::question::Response;
 use crate::{Error, Result};
 
 /// One server.
@@ -56,7 +56,7 @@ impl Client {
         let url = format!("{}{route}", self.root);
         let mut attempt = 0;
         loop {
-            let Failure { what, again } = match self.once(&url, body, most) {
+            let HttpFailure { what, again } = match self.once(&url, body, most) {
                 Ok(value) => return Ok(value),
                 Err(failure) => failure,
             };
@@ -70,7 +70,7 @@ impl Client {
     }
 
     /// One call.
-    fn once(&self, url: &str, body: Option<&Map<String, Value>>, most: usize) -> Result<Value, Failure> {
+    fn once(&self, url: &str, body: Option<&Map<String, Value>>, most: usize) -> Result<Value, HttpFailure> {
         let bearer = self.key.as_ref().map(|key| format!("Bearer {key}"));
         let answer = match body {
             None => {
@@ -84,7 +84,7 @@ impl Client {
             }
         };
         let answer = EVALUATED.take(answer, most as u64)?;
-        let unread = |e| Failure { what: format!("the answer is not JSON: {e}"), again: None };
+        let unread = |e| HttpFailure { what: format!("the answer is not JSON: {e}"), again: None };
         serde_json::from_slice(&answer.body).map_err(unread)
     }
 

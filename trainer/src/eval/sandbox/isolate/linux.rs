@@ -108,7 +108,7 @@ impl Root {
         if self.as_root {
             // SAFETY: takes no pointer.
             let starter = unsafe { libc::getppid() };
-            become_nobody()?;
+            drop_privileges()?;
             // Becoming another user has unset it.
             end_with(starter as u32)?;
         }
@@ -167,7 +167,7 @@ fn done(code: i32) -> io::Result<()> {
 }
 
 /// Becomes a user of this process only, so that its limit on processes counts no other's.
-fn become_nobody() -> io::Result<()> {
+fn drop_privileges() -> io::Result<()> {
     // SAFETY: plain system calls; the raw ones, as the library's would signal threads that are not here.
     unsafe {
         let id = FIRST_USER + libc::getpid() as libc::uid_t;

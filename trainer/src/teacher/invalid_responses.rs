@@ -48,8 +48,8 @@ fn asked<T>(student: &ModelFiles, lie: String, ask: impl FnOnce(&Arle) -> Result
     said
 }
 
-fn one() -> Vec<Ask> {
-    vec![Ask { tokens: vec![1, 2, 3, 4], positions: 1..3 }]
+fn one() -> Vec<TeacherScoreRequest> {
+    vec![TeacherScoreRequest { tokens: vec![1, 2, 3, 4], positions: 1..3 }]
 }
 
 /// The truth about [`one`]: probabilities 0.6, 0.3 and a rest of 0.1.
@@ -64,9 +64,11 @@ fn truth() -> Value {
 #[test]
 fn the_truth_about_a_list_is_taken_and_every_lie_refused() {
     let student = student();
-    let form = Form::Top { k: 2, temperature: 1.0 };
+    let format = ScoreFormat::Top { k: 2, temperature: 1.0 };
     let grade = |body: &Value| {
-        asked(&student, response("", &body.to_string()), |arle| arle.ask(&one(), form).map(|said| format!("{said:?}")))
+        asked(&student, response("", &body.to_string()), |arle| {
+            arle.score(&one(), format).map(|said| format!("{said:?}"))
+        })
     };
     grade(&truth()).expect("the truth");
     let vocab = student.config.vocab_size;
@@ -112,7 +114,7 @@ fn the_truth_about_a_list_is_taken_and_every_lie_refused() {
         assert!(error.contains("/v1/score") && error.contains(word), "{place} = {lie}: {error}");
     }
     for text in ["", "<html>busy</html>", "[", "NaN", "null"] {
-        let error = asked(&student, response("", text), |arle| arle.ask(&one(), form)).expect_err(text).to_string();
+        let error = asked(&student, response("", text), |arle| arle.score(&one(), format)).expect_err(text).to_string();
         assert!(error.contains("/v1/score"), "{text}: {error}");
     }
 }
@@ -128,7 +130,7 @@ fn rows_of_logits_are_numbers_of_the_right_count() {
             body.replace_range(0..2, odd);
         }
         let head = format!("x-logits-cols: {columns}\r\n");
-        asked(&student, response(&head, &body), |arle| arle.ask(&one(), Form::Logits(Precision::Bf16)))
+        asked(&student, response(&head, &body), |arle| arle.score(&one(), ScoreFormat::Logits(Precision::Bf16)))
     };
     grade(vocab, 2, None).expect("the truth");
     for (columns, rows) in [(vocab, 1), (vocab - 1, 2), (0, 2)] {
@@ -149,7 +151,7 @@ fn what_a_teacher_writes_is_what_it_was_asked_for() {
     let params = SamplingParams { max_tokens: 3, ..SamplingParams::default() };
     let write = |tokens: Value| {
         let body = json!({"choices": [{"text": "x", "finish_reason": "stop", "token_ids": tokens}]}).to_string();
-        asked(&student, response("", &body), |arle| arle.write(&[1, 2], &params, 7))
+        asked(&student, response("", &body), |arle| arle.generate(&[1, 2], &params, 7))
     };
     assert_eq!(write(json!([4, 5])).expect("the truth").tokens, [4, 5]);
     let beyond = json!([student.config.vocab_size]);
@@ -183,12 +185,12 @@ fn an_absurd_description_is_refused() {
 
 #[test]
 fn an_echo_is_of_the_prompt_and_has_log_probabilities() {
-    let ask = Ask { tokens: vec![1, 2, 3, 4], positions: 1..3 };
+    let ask = TeacherScoreRequest { tokens: vec![1, 2, 3, 4], positions: 1..3 };
     let said = |logprobs: Value, tokens: usize| {
         let tokens = vec!["t"; tokens];
         let body = json!({"choices": [{"logprobs": {"tokens": tokens, "token_logprobs": logprobs}}]}).to_string();
         let (url, server) = scripted(vec![response("", &body)]);
-        let said = OpenAi::served(client(&url), "m").ask(&ask);
+        let said = OpenAi::served(client(&url), "m").score(&ask);
         assert_eq!(server.join().expect("it ends").len(), 1);
         said
     };

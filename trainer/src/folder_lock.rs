@@ -36,7 +36,7 @@ impl FolderLock {
                 written.and_then(|()| writeln!(file, "{}", std::process::id())).map_err(Error::io(&path))?;
             }
             Err(TryLockError::WouldBlock) => return Err(taken(folder, &mut file)),
-            // Some network file systems have no locks; a run there is worth more than the guard.
+            // Some network file systems have no locks; a run there is worth more than the lock.
             Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {
                 progress.line(&format!(
                     "note       {} is on a file system without locks: nothing stops a second run in this folder",

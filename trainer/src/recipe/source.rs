@@ -16,7 +16,7 @@ const HEADER: &str = "# What this run was started with: `arle-train --resume FOL
 /// A recipe and its changes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Given {
+pub struct RecipeSource {
     /// Name of the run, where the recipe gives none.
     name: String,
     /// The recipe's file.
@@ -27,7 +27,7 @@ pub struct Given {
     recipe: toml::Table,
 }
 
-impl Given {
+impl RecipeSource {
     /// A recipe's file with changes.
     ///
     /// # Errors
@@ -44,7 +44,7 @@ impl Given {
     ///
     /// # Errors
     /// Files that cannot be read, or are not TOML.
-    pub fn again(
+    pub fn reload(
         folder: &Path,
         path: Option<&Path>,
         changes: &[Override],
@@ -152,11 +152,13 @@ mod tests {
         let changes = |set: &[&str]| -> Vec<Override> {
             set.iter().map(|text| Override::parse(text).expect("an override")).collect()
         };
-        let given = Given::new(&path, &changes(&["optim.lr=0.5", "teacher.system_prompt=a = \"b\""])).expect("read");
+        let given =
+            RecipeSource::new(&path, &changes(&["optim.lr=0.5", "teacher.system_prompt=a = \"b\""])).expect("read");
         given.write(folder.path()).expect("written");
         fs::remove_file(&path).expect("removed");
-        let again = Given::again(folder.path(), None, &changes(&["schedule.max_steps=7", "optim.lr=0.25"]), &|_| false)
-            .expect("kept");
+        let again =
+            RecipeSource::reload(folder.path(), None, &changes(&["schedule.max_steps=7", "optim.lr=0.25"]), &|_| false)
+                .expect("kept");
         let recipe = again.resolve().expect("valid");
         assert_eq!((recipe.name.as_str(), recipe.optim.lr), ("mine", 0.25));
         assert_eq!(recipe.length, crate::recipe::Length::Steps(7));
@@ -164,7 +166,8 @@ mod tests {
         let context = recipe.teacher.expect("a teacher").context.expect("a context");
         assert_eq!(context.system_prompt.as_deref(), Some("a = \"b\""));
         again.write(folder.path()).expect("written");
-        let epochs = Given::again(folder.path(), None, &changes(&["schedule.epochs=2"]), &|_| false).expect("kept");
+        let epochs =
+            RecipeSource::reload(folder.path(), None, &changes(&["schedule.epochs=2"]), &|_| false).expect("kept");
         assert_eq!(epochs.resolve().expect("valid").length, crate::recipe::Length::Epochs(2));
     }
 }

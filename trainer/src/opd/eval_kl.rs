@@ -18,11 +18,11 @@ use autograd::Device;
 use runtime::request::{ModelId, TrainRequest, TrainSequence};
 use runtime::train::Loss;
 
-use super::batch::{Completion, Source, split};
-use super::graded::{self, Asked};
-use super::rollout::{Purpose, generate, params, request};
-use super::setup::{Setup, Use};
-use super::step::Sums;
+use super::micro_batch::{Completion, CompletionSource, split};
+use super::rollout::{RngStream, generate, params, request};
+use super::scored::{self, BatchTeacher};
+use super::setup::{RunKind, Setup};
+use super::step::LossSums;
 use crate::interrupt::Interrupt;
 use crate::loss::HeldOut;
 use crate::progress::Progress;
@@ -32,7 +32,7 @@ use crate::teacher::RemoteTeacher;
 use crate::{Error, Result};
 
 /// What is measured, by name.
-pub(crate) type Measured = Vec<(&'static str, f64)>;
+pub(crate) type Measurements = Vec<(&'static str, f64)>;
 
 /// Measurements of which one value is better than another, and whether more is.
 pub(crate) const BETTER: [(&str, bool); 7] = [
@@ -46,7 +46,7 @@ pub(crate) const BETTER: [(&str, bool); 7] = [
 ];
 
 /// Measures the models of `setup` on its held-out rows.
-pub(super) struct Distance<'a> {
+pub(super) struct EvalKl<'a> {
     recipe: &'a Recipe,
     setup: &'a Setup,
     /// New tokens of a completion, at most.
@@ -56,7 +56,7 @@ pub(super) struct Distance<'a> {
     progress: Progress,
 }
 
-impl<'a> Distance<'a> {
+impl<'a> EvalKl<'a> {
     pub(super) fn new(
         recipe: &'a Recipe,
         setup: &'a Setup,
@@ -68,8 +68,8 @@ impl<'a> Distance<'a> {
     }
 
     /// Whether the teacher can write completions.
-    pub(super) fn teacher_writes(&self) -> bool {
-        self.setup.remote.as_ref().is_none_or(RemoteTeacher::writes)
+    pub(super) fn teacher_generates(&self) -> bool {
+        self.setup.remote.as_ref().is_none_or(RemoteTeacher::generates)
     }
 
     /// The teacher's completion of every row.
@@ -85,7 +85,7 @@ impl<'a> Distance<'a> {
     ///
     /// # Errors
     /// What the runtime refuses.
-    pub(super) fn measure(&self, teachers: &[Vec<u32>]) -> Result<Measured> {
+    pub(super) fn measure(&self, teachers: &[Vec<u32>]) -> Result<Measurements> {
         let own = self.complete(ModelId::STUDENT)?;
         let count = own.len() as f64;
         let mean_length = own.iter().map(Completion::len).sum::<usize>() as f64 / count;
@@ -118,12 +118,12 @@ impl<'a> Distance<'a> {
 
     /// One completion of every held-out row. The same random numbers every time, so that only the weights differ.
     fn complete(&self, model: ModelId) -> Result<Vec<Completion>> {
-        let purpose = if model == ModelId::STUDENT { Purpose::HeldOut } else { Purpose::HeldOutTeacher };
+        let purpose = if model == ModelId::STUDENT { RngStream::HeldOut } else { RngStream::HeldOutTeacher };
         let sampling = params(&self.recipe.rollout.sampling, self.max_new_tokens, self.recipe.runtime.seed);
         let rows = &self.setup.held_out;
         if let (ModelId::TEACHER, Some(remote)) = (model, &self.setup.remote) {
             let prompt = |(row, example)| (prompt_of(example, model), purpose.index(row as u64));
-            let written = remote.write(&rows.iter().enumerate().map(prompt).collect::<Vec<_>>(), &sampling)?;
+            let written = remote.generate(&rows.iter().enumerate().map(prompt).collect::<Vec<_>>(), &sampling)?;
             return Ok(rows.iter().zip(&written).map(|(row, written)| Completion::written(row, written)).collect());
         }
         let requests = rows.iter().enumerate().map(|(row, example)| {
@@ -134,12 +134,12 @@ impl<'a> Distance<'a> {
         Ok(rows
             .iter()
             .zip(&generated)
-            .map(|(row, generated)| Completion::sampled(row, generated, Source::Other))
+            .map(|(row, generated)| Completion::sampled(row, generated, CompletionSource::Other))
             .collect())
     }
 
-    fn forward(&self, completions: Vec<Completion>) -> Result<Sums> {
-        let mut sums = Sums::default();
+    fn forward(&self, completions: Vec<Completion>) -> Result<LossSums> {
+        let mut sums = LossSums::default();
         let bar = self.progress.bar("eval", completions.iter().map(Completion::len).sum::<usize>() as u64, "tokens");
         // The way to Ctrl-C is short: a CPU is through with so many tokens in a second or two.
         let most = match self.recipe.runtime.device.device {
@@ -147,8 +147,8 @@ impl<'a> Distance<'a> {
             Device::Cpu | Device::Portable => 512,
         };
         let batches = split(completions, self.recipe.runtime.tokens_per_microbatch.min(most));
-        let run = |_, sequences: &[TrainSequence], asked: Asked| {
-            if self.interrupt.asked() {
+        let run = |_, sequences: &[TrainSequence], asked: BatchTeacher| {
+            if self.interrupt.is_requested() {
                 return Err(Error::MeasurementInterrupted);
             }
             let report = self.setup.runtime.forward_backward(TrainRequest {
@@ -163,7 +163,7 @@ impl<'a> Distance<'a> {
             sums.add(&report);
             Ok(())
         };
-        graded::each(self.setup.remote.as_ref(), &batches, |_| HeldOut.needs(), run)?;
+        scored::each(self.setup.remote.as_ref(), &batches, |_| HeldOut.needs(), run)?;
         bar.finish_and_clear();
         Ok(sums)
     }
@@ -186,10 +186,10 @@ pub(crate) fn measure(
     verbose: bool,
     interrupt: &Interrupt,
     progress: Progress,
-) -> Result<(usize, Measured)> {
-    let setup = Setup::new(recipe, Use::Measuring { verbose }, interrupt, progress)?;
+) -> Result<(usize, Measurements)> {
+    let setup = Setup::new(recipe, RunKind::Measuring { verbose }, interrupt, progress)?;
     let max_new_tokens = recipe.eval.as_ref().map_or(recipe.rollout.max_new_tokens, |eval| eval.max_new_tokens);
-    let distance = Distance::new(recipe, &setup, max_new_tokens, interrupt, progress);
-    let teachers = if distance.teacher_writes() { distance.of_teacher()? } else { Vec::new() };
-    Ok((setup.held_out.len(), distance.measure(&teachers)?))
+    let eval_kl = EvalKl::new(recipe, &setup, max_new_tokens, interrupt, progress);
+    let teachers = if eval_kl.teacher_generates() { eval_kl.of_teacher()? } else { Vec::new() };
+    Ok((setup.held_out.len(), eval_kl.measure(&teachers)?))
 }

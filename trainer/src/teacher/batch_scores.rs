@@ -5,11 +5,11 @@ use std::sync::Arc;
 use autograd::ops::{GivenRows, LogitRows, TopRows};
 use runtime::train::GivenTeacher;
 
-use super::{Form, Said};
+use super::{ScoreFormat, TeacherScores};
 
 /// Rows of a micro-batch, in order.
-pub(super) struct Gathered {
-    form: Form,
+pub(super) struct BatchScores {
+    format: ScoreFormat,
     bytes: Vec<u8>,
     own: Vec<f32>,
     ids: Vec<u32>,
@@ -17,21 +17,21 @@ pub(super) struct Gathered {
     tails: Vec<f32>,
 }
 
-impl Gathered {
-    pub(super) fn new(form: Form) -> Self {
-        Self { form, bytes: vec![], own: vec![], ids: vec![], logprobs: vec![], tails: vec![] }
+impl BatchScores {
+    pub(super) fn new(format: ScoreFormat) -> Self {
+        Self { format, bytes: vec![], own: vec![], ids: vec![], logprobs: vec![], tails: vec![] }
     }
 
     /// Appends the rows of an ask whose tokens have these weights; a row without a weight is left out.
-    pub(super) fn push(&mut self, said: Said, weights: &[f32]) {
+    pub(super) fn push(&mut self, said: TeacherScores, weights: &[f32]) {
         let kept = || weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0).map(|(row, _)| row);
         match said {
-            Said::Logits(bytes) if weights.iter().all(|weight| *weight != 0.0) => self.bytes.extend(bytes),
-            Said::Logits(bytes) => {
+            TeacherScores::Logits(bytes) if weights.iter().all(|weight| *weight != 0.0) => self.bytes.extend(bytes),
+            TeacherScores::Logits(bytes) => {
                 let row = bytes.len() / weights.len().max(1);
                 kept().for_each(|at| self.bytes.extend_from_slice(&bytes[at * row..(at + 1) * row]));
             }
-            Said::LogProbs { own, ids, logprobs, tails } => {
+            TeacherScores::LogProbs { own, ids, logprobs, tails } => {
                 let k = ids.len() / weights.len().max(1);
                 for row in kept() {
                     self.own.push(own[row]);
@@ -45,17 +45,17 @@ impl Gathered {
 
     /// All rows; `vocab` is the number of logits of one.
     pub(super) fn finish(self, vocab: usize) -> GivenTeacher {
-        match self.form {
-            Form::Logits(precision) => {
+        match self.format {
+            ScoreFormat::Logits(precision) => {
                 let rows = LogitRows { bytes: self.bytes, precision, vocab };
                 GivenTeacher { logprobs: vec![], temperature: 1.0, rows: Some(Arc::new(GivenRows::Logits(rows))) }
             }
-            Form::Top { k, temperature } => {
+            ScoreFormat::Top { k, temperature } => {
                 let (ids, logprobs, tail_logprobs) = (self.ids, self.logprobs, self.tails);
                 let top = TopRows { k, ids, logprobs, tail_logprobs, temperature };
                 GivenTeacher { logprobs: self.own, temperature, rows: Some(Arc::new(GivenRows::Top(top))) }
             }
-            Form::Own { temperature } => GivenTeacher { logprobs: self.own, temperature, rows: None },
+            ScoreFormat::Own { temperature } => GivenTeacher { logprobs: self.own, temperature, rows: None },
         }
     }
 }

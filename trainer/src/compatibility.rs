@@ -54,7 +54,7 @@ pub(crate) fn own_ids(files: &ModelFiles) -> Result<usize> {
 }
 
 /// What a server says of its model.
-pub(crate) struct Described<'a> {
+pub(crate) struct TokenizerInfo<'a> {
     /// Sum over its tokenizer.
     pub(crate) fingerprint: &'a str,
     /// Ids of the tokenizer.
@@ -71,9 +71,9 @@ pub(crate) struct Described<'a> {
 ///
 /// # Errors
 /// [`Error::Models`] with the probe and both answers; what `tokenize` returns.
-pub(crate) fn compare_described(
+pub(crate) fn compare_tokenizer_info(
     student: &ModelFiles,
-    teacher: &Described<'_>,
+    teacher: &TokenizerInfo<'_>,
     chosen: bool,
     tokenize: &dyn Fn(&str, bool) -> Result<Vec<u32>>,
 ) -> Result<usize> {
@@ -101,7 +101,7 @@ fn compare_ends(student: &ModelFiles, theirs: &[u32]) -> Result<()> {
         let spell = |id: &u32| student.tokenizer.as_ref().and_then(|t| t.token(*id)).unwrap_or_else(|| id.to_string());
         ids.iter().map(spell).collect::<Vec<_>>().join(", ")
     };
-    let usual = turn_end::unheard(student).or_else(|| student.tokenizer.as_ref()?.token(*theirs.first()?));
+    let usual = turn_end::missing_eos(student).or_else(|| student.tokenizer.as_ref()?.token(*theirs.first()?));
     Err(Error::Models {
         what: format!(
             "end-of-sequence ids differ: student and teacher end texts with other tokens\n  student: {}\n  teacher: {}\n\

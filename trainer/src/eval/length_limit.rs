@@ -4,7 +4,7 @@ use crate::{Error, Result};
 
 /// One of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TooLong {
+pub(super) struct LongPrompt {
     /// Its tokens.
     pub(super) prompt: usize,
     /// Tokens to generate after them.
@@ -15,18 +15,18 @@ pub(super) struct TooLong {
 
 /// All of them that were found.
 #[derive(Debug, Default)]
-pub(super) struct Excess {
+pub(super) struct LengthOverflow {
     /// Documents looked at.
     documents: usize,
     /// Documents with such prompts.
     too_long: usize,
     /// The first, by its place, with its first prompt.
-    first: Option<(usize, TooLong)>,
+    first: Option<(usize, LongPrompt)>,
     longest: usize,
     counted: bool,
 }
 
-impl Excess {
+impl LengthOverflow {
     /// What comes belongs to one more document.
     pub(super) fn next_document(&mut self) -> &mut Self {
         self.documents += 1;
@@ -34,7 +34,7 @@ impl Excess {
         self
     }
 
-    pub(super) fn found(&mut self, prompt: TooLong) {
+    pub(super) fn found(&mut self, prompt: LongPrompt) {
         self.first.get_or_insert((self.documents - 1, prompt));
         self.longest = self.longest.max(prompt.prompt + prompt.new);
         self.too_long += usize::from(!self.counted);
@@ -53,7 +53,7 @@ impl Excess {
     /// # Errors
     /// When there is one.
     pub(super) fn refuse(&self) -> Result<()> {
-        let Some((doc, TooLong { prompt, new, limit })) = self.first else { return Ok(()) };
+        let Some((doc, LongPrompt { prompt, new, limit })) = self.first else { return Ok(()) };
         let what = format!(
             "{} of {} documents do not fit: document {doc} has a prompt of {prompt} tokens and {new} new ones, and \
              --max-length is {limit} (the longest needs {}); raise it within the model's context, lower \
@@ -70,15 +70,15 @@ mod tests {
 
     #[test]
     fn documents_are_counted_once_and_named_by_their_place() {
-        let mut all = Excess::default();
+        let mut all = LengthOverflow::default();
         all.next_document();
         assert!(all.refuse().is_ok());
-        let mut later = Excess::default();
+        let mut later = LengthOverflow::default();
         later.next_document();
         for prompt in [9, 30] {
-            later.next_document().found(TooLong { prompt, new: 2, limit: 10 });
+            later.next_document().found(LongPrompt { prompt, new: 2, limit: 10 });
         }
-        later.found(TooLong { prompt: 20, new: 2, limit: 10 });
+        later.found(LongPrompt { prompt: 20, new: 2, limit: 10 });
         all.add(later);
         let refusal = all.refuse().expect_err("too long").to_string();
         for word in ["2 of 4 documents", "document 2", "9 tokens and 2 new", "is 10", "needs 32", "--left-truncate"] {

@@ -6,15 +6,15 @@ use std::time::Instant;
 use runtime::request::{ModelId, TrainSequence};
 use runtime::train::{Needs, TeacherSource};
 
-use super::batch::Source;
+use super::micro_batch::CompletionSource;
 use crate::Result;
 use crate::teacher::RemoteTeacher;
 
 /// Micro-batches, each of one source.
-pub(super) type Batches = [(Source, Vec<TrainSequence>)];
+pub(super) type Batches = [(CompletionSource, Vec<TrainSequence>)];
 
 /// What a micro-batch's teacher said, where it is elsewhere.
-pub(super) struct Asked {
+pub(super) struct BatchTeacher {
     /// Its answer.
     pub(super) teacher: Option<TeacherSource>,
     /// When it began to be waited for.
@@ -31,17 +31,17 @@ pub(super) struct Asked {
 pub(super) fn each(
     remote: Option<&RemoteTeacher>,
     batches: &Batches,
-    needs: impl Fn(Source) -> Needs + Sync,
-    mut run: impl FnMut(Source, &[TrainSequence], Asked) -> Result<()>,
+    needs: impl Fn(CompletionSource) -> Needs + Sync,
+    mut run: impl FnMut(CompletionSource, &[TrainSequence], BatchTeacher) -> Result<()>,
 ) -> Result<()> {
     let Some(remote) = remote else {
         let resident = || Some(TeacherSource::Resident(ModelId::TEACHER));
-        let nobody = || Asked { teacher: resident(), since: Instant::now(), seconds: 0.0 };
+        let nobody = || BatchTeacher { teacher: resident(), since: Instant::now(), seconds: 0.0 };
         return batches.iter().try_for_each(|(source, sequences)| run(*source, sequences, nobody()));
     };
-    let ask = |(source, sequences): &(Source, Vec<TrainSequence>)| match needs(*source) {
+    let ask = |(source, sequences): &(CompletionSource, Vec<TrainSequence>)| match needs(*source) {
         Needs::Nothing => Ok(None),
-        needs => remote.grade(sequences, needs).map(Some),
+        needs => remote.score(sequences, needs).map(Some),
     };
     std::thread::scope(|scope| {
         let (sender, answers) = sync_channel(0);
@@ -61,7 +61,11 @@ pub(super) fn each(
             run(
                 *source,
                 sequences,
-                Asked { teacher: answer?.map(TeacherSource::Remote), since, seconds: since.elapsed().as_secs_f64() },
+                BatchTeacher {
+                    teacher: answer?.map(TeacherSource::Remote),
+                    since,
+                    seconds: since.elapsed().as_secs_f64(),
+                },
             )?;
         }
         Ok(())

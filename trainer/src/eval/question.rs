@@ -6,7 +6,7 @@ pub use crate::data::Message;
 
 /// What a task asks about one document; few-shot examples come before it later.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Ask {
+pub enum Question {
     /// Write until one of these texts, or so many tokens.
     Generate {
         /// The question.

@@ -7,19 +7,19 @@ use serve::{KeyValue, Scope};
 
 /// Seconds of named phases, and their spans where traces are sent.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Phases {
+pub(super) struct StepTimers {
     seconds: BTreeMap<String, f64>,
     scope: Scope,
 }
 
-impl Phases {
+impl StepTimers {
     /// Continues from earlier seconds.
     #[must_use]
     pub(super) fn from_seconds(seconds: BTreeMap<String, f64>) -> Self {
         Self { seconds, scope: Scope::default() }
     }
 
-    /// Phases of a step that has a span.
+    /// Timers of a step that has a span.
     #[must_use]
     pub(super) fn within(scope: &Scope) -> Self {
         Self { seconds: BTreeMap::new(), scope: scope.clone() }

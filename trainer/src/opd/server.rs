@@ -12,12 +12,12 @@ use crate::control::Control;
 use crate::progress::{Progress, say};
 
 /// A server beside the run; it stops when this is dropped.
-pub(super) struct Serving {
+pub(super) struct RunServer {
     stop: Stop,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Serving {
+impl RunServer {
     /// Starts answering. A request waits for the step that runs, as any other work does.
     pub(super) fn start(
         setup: &Setup,
@@ -49,7 +49,7 @@ impl Serving {
     }
 }
 
-impl Drop for Serving {
+impl Drop for RunServer {
     fn drop(&mut self) {
         self.stop.ask();
         if let Some(thread) = self.thread.take() {

@@ -13,7 +13,7 @@ use crate::progress::Progress;
 use crate::recipe::Recipe;
 
 /// Where a run begins.
-pub(super) struct Position {
+pub(super) struct StartPoint {
     /// What is known there.
     pub(super) state: TrainerState,
     /// The checkpoint to take weights and optimizer state from.
@@ -24,7 +24,7 @@ pub(super) struct Position {
     remeasure: bool,
 }
 
-impl Position {
+impl StartPoint {
     /// The start of a new run, or the position of the checkpoint that `folder` is continued from: its files and the run's
     /// inputs are as they were, unless changes of the inputs are `accepted`.
     ///

@@ -22,7 +22,7 @@ use super::micro_batch::{Completion, CompletionSource, split};
 use super::rollout::{RngStream, generate, params, request};
 use super::scored::{self, BatchTeacher};
 use super::setup::{RunKind, Setup};
-use super::step::LossSums;
+use super::step_metrics::LossSums;
 use crate::interrupt::Interrupt;
 use crate::loss::HeldOut;
 use crate::progress::Progress;
@@ -118,16 +118,20 @@ impl<'a> EvalKl<'a> {
 
     /// One completion of every held-out row. The same random numbers every time, so that only the weights differ.
     fn complete(&self, model: ModelId) -> Result<Vec<Completion>> {
-        let purpose = if model == ModelId::STUDENT { RngStream::HeldOut } else { RngStream::HeldOutTeacher };
+        let stream = if model == ModelId::STUDENT { RngStream::HeldOut } else { RngStream::HeldOutTeacher };
         let sampling = params(&self.recipe.rollout.sampling, self.max_new_tokens, self.recipe.runtime.seed);
         let rows = &self.setup.held_out;
         if let (ModelId::TEACHER, Some(remote)) = (model, &self.setup.remote) {
-            let prompt = |(row, example)| (prompt_of(example, model), purpose.index(row as u64));
-            let written = remote.generate(&rows.iter().enumerate().map(prompt).collect::<Vec<_>>(), &sampling)?;
-            return Ok(rows.iter().zip(&written).map(|(row, written)| Completion::written(row, written)).collect());
+            let prompt = |(row, example)| (prompt_of(example, model), stream.index(row as u64));
+            let generated = remote.generate(&rows.iter().enumerate().map(prompt).collect::<Vec<_>>(), &sampling)?;
+            return Ok(rows
+                .iter()
+                .zip(&generated)
+                .map(|(row, generated)| Completion::remote(row, generated))
+                .collect());
         }
         let requests = rows.iter().enumerate().map(|(row, example)| {
-            request(model, prompt_of(example, model), sampling.clone(), purpose.index(row as u64))
+            request(model, prompt_of(example, model), sampling.clone(), stream.index(row as u64))
         });
         let bar = self.progress.bar("eval", (rows.len() * self.max_new_tokens) as u64, "tokens");
         let generated = generate(&self.setup.runtime, requests, &bar, Some(self.interrupt))?;
@@ -147,7 +151,7 @@ impl<'a> EvalKl<'a> {
             Device::Cpu | Device::Portable => 512,
         };
         let batches = split(completions, self.recipe.runtime.tokens_per_microbatch.min(most));
-        let run = |_, sequences: &[TrainSequence], asked: BatchTeacher| {
+        let run = |_, sequences: &[TrainSequence], teacher: BatchTeacher| {
             if self.interrupt.is_requested() {
                 return Err(Error::MeasurementInterrupted);
             }
@@ -157,7 +161,7 @@ impl<'a> EvalKl<'a> {
                 normalizer: 1.0,
                 backward: false,
                 dropout_key: 0,
-                teacher: asked.teacher,
+                teacher: teacher.source,
             })?;
             bar.inc(report.tokens as u64);
             sums.add(&report);

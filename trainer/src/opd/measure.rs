@@ -30,8 +30,25 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Measures before the first step, or where a run goes on, what Ctrl-C kept from being measured after its last one.
+    ///
+    /// # Errors
+    /// As [`Self::conclude`].
+    pub(super) fn eval_before_first_step(&mut self) -> Result<()> {
+        if self.state.step == 0 && self.saved.is_none() {
+            self.measure_before()?;
+        }
+        if let Some(metrics) = self.state.pending.take() {
+            let scope = self.span("held_out", self.state.step);
+            self.conclude(metrics, &scope)?;
+            // The checkpoint of this step still has them.
+            self.saved = None;
+        }
+        Ok(())
+    }
+
     /// Held-out measurements before the first step.
-    pub(super) fn measure_before(&mut self) -> Result<()> {
+    fn measure_before(&mut self) -> Result<()> {
         if !self.recipe.eval.as_ref().is_some_and(|eval| eval.at_start) {
             return Ok(());
         }
@@ -76,8 +93,8 @@ impl Run<'_> {
     }
 
     fn measure(&mut self, metrics: &mut Metrics, scope: &Scope) -> Result<()> {
-        let mut phases = StepTimers::within(scope);
-        let measured = phases.time("eval", || {
+        let mut timers = StepTimers::within(scope);
+        let measured = timers.time("eval", || {
             let samples = match &self.evaluator {
                 None => Vec::new(),
                 Some(evaluator) => {
@@ -96,8 +113,8 @@ impl Run<'_> {
             self.control.sample(sample);
         }
         self.best_metric.as_ref().map_or(Ok(()), |by| by.check(metrics))?;
-        metrics.set("time/eval", phases.get("eval"));
-        self.phases.merge(&phases);
+        metrics.set("time/eval", timers.get("eval"));
+        self.timers.merge(&timers);
         if self.evaluator.is_some() {
             self.progress.line(&summary::held_out_line(metrics, &self.state.held_out_before));
         }

@@ -16,10 +16,10 @@ pub(super) enum CompletionSource {
 
 /// A completion ready to be trained on.
 #[derive(Debug, Clone)]
-pub(super) struct Completion {
+pub(crate) struct Completion {
     /// Its tokens, with the prompts of both models.
     pub(super) sequence: TrainSequence,
-    /// Who wrote it.
+    /// Which model generated it.
     pub(super) source: CompletionSource,
     /// Whether it was cut off by the limit of new tokens.
     pub(super) truncated: bool,
@@ -57,10 +57,10 @@ impl Completion {
         Self { sequence, source: CompletionSource::Other, truncated: false }
     }
 
-    /// A completion that a teacher elsewhere wrote.
+    /// A completion that a remote teacher generated.
     #[must_use]
-    pub(super) fn written(example: &Example, written: &RemoteCompletion) -> Self {
-        Self { truncated: written.truncated, ..Self::after(&example.prompt, example, &written.tokens) }
+    pub(super) fn remote(example: &Example, generated: &RemoteCompletion) -> Self {
+        Self { truncated: generated.truncated, ..Self::after(&example.prompt, example, &generated.tokens) }
     }
 
     /// Tokens of the completion.

@@ -1,4 +1,4 @@
-//! On-policy distillation: the student writes, the teacher grades every token, the student learns.
+//! A run of a recipe: what it is set up from, its folder, and around the loop of [`train`] what it measures, saves and reports.
 
 mod benchmark;
 mod best;
@@ -9,15 +9,19 @@ mod inputs;
 mod measure;
 mod micro_batch;
 mod models;
+mod operator;
 mod overview;
 mod rollout;
+mod save;
 mod scored;
 mod server;
 mod setup;
 mod start_point;
 mod step;
+mod step_metrics;
 mod summary;
 mod timers;
+mod train;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,7 +33,7 @@ pub(crate) use folder::{may_change, no_run};
 pub(crate) use models::open;
 pub use overview::dry_run;
 pub(crate) use setup::start;
-pub(crate) use step::{OpdStep, StepReport};
+pub(crate) use step::{StepContext, StepReport};
 
 use crate::checkpoint::TrainerState;
 use crate::control::Control;
@@ -38,13 +42,12 @@ use crate::interrupt::Interrupt;
 use crate::metrics::{JsonLines, Metrics};
 use crate::progress::Progress;
 use crate::recipe::{Recipe, RecipeSource};
-use crate::schedule::Schedule;
 use crate::{Error, Result};
 use benchmark::Benchmarks;
 use best::BestMetric;
 use eval::Evaluator;
 use folder::RunFolder;
-use inputs::{PendingChecksums, TASK_DATA};
+use inputs::PendingChecksums;
 use overview::Sizes;
 use serve::{KeyValue, Scope, ServeConfig, Traces};
 use server::RunServer;
@@ -105,9 +108,11 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     let control = Arc::new(Control::new(interrupt.clone()));
     let serving =
         options.serve.as_ref().map(|config| RunServer::start(&setup, config, &control, progress)).transpose()?;
+    let steps = StepContext::new(recipe, &setup.runtime, setup.remote.as_ref(), &setup.train, progress);
     let mut run = Run {
         control: &control,
-        stepper: OpdStep::new(recipe, &setup.runtime, setup.remote.as_ref(), &setup.train, progress),
+        interrupt,
+        steps: &steps,
         evaluator: recipe
             .eval
             .as_ref()
@@ -124,7 +129,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         samples: JsonLines::open(&folder.file("samples.jsonl"), state.samples_bytes)?,
         cursor: Cursor::new(setup.train.len(), recipe.data.shuffle.then_some(recipe.data.seed), state.rows_seen),
         total: recipe.length.steps(setup.train.len(), recipe.rollout.prompts_per_step),
-        phases: StepTimers::from_seconds(state.seconds.clone()),
+        timers: StepTimers::from_seconds(state.seconds.clone()),
         best_metric,
         last: None,
         saved: folder.resume_from.as_ref().map(|_| (state.step, state.lr)),
@@ -140,7 +145,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     };
     run.check_task_data()?;
     control.start(&recipe.name, run.state.step, run.total);
-    let result = run.finish(interrupt);
+    let result = run.finish();
     control.end(match &result {
         Ok(()) => "completed",
         Err(Error::Interrupted { .. }) => "stopped",
@@ -158,14 +163,15 @@ struct Run<'a> {
     progress: Progress,
     json: bool,
     traces: &'a Traces,
-    stepper: OpdStep<'a>,
+    interrupt: &'a Interrupt,
+    steps: &'a StepContext<'a>,
     evaluator: Option<Evaluator<'a>>,
     benchmarks: Option<Benchmarks<'a>>,
     metrics: JsonLines,
     samples: JsonLines,
     cursor: Cursor,
     total: u64,
-    phases: StepTimers,
+    timers: StepTimers,
     state: TrainerState,
     /// The checksums of the run's inputs, where the state has none.
     unknown: Option<PendingChecksums>,
@@ -179,8 +185,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn finish(mut self, interrupt: &Interrupt) -> Result<()> {
-        self.take_steps(interrupt).map_err(|e| self.with_checkpoint(e))?;
+    fn finish(mut self) -> Result<()> {
+        train::train(&mut self).map_err(|e| self.with_checkpoint(e))?;
         let checkpoint = self.save()?;
         let summary = Summary {
             recipe: self.recipe,
@@ -191,110 +197,23 @@ impl Run<'_> {
             teacher: &self.state.teacher_scores,
             compared: benchmark::compared(self.folder, self.state.step).map_err(|why| why.to_string()),
             best: self.state.best.as_ref().filter(|_| self.best_metric.is_some()),
-            phases: &self.phases,
+            timers: &self.timers,
             steps: self.state.step,
             gpu: self.setup.runtime.stats()?.gpu,
         };
         if self.json { summary.print_json() } else { summary.print() }
     }
 
-    fn take_steps(&mut self, interrupt: &Interrupt) -> Result<()> {
-        if self.state.step == 0 && self.saved.is_none() {
-            self.measure_before()?;
-        }
-        if let Some(metrics) = self.state.pending.take() {
-            let scope = self.span("held_out", self.state.step);
-            self.conclude(metrics, &scope)?;
-            // The checkpoint of this step still has them.
-            self.saved = None;
-        }
-        while !self.is_over() {
-            loop {
-                if let Some(lr) = self.control.take_lr() {
-                    self.state.lr = Some(lr);
-                    self.control.lr_changed(self.state.step, lr);
-                    self.progress
-                        .line(&format!("lr         {lr:e} from step {} on, as asked for", self.state.step + 1));
-                }
-                if self.control.take_save() {
-                    self.save()?;
-                }
-                if !self.control.is_paused() {
-                    break;
-                }
-            }
-            if interrupt.is_requested() {
-                self.save()?;
-                return Err(Error::Interrupted { step: self.state.step });
-            }
-            self.step()?;
-            let every = self.recipe.checkpoint.every;
-            if every > 0 && self.state.step.is_multiple_of(every) {
-                self.save()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The error of a run that ends early, with the checkpoint that it left.
-    fn with_checkpoint(&self, error: Error) -> Error {
-        if matches!(error, Error::Interrupted { .. }) {
-            return error;
-        }
-        match (self.saved, self.folder.checkpoints.latest()) {
-            (Some((step, _)), Ok(Some(checkpoint))) => Error::Stopped { source: Box::new(error), checkpoint, step },
-            _ => error,
-        }
-    }
-
-    /// The error of a step; when only the teacher's server was lost, or no longer waited for, all steps before it are kept.
-    fn kept(&mut self, error: Error) -> Error {
-        if matches!(error, Error::WaitInterrupted { .. }) {
-            return self.save().map_or_else(|unsaved| unsaved, |_| Error::Interrupted { step: self.state.step });
-        }
-        if matches!(error, Error::TeacherLost { .. })
-            && self.state.step > 0
-            && let Err(unsaved) = self.save()
-        {
-            self.progress.line(&format!("no checkpoint of step {} was written: {unsaved}", self.state.step));
-        }
-        error
-    }
-
+    /// A span of this run.
     fn span(&self, name: &'static str, step: u64) -> Scope {
         let attributes =
             vec![KeyValue::new("arle.run", self.recipe.name.clone()), KeyValue::new("arle.step", step as i64)];
         self.traces.begin(name, attributes)
     }
 
-    fn step(&mut self) -> Result<()> {
-        let scope = self.span("step", self.state.step + 1);
-        let rows = self.cursor.take(self.recipe.rollout.prompts_per_step);
-        let schedule = Schedule { lr: self.state.lr.unwrap_or(self.recipe.schedule.lr), ..self.recipe.schedule };
-        let lr = schedule.at(self.state.step, self.total);
-        let taken = self.stepper.take(self.state.step, lr, &rows, &scope);
-        let StepReport { mut metrics, phases, applied } = taken.map_err(|error| self.kept(error))?;
-        self.phases.merge(&phases);
-        self.state.step += 1;
-        self.state.rows_seen = self.cursor.seen();
-        metrics.set("epoch", self.cursor.epoch());
-        self.progress.line(&summary::step_line(&metrics, self.total));
-        self.state.non_finite = if applied { 0 } else { self.state.non_finite + 1 };
-        self.conclude(metrics, &scope)
-    }
-
-    /// Keeps a checkpoint of this step where no step before it measured better.
-    fn keep_if_best(&mut self, metrics: &Metrics) -> Result<()> {
-        let Some(by) = &self.best_metric else { return Ok(()) };
-        let Some(best) = by.improved(metrics, self.state.step, self.state.best.as_ref()) else { return Ok(()) };
-        self.progress.line(&format!("best       {} {:.4}", best.metric, best.value));
-        self.state.best = Some(best);
-        self.save().map(drop)
-    }
-
     /// Whether all steps are taken, or the seconds that they may take are used up.
     fn is_over(&self) -> bool {
-        let taken = self.phases.total() - self.phases.get("eval");
+        let taken = self.timers.total() - self.timers.get("eval");
         self.state.step >= self.total || self.recipe.max_seconds.is_some_and(|most| taken >= most)
     }
 
@@ -302,37 +221,5 @@ impl Run<'_> {
         self.metrics.write(metrics.as_json())?;
         self.control.metrics(metrics);
         if self.json { summary::print_line(metrics.as_json()) } else { Ok(()) }
-    }
-
-    /// Writes a checkpoint unless this step has one; that one may lack a learning rate that was set since.
-    fn save(&mut self) -> Result<PathBuf> {
-        let now = (self.state.step, self.state.lr);
-        let known = match self.saved {
-            Some(saved) if saved == now => self.folder.checkpoints.latest()?,
-            Some((step, _)) if step == now.0 => {
-                self.folder.checkpoints.amend(&self.state)?.inspect(|_| self.saved = Some(now))
-            }
-            _ => None,
-        };
-        if let Some(path) = known {
-            return Ok(path);
-        }
-        let _span = self.span("checkpoint", self.state.step);
-        self.metrics.sync()?;
-        self.samples.sync()?;
-        if let Some(mut sums) = self.unknown.take().map(PendingChecksums::wait).transpose()? {
-            sums.extend(self.state.inputs.take(TASK_DATA));
-            self.state.inputs = sums;
-        }
-        let weights = self.setup.runtime.export_state()?;
-        self.state.optimizer_step = weights.step;
-        self.state.metrics_bytes = self.metrics.bytes();
-        self.state.samples_bytes = self.samples.bytes();
-        self.state.seconds = self.phases.seconds().clone();
-        let path = self.folder.checkpoints.save(&self.setup.export, &weights, &self.state)?;
-        self.saved = Some(now);
-        self.progress.line(&format!("saved      {}", path.display()));
-        self.control.saved(self.state.step, &path.display().to_string());
-        Ok(path)
     }
 }

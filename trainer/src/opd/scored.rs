@@ -1,4 +1,4 @@
-//! Micro-batches with what a teacher elsewhere says of them.
+//! Micro-batches with the scores of a remote teacher.
 
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
@@ -13,18 +13,18 @@ use crate::teacher::RemoteTeacher;
 /// Micro-batches, each of one source.
 pub(super) type Batches = [(CompletionSource, Vec<TrainSequence>)];
 
-/// What a micro-batch's teacher said, where it is elsewhere.
+/// A micro-batch's teacher.
 pub(super) struct BatchTeacher {
-    /// Its answer.
-    pub(super) teacher: Option<TeacherSource>,
-    /// When it began to be waited for.
+    /// The teacher of the runtime, or the scores of a remote one; `None` where the loss needs none of those.
+    pub(super) source: Option<TeacherSource>,
+    /// When the wait for them began.
     pub(super) since: Instant,
-    /// How long.
+    /// How long it took.
     pub(super) seconds: f64,
 }
 
-/// Calls `run` for every micro-batch, in order. Where the teacher is elsewhere it is asked about the next one meanwhile: never
-/// more than that one waits.
+/// Calls `run` for every micro-batch, in order. A remote teacher scores the next one meanwhile; at most one set of scores is
+/// waiting.
 ///
 /// # Errors
 /// What `run` or the teacher's server refuse; then no further micro-batch is run.
@@ -35,38 +35,34 @@ pub(super) fn each(
     mut run: impl FnMut(CompletionSource, &[TrainSequence], BatchTeacher) -> Result<()>,
 ) -> Result<()> {
     let Some(remote) = remote else {
-        let resident = || Some(TeacherSource::Resident(ModelId::TEACHER));
-        let nobody = || BatchTeacher { teacher: resident(), since: Instant::now(), seconds: 0.0 };
-        return batches.iter().try_for_each(|(source, sequences)| run(*source, sequences, nobody()));
+        let resident = || BatchTeacher {
+            source: Some(TeacherSource::Resident(ModelId::TEACHER)),
+            since: Instant::now(),
+            seconds: 0.0,
+        };
+        return batches.iter().try_for_each(|(source, sequences)| run(*source, sequences, resident()));
     };
-    let ask = |(source, sequences): &(CompletionSource, Vec<TrainSequence>)| match needs(*source) {
+    let score = |(source, sequences): &(CompletionSource, Vec<TrainSequence>)| match needs(*source) {
         Needs::Nothing => Ok(None),
         needs => remote.score(sequences, needs).map(Some),
     };
     std::thread::scope(|scope| {
-        let (sender, answers) = sync_channel(0);
+        let (sender, scored) = sync_channel(0);
         scope.spawn(move || {
             for batch in batches {
-                let answer = ask(batch);
-                let failed = answer.is_err();
-                // Nobody listens any more once a micro-batch has failed.
-                if sender.send(answer).is_err() || failed {
+                let scores = score(batch);
+                let failed = scores.is_err();
+                // The receiver is dropped once a micro-batch has failed.
+                if sender.send(scores).is_err() || failed {
                     return;
                 }
             }
         });
         for (source, sequences) in batches {
             let since = Instant::now();
-            let answer = answers.recv().expect("the thread answers for every micro-batch, or with an error");
-            run(
-                *source,
-                sequences,
-                BatchTeacher {
-                    teacher: answer?.map(TeacherSource::Remote),
-                    since,
-                    seconds: since.elapsed().as_secs_f64(),
-                },
-            )?;
+            let scores = scored.recv().expect("the thread sends scores of every micro-batch, or an error");
+            let (scores, seconds) = (scores?.map(TeacherSource::Remote), since.elapsed().as_secs_f64());
+            run(*source, sequences, BatchTeacher { source: scores, since, seconds })?;
         }
         Ok(())
     })

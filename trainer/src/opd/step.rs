@@ -1,31 +1,32 @@
-//! One step: prompts, completions, micro-batches, one optimizer step, publish.
+//! One step of on-policy distillation, in the four calls that [`super::train`] makes: rollouts, `forward_backward`, `optim_step`,
+//! publish.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use autograd::rng;
 use runtime::RuntimeHandle;
-use runtime::request::{GenerateRequest, ModelId, OptimReport, OptimStep, TrainReport, TrainRequest, TrainSequence};
+use runtime::request::{GenerateRequest, ModelId, OptimReport, OptimStep, TrainRequest, TrainSequence};
 use runtime::train::Loss;
 use serve::{KeyValue, Scope};
 
 use super::micro_batch::{Completion, CompletionSource, split};
 use super::rollout::{RngStream, generate, params, request};
 use super::scored::{self, BatchTeacher};
+use super::step_metrics::{self, LossSums, RolloutStats};
 use super::timers::StepTimers;
 use crate::metrics::Metrics;
 use crate::progress::Progress;
 use crate::prompt::Example;
 use crate::recipe::Recipe;
 use crate::teacher::RemoteTeacher;
-use crate::{Result, loss, memory};
+use crate::{Result, loss};
 
 /// Stream of the random numbers that choose between on-policy and other completions.
 const MIX: u64 = 0x4D49_5821;
 
-/// Takes steps.
-pub(crate) struct OpdStep<'a> {
+/// What all steps of a run have in common: models, training rows and losses.
+pub(crate) struct StepContext<'a> {
     recipe: &'a Recipe,
     runtime: &'a RuntimeHandle,
     /// A teacher that is not in the runtime.
@@ -39,18 +40,36 @@ pub(crate) struct OpdStep<'a> {
     off_policy: Arc<dyn Loss>,
 }
 
-/// What a step did.
+/// A step that is under way.
+pub(crate) struct OpdStep<'a> {
+    context: &'a StepContext<'a>,
+    /// Counts steps from 0; with it every random number of the step is keyed.
+    number: u64,
+    started: Instant,
+    timers: StepTimers,
+    rollouts: RolloutStats,
+    losses: LossSums,
+}
+
+/// What the optimizer did with the gradients of a step.
+pub(crate) struct Update {
+    lr: f64,
+    started: Instant,
+    report: OptimReport,
+}
+
+/// The numbers of a step that is done.
 pub(crate) struct StepReport {
-    /// Its numbers.
+    /// Its metrics.
     pub(crate) metrics: Metrics,
     /// Its seconds.
-    pub(super) phases: StepTimers,
+    pub(super) timers: StepTimers,
     /// Whether the weights changed: loss and gradients were finite.
     pub(crate) applied: bool,
 }
 
-impl<'a> OpdStep<'a> {
-    /// Takes the steps of `recipe` on the rows `train`.
+impl<'a> StepContext<'a> {
+    /// For steps of `recipe` on the rows `train`.
     #[must_use]
     pub(crate) fn new(
         recipe: &'a Recipe,
@@ -73,43 +92,17 @@ impl<'a> OpdStep<'a> {
         Self { recipe, runtime, remote, train, progress, on_policy, off_policy }
     }
 
-    /// Step `step` (from 0) at learning rate `lr` on the given training rows, within a span.
-    ///
-    /// # Errors
-    /// What the runtime refuses.
-    pub(crate) fn take(&self, step: u64, lr: f64, rows: &[usize], scope: &Scope) -> Result<StepReport> {
-        let start = Instant::now();
-        let mut phases = StepTimers::within(scope);
-        let completions = phases.time("rollout", || self.complete(step, rows))?;
-        let seen = CompletionStats::of(&completions);
-        let sums = self.forward_backward(step, completions, &mut phases)?;
-        let optim = OptimStep { lr, adamw: self.recipe.optim.adamw, max_grad_norm: self.recipe.optim.max_grad_norm };
-        let report = phases.time("optim", || {
-            let report = self.runtime.optim_step(optim)?;
-            if report.applied {
-                self.runtime.publish()?;
-            }
-            // The update's time belongs to this phase and not to the next rollout.
-            self.recipe.runtime.device.device.synchronize().map_err(runtime::Error::from)?;
-            Ok::<_, crate::Error>(report)
-        })?;
-        let mut metrics = Metrics::at(step + 1);
-        sums.report(&mut metrics);
-        seen.report(&mut metrics);
-        report_optim(&mut metrics, lr, &report);
-        report_speed(&mut metrics, &phases, start.elapsed().as_secs_f64(), &seen);
-        metrics.set("time/forward", sums.forward_seconds);
-        metrics.set("time/backward", sums.backward_seconds);
-        metrics.set("perf/activation_bytes", sums.activation_bytes as f64);
-        let stats = self.runtime.stats()?;
-        if let Some(gpu) = stats.gpu {
-            for (name, value) in stats.models[&ModelId::STUDENT].steps.named() {
-                metrics.set(&format!("engine/{name}"), value);
-            }
-            metrics.set("gpu/peak_bytes", gpu.memory.peak_in_use as f64);
-            metrics.set("gpu/driver_allocations", gpu.memory.driver_allocations as f64);
+    /// Begins step `number` (from 0), whose spans are children of `scope`.
+    #[must_use]
+    pub(crate) fn begin(&'a self, number: u64, scope: &Scope) -> OpdStep<'a> {
+        OpdStep {
+            context: self,
+            number,
+            started: Instant::now(),
+            timers: StepTimers::within(scope),
+            rollouts: RolloutStats::default(),
+            losses: LossSums::default(),
         }
-        Ok(StepReport { metrics, phases, applied: report.applied })
     }
 
     /// Completes every prompt: by the student, by the teacher, or from the data.
@@ -119,14 +112,14 @@ impl<'a> OpdStep<'a> {
         let mut sampling = params(&recipe.rollout.sampling, recipe.rollout.max_new_tokens, seed);
         sampling.ignore_eos = recipe.rollout.ignore_eos;
         let mut requests: Vec<GenerateRequest> = Vec::new();
-        let mut asked: Vec<(&Example, CompletionSource)> = Vec::new();
-        let mut elsewhere: Vec<(Vec<u32>, u64)> = Vec::new();
-        let mut asked_elsewhere: Vec<&Example> = Vec::new();
+        let mut examples: Vec<(&Example, CompletionSource)> = Vec::new();
+        let mut remote_prompts: Vec<(Vec<u32>, u64)> = Vec::new();
+        let mut remote_examples: Vec<&Example> = Vec::new();
         let mut completions = Vec::new();
         for (position, &row) in rows.iter().enumerate() {
             let example = &self.train[row];
             let prompt = step * rows.len() as u64 + position as u64;
-            let (model, source, purpose) = if rng::uniform(seed, MIX, prompt) < objective.lmbda {
+            let (model, source, stream) = if rng::uniform(seed, MIX, prompt) < objective.lmbda {
                 (ModelId::STUDENT, CompletionSource::Student, RngStream::Train)
             } else if objective.off_policy.from_teacher {
                 (ModelId::TEACHER, CompletionSource::Other, RngStream::TrainTeacher)
@@ -140,63 +133,26 @@ impl<'a> OpdStep<'a> {
                 _ => &example.prompt,
             };
             for member in 0..group {
-                let index = purpose.index(prompt * group as u64 + member as u64);
+                let index = stream.index(prompt * group as u64 + member as u64);
                 if model == ModelId::TEACHER && self.remote.is_some() {
-                    elsewhere.push((tokens.clone(), index));
-                    asked_elsewhere.push(example);
+                    remote_prompts.push((tokens.clone(), index));
+                    remote_examples.push(example);
                 } else {
                     requests.push(request(model, tokens.clone(), sampling.clone(), index));
-                    asked.push((example, source));
+                    examples.push((example, source));
                 }
             }
         }
         let bar = self.progress.bar("rollout", (requests.len() * recipe.rollout.max_new_tokens) as u64, "tokens");
         let generated = generate(self.runtime, requests, &bar, None)?;
-        let sampled = asked.into_iter().zip(&generated);
+        let sampled = examples.into_iter().zip(&generated);
         completions
             .extend(sampled.map(|((example, source), generated)| Completion::sampled(example, generated, source)));
-        if let Some(remote) = self.remote.filter(|_| !elsewhere.is_empty()) {
-            let written = remote.generate(&elsewhere, &sampling)?;
-            completions.extend(asked_elsewhere.into_iter().zip(&written).map(|(e, w)| Completion::written(e, w)));
+        if let Some(remote) = self.remote.filter(|_| !remote_prompts.is_empty()) {
+            let generated = remote.generate(&remote_prompts, &sampling)?;
+            completions.extend(remote_examples.into_iter().zip(&generated).map(|(e, g)| Completion::remote(e, g)));
         }
         Ok(completions)
-    }
-
-    /// Gradients of the whole step: the loss is divided by its count of completion tokens in every micro-batch, so
-    /// that the cut into micro-batches changes nothing.
-    fn forward_backward(&self, step: u64, completions: Vec<Completion>, phases: &mut StepTimers) -> Result<LossSums> {
-        let normalizer = completions.iter().map(Completion::len).sum::<usize>() as f64;
-        let mut sums = LossSums::default();
-        let batches = split(completions, self.recipe.runtime.tokens_per_microbatch);
-        let bar = self.progress.bar("train", normalizer as u64, "tokens");
-        let mut number: u64 = 0;
-        let run = |source, sequences: &[TrainSequence], asked: BatchTeacher| {
-            let start = Instant::now();
-            let report = self.runtime.forward_backward(TrainRequest {
-                sequences: sequences.to_vec(),
-                loss: Arc::clone(self.loss(source)),
-                normalizer,
-                backward: true,
-                dropout_key: step << 20 | number,
-                teacher: asked.teacher,
-            })?;
-            let (seconds, resident) = (start.elapsed().as_secs_f64(), report.teacher_seconds);
-            let about =
-                || vec![KeyValue::new("arle.micro_batch", number as i64), KeyValue::new("arle.tokens", report.tokens)];
-            if self.remote.is_some() {
-                phases.add("teacher", asked.since, asked.seconds, about());
-            } else {
-                phases.add("teacher", start, resident, about());
-            }
-            phases.add("train", start + Duration::from_secs_f64(resident), seconds - resident, about());
-            number += 1;
-            bar.inc(report.tokens as u64);
-            sums.add(&report);
-            Ok(())
-        };
-        scored::each(self.remote, &batches, |source| self.loss(source).needs(), run)?;
-        bar.finish_and_clear();
-        Ok(sums)
     }
 
     fn loss(&self, source: CompletionSource) -> &Arc<dyn Loss> {
@@ -206,97 +162,94 @@ impl<'a> OpdStep<'a> {
         }
     }
 }
-
-/// Sums over micro-batches; each name with the tokens that it was summed over.
-#[derive(Debug, Default)]
-pub(super) struct LossSums {
-    loss: f64,
-    forward_seconds: f64,
-    backward_seconds: f64,
-    activation_bytes: u64,
-    by_name: BTreeMap<&'static str, (f64, f64)>,
-    maxima: BTreeMap<&'static str, f64>,
-}
-
-impl LossSums {
-    /// Adds a micro-batch.
-    pub(super) fn add(&mut self, report: &TrainReport) {
-        self.loss += report.loss;
-        self.forward_seconds += report.forward_seconds;
-        self.backward_seconds += report.backward_seconds;
-        self.activation_bytes = self.activation_bytes.max(report.activation_bytes);
-        for (&name, &sum) in &report.sums {
-            let (total, tokens) = self.by_name.entry(name).or_default();
-            *total += sum;
-            *tokens += report.tokens;
-        }
-        for (&name, &largest) in &report.maxima {
-            let most = self.maxima.entry(name).or_insert(f64::NEG_INFINITY);
-            *most = most.max(largest);
-        }
+impl OpdStep<'_> {
+    /// A completion of every prompt, `rows` of the training rows: y ~ q(. | x) of the student; with probability 1 - `lmbda` the
+    /// teacher's or the data's.
+    ///
+    /// # Errors
+    /// What the runtime, or the server of a remote teacher, refuses.
+    pub(crate) fn rollouts(&mut self, rows: &[usize]) -> Result<Vec<Completion>> {
+        let completions = self.timers.time("rollout", || self.context.complete(self.number, rows))?;
+        self.rollouts = RolloutStats::of(&completions);
+        Ok(completions)
     }
 
-    /// The mean over tokens.
-    #[must_use]
-    pub(super) fn mean(&self, name: &str) -> Option<f64> {
-        self.by_name.get(name).map(|(sum, tokens)| sum / tokens)
-    }
-
-    fn report(&self, metrics: &mut Metrics) {
-        metrics.set("loss", self.loss);
-        for name in ["teacher_kl", "forward_kl", "entropy", "teacher_entropy", "agreement"] {
-            if let Some(mean) = self.mean(name) {
-                metrics.set(name, mean);
+    /// Scores of the teacher, loss and gradients of all completions, micro-batch by micro-batch. Every one divides its loss by the
+    /// completion tokens of the whole step, so that the cut into micro-batches changes nothing.
+    ///
+    /// # Errors
+    /// What the runtime, or the server of a remote teacher, refuses.
+    pub(crate) fn forward_backward(&mut self, completions: Vec<Completion>) -> Result<()> {
+        let (context, timers, losses) = (self.context, &mut self.timers, &mut self.losses);
+        let normalizer = completions.iter().map(Completion::len).sum::<usize>() as f64;
+        let batches = split(completions, context.recipe.runtime.tokens_per_microbatch);
+        let bar = context.progress.bar("train", normalizer as u64, "tokens");
+        let (step, mut number) = (self.number, 0u64);
+        let run = |source, sequences: &[TrainSequence], teacher: BatchTeacher| {
+            let start = Instant::now();
+            let report = context.runtime.forward_backward(TrainRequest {
+                sequences: sequences.to_vec(),
+                loss: Arc::clone(context.loss(source)),
+                normalizer,
+                backward: true,
+                dropout_key: step << 20 | number,
+                teacher: teacher.source,
+            })?;
+            let (seconds, resident) = (start.elapsed().as_secs_f64(), report.teacher_seconds);
+            let about =
+                || vec![KeyValue::new("arle.micro_batch", number as i64), KeyValue::new("arle.tokens", report.tokens)];
+            if context.remote.is_some() {
+                timers.add("teacher", teacher.since, teacher.seconds, about());
+            } else {
+                timers.add("teacher", start, resident, about());
             }
+            timers.add("train", start + Duration::from_secs_f64(resident), seconds - resident, about());
+            number += 1;
+            bar.inc(report.tokens as u64);
+            losses.add(&report);
+            Ok(())
+        };
+        scored::each(context.remote, &batches, |source| context.loss(source).needs(), run)?;
+        bar.finish_and_clear();
+        Ok(())
+    }
+    /// Clips the gradients by their global norm and takes a step of AdamW at learning rate `lr`. A gradient that is not finite
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// What the runtime refuses.
+    pub(crate) fn optim_step(&mut self, lr: f64) -> Result<Update> {
+        let optim = &self.context.recipe.optim;
+        let started = Instant::now();
+        let report = self.context.runtime.optim_step(OptimStep {
+            lr,
+            adamw: optim.adamw,
+            max_grad_norm: optim.max_grad_norm,
+        })?;
+        Ok(Update { lr, started, report })
+    }
+
+    /// Makes the new weights the ones that generate, and reports the step.
+    ///
+    /// # Errors
+    /// What the runtime refuses.
+    pub(crate) fn publish(mut self, update: &Update) -> Result<StepReport> {
+        let StepContext { recipe, runtime, .. } = self.context;
+        let Update { lr, started, report } = update;
+        if report.applied {
+            runtime.publish()?;
         }
-        if let (Some(mean), Some(&largest)) = (self.mean("mismatch"), self.maxima.get("mismatch_size")) {
-            metrics.set("mismatch_kl", mean);
-            metrics.set("mismatch_max", largest);
-        }
+        // The update's time belongs to this phase and not to the next rollout.
+        recipe.runtime.device.device.synchronize().map_err(runtime::Error::from)?;
+        self.timers.add("optim", *started, started.elapsed().as_secs_f64(), Vec::new());
+        let mut metrics = Metrics::at(self.number + 1);
+        self.losses.report(&mut metrics);
+        self.rollouts.report(&mut metrics);
+        step_metrics::report_optim(&mut metrics, *lr, report);
+        let seconds = self.started.elapsed().as_secs_f64();
+        step_metrics::report_speed(&mut metrics, &self.timers, seconds, &self.rollouts);
+        self.losses.report_costs(&mut metrics);
+        step_metrics::report_gpu(&mut metrics, &runtime.stats()?);
+        Ok(StepReport { metrics, timers: self.timers, applied: report.applied })
     }
-}
-
-/// What the completions of a step look like from outside.
-struct CompletionStats {
-    count: usize,
-    tokens: usize,
-    processed: usize,
-    truncated: usize,
-    on_policy: usize,
-}
-
-impl CompletionStats {
-    fn of(completions: &[Completion]) -> Self {
-        Self {
-            count: completions.len(),
-            tokens: completions.iter().map(Completion::len).sum(),
-            processed: completions.iter().map(|completion| completion.sequence.tokens.len()).sum(),
-            truncated: completions.iter().filter(|completion| completion.truncated).count(),
-            on_policy: completions.iter().filter(|completion| completion.source == CompletionSource::Student).count(),
-        }
-    }
-
-    fn report(&self, metrics: &mut Metrics) {
-        let count = self.count as f64;
-        metrics.set("completions/mean_length", self.tokens as f64 / count);
-        metrics.set("completions/tokens", self.tokens as f64);
-        metrics.set("completions/on_policy_fraction", self.on_policy as f64 / count);
-        metrics.set("truncated_fraction", self.truncated as f64 / count);
-    }
-}
-
-fn report_optim(metrics: &mut Metrics, lr: f64, report: &OptimReport) {
-    metrics.set("optim/lr", lr);
-    metrics.set("optim/grad_norm", report.grad_norm);
-    metrics.set("optim/skipped", f64::from(u8::from(!report.applied)));
-}
-
-fn report_speed(metrics: &mut Metrics, phases: &StepTimers, seconds: f64, seen: &CompletionStats) {
-    for (phase, seconds) in phases.seconds() {
-        metrics.set(&format!("time/{phase}"), *seconds);
-    }
-    metrics.set("time/step", seconds);
-    metrics.set("perf/throughput", seen.processed as f64 / seconds);
-    metrics.set("perf/rollout_throughput", seen.tokens as f64 / phases.get("rollout").max(1e-9));
-    metrics.set("perf/peak_memory", memory::peak() as f64);
 }

@@ -101,7 +101,7 @@ pub(super) struct Summary<'a> {
     pub(super) compared: std::result::Result<Vec<compare::Row>, String>,
     /// The best step by `checkpoint.best`.
     pub(super) best: Option<&'a Best>,
-    pub(super) phases: &'a StepTimers,
+    pub(super) timers: &'a StepTimers,
     pub(super) steps: u64,
     pub(super) gpu: Option<GpuStats>,
 }
@@ -123,8 +123,8 @@ impl Summary<'_> {
             Err(why) => text += &format!("\ntasks before and after are not compared: {why}\n"),
         }
         text += &format!("\n  {:<28} {:>10} {:>10}\n", "phase", "seconds", "share");
-        for (phase, seconds) in self.phases.seconds() {
-            text += &format!("  {phase:<28} {seconds:>10.1} {:>8.0} %\n", 100.0 * seconds / self.phases.total());
+        for (phase, seconds) in self.timers.seconds() {
+            text += &format!("  {phase:<28} {seconds:>10.1} {:>8.0} %\n", 100.0 * seconds / self.timers.total());
         }
         if let Some(gpu) = &self.gpu {
             text +=
@@ -179,7 +179,7 @@ impl Summary<'_> {
             ("before", json!(self.before)),
             ("after", Value::Object(after)),
             ("teacher", json!(self.teacher)),
-            ("seconds", json!(self.phases.seconds())),
+            ("seconds", json!(self.timers.seconds())),
             ("checkpoint", json!(self.checkpoint)),
             ("best", json!(self.best)),
             ("compared", self.compared.as_ref().map_or_else(|why| json!(why), |rows| compare::json(rows))),

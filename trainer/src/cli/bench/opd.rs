@@ -12,7 +12,7 @@ use super::{BenchArgs, Report, prompt};
 use crate::limits::{MOST_TOKENS, between};
 use crate::memory::Purpose;
 use crate::metrics::Metrics;
-use crate::opd::{self, OpdStep, StepReport};
+use crate::opd::{self, StepContext, StepReport};
 use crate::progress::Progress;
 use crate::prompt::Example;
 use crate::recipe::{Override, Recipe};
@@ -75,21 +75,24 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
             shown: String::new(),
         })
         .collect();
-    let stepper = OpdStep::new(&recipe, &runtime, None, &rows, progress);
-    let mut outcomes = Vec::with_capacity(args.opd.steps);
-    for step in 0..total {
-        if step == args.opd.warmup {
+    let steps = StepContext::new(&recipe, &runtime, None, &rows, progress);
+    let mut reports = Vec::with_capacity(args.opd.steps);
+    for number in 0..total {
+        if number == args.opd.warmup {
             memory::count_peak_from_now(recipe.runtime.device.device);
         }
-        let rows: Vec<usize> = (step * per_step..(step + 1) * per_step).collect();
-        let outcome =
-            stepper.take(step as u64, recipe.schedule.at(step as u64, total as u64), &rows, &Scope::default())?;
-        progress.line(&step_line(step, &outcome.metrics));
-        if step >= args.opd.warmup {
-            outcomes.push(outcome);
+        let prompts: Vec<usize> = (number * per_step..(number + 1) * per_step).collect();
+        let mut step = steps.begin(number as u64, &Scope::default());
+        let rollouts = step.rollouts(&prompts)?;
+        step.forward_backward(rollouts)?;
+        let update = step.optim_step(recipe.schedule.at(number as u64, total as u64))?;
+        let report = step.publish(&update)?;
+        progress.line(&step_line(number, &report.metrics));
+        if number >= args.opd.warmup {
+            reports.push(report);
         }
     }
-    let mut report = report(args, &recipe, &outcomes);
+    let mut report = report(args, &recipe, &reports);
     report.add_plan(&plan);
     Ok(report)
 }
@@ -200,8 +203,8 @@ fn step_line(step: usize, metrics: &Metrics) -> String {
 }
 
 /// Medians over the steps.
-fn report(args: &BenchArgs, recipe: &Recipe, outcomes: &[StepReport]) -> Report {
-    let of = |key: &str| median(outcomes.iter().filter_map(|outcome| outcome.metrics.get(key)).collect());
+fn report(args: &BenchArgs, recipe: &Recipe, steps: &[StepReport]) -> Report {
+    let of = |key: &str| median(steps.iter().filter_map(|step| step.metrics.get(key)).collect());
     let step = of("time/step");
     let phases = PHASES.map(|(name, key)| (name, of(key)));
     let known: f64 = phases.iter().map(|(_, seconds)| seconds).sum();
@@ -214,7 +217,7 @@ fn report(args: &BenchArgs, recipe: &Recipe, outcomes: &[StepReport]) -> Report 
         values.insert(name.to_owned(), json!(seconds));
         text += &format!("{name:<10}{seconds:>7.3} s\n");
     }
-    let skipped = outcomes.iter().filter(|outcome| !outcome.applied).count();
+    let skipped = steps.iter().filter(|step| !step.applied).count();
     let more = [
         ("generated_tokens", tokens),
         ("sequence_tokens", processed),
@@ -227,10 +230,7 @@ fn report(args: &BenchArgs, recipe: &Recipe, outcomes: &[StepReport]) -> Report 
         ("skipped_steps", skipped as f64),
     ];
     values.extend(more.map(|(name, value)| (name.to_owned(), json!(value))));
-    values.insert(
-        "steps".to_owned(),
-        outcomes.iter().map(|outcome| Value::from(outcome.metrics.as_json().clone())).collect(),
-    );
+    values.insert("steps".to_owned(), steps.iter().map(|step| Value::from(step.metrics.as_json().clone())).collect());
     text += &format!(
         "rollout {:.0} tok/s   training {:.0} tok/s   loss {:.4}   mismatch KL {:.2e}, largest {:.2e}   skipped {skipped}\n",
         tokens / phases[0].1,

@@ -190,6 +190,9 @@ pub enum Error {
     /// A micro-batch or an optimizer step that cannot be computed.
     #[error(transparent)]
     Train(#[from] crate::train::TrainError),
+    /// An order cannot be read.
+    #[error(transparent)]
+    Order(#[from] crate::engine::order::OrderError),
     /// A step failed; the text is that of the error, which another request of the step may have.
     #[error("{0}")]
     Step(String),

@@ -352,6 +352,10 @@ mod tests {
             Needs::Nothing
         }
 
+        fn encode(&self) -> Vec<u8> {
+            vec![]
+        }
+
         fn compute(&self, _: &mut Tape, _: &LossBatch<'_>) -> Result<LossValue> {
             panic!("a loss of 7")
         }
@@ -368,11 +372,9 @@ mod tests {
             max_waiting: 2,
             kv_bytes: 1 << 18,
             prefix_cache: false,
-            async_scheduling: false,
-            short_steps: false,
+            ..EngineConfig::for_device(Device::Cpu)
         };
-        let spec =
-            RuntimeSpec { device: Device::Cpu, deterministic: false, models: vec![student], training: None, engine };
+        let spec = RuntimeSpec { engine, ..RuntimeSpec::for_device(Device::Cpu, student) };
         let handle = RuntimeHandle::start(&spec, &|_, _| {}).expect("it starts");
         let params = SamplingParams { max_tokens: 200, ignore_eos: true, ..SamplingParams::default() };
         let request = GenerateRequest {

@@ -1,10 +1,11 @@
 //! Names of models and requests.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Names a model of the runtime: one of [`crate::request::RuntimeSpec::models`] by its place, or an adapter that was loaded on
 /// one of them, by a number that is never given twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ModelId(pub u32);
 
 impl ModelId {
@@ -21,5 +22,5 @@ impl fmt::Display for ModelId {
 }
 
 /// Names one request for its whole life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RequestId(pub u64);

@@ -5,6 +5,7 @@ mod score;
 mod spec;
 mod stats;
 
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 pub use crate::ids::ModelId;
@@ -144,7 +145,7 @@ pub struct Generated {
 }
 
 /// One sequence of a training or evaluation batch.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TrainSequence {
     /// Prompt and completion as the student sees them.
     pub tokens: Vec<u32>,
@@ -199,11 +200,12 @@ pub struct TrainReport {
 }
 
 /// One optimizer step on the accumulated gradients.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct OptimStep {
     /// Learning rate.
     pub lr: f64,
     /// AdamW's constants.
+    #[serde(with = "crate::engine::order::wire::adamw")]
     pub adamw: autograd::adamw::AdamW,
     /// Gradients are scaled down to this global norm; `None` leaves them.
     pub max_grad_norm: Option<f64>,
@@ -221,7 +223,7 @@ pub struct OptimReport {
 }
 
 /// A named tensor of an export, row-major on the host.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NamedTensor {
     /// Name in the file.
     pub name: String,
@@ -232,7 +234,7 @@ pub struct NamedTensor {
 }
 
 /// Everything that training changes, to write or to restore.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct TrainState {
     /// Trained weights under their Hugging Face or PEFT names (f32 masters).
     pub weights: Vec<NamedTensor>,

@@ -23,21 +23,9 @@ fn start(token_budget: usize, kv_bytes: usize) -> RuntimeHandle {
     std::fs::write(&path, include_str!("../../configs/models/qwen3-0.6b.json")).expect("written");
     let source = ModelSource::parse(&format!("random:{}", path.display())).expect("a source");
     let files = Arc::new(source.open(&|_| ()).expect("opens"));
-    let spec = RuntimeSpec {
-        device: Device::Cuda(0),
-        deterministic: false,
-        models: vec![ModelSpec { files, layers: Some(vec![0, 1]), adapter: None }],
-        training: None,
-        engine: EngineConfig {
-            token_budget,
-            max_running: 4,
-            max_waiting: 8,
-            kv_bytes,
-            prefix_cache: true,
-            async_scheduling: true,
-            short_steps: false,
-        },
-    };
+    let mut spec =
+        RuntimeSpec::for_device(Device::Cuda(0), ModelSpec { files, layers: Some(vec![0, 1]), adapter: None });
+    spec.engine = EngineConfig { token_budget, max_running: 4, max_waiting: 8, kv_bytes, ..spec.engine };
     RuntimeHandle::start(&spec, &|_, _| ()).expect("starts")
 }
 

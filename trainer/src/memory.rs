@@ -259,21 +259,8 @@ mod tests {
     fn planned(kv: u64, available: u64) -> MemoryPlan {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-chat");
         let files = Arc::new(ModelFiles::open(std::path::Path::new(path)).expect("a fixture"));
-        let spec = RuntimeSpec {
-            deterministic: false,
-            device: Device::Cpu,
-            models: vec![ModelSpec::new(files)],
-            training: None,
-            engine: EngineConfig {
-                token_budget: 16,
-                max_running: 1,
-                max_waiting: 1,
-                kv_bytes: 0,
-                prefix_cache: true,
-                async_scheduling: false,
-                short_steps: false,
-            },
-        };
+        let mut spec = RuntimeSpec::for_device(Device::Cpu, ModelSpec::new(files));
+        spec.engine = EngineConfig { token_budget: 16, max_running: 1, max_waiting: 1, kv_bytes: 0, ..spec.engine };
         let workload = Workload {
             kv: KvWish::Size(KvSize::Bytes(kv)),
             longest: 16,

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 impl Engine {
     /// Takes the errors of the steps since the last call: one of them may be that the device is lost.
     pub(super) fn check_step_errors(&mut self) {
-        let errors: Vec<Error> = self.runners.iter_mut().filter_map(|runner| runner.error.take()).collect();
+        let errors: Vec<Error> = self.planners.iter_mut().filter_map(|planner| planner.error.take()).collect();
         errors.into_iter().for_each(|error| self.check_device_lost::<()>(&Err(error)));
     }
 
@@ -19,7 +19,7 @@ impl Engine {
             return;
         }
         let lost = Error::Op(error.clone());
-        self.runners.iter_mut().for_each(|runner| runner.fail_all(&lost));
+        self.planners.iter_mut().for_each(|planner| planner.fail_all(&lost));
         self.lost = Some(lost);
     }
 

@@ -6,12 +6,11 @@
 
 mod adapters;
 mod device_lost;
-mod generation;
-mod graph_runner;
+mod executor;
+pub(crate) mod order;
+mod planner;
 mod prefill_budget;
-mod runner;
-pub(crate) mod score;
-mod step;
+mod ranks;
 mod time_share;
 
 use std::collections::VecDeque;
@@ -23,28 +22,31 @@ use std::time::{Duration, Instant};
 use autograd::Device;
 use autograd::cuda::{Gpu, Mode};
 
+use self::executor::{Executor, Outcome};
+use self::order::Order;
+use self::planner::BatchPlanner;
+use self::prefill_budget::{PrefillBudget, StepLoad};
+use self::ranks::Ranks;
+use self::time_share::{NextAction, PendingWork, TimeShare};
 use crate::config::ModelConfig;
 use crate::handle::EngineRequest;
 use crate::ids::ModelId;
-use crate::memory::Entry;
 use crate::request::{
-    GpuStats, PauseMode, RequestError, RuntimeSpec, RuntimeStats, Snapshot, TrainReport, TrainRequest,
+    GpuStats, ModelSpec, OptimReport, OptimStep, PauseMode, RequestError, RuntimeSpec, RuntimeStats, Snapshot,
+    TrainReport, TrainRequest, TrainState,
 };
-use crate::train::{TeacherSource, TrainSession};
 use crate::{Error, Result};
 
-use prefill_budget::{PrefillBudget, StepLoad};
-pub(crate) use runner::ModelRunner;
-use time_share::{NextAction, PendingWork, TimeShare};
-
-/// Everything on the device.
+/// Schedulers and sinks, and the ranks that execute what they plan.
 pub(crate) struct Engine {
     /// One for each base model, by the number of its id.
-    runners: Vec<ModelRunner>,
+    planners: Vec<BatchPlanner>,
+    /// Execute what is planned.
+    ranks: Ranks,
     /// The id of the next adapter.
     next_id: ModelId,
-    /// How the first model is trained.
-    training: Option<TrainSession>,
+    /// Whether the first model is trained.
+    trains: bool,
     /// Requests that run between two steps, in order of arrival.
     jobs: VecDeque<EngineRequest>,
     time_share: TimeShare<Discriminant<EngineRequest>>,
@@ -59,20 +61,21 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Loads the models. Weights of models that are the same layers of the same files are loaded once.
+    /// Loads the models.
     pub(crate) fn new(spec: &RuntimeSpec, progress: &dyn Fn(usize, usize)) -> Result<Self> {
         let mode = hold_mode(spec)?;
-        let mut runners: Vec<ModelRunner> = Vec::new();
-        for id in spec.ids() {
-            let shared = spec.shares_weights_with(id).map(|other| runners[other.0 as usize].base().base().clone());
-            runners.push(ModelRunner::load(id, spec, shared, progress)?);
-        }
-        let training = spec.training.as_ref().map(|t| TrainSession::new(t, runners[0].base())).transpose();
-        let training = training.map_err(|e| e.while_allocating(Entry::Optimizer))?;
+        let executor = Executor::new(spec, progress)?;
+        let bases = spec.ids().zip(&spec.models).zip(executor.bases());
+        let planner = |((id, model), (config, pages)): ((ModelId, &ModelSpec), (&Arc<ModelConfig>, usize))| {
+            let tokenizer = model.files.tokenizer.clone();
+            BatchPlanner::new(id, Arc::clone(config), spec.device, tokenizer, pages, &spec.engine)
+        };
+        let planners = bases.map(planner).collect::<Result<Vec<_>>>()?;
         let mut engine = Self {
-            next_id: ModelId(runners.len() as u32),
-            runners,
-            training,
+            next_id: ModelId(planners.len() as u32),
+            planners,
+            ranks: Ranks::new(executor, spec.engine.encode_orders),
+            trains: spec.training.is_some(),
             jobs: VecDeque::new(),
             time_share: TimeShare::new(),
             prefill_budget: spec.engine.short_steps.then(|| PrefillBudget::new(spec.engine.async_scheduling)),
@@ -80,8 +83,8 @@ impl Engine {
             lost: None,
             _mode: mode,
         };
-        if engine.training.is_some() {
-            engine.publish().map_err(|e| e.while_allocating(Entry::Copies))?;
+        if engine.trains {
+            engine.publish()?;
         }
         Ok(engine)
     }
@@ -135,11 +138,11 @@ impl Engine {
         };
         let paused = self.paused;
         let ready = changes.is_none_or(|model| {
-            let Ok(runner) = self.runner(model) else { return true };
+            let Ok(planner) = self.planner(model) else { return true };
             if paused {
-                runner.restart_scores(model);
+                planner.restart_scores(model);
             }
-            !runner.hold_scores(model)
+            !planner.hold_scores(model)
         });
         PendingWork { job: self.jobs.front().map(|_| ready), steps: !paused && !self.is_idle() }
     }
@@ -147,13 +150,14 @@ impl Engine {
     /// A step of every base model; when it ended, and how long it took.
     fn step(&mut self) -> (Instant, Duration) {
         let started = Instant::now();
-        let streams = self.runners.iter().any(|runner| runner.scheduler.has_decodes());
-        let busy = self.runners.iter().filter(|runner| !runner.is_idle()).count().max(1);
+        let streams = self.planners.iter().any(|planner| planner.scheduler.has_decodes());
+        let busy = self.planners.iter().filter(|planner| !planner.is_idle()).count().max(1);
         let limit = self
             .prefill_budget
             .as_ref()
             .map_or(usize::MAX, |prefill_budget| prefill_budget.prefill(streams).div_ceil(busy));
-        let prefill = self.runners.iter_mut().map(|runner| runner.step(limit)).sum();
+        let ranks = &mut self.ranks;
+        let prefill = self.planners.iter_mut().map(|planner| planner.step(limit, ranks)).sum();
         let (now, time) = (Instant::now(), started.elapsed());
         if let Some(prefill_budget) = &mut self.prefill_budget {
             prefill_budget.took(time, StepLoad { streams, prefill });
@@ -167,7 +171,7 @@ impl Engine {
         let Some(job) = self.jobs.pop_front() else { return };
         let (started, kind) = (Instant::now(), discriminant(&job));
         let requests_wait = !self.is_idle();
-        self.runners.iter_mut().for_each(ModelRunner::drain);
+        self.planners.iter_mut().for_each(BatchPlanner::drain);
         self.check_step_errors();
         if let Some(prefill_budget) = &mut self.prefill_budget {
             prefill_budget.drained();
@@ -181,11 +185,11 @@ impl Engine {
 
     /// The shapes of the base models.
     pub(crate) fn configs(&self) -> Arc<[Arc<ModelConfig>]> {
-        self.runners.iter().map(|runner| Arc::clone(runner.config())).collect()
+        self.planners.iter().map(|planner| Arc::clone(planner.config())).collect()
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
-        Snapshot { models: self.runners.iter().flat_map(ModelRunner::snapshots).collect() }
+        Snapshot { models: self.planners.iter().flat_map(BatchPlanner::snapshots).collect() }
     }
 
     fn publish_snapshot(&self, published: &Mutex<Snapshot>) {
@@ -193,13 +197,13 @@ impl Engine {
     }
 
     fn is_idle(&self) -> bool {
-        self.runners.iter().all(ModelRunner::is_idle)
+        self.planners.iter().all(BatchPlanner::is_idle)
     }
 
-    /// The runner of a base model or of the adapter's base.
-    fn runner(&mut self, model: ModelId) -> Result<&mut ModelRunner> {
-        let runner = self.runners.iter_mut().find(|runner| runner.has(model));
-        Ok(runner.ok_or(RequestError::NoModel { model })?)
+    /// The planner of a base model or of the adapter's base.
+    fn planner(&mut self, model: ModelId) -> Result<&mut BatchPlanner> {
+        let planner = self.planners.iter_mut().find(|planner| planner.has(model));
+        Ok(planner.ok_or(RequestError::NoModel { model })?)
     }
 
     /// Takes a request as it comes: generations and scores go to their schedulers, jobs wait.
@@ -208,18 +212,18 @@ impl Engine {
             return device_lost::refuse(work, lost);
         }
         match work {
-            EngineRequest::Generate(id, request, mask, events) => match self.runner(request.model) {
-                Ok(runner) => runner.submit(id, request, mask, events),
+            EngineRequest::Generate(id, request, mask, events) => match self.planner(request.model) {
+                Ok(planner) => planner.submit(id, request, mask, events),
                 // The receiver may have been dropped; the same below.
                 Err(e) => drop(events.send(crate::request::GenerateEvent::Failed(e))),
             },
-            EngineRequest::Score(id, request, reply) => match self.runner(request.model) {
-                Ok(runner) => runner.submit_scoring(id, request, reply),
+            EngineRequest::Score(id, request, reply) => match self.planner(request.model) {
+                Ok(planner) => planner.submit_scoring(id, request, reply),
                 Err(e) => drop(reply.send(Err(e))),
             },
             EngineRequest::Cancel(model, id) => {
-                if let Ok(runner) = self.runner(model) {
-                    runner.cancel(id);
+                if let Ok(planner) = self.planner(model) {
+                    planner.cancel(id);
                 }
             }
             EngineRequest::Stats(reply) => {
@@ -227,10 +231,10 @@ impl Engine {
                 self.reply(&reply, stats);
             }
             EngineRequest::Pause(running, reply) => {
-                self.runners.iter_mut().for_each(ModelRunner::drain);
+                self.planners.iter_mut().for_each(BatchPlanner::drain);
                 self.check_step_errors();
                 if running == PauseMode::Abort {
-                    self.runners.iter_mut().for_each(ModelRunner::abort_all);
+                    self.planners.iter_mut().for_each(BatchPlanner::abort_all);
                 }
                 self.paused = true;
                 self.reply(&reply, Ok(()));
@@ -255,79 +259,89 @@ impl Engine {
                 unreachable!("what is no job is answered as it comes")
             }
             EngineRequest::ForwardBackward(request, reply) => {
-                let report = self.forward_backward(&request);
-                self.reply(&reply, report.map_err(|e| e.while_allocating(Entry::Activations)));
+                let report = self.forward_backward(request);
+                self.reply(&reply, report);
             }
             EngineRequest::OptimStep(step, reply) => {
-                let report = self.session().and_then(|s| s.optim_step(&step));
-                self.reply(&reply, report.map_err(|e| e.while_allocating(Entry::Workspace)));
+                let report = self.optim_step(step);
+                self.reply(&reply, report);
             }
             EngineRequest::Publish(reply) => {
                 let version = self.publish();
-                self.reply(&reply, version.map_err(|e| e.while_allocating(Entry::Copies)));
+                self.reply(&reply, version);
             }
             EngineRequest::Export(reply) => {
-                let state = self.session().and_then(|s| s.export());
+                let state = self.export();
                 self.reply(&reply, state);
             }
             EngineRequest::AddAdapter(base, adapter, reply) => {
-                let model = self.add_adapter(base, &adapter);
-                self.reply(&reply, model.map_err(|e| e.while_allocating(Entry::Weights)));
+                let model = self.add_adapter(base, adapter);
+                self.reply(&reply, model);
             }
             EngineRequest::ReplaceAdapter(model, adapter, reply) => {
-                let version = self.replace_adapter(model, &adapter);
-                self.reply(&reply, version.map_err(|e| e.while_allocating(Entry::Weights)));
+                let version = self.replace_adapter(model, adapter);
+                self.reply(&reply, version);
             }
             EngineRequest::RemoveAdapter(model, reply) => {
                 let removed = self.remove_adapter(model);
                 self.reply(&reply, removed);
             }
             EngineRequest::Restore(state, reply) => {
-                let restored = self.session().and_then(|s| s.restore(state));
+                let restored = self.trained().and_then(|()| self.ranks.send(Order::Restore(state)).map(drop));
                 self.reply(&reply, restored);
             }
             EngineRequest::ResetPrefixCache(reply) => {
-                self.runners.iter_mut().for_each(|runner| runner.scheduler.reset_prefix_cache());
+                self.planners.iter_mut().for_each(|planner| planner.scheduler.reset_prefix_cache());
                 self.reply(&reply, Ok(()));
             }
         }
     }
 
     fn stats(&self) -> Result<RuntimeStats> {
-        let gpu = match self.runners[0].base().device() {
+        let gpu = match self.ranks.own().device() {
             Device::Cpu | Device::Portable => None,
             Device::Cuda(ordinal) => {
                 let gpu = Gpu::get(ordinal)?;
                 Some(GpuStats { launches: gpu.launches(), memory: gpu.memory() })
             }
         };
-        let models = (0..).map(ModelId).zip(&self.runners).map(|(id, runner)| (id, runner.stats())).collect();
+        let models = (0..).map(ModelId).zip(&self.planners).map(|(id, planner)| (id, planner.stats())).collect();
         Ok(RuntimeStats { models, gpu })
     }
 
-    fn forward_backward(&mut self, request: &TrainRequest) -> Result<TrainReport> {
-        let student = self.runners[0].base();
-        let teacher = match &request.teacher {
-            Some(TeacherSource::Resident(id)) => {
-                self.runners.iter().find(|runner| runner.has(*id)).map(|runner| runner.model(*id))
-            }
-            Some(TeacherSource::Remote(_)) | None => None,
-        };
-        match &mut self.training {
-            Some(session) => session.forward_backward(request, student, teacher),
-            None => crate::train::evaluate(request, student, teacher),
+    /// Training needs a runtime that was started for it.
+    fn trained(&self) -> Result<()> {
+        if self.trains { Ok(()) } else { Err(RequestError::NotTraining.into()) }
+    }
+
+    fn forward_backward(&mut self, request: TrainRequest) -> Result<TrainReport> {
+        match self.ranks.send(Order::ForwardBackward(request.into()))? {
+            Outcome::Trained(report) => Ok(report),
+            _ => unreachable!("a micro-batch has a report"),
         }
     }
 
-    fn session(&mut self) -> Result<&mut TrainSession> {
-        Ok(self.training.as_mut().ok_or(RequestError::NotTraining)?)
+    fn optim_step(&mut self, step: OptimStep) -> Result<OptimReport> {
+        self.trained()?;
+        match self.ranks.send(Order::OptimStep(step))? {
+            Outcome::Optimized(report) => Ok(report),
+            _ => unreachable!("an optimizer step has a report"),
+        }
+    }
+
+    fn export(&mut self) -> Result<TrainState> {
+        self.trained()?;
+        match self.ranks.send(Order::Export)? {
+            Outcome::State(state) => Ok(state),
+            _ => unreachable!("an export has a state"),
+        }
     }
 
     /// Makes the trained weights those that the student's requests run with.
     fn publish(&mut self) -> Result<u64> {
-        let session = self.training.as_ref().ok_or(RequestError::NotTraining)?;
-        let trained = session.serving_pass(self.runners[0].base());
-        self.runners[0].publish(trained)
+        self.trained()?;
+        self.ranks.send(Order::Publish)?;
+        Ok(self.planners[0].weights_changed(ModelId::STUDENT))
     }
 }
 

@@ -4,6 +4,7 @@
 //! the scheduler's plan.
 
 use crate::ids::ModelId;
+use serde::{Deserialize, Serialize};
 
 mod pool;
 mod radix;
@@ -15,7 +16,7 @@ pub use radix::{PrefixMatch, RadixCache, Tail};
 pub const PAGE_SIZE: usize = 16;
 
 /// Index of one page in the KV tensors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PageId(pub u32);
 
 impl PageId {

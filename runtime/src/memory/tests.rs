@@ -54,10 +54,9 @@ fn spec(device: Device, trainable: Option<Trainable>) -> RuntimeSpec {
             max_running: 4,
             max_waiting: 8,
             kv_bytes: 0,
-            prefix_cache: true,
-            async_scheduling: false,
-            short_steps: false,
+            ..EngineConfig::for_device(device)
         },
+        decode_loss: crate::train::no_losses,
     }
 }
 

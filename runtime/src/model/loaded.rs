@@ -8,13 +8,12 @@ use super::{Adapter, Decoder, ModelWeights, Pass};
 use crate::Result;
 use crate::config::ModelConfig;
 
-/// Frozen base weights, an adapter on them or none, and the version of both.
+/// Frozen base weights, and an adapter on them or none.
 pub(crate) struct LoadedModel {
     decoder: Decoder,
     /// The frozen weights under the adapter.
     base: Arc<ModelWeights>,
     serving: Pass,
-    version: u64,
     /// Whether `serving` is this model's own copy of trained weights.
     owns_copy: bool,
 }
@@ -31,7 +30,7 @@ pub(crate) enum Moved {
 impl LoadedModel {
     pub(crate) fn new(decoder: Decoder, base: Arc<ModelWeights>, adapter: Option<Adapter>) -> Self {
         let serving = Pass::inference(base.clone(), adapter.map(Arc::new));
-        Self { decoder, base, serving, version: 0, owns_copy: false }
+        Self { decoder, base, serving, owns_copy: false }
     }
 
     /// An adapter on this model's base weights; it is copied from the host.
@@ -58,11 +57,6 @@ impl LoadedModel {
     /// The frozen weights.
     pub(crate) fn base(&self) -> &Arc<ModelWeights> {
         &self.base
-    }
-
-    /// Version of the weights that requests run with, from 0.
-    pub(crate) fn version(&self) -> u64 {
-        self.version
     }
 
     pub(crate) fn device(&self) -> Device {
@@ -100,7 +94,6 @@ impl LoadedModel {
             // The weights that were loaded are not needed any more.
             self.base = self.serving.weights.clone();
         }
-        self.version += 1;
         Ok(moved)
     }
 
@@ -108,7 +101,6 @@ impl LoadedModel {
     pub(crate) fn replace_adapter(&mut self, adapter: &Adapter) -> Result<()> {
         let adapter = adapter.on(self.device())?;
         self.serving = Pass::inference(self.base.clone(), Some(Arc::new(adapter)));
-        self.version += 1;
         Ok(())
     }
 }

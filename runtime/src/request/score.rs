@@ -1,10 +1,12 @@
 //! Scoring: what a model computes for given positions of given sequences, without generating.
 
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 pub use autograd::ops::Precision;
 
 use super::ModelId;
+use crate::engine::order::wire;
 
 /// A request for log-probabilities, logits, hidden states or one vector of given sequences.
 ///
@@ -56,7 +58,7 @@ impl ScoreSequence {
 }
 
 /// What is computed for each position.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ScoreOutput {
     /// ln p of the sequence's own token alone, computed as a loss computes it: the logits do not leave the device.
     TokenLogProbs {
@@ -66,12 +68,13 @@ pub enum ScoreOutput {
     /// Log-probabilities in double precision, from logits on the host.
     LogProbs(LogProbs),
     /// All logits.
-    Logits(Precision),
+    Logits(#[serde(with = "wire::precision")] Precision),
     /// The hidden state that the logits are computed from.
     Hidden {
         /// After the last norm, or before it: the sum that the layers wrote to.
         normalized: bool,
         /// How numbers are written.
+        #[serde(with = "wire::precision")]
         precision: Precision,
     },
     /// One vector for all positions of a sequence.
@@ -79,7 +82,7 @@ pub enum ScoreOutput {
 }
 
 /// Which log-probabilities besides that of the sequence's own token.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LogProbs {
     /// So many of the most likely tokens.
     pub top: usize,
@@ -112,7 +115,7 @@ impl From<LogProbs> for ScoreOutput {
 }
 
 /// How the final hidden states `[T, H]`, after the last norm, become one vector `[H]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Pooling {
     /// That of the last position, which alone has seen all tokens.
     Last,

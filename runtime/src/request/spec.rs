@@ -7,6 +7,7 @@ use autograd::Device;
 
 use super::ModelId;
 use crate::files::ModelFiles;
+use crate::train::DecodeLoss;
 
 /// Everything the runtime needs to start.
 #[derive(Clone)]
@@ -22,6 +23,8 @@ pub struct RuntimeSpec {
     pub models: Vec<ModelSpec>,
     /// How the first model is trained; `None` only runs requests.
     pub training: Option<Training>,
+    /// Makes a loss of the bytes that [`crate::train::Loss::encode`] wrote: every rank runs the loss that it gets in an order.
+    pub decode_loss: DecodeLoss,
     /// Scheduler and memory limits.
     pub engine: EngineConfig,
 }
@@ -31,7 +34,8 @@ impl RuntimeSpec {
     #[must_use]
     pub fn for_device(device: Device, model: ModelSpec) -> Self {
         let engine = EngineConfig::for_device(device);
-        Self { device, deterministic: false, models: vec![model], training: None, engine }
+        let decode_loss = crate::train::no_losses;
+        Self { device, deterministic: false, models: vec![model], training: None, decode_loss, engine }
     }
 
     /// The first model.
@@ -126,6 +130,8 @@ pub struct EngineConfig {
     /// Whether steps beside running generations take so few tokens of prompts that these wait little more than without.
     /// For streams that somebody reads; a batch of work is done sooner without.
     pub short_steps: bool,
+    /// Whether this rank's own orders pass through bytes, as those of other ranks do. Results are the same; for tests.
+    pub encode_orders: bool,
 }
 
 impl EngineConfig {
@@ -140,6 +146,7 @@ impl EngineConfig {
             prefix_cache: true,
             async_scheduling: Self::default_async_scheduling(device),
             short_steps: false,
+            encode_orders: false,
         }
     }
 

@@ -1,12 +1,13 @@
 //! What a request asks of the sampler.
 
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use super::SamplingError;
 
 /// How tokens are chosen and when a generation ends. The default draws from the model's own distribution.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {
     /// Divisor of the logits; 0 takes the most likely token.
     pub temperature: f32,

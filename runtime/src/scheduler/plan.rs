@@ -1,5 +1,6 @@
 //! One step: what to compute ([`Scheduler::plan`]).
 
+use serde::{Deserialize, Serialize};
 use std::ops::{Bound, Range};
 
 use autograd::ops::Token;
@@ -20,13 +21,14 @@ fn stands_back(sequence: &Sequence) -> bool {
 const PATIENCE: u32 = 64;
 
 /// One step. Do the copies first.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SchedulerOutput {
     /// What to compute: at most `max_running` sequences, at most `token_budget` tokens. The sequences of one model stand one
     /// after another.
     pub seqs: Vec<ScheduledSeq>,
     /// The tokens to compute, those of all sequences behind each other. A drawn one is a draw of the step in flight,
     /// counted over its sequences with `sample`.
+    #[serde(with = "crate::engine::order::wire::tokens")]
     pub tokens: Vec<Token>,
     /// Page tables of all sequences behind each other.
     pages: Vec<u32>,
@@ -76,7 +78,7 @@ pub struct ModelGroup<'a> {
 }
 
 /// One sequence's part of a step.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScheduledSeq {
     /// The request.
     pub id: RequestId,
@@ -91,7 +93,7 @@ pub struct ScheduledSeq {
 }
 
 /// The first `tokens` tokens of page `src` are wanted at the beginning of page `dst`, in every layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageCopy {
     /// Shared page; read only.
     pub src: PageId,

@@ -102,6 +102,12 @@ pub enum TrainError {
         /// The loss's temperature.
         needed: f64,
     },
+    /// A loss whose bytes the program does not decode.
+    #[error("{bytes} bytes are no loss that this program has")]
+    UnknownLoss {
+        /// Bytes of the loss.
+        bytes: usize,
+    },
     /// A micro-batch failed, so the sums of gradients are incomplete.
     #[error("a micro-batch of this step failed, so its gradients are incomplete; nothing was changed")]
     IncompleteGradients,

@@ -6,6 +6,7 @@ mod session;
 mod teacher;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use autograd::ops::Head;
 use autograd::{Tape, Tensor};
@@ -69,11 +70,25 @@ pub trait Loss: Send + Sync {
     /// What it compares the student with.
     fn needs(&self) -> Needs;
 
+    /// The loss as bytes, for ranks of other processes: [`crate::request::RuntimeSpec::decode_loss`] makes it again.
+    fn encode(&self) -> Vec<u8>;
+
     /// The loss of one micro-batch.
     ///
     /// # Errors
     /// What the ops refuse.
     fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> crate::Result<LossValue>;
+}
+
+/// Makes a loss of the bytes that it wrote.
+pub type DecodeLoss = fn(&[u8]) -> crate::Result<Arc<dyn Loss>>;
+
+/// For a program that trains nothing.
+///
+/// # Errors
+/// Always.
+pub fn no_losses(bytes: &[u8]) -> crate::Result<Arc<dyn Loss>> {
+    Err(TrainError::UnknownLoss { bytes: bytes.len() }.into())
 }
 
 /// A micro-batch without gradients, with the weights that requests are answered with.

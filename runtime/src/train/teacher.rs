@@ -1,5 +1,6 @@
 //! Where a loss's teacher is: a model of this runtime, or elsewhere.
 
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 use autograd::ops::{self, GivenRows, Head};
@@ -26,13 +27,14 @@ pub enum Needs {
 }
 
 /// What a teacher outside the runtime says of the scored tokens of a micro-batch, N in the order of its sequences.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct GivenTeacher {
     /// ln p of the tokens themselves at `temperature`; empty where `rows` hold whole logits.
     pub logprobs: Vec<f32>,
     /// The temperature that `logprobs` hold for.
     pub temperature: f64,
     /// The distributions; `None` when only the tokens' own log-probabilities are known.
+    #[serde(with = "crate::engine::order::wire::given_rows")]
     pub rows: Option<Arc<GivenRows>>,
 }
 
@@ -51,7 +53,7 @@ impl GivenTeacher {
 }
 
 /// The teacher that a request names.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum TeacherSource {
     /// A model of this runtime.
     Resident(ModelId),

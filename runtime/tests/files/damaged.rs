@@ -135,21 +135,9 @@ proptest! {
 
 /// A plan for this model; what it says does not matter.
 fn plan(files: ModelFiles) {
-    let spec = RuntimeSpec {
-        deterministic: false,
-        device: Device::Cpu,
-        models: vec![ModelSpec::new(Arc::new(files))],
-        training: None,
-        engine: EngineConfig {
-            token_budget: 1 << 24,
-            max_running: 1 << 16,
-            max_waiting: 1,
-            kv_bytes: 0,
-            prefix_cache: true,
-            async_scheduling: false,
-            short_steps: false,
-        },
-    };
+    let mut spec = RuntimeSpec::for_device(Device::Cpu, ModelSpec::new(Arc::new(files)));
+    spec.engine =
+        EngineConfig { token_budget: 1 << 24, max_running: 1 << 16, max_waiting: 1, kv_bytes: 0, ..spec.engine };
     let longest = spec.student().files.config.max_position_embeddings;
     let workload = Workload {
         kv: KvWish::Sequences(vec![longest; 1 << 10]),

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod continuations;
+mod orders;
 mod schedules;
 mod scores;
 
@@ -37,16 +38,13 @@ fn expected(dir: &Path) -> Value {
     serde_json::from_slice(&text).expect("expectations are JSON")
 }
 
+/// Limits with `pages` of the tests' models, generously. The executor gets orders as other ranks do, as bytes.
 fn engine(token_budget: usize, pages: usize) -> EngineConfig {
-    let kv_bytes = pages * 64 * 1024;
     EngineConfig {
         token_budget,
-        max_running: 16,
-        max_waiting: 64,
-        kv_bytes,
-        prefix_cache: true,
-        async_scheduling: false,
-        short_steps: false,
+        kv_bytes: pages * 64 * 1024,
+        encode_orders: true,
+        ..EngineConfig::for_device(Device::Cpu)
     }
 }
 
@@ -56,8 +54,8 @@ fn training(trainable: Trainable) -> Training {
 
 fn start(dir: &Path, adapter: Option<PathBuf>, device: Device, engine: EngineConfig) -> RuntimeHandle {
     let files = Arc::new(ModelFiles::open(dir).expect("the fixture opens"));
-    let student = ModelSpec { files, layers: None, adapter };
-    let spec = RuntimeSpec { device, deterministic: false, models: vec![student], training: None, engine };
+    let model = ModelSpec { files, layers: None, adapter };
+    let spec = RuntimeSpec { engine, ..RuntimeSpec::for_device(device, model) };
     RuntimeHandle::start(&spec, &|_, _| {}).expect("the fixture loads")
 }
 
@@ -101,10 +99,8 @@ fn exported_tensors_go_by_their_own_names() {
     for dir in models() {
         let files = Arc::new(ModelFiles::open(&dir).expect("the fixture opens"));
         let weights = Arc::clone(&files.weights);
-        let student = ModelSpec { files, layers: None, adapter: None };
-        let training = Some(training(Trainable::Full));
-        let (device, engine) = (Device::Cpu, engine(64, 8));
-        let spec = RuntimeSpec { device, deterministic: false, models: vec![student], training, engine };
+        let (training, engine) = (Some(training(Trainable::Full)), engine(64, 8));
+        let spec = RuntimeSpec { training, engine, ..RuntimeSpec::for_device(Device::Cpu, ModelSpec::new(files)) };
         let handle = RuntimeHandle::start(&spec, &|_, _| {}).expect("the fixture loads");
         for tensor in handle.export_state().expect("a state").weights {
             assert!(
@@ -204,11 +200,9 @@ fn a_fresh_adapter_changes_nothing() {
     let files = Arc::new(ModelFiles::open(&dir).expect("opens"));
     let lora = lora(4);
     let spec = RuntimeSpec {
-        device: Device::Cpu,
-        deterministic: false,
-        models: vec![ModelSpec::new(files)],
         training: Some(training(Trainable::Lora(lora))),
         engine: engine(64, 64),
+        ..RuntimeSpec::for_device(Device::Cpu, ModelSpec::new(files))
     };
     let trained = RuntimeHandle::start(&spec, &|_, _| {}).expect("starts");
     let prompt: Vec<u32> = (0..38).map(|i| (i * 7 + 3) % 90).collect();

@@ -67,24 +67,19 @@ impl Machine {
     }
 
     fn start(&self, training: Option<Training>, engine: EngineConfig) -> RuntimeHandle {
-        let student = ModelSpec { files: self.files.clone(), layers: None, adapter: None };
-        let deterministic = self.device != Device::Cpu;
-        let spec = RuntimeSpec { device: self.device, deterministic, models: vec![student], training, engine };
+        let spec = RuntimeSpec {
+            deterministic: self.device != Device::Cpu,
+            training,
+            decode_loss: decode_witness,
+            engine,
+            ..RuntimeSpec::for_device(self.device, ModelSpec::new(self.files.clone()))
+        };
         RuntimeHandle::start(&spec, &|_, _| {}).expect("the model starts")
     }
 
     fn engine(&self, token_budget: usize) -> EngineConfig {
-        let kv_bytes = 400 * self.page_bytes();
         let async_scheduling = EngineConfig::default_async_scheduling(self.device);
-        EngineConfig {
-            token_budget,
-            max_running: 16,
-            max_waiting: 64,
-            kv_bytes,
-            prefix_cache: true,
-            async_scheduling,
-            short_steps: false,
-        }
+        EngineConfig { kv_bytes: 400 * self.page_bytes(), async_scheduling, ..super::engine(token_budget, 0) }
     }
 
     fn serving(&self, token_budget: usize) -> RuntimeHandle {
@@ -157,12 +152,36 @@ fn preempted_sequences_give_the_same_bits(machine: &Machine) {
 }
 
 /// Cross-entropy that keeps the trainer's log-probabilities and those that were sampled.
-#[derive(Default)]
-struct Witness(Mutex<Vec<[f32; 2]>>);
+pub(crate) struct Witness {
+    /// Its place among all, which are its bytes.
+    number: usize,
+    pairs: Mutex<Vec<[f32; 2]>>,
+}
+
+static WITNESSES: Mutex<Vec<Arc<Witness>>> = Mutex::new(vec![]);
+
+impl Witness {
+    pub(crate) fn new() -> Arc<Self> {
+        let mut all = WITNESSES.lock().expect("nobody panicked");
+        let witness = Arc::new(Self { number: all.len(), pairs: Mutex::default() });
+        all.push(witness.clone());
+        witness
+    }
+}
+
+/// The witness of these bytes.
+pub(crate) fn decode_witness(bytes: &[u8]) -> runtime::Result<Arc<dyn Loss>> {
+    let number = usize::from_le_bytes(bytes.try_into().expect("bytes of a witness"));
+    Ok(WITNESSES.lock().expect("nobody panicked")[number].clone())
+}
 
 impl Loss for Witness {
     fn needs(&self) -> Needs {
         Needs::Nothing
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        self.number.to_le_bytes().to_vec()
     }
 
     fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {
@@ -170,7 +189,7 @@ impl Loss for Witness {
         let (loss, mut rows) = linear_cross_entropy(tape, student, batch.targets, batch.weights)?;
         let trained = rows.remove("logprob").expect("cross-entropy has it");
         let pairs = trained.into_iter().zip(batch.raw_logprobs).map(|(t, &s)| [t, s]);
-        self.0.lock().expect("nobody panicked").extend(pairs);
+        self.pairs.lock().expect("nobody panicked").extend(pairs);
         Ok(LossValue { loss, rows })
     }
 }
@@ -191,7 +210,7 @@ fn train(machine: &Machine, handle: &RuntimeHandle, new: usize) -> Vec<[f32; 2]>
         raw_logprobs: generated.tokens.iter().map(|t| t.logprob as f32).collect(),
         weights: vec![1.0; new],
     };
-    let witness = Arc::new(Witness::default());
+    let witness = Witness::new();
     let request = TrainRequest {
         sequences: machine.prompts.iter().zip(&written).map(sequence).collect(),
         loss: witness.clone(),
@@ -203,7 +222,7 @@ fn train(machine: &Machine, handle: &RuntimeHandle, new: usize) -> Vec<[f32; 2]>
     handle.forward_backward(request).expect("trains");
     assert!(handle.optim_step(step()).expect("steps").applied);
     handle.publish().expect("publishes");
-    let pairs = witness.0.lock().expect("nobody panicked").clone();
+    let pairs = witness.pairs.lock().expect("nobody panicked").clone();
     assert_eq!(pairs.len(), new * written.len());
     pairs
 }
@@ -271,7 +290,7 @@ fn only_what_a_step_trains_on_stops_it() {
             raw_logprobs: vec![],
             weights: vec![weight; 2],
         };
-        let loss = Arc::new(Witness::default());
+        let loss = Witness::new();
         let request =
             TrainRequest { sequences: vec![sequence], loss, normalizer: 2.0, backward, dropout_key: 0, teacher: None };
         handle.forward_backward(request).expect("runs").loss

@@ -195,25 +195,16 @@ impl ModelArgs {
         limits: LoadLimits,
         progress: Progress,
     ) -> Result<(RuntimeHandle, MemoryPlan)> {
-        let usual = || EngineConfig::default_token_budget(self.device.device);
-        let mut spec = RuntimeSpec {
-            device: self.device.device,
-            deterministic: self.deterministic,
-            models: vec![ModelSpec {
-                files: Arc::clone(files),
-                layers: self.layers.clone(),
-                adapter: self.adapter.clone(),
-            }],
-            training: None,
-            engine: EngineConfig {
-                token_budget: limits.token_budget.unwrap_or_else(usual),
-                max_running: limits.running,
-                max_waiting: limits.waiting,
-                kv_bytes: 0,
-                prefix_cache: true,
-                async_scheduling: EngineConfig::default_async_scheduling(self.device.device),
-                short_steps: false,
-            },
+        let (layers, adapter) = (self.layers.clone(), self.adapter.clone());
+        let model = ModelSpec { files: Arc::clone(files), layers, adapter };
+        let mut spec = RuntimeSpec::for_device(self.device.device, model);
+        spec.deterministic = self.deterministic;
+        spec.engine = EngineConfig {
+            token_budget: limits.token_budget.unwrap_or(spec.engine.token_budget),
+            max_running: limits.running,
+            max_waiting: limits.waiting,
+            kv_bytes: 0,
+            ..spec.engine
         };
         let workload = Workload {
             kv: self.kv_bytes.map_or_else(|| KvWish::Sequences(lengths.to_vec()), KvWish::Size),

@@ -299,22 +299,17 @@ impl ServeArgs {
             checkpointing: Checkpointing::Off,
             given_bytes: 0,
         };
-        let model = |files: &Arc<ModelFiles>| ModelSpec::new(Arc::clone(files));
-        let spec = RuntimeSpec {
-            device,
-            deterministic: self.deterministic,
-            models: [Some(student), teacher].into_iter().flatten().map(model).collect(),
-            training: None,
-            engine: EngineConfig {
-                token_budget: limits.token_budget.unwrap_or_else(|| EngineConfig::default_token_budget(device)),
-                max_running,
-                // The server counts both, so that a burst does not depend on when the device thread looks.
-                max_waiting: max_running.saturating_add(limits.max_waiting),
-                kv_bytes: 0,
-                prefix_cache: true,
-                async_scheduling: EngineConfig::default_async_scheduling(device),
-                short_steps: true,
-            },
+        let mut spec = RuntimeSpec::for_device(device, ModelSpec::new(Arc::clone(student)));
+        spec.deterministic = self.deterministic;
+        spec.models.extend(teacher.map(|files| ModelSpec::new(Arc::clone(files))));
+        spec.engine = EngineConfig {
+            token_budget: limits.token_budget.unwrap_or(spec.engine.token_budget),
+            max_running,
+            // The server counts both, so that a burst does not depend on when the device thread looks.
+            max_waiting: max_running.saturating_add(limits.max_waiting),
+            kv_bytes: 0,
+            short_steps: true,
+            ..spec.engine
         };
         (spec, workload)
     }

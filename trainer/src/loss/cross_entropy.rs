@@ -4,6 +4,8 @@ use autograd::Tape;
 use autograd::ops::linear_cross_entropy;
 use runtime::train::{Loss, LossBatch, LossValue, Needs};
 
+use super::encoding::{Tag, encode};
+
 /// `-ln q(token)`.
 #[derive(Debug, Clone, Copy)]
 pub struct CrossEntropy;
@@ -11,6 +13,10 @@ pub struct CrossEntropy;
 impl Loss for CrossEntropy {
     fn needs(&self) -> Needs {
         Needs::Nothing
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        encode(Tag::CrossEntropy, &[])
     }
 
     fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {

@@ -4,6 +4,8 @@ use autograd::Tape;
 use autograd::ops::{Distill, Divergence, linear_cross_entropy, linear_distill};
 use runtime::train::{Loss, LossBatch, LossValue, Needs};
 
+use super::encoding::{Tag, encode};
+
 /// Both KL divergences, agreement of the most likely token, and both models' log-probabilities, all at temperature 1; the last
 /// alone where the teacher says no more.
 #[derive(Debug, Clone, Copy)]
@@ -12,6 +14,10 @@ pub struct HeldOut;
 impl Loss for HeldOut {
     fn needs(&self) -> Needs {
         Needs::Distribution { temperature: 1.0 }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        encode(Tag::HeldOut, &[])
     }
 
     fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {

@@ -6,6 +6,8 @@ use autograd::Tape;
 use autograd::ops::linear_log_prob;
 use runtime::train::{Loss, LossBatch, LossValue, Needs};
 
+use super::encoding::{Tag, encode};
+
 /// Adds two rows to another loss on sampled tokens: `mismatch`, `ln q_sampler - ln q_trainer` at the sampling
 /// temperature, whose mean estimates KL(sampler || trainer), and `mismatch_size`, its magnitude. Both are 0 when
 /// sampler and trainer compute the same numbers.
@@ -25,6 +27,10 @@ impl Mismatch {
 impl Loss for Mismatch {
     fn needs(&self) -> Needs {
         self.inner.needs()
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        [encode(Tag::Mismatch, &[self.temperature]), self.inner.encode()].concat()
     }
 
     fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {

@@ -3,6 +3,7 @@
 
 mod cross_entropy;
 mod distill;
+mod encoding;
 mod held_out;
 mod mismatch;
 mod policy_gradient;
@@ -14,6 +15,7 @@ use runtime::train::Loss;
 
 pub use cross_entropy::CrossEntropy;
 pub use distill::Distillation;
+pub use encoding::decode;
 pub use held_out::HeldOut;
 pub use mismatch::Mismatch;
 pub use policy_gradient::PolicyGradient;

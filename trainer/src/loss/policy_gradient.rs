@@ -4,6 +4,8 @@ use autograd::Tape;
 use autograd::ops::linear_policy_gradient;
 use runtime::train::{Loss, LossBatch, LossValue, Needs};
 
+use super::encoding::{Tag, encode};
+
 /// `-exp(ln q - ln q_sampled) A` with `A = -coef (ln q_sampled - ln p)`, p the teacher.
 ///
 /// Both models' distributions are taken at the sampling temperature, so that the ratio is 1 on policy.
@@ -18,6 +20,10 @@ pub struct PolicyGradient {
 impl Loss for PolicyGradient {
     fn needs(&self) -> Needs {
         Needs::Tokens { temperature: self.temperature }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        encode(Tag::PolicyGradient, &[self.coef, self.temperature])
     }
 
     fn compute(&self, tape: &mut Tape, batch: &LossBatch<'_>) -> runtime::Result<LossValue> {

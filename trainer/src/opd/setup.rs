@@ -157,14 +157,13 @@ impl Prepared {
             deterministic: recipe.runtime.deterministic,
             models: [Some(student_spec), teacher_spec].into_iter().flatten().collect(),
             training,
+            decode_loss: crate::loss::decode,
             engine: EngineConfig {
                 token_budget: recipe.runtime.token_budget,
                 max_running: recipe.runtime.max_running,
                 max_waiting: MAX_WAITING,
                 kv_bytes: 0,
-                prefix_cache: true,
-                async_scheduling: EngineConfig::default_async_scheduling(recipe.runtime.device.device),
-                short_steps: false,
+                ..EngineConfig::for_device(recipe.runtime.device.device)
             },
         };
         Ok(Self { spec, workload, purpose, encoder, train, held_out, export, student, teacher, remote })

@@ -1,6 +1,7 @@
 //! Low-rank adapters in PEFT's file format.
 
 mod config;
+mod encoded;
 mod info;
 mod selection;
 

@@ -185,14 +185,13 @@ fn spec(args: &BenchArgs, recipe: &Recipe, progress: Progress) -> Result<Runtime
         deterministic: recipe.runtime.deterministic,
         models: vec![student, ModelSpec::new(teacher)],
         training: Some(recipe.training()),
+        decode_loss: crate::loss::decode,
         engine: EngineConfig {
             token_budget: recipe.runtime.token_budget,
             max_running: recipe.runtime.max_running,
             max_waiting: recipe.sequences_per_step(),
             kv_bytes: 0,
-            prefix_cache: true,
-            async_scheduling: EngineConfig::default_async_scheduling(recipe.runtime.device.device),
-            short_steps: false,
+            ..EngineConfig::for_device(recipe.runtime.device.device)
         },
     })
 }

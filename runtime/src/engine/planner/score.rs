@@ -1,17 +1,16 @@
 //! Scores of given sequences: log-probabilities, logits, hidden states, one vector.
 //!
 //! The scheduler computes the sequences like prompts, in the steps of the generations and under the same token budget; a step
-//! with scored rows reads their results before it is done (`rows`). A request gives the scheduler its sequences a few at a
+//! with scored rows has their results when it is launched. A request gives the scheduler its sequences a few at a
 //! time, in turn with the other requests, and is answered when all are done. All its results are of one version of the weights:
-//! new weights wait for the requests that have begun ([`ModelRunner::hold_scores`]).
-
-mod log_probs;
-mod rows;
+//! new weights wait for the requests that have begun ([`BatchPlanner::hold_scores`]).
 
 use std::collections::BTreeMap;
 
-use super::runner::{ModelRunner, check_ids};
+use super::{BatchPlanner, check_ids};
 use crate::config::ModelConfig;
+use crate::engine::executor::TaskScores;
+use crate::engine::order::{ScoreRow, ScoreTask};
 use crate::handle::Reply;
 use crate::ids::{ModelId, RequestId};
 use crate::request::{Pooling, RequestError, ScoreOutput, ScoreRequest, ScoreResponse, ScoreSequence, SequenceScores};
@@ -63,6 +62,39 @@ impl PendingSequence {
     fn new(sequence: ScoreSequence) -> Self {
         Self { sequence, scores: SequenceScores::default(), done: 0, seen: false }
     }
+
+    /// The scored rows of a step that have no results yet; `first`: the sequence's first row.
+    fn next_rows(&mut self, seq: &ScheduledSeq, first: usize) -> Vec<ScoreRow> {
+        if !std::mem::replace(&mut self.seen, true) {
+            self.scores.cached_tokens = seq.tokens.start;
+        }
+        // A sequence that was preempted is computed again.
+        let next = self.sequence.positions.start + self.done - 1;
+        let rows = next.max(seq.tokens.start)..seq.tokens.end.max(next);
+        self.done += rows.len();
+        let tokens = &self.sequence.tokens;
+        rows.map(|at| ScoreRow { row: (first + at - seq.tokens.start) as u32, target: tokens.get(at + 1).copied() })
+            .collect()
+    }
+}
+
+/// Where the results of a task go.
+pub(super) struct ScorePlaces {
+    /// The request.
+    id: RequestId,
+    /// The sequence of each row.
+    sequences: Vec<usize>,
+}
+
+/// Adds a hidden state to a vector.
+fn pool(pooling: Pooling, vector: &mut Vec<f64>, values: &[f32]) {
+    vector.resize(values.len(), 0.0);
+    for (sum, &value) in vector.iter_mut().zip(values) {
+        match pooling {
+            Pooling::Last => *sum = f64::from(value),
+            Pooling::Mean => *sum += f64::from(value),
+        }
+    }
 }
 
 impl ScoreQueue {
@@ -95,9 +127,14 @@ impl ScoreQueue {
     }
 }
 
-impl ModelRunner {
+impl BatchPlanner {
     /// Queues a request, or answers why it is refused.
-    pub(super) fn submit_scoring(&mut self, id: RequestId, request: ScoreRequest, reply: Reply<ScoreResponse>) {
+    pub(in crate::engine) fn submit_scoring(
+        &mut self,
+        id: RequestId,
+        request: ScoreRequest,
+        reply: Reply<ScoreResponse>,
+    ) {
         if let Err(e) = check(&request, self.config()) {
             // The receiver may have been dropped; the same below.
             return drop(reply.send(Err(e.into())));
@@ -109,14 +146,14 @@ impl ModelRunner {
             PendingScore { model, output, token_ids, sequences, begun: false, next: 0, members: 0, left, reply };
         pending.skip_empty();
         if left == 0 {
-            let response = pending.response(self.model(model).version(), self.config());
+            let response = pending.response(self.version(model), self.config());
             return drop(pending.reply.send(response));
         }
         self.scores.requests.insert(id, pending);
     }
 
     /// Lets no request of a model begin while one of its requests has begun and is not done; whether there is such.
-    pub(super) fn hold_scores(&mut self, model: ModelId) -> bool {
+    pub(in crate::engine) fn hold_scores(&mut self, model: ModelId) -> bool {
         let begun = self.scores.begun().any(|scoring| scoring.model == model);
         self.scores.held = begun.then_some(model);
         begun
@@ -169,6 +206,44 @@ impl ModelRunner {
         plan.seqs.iter().filter(ends).map(|seq| seq.id).collect()
     }
 
+    /// What a step has to score: the scored rows that have no results yet, by request; and for each task the places of the
+    /// results, request and sequence, row by row.
+    pub(super) fn score_tasks(&mut self, plan: &SchedulerOutput) -> (Vec<ScoreTask>, Vec<ScorePlaces>) {
+        let mut all: BTreeMap<RequestId, (ScoreTask, ScorePlaces)> = BTreeMap::new();
+        for group in plan.groups() {
+            let mut first = 0;
+            for seq in group.seqs {
+                if let Some(&(id, number)) = self.scores.members.get(&seq.id) {
+                    let scoring = self.scores.requests.get_mut(&id).expect("a member's request is there");
+                    let rows = scoring.sequences[number].next_rows(seq, first);
+                    let (model, token_ids) = (group.model, scoring.token_ids);
+                    let task = || ScoreTask { model, output: scoring.output.clone(), token_ids, rows: vec![] };
+                    let (task, places) =
+                        all.entry(id).or_insert_with(|| (task(), ScorePlaces { id, sequences: vec![] }));
+                    places.sequences.extend(rows.iter().map(|_| number));
+                    task.rows.extend(rows);
+                }
+                first += seq.tokens.len();
+            }
+        }
+        all.into_values().filter(|(task, _)| !task.rows.is_empty()).unzip()
+    }
+
+    /// Adds the results of a step.
+    pub(super) fn add_scores(&mut self, places: Vec<ScorePlaces>, results: Vec<TaskScores>) {
+        for (ScorePlaces { id, sequences }, TaskScores { rows, hidden }) in places.into_iter().zip(results) {
+            // It may have been cancelled meanwhile.
+            let Some(scoring) = self.scores.requests.get_mut(&id) else { continue };
+            for (&sequence, scores) in sequences.iter().zip(rows) {
+                scoring.sequences[sequence].scores.append(scores);
+            }
+            let ScoreOutput::Pooled(pooling) = scoring.output else { continue };
+            for (&sequence, values) in sequences.iter().zip(hidden.chunks(self.config.hidden_size)) {
+                pool(pooling, &mut scoring.sequences[sequence].scores.vector, values);
+            }
+        }
+    }
+
     /// Ends sequences whose tokens are all computed, and answers the requests that are done with them.
     pub(super) fn answer_scored(&mut self, members: &[RequestId]) {
         for member in members {
@@ -179,7 +254,7 @@ impl ModelRunner {
             scoring.left -= scoring.sequences[place].sequence.inputs().len();
             if scoring.left == 0 {
                 let mut scoring = self.scores.requests.remove(&id).expect("it is there");
-                let response = scoring.response(self.model(scoring.model).version(), self.config());
+                let response = scoring.response(self.version(scoring.model), self.config());
                 drop(scoring.reply.send(response));
             }
         }
@@ -200,7 +275,7 @@ impl ModelRunner {
     }
 
     /// Takes all sequences of a model back from the scheduler: what was begun will begin again.
-    pub(super) fn restart_scores(&mut self, model: ModelId) {
+    pub(in crate::engine) fn restart_scores(&mut self, model: ModelId) {
         let ScoreQueue { requests, members, .. } = &mut self.scores;
         let scheduler = &mut self.scheduler;
         members.retain(|&member, (request, _)| {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use autograd::cuda::{Gpu, GraphMemory};
 use autograd::decode::{DecodeGraph, DecodeRow, Room};
 use autograd::kv::{KvPool, PagedBatch};
-use autograd::ops::{self, DrawBoard, DrawRow, PendingDraws, Token};
+use autograd::ops::{self, DrawBoard, PendingDraws, Token};
 use autograd::{Index, Tensor};
 
 use super::runner::ModelRunner;
@@ -44,6 +44,11 @@ impl GraphRunners {
     /// Drops the graphs of a model: the weights that they read have moved. No step is in flight.
     pub(super) fn drop_graphs(&mut self, model: ModelId) {
         self.by_model.remove(&model);
+    }
+
+    /// The buffer of a model's samples.
+    pub(super) fn board(&mut self, model: ModelId) -> Result<Arc<DrawBoard>> {
+        Ok(self.runner(model)?.board.clone())
     }
 
     fn runner(&mut self, model: ModelId) -> Result<&mut CudaGraphRunner> {
@@ -89,56 +94,23 @@ fn step(pool: &mut KvPool, model: &LoadedModel, ids: &Index, batch: &PagedBatch)
 }
 
 impl ModelRunner {
-    /// Launches a model's part of a step on a GPU; `None` when it samples nothing. `first_sample`: place of the model's first
-    /// sample in the step before.
-    pub(super) fn launch_on(
-        &mut self,
-        graph_runners: &mut GraphRunners,
-        plan: &SchedulerOutput,
-        group: &ModelGroup<'_>,
-        first_sample: u32,
-    ) -> Result<Option<PendingDraws>> {
-        // The model's samples lie in a buffer of its own.
-        let own = |&token: &Token| match token {
-            Token::Drawn(sample) => Token::Drawn(sample - first_sample),
-            known @ Token::Known(_) => known,
-        };
-        let tokens: Vec<Token> = group.tokens.iter().map(own).collect();
-        // A graph would read offloaded layers where they passed through when it was captured.
-        let fixed = !self.model(group.model).serving().weights.is_offloaded();
-        if fixed && group.seqs.iter().all(|seq| seq.sample && seq.tokens.len() == 1) {
-            return self.launch_graph(graph_runners, plan, group, &tokens).map(Some);
-        }
-        let board = graph_runners.runner(group.model)?.board.clone();
-        let ids = board.feed(&tokens)?;
-        let Some(logits) = self.logits(plan, group, &ids)? else { return Ok(None) };
-        let sampled = group.seqs.iter().filter(|seq| seq.sample);
-        let rows: Vec<DrawRow<'_>> = sampled.map(|seq| self.running[&seq.id].sample_args(seq.tokens.end)).collect();
-        Ok(Some(board.draw(&logits, &rows)?))
-    }
-
-    fn launch_graph(
+    /// Launches a model's part of a step, which is decodes alone, as a graph.
+    pub(super) fn launch_graph(
         &mut self,
         graph_runners: &mut GraphRunners,
         plan: &SchedulerOutput,
         group: &ModelGroup<'_>,
         tokens: &[Token],
     ) -> Result<PendingDraws> {
-        // Taken, so that the pool can be borrowed beside the parameters of the rows.
-        let running = std::mem::take(&mut self.running);
+        let (sequences, model, pool) = self.sequences_model_and_pool(group.model);
         let row = |(seq, &token): (&ScheduledSeq, _)| DecodeRow {
             token,
             position: seq.tokens.start,
             pages: plan.pages(seq),
-            draw: running[&seq.id].sample_args(seq.tokens.end),
+            draw: sequences[&seq.id].sample_args(seq.tokens.end),
         };
         let rows: Vec<DecodeRow<'_>> = group.seqs.iter().zip(tokens).map(row).collect();
-        let (model, pool) = self.model_and_pool(group.model);
         let graph = graph_runners.graph(&rows, group.model, model, pool);
-        let pending = graph.map_err(|e| e.while_allocating(Entry::Graphs)).and_then(|graph| Ok(graph.launch(&rows)?));
-        drop(rows);
-        self.running = running;
-        self.steps.graphs += u64::from(pending.is_ok());
-        pending
+        Ok(graph.map_err(|e| e.while_allocating(Entry::Graphs))?.launch(&rows)?)
     }
 }

@@ -1,72 +1,31 @@
-//! One running generation: from logits to tokens, text and events.
+//! One running generation: from sampled tokens to text and events.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use autograd::Device;
-use autograd::ops::{Draw, DrawRow, Drawn, Extras, Rules};
-
-use crate::config::ModelConfig;
-use crate::ids::ModelId;
+use crate::engine::order::BeginSequence;
+use crate::ids::{ModelId, RequestId};
 use crate::request::{
     CompletionText, FinishReason, GenerateEvent, GenerateRequest, RequestError, TokenEvent, TokenMask,
 };
-use crate::sampler::{
-    RngKey, Sampled, SamplingError, SamplingParams, Scratch, StopMatcher, TokenHistory, from_device, sample,
-};
+use crate::sampler::{Sampled, SamplingParams, StopMatcher};
 use crate::sink::Sink;
 use crate::text::{Detokenizer, Tokenizer};
 use crate::{Error, Result};
 
-/// Sampling, text and stop state of a running generation.
+/// Text, stop conditions and events of a running generation.
 pub(super) struct GenerationState {
     model: ModelId,
     params: SamplingParams,
     index: u64,
-    prompt_len: usize,
     /// Tokens that were delivered.
     generated: usize,
-    sampler: Sampler,
-    mask: Option<Mask>,
+    mask: Option<Box<dyn TokenMask>>,
     text: Option<(Detokenizer, StopMatcher)>,
     events: Sink<GenerateEvent>,
     /// Prompt tokens that the first step did not compute; `None` before it.
     cached_tokens: Option<usize>,
     arrived: Instant,
-}
-
-/// Tokens that the caller allows, from draw to draw.
-struct Mask {
-    source: Box<dyn TokenMask>,
-    /// A bit for each token of the vocabulary, for the next draw.
-    bits: Vec<u32>,
-}
-
-/// Where its tokens are sampled. It has the tokens of steps whose results are not processed yet.
-enum Sampler {
-    Host(TokenHistory),
-    Gpu {
-        ordinal: usize,
-        /// Logits processors besides temperature and truncation, if any; made for the first step, since a request that
-        /// waits should take no memory of the GPU.
-        extras: Option<Extras>,
-    },
-}
-
-/// Calls `f` with a request's logits processors for a GPU.
-fn with_rules<T>(p: &SamplingParams, prompt: &[u32], config: &ModelConfig, f: impl FnOnce(&Rules<'_>) -> T) -> T {
-    let bias: Vec<(u32, f32)> = p.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
-    let masked: Vec<u32> = if p.min_tokens > 0 { p.ending_ids(&config.eos_token_ids).collect() } else { vec![] };
-    f(&Rules {
-        logit_bias: &bias,
-        masked: &masked,
-        repetition: p.repetition_penalty,
-        frequency: p.frequency_penalty,
-        presence: p.presence_penalty,
-        prompt,
-        top: p.logprobs.unwrap_or(0),
-        given: &p.logprob_token_ids,
-    })
 }
 
 /// Whether a generation goes on.
@@ -81,8 +40,6 @@ impl GenerationState {
         mask: Option<Box<dyn TokenMask>>,
         tokenizer: Option<&Arc<Tokenizer>>,
         events: Sink<GenerateEvent>,
-        config: &ModelConfig,
-        device: Device,
     ) -> Result<Self> {
         let wants_text = request.text != CompletionText::None || !request.params.stop.is_empty();
         let text = wants_text.then(|| -> Result<_> {
@@ -96,18 +53,9 @@ impl GenerationState {
             };
             Ok((text, StopMatcher::new(&params.stop).including(params.include_stop)))
         });
-        let sampler = match device {
-            Device::Cpu | Device::Portable => Sampler::Host(TokenHistory::new(&request.prompt)),
-            Device::Cuda(ordinal) => {
-                with_rules(&request.params, &[], config, |rules| rules.check())?;
-                Sampler::Gpu { ordinal, extras: None }
-            }
-        };
         Ok(Self {
-            sampler,
-            mask: mask.map(|source| Mask { source, bits: vec![0; config.vocab_size.div_ceil(32)] }),
+            mask,
             generated: 0,
-            prompt_len: request.prompt.len(),
             index: request.index,
             model: request.model,
             params: request.params,
@@ -126,19 +74,12 @@ impl GenerationState {
         self.cached_tokens.is_some()
     }
 
-    /// Its first step begins at position `start` of `prompt`.
-    ///
-    /// # Errors
-    /// A GPU that is out of memory.
-    pub(super) fn start(&mut self, start: usize, prompt: &[u32], config: &ModelConfig) -> Result<()> {
+    /// Its first step begins at position `start` of `prompt`; what the executor needs of it.
+    pub(super) fn start(&mut self, id: RequestId, start: usize, prompt: &[u32]) -> BeginSequence {
         self.cached_tokens = Some(start);
         // A dropped receiver shows with the first token.
         drop(self.events.send(GenerateEvent::Started { queue_seconds: self.arrived.elapsed().as_secs_f64() }));
-        if let Sampler::Gpu { ordinal, extras } = &mut self.sampler {
-            let make = |rules: &Rules<'_>| Extras::new(*ordinal, config.vocab_size, rules);
-            *extras = with_rules(&self.params, prompt, config, make)?;
-        }
-        Ok(())
+        BeginSequence { id, params: self.params.clone(), index: self.index, prompt: prompt.to_vec() }
     }
 
     /// Whether a step may be planned for it before its last token is known.
@@ -146,67 +87,20 @@ impl GenerationState {
         self.mask.is_none()
     }
 
-    /// Computes which tokens are allowed next. All tokens so far were delivered.
-    pub(super) fn compute_mask(&mut self) {
-        if let Some(Mask { source, bits }) = &mut self.mask {
-            bits.fill(0);
-            source.allowed(bits);
-        }
+    /// Bits of the tokens that are possible next, where not all are. All tokens so far were delivered.
+    pub(super) fn mask(&mut self, vocab_size: usize) -> Option<Vec<u32>> {
+        let mask = self.mask.as_mut()?;
+        let mut bits = vec![0; vocab_size.div_ceil(32)];
+        mask.allowed(&mut bits);
+        Some(bits)
     }
 
-    fn allowed(&self) -> Option<&[u32]> {
-        self.mask.as_ref().map(|mask| &mask.bits[..])
-    }
-
-    /// Samples the next token on the host.
-    pub(super) fn draw(&self, logits: &[f32], eos: &[u32]) -> Result<Sampled, SamplingError> {
-        let Sampler::Host(history) = &self.sampler else { unreachable!("the logits are where tokens are drawn") };
-        let position = (self.prompt_len + history.generated()) as u64;
-        let key = RngKey { seed: self.params.seed, request: self.index, position };
-        sample(logits, &self.params, eos, history, self.allowed(), key, &mut Scratch::default())
-    }
-
-    /// Adds a token that the host sampled to the history.
-    pub(super) fn record_sampled(&mut self, token: u32) {
-        if let Sampler::Host(history) = &mut self.sampler {
-            history.push(token);
-        }
-    }
-
-    /// How a GPU samples the token at `position`.
-    pub(super) fn sample_args(&self, position: usize) -> DrawRow<'_> {
-        let p = &self.params;
-        let draw = Draw {
-            temperature: p.temperature,
-            top_k: p.top_k.unwrap_or(0),
-            top_p: p.top_p,
-            min_p: p.min_p,
-            seed: p.seed,
-            request: self.index,
-            position: position as u64,
-        };
-        let extras = match &self.sampler {
-            Sampler::Gpu { extras, .. } => extras.as_ref(),
-            Sampler::Host(_) => None,
-        };
-        DrawRow { draw, extras, masks: position - self.prompt_len < p.min_tokens, allowed: self.allowed() }
-    }
-
-    /// A token sampled on a GPU.
-    pub(super) fn sampled(&self, drawn: Drawn, config: &ModelConfig) -> Result<Sampled, SamplingError> {
-        let masks = self.generated < self.params.min_tokens;
-        let ending = if masks { self.params.ending_ids(&config.eos_token_ids).count() } else { 0 };
-        let allowed = |bits: &[u32]| bits.iter().map(|word| word.count_ones() as usize).sum();
-        let masked = ending + self.allowed().map_or(0, |bits| config.vocab_size.saturating_sub(allowed(bits)));
-        from_device(drawn, config.vocab_size, masked)
-    }
-
-    /// Takes the drawn token: text, stop conditions, event.
+    /// Takes the sampled token: text, stop conditions, event.
     pub(super) fn push(&mut self, sampled: Sampled, eos: &[u32], version: u64) -> Progress {
         let token = sampled.token;
         self.generated += 1;
         if let Some(mask) = &mut self.mask {
-            mask.source.accept(token);
+            mask.accept(token);
         }
         let stop_id = (!self.params.ignore_eos && eos.contains(&token)) || self.params.stop_token_ids.contains(&token);
         let has_text = !stop_id || self.params.include_stop;

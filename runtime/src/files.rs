@@ -8,10 +8,10 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use crate::config::ModelConfig;
-use crate::model::check_shapes;
+use crate::model::{RandomWeights, check_shapes};
 use crate::text::{ChatTemplate, TextFiles, Tokenizer};
 use crate::weights::gguf::GgufFile;
-use crate::weights::{GgufWeights, RandomWeights, SafetensorsWeights, WeightSource};
+use crate::weights::{GgufWeights, SafetensorsWeights, WeightSource};
 use crate::{Error, Result, read};
 
 pub use generation::{GenerationDefaults, GenerationRules};

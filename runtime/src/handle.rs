@@ -12,38 +12,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use autograd::Device;
 
 use crate::config::ModelConfig;
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineRequest, Reply};
 use crate::model::Adapter;
 use crate::request::{
     FinishReason, GenerateEvent, GenerateRequest, Generated, ModelId, OptimReport, OptimStep, PauseMode, RequestError,
-    RuntimeSpec, RuntimeStats, ScoreRequest, ScoreResponse, Snapshot, TokenMask, TrainReport, TrainRequest, TrainState,
+    RuntimeSpec, RuntimeStats, Snapshot, TokenMask, TrainReport, TrainRequest, TrainState,
 };
 use crate::scheduler::RequestId;
 use crate::sink::Sink;
 use crate::{Error, Result};
-
-/// Where an answer goes.
-pub(crate) type Reply<T> = Sink<Result<T>>;
-
-/// A request to the device thread.
-pub(crate) enum EngineRequest {
-    Generate(RequestId, GenerateRequest, Option<Box<dyn TokenMask>>, Sink<GenerateEvent>),
-    Score(RequestId, ScoreRequest, Reply<ScoreResponse>),
-    Cancel(ModelId, RequestId),
-    ForwardBackward(TrainRequest, Reply<TrainReport>),
-    OptimStep(OptimStep, Reply<OptimReport>),
-    Publish(Reply<u64>),
-    AddAdapter(ModelId, Adapter, Reply<ModelId>),
-    ReplaceAdapter(ModelId, Adapter, Reply<u64>),
-    RemoveAdapter(ModelId, Reply<()>),
-    Export(Reply<TrainState>),
-    Restore(TrainState, Reply<()>),
-    /// Generations stop where they are, or end there.
-    Pause(PauseMode, Reply<()>),
-    Resume(Reply<()>),
-    ResetPrefixCache(Reply<()>),
-    Stats(Reply<RuntimeStats>),
-}
 
 /// Submits work to the thread that owns the device. Cheap to clone; the thread ends when the last clone, and the last
 /// running [`Generation`], is dropped.

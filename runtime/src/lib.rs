@@ -3,6 +3,7 @@
 //! [`RuntimeHandle`] is the only entrypoint. Rollouts, scoring, training steps, evaluation and (in `serve`)
 //! HTTP requests all submit work through it; nothing else touches a device.
 
+mod bytes;
 mod caught;
 pub mod config;
 mod engine;
@@ -23,6 +24,7 @@ pub mod sums;
 pub mod text;
 pub mod train;
 pub mod weights;
+mod wire;
 
 pub use caught::caught;
 pub use error::{Error, ErrorKind, Result};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
-use crate::memory::Bytes;
+use crate::bytes::Bytes;
 use crate::{Error, Result};
 
 /// Most bytes of a file of keys.

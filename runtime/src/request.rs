@@ -1,21 +1,22 @@
 //! Requests to the runtime and their results.
 
-mod error;
 mod score;
 mod spec;
 mod stats;
 
-use serde::{Deserialize, Serialize};
-use std::sync::Arc;
-
+pub use crate::error::RequestError;
 pub use crate::ids::ModelId;
+pub use crate::model::LoraConfig;
 use crate::sampler::SamplingParams;
-use crate::train::{Loss, TeacherSource};
-pub use error::RequestError;
+pub use crate::sampler::TokenMask;
+pub use crate::train::{
+    NamedTensor, Offload, OptimReport, OptimStep, TrainReport, TrainRequest, TrainSequence, TrainState, Trainable,
+    Training,
+};
 pub use score::{
     LogProbs, Pooling, Precision, ScoreOutput, ScoreRequest, ScoreResponse, ScoreSequence, SequenceScores,
 };
-pub use spec::{EngineConfig, LoraConfig, ModelSpec, Offload, RuntimeSpec, Trainable, Training};
+pub use spec::{EngineConfig, ModelSpec, RuntimeSpec};
 pub use stats::{GpuStats, ModelSnapshot, ModelStats, RuntimeStats, Snapshot, StepStats};
 
 /// The text of a completion.
@@ -42,17 +43,6 @@ pub struct GenerateRequest {
     pub index: u64,
     /// Whether its text is wanted, and how.
     pub text: CompletionText,
-}
-
-/// Which tokens a generation may continue with, decided by all before them: the grammar of structured output.
-///
-/// The generation's steps wait for its tokens, so it gets at most every other step of an engine that is ahead of them.
-pub trait TokenMask: Send + Sync {
-    /// Sets the bits of the tokens that may come next: token t is bit `t % 32` of word `t / 32`. All are 0 before.
-    fn allowed(&mut self, bits: &mut [u32]);
-
-    /// This token was drawn.
-    fn accept(&mut self, token: u32);
 }
 
 /// Why a generation ended.
@@ -142,104 +132,4 @@ pub struct Generated {
     pub reason: FinishReason,
     /// Prompt tokens that came from the prefix cache.
     pub cached_tokens: usize,
-}
-
-/// One sequence of a training or evaluation batch.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct TrainSequence {
-    /// Prompt and completion as the student sees them.
-    pub tokens: Vec<u32>,
-    /// Tokens of the prompt; the rest is scored.
-    pub prompt_len: usize,
-    /// The teacher's prompt, when it differs (privileged context); the completion is the same.
-    pub teacher_prompt: Option<Vec<u32>>,
-    /// ln p of each completion token when it was sampled (at the sampling temperature); empty when it was not sampled.
-    pub sampled_logprobs: Vec<f32>,
-    /// ln p(T = 1) of each completion token from the sampler, for `mismatch_kl`; empty when not sampled.
-    pub raw_logprobs: Vec<f32>,
-    /// Weight of each completion token in the loss before normalization; 0 leaves it out.
-    pub weights: Vec<f32>,
-}
-
-/// One micro-batch through student and teacher.
-#[derive(Clone)]
-pub struct TrainRequest {
-    /// The sequences; the caller keeps their token total within its budget.
-    pub sequences: Vec<TrainSequence>,
-    /// The loss.
-    pub loss: Arc<dyn Loss>,
-    /// The loss is the weighted sum over tokens divided by this: the valid tokens of the *whole* step.
-    pub normalizer: f64,
-    /// Add gradients; `false` evaluates.
-    pub backward: bool,
-    /// Keys dropout: the step and micro-batch.
-    pub dropout_key: u64,
-    /// The teacher of a loss that needs one.
-    pub teacher: Option<TeacherSource>,
-}
-
-/// Sums over a micro-batch's weighted tokens, and times.
-#[derive(Debug, Clone, Default)]
-pub struct TrainReport {
-    /// The loss (already divided by the normalizer).
-    pub loss: f64,
-    /// Tokens with a weight.
-    pub tokens: f64,
-    /// Named sums over tokens (`entropy`, `teacher_kl`, ...); the caller divides.
-    pub sums: std::collections::BTreeMap<&'static str, f64>,
-    /// The largest of each of those values.
-    pub maxima: std::collections::BTreeMap<&'static str, f64>,
-    /// Bytes that the forward pass kept for the backward pass.
-    pub activation_bytes: u64,
-    /// Seconds in the teacher's forward.
-    pub teacher_seconds: f64,
-    /// Seconds in the student's forward and the loss.
-    pub forward_seconds: f64,
-    /// Seconds in backward.
-    pub backward_seconds: f64,
-}
-
-/// One optimizer step on the accumulated gradients.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub struct OptimStep {
-    /// Learning rate.
-    pub lr: f64,
-    /// AdamW's constants.
-    #[serde(with = "crate::engine::order::wire::adamw")]
-    pub adamw: autograd::adamw::AdamW,
-    /// Gradients are scaled down to this global norm; `None` leaves them.
-    pub max_grad_norm: Option<f64>,
-}
-
-/// What a step did.
-#[derive(Debug, Clone, Copy)]
-pub struct OptimReport {
-    /// Global norm before clipping.
-    pub grad_norm: f64,
-    /// False when loss or gradients were not finite: then nothing changed.
-    pub applied: bool,
-    /// Optimizer steps taken so far.
-    pub step: u64,
-}
-
-/// A named tensor of an export, row-major on the host.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct NamedTensor {
-    /// Name in the file.
-    pub name: String,
-    /// Shape in the file.
-    pub shape: Vec<usize>,
-    /// Values.
-    pub values: Vec<f32>,
-}
-
-/// Everything that training changes, to write or to restore.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct TrainState {
-    /// Trained weights under their Hugging Face or PEFT names (f32 masters).
-    pub weights: Vec<NamedTensor>,
-    /// AdamW's moments: `{name}.m` and `{name}.v`.
-    pub moments: Vec<NamedTensor>,
-    /// Optimizer steps taken.
-    pub step: u64,
 }

@@ -1,8 +1,18 @@
 //! GGUF metadata of llama, qwen2 and qwen3 files.
 
 use super::{Family, ModelConfig, rope};
-use crate::weights::gguf::{GgufFile, Value, family};
+use crate::weights::gguf::{GgufFile, Value};
 use crate::{Error, Result};
+
+/// The family of a file's `general.architecture`.
+fn family(file: &GgufFile) -> Result<Family> {
+    match file.str("general.architecture")? {
+        "llama" => Ok(Family::Llama),
+        "qwen2" => Ok(Family::Qwen2),
+        "qwen3" => Ok(Family::Qwen3),
+        other => Err(Error::unsupported(file.path(), "architecture", other, "llama, qwen2, qwen3")),
+    }
+}
 
 impl ModelConfig {
     /// From the metadata of a GGUF file and the shape of its embedding.

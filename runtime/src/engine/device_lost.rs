@@ -1,7 +1,7 @@
 //! A device that is lost: everything that runs ends with that error, and the device is not used any more.
 
 use super::Engine;
-use crate::handle::{EngineRequest, Reply};
+use crate::engine::request::{EngineRequest, Reply};
 use crate::request::GenerateEvent;
 use crate::{Error, Result};
 

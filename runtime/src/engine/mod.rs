@@ -11,6 +11,7 @@ pub(crate) mod order;
 mod planner;
 mod prefill_budget;
 mod ranks;
+mod request;
 mod time_share;
 
 use std::collections::VecDeque;
@@ -27,9 +28,9 @@ use self::order::Order;
 use self::planner::BatchPlanner;
 use self::prefill_budget::{PrefillBudget, StepLoad};
 use self::ranks::Ranks;
+pub(crate) use self::request::{EngineRequest, Reply};
 use self::time_share::{NextAction, PendingWork, TimeShare};
 use crate::config::ModelConfig;
-use crate::handle::EngineRequest;
 use crate::ids::ModelId;
 use crate::request::{
     GpuStats, ModelSpec, OptimReport, OptimStep, PauseMode, RequestError, RuntimeSpec, RuntimeStats, Snapshot,

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::request::TokenMask;
+use crate::sampler::TokenMask;
 use crate::weights::gguf::GgufFile;
 use crate::{Error, Result};
 

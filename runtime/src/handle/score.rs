@@ -1,7 +1,8 @@
 //! Scores of given sequences.
 
-use super::{EngineRequest, RequestGuard, RuntimeHandle};
+use super::{RequestGuard, RuntimeHandle};
 use crate::Result;
+use crate::engine::EngineRequest;
 use crate::request::{ScoreRequest, ScoreResponse};
 use crate::sink::Sink;
 

@@ -9,13 +9,15 @@ mod llama;
 mod loaded;
 mod qwen2;
 mod qwen3;
+mod random;
 mod rope;
 mod weights;
 
-pub use adapter::{Adapter, Branch};
+pub use adapter::{Adapter, Branch, LoraConfig};
 pub(crate) use adapter::{Difference, Form};
 pub use decoder::{Decoder, Memory, Packed, Paged, Pass};
 pub(crate) use loaded::{LoadedModel, Moved};
+pub use random::RandomWeights;
 pub use weights::{LayerWeights, ModelWeights};
 
 use crate::config::{Family, ModelConfig};

@@ -361,8 +361,10 @@ fn refuse_strangers(
     });
     match stranger {
         None => Ok(()),
-        Some(name) => {
-            Err(Error::UnknownTensor { path: source.path().to_owned(), name: name.clone(), family: config.family })
-        }
+        Some(name) => Err(Error::UnknownTensor {
+            path: source.path().to_owned(),
+            name: name.clone(),
+            family: format!("{:?}", config.family),
+        }),
     }
 }

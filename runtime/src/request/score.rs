@@ -6,7 +6,7 @@ use std::ops::Range;
 pub use autograd::ops::Precision;
 
 use super::ModelId;
-use crate::engine::order::wire;
+use crate::wire;
 
 /// A request for log-probabilities, logits, hidden states or one vector of given sequences.
 ///

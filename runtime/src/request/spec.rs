@@ -7,7 +7,7 @@ use autograd::Device;
 
 use super::ModelId;
 use crate::files::ModelFiles;
-use crate::train::DecodeLoss;
+use crate::train::{DecodeLoss, Training};
 
 /// Everything the runtime needs to start.
 #[derive(Clone)]
@@ -165,60 +165,4 @@ impl EngineConfig {
     pub fn default_async_scheduling(device: Device) -> bool {
         matches!(device, Device::Cuda(_))
     }
-}
-
-/// How the student is trained.
-#[derive(Debug, Clone)]
-pub struct Training {
-    /// What is trained.
-    pub trainable: Trainable,
-    /// Layers, from the first on, that keep only their input during the forward pass and run again during backward.
-    /// Backward begins at the last layer, so the memory of the others is free by then.
-    pub recomputed_layers: usize,
-    /// What waits in the host's memory instead of the card's.
-    pub offload: Offload,
-    /// The teacher completes prompts as well. One that only scores has KV memory of one page.
-    pub teacher_generates: bool,
-}
-
-/// What is trained.
-#[derive(Debug, Clone)]
-pub enum Trainable {
-    /// Low-rank branches on frozen weights.
-    Lora(LoraConfig),
-    /// Every weight of the student.
-    Full,
-}
-
-/// What lies in pinned memory of the host and passes through the card when it is needed; on a GPU only.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Offload {
-    /// The layers of the teacher, one after another.
-    pub teacher: bool,
-    /// Masters and moments, a piece at a time.
-    pub optimizer: bool,
-}
-
-/// Low-rank adaptation (<https://arxiv.org/abs/2106.09685>), with PEFT's names and rules.
-#[derive(Debug, Clone)]
-pub struct LoraConfig {
-    /// Rank of every branch without a pattern of its own.
-    pub r: usize,
-    /// Numerator of the scale: `alpha / r`, or `alpha / sqrt(r)` with `rslora`.
-    pub alpha: f64,
-    /// Probability of zeroing an input of A during training.
-    pub dropout: f64,
-    /// Rank-stabilised scale.
-    pub rslora: bool,
-    /// Module names (`q_proj`, ...), or the single entry `all-linear`.
-    pub target_modules: Vec<String>,
-    /// Ranks of modules whose name matches `(.*\.)?KEY$`.
-    pub rank_pattern: std::collections::BTreeMap<String, usize>,
-    /// Alphas of modules whose name matches `(.*\.)?KEY$`.
-    pub alpha_pattern: std::collections::BTreeMap<String, f64>,
-    /// Answer requests with the branches added to the weights (on a GPU): faster, but the weights' precision rounds what
-    /// the branches add, so that the sampler's log-probabilities differ from the trainer's.
-    pub merge_for_requests: bool,
-    /// Seed of A's initial values.
-    pub seed: u64,
 }

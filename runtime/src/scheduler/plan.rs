@@ -28,7 +28,7 @@ pub struct SchedulerOutput {
     pub seqs: Vec<ScheduledSeq>,
     /// The tokens to compute, those of all sequences behind each other. A drawn one is a draw of the step in flight,
     /// counted over its sequences with `sample`.
-    #[serde(with = "crate::engine::order::wire::tokens")]
+    #[serde(with = "crate::wire::tokens")]
     pub tokens: Vec<Token>,
     /// Page tables of all sequences behind each other.
     pages: Vec<u32>,

@@ -6,8 +6,8 @@ use autograd::ops::{self, Head, Sequences};
 use autograd::{Gradients, Index, Tape, Tensor};
 
 use super::{LossBatch, Needs, Teacher, TeacherSource, TrainError};
+use super::{TrainReport, TrainRequest, TrainSequence};
 use crate::model::{Decoder, LoadedModel, Pass};
-use crate::request::{TrainReport, TrainRequest, TrainSequence};
 use crate::{Error, Result};
 
 /// Tensors whose gradient is wanted.

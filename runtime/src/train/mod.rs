@@ -1,8 +1,9 @@
 //! Training through the runtime: what a loss sees and returns.
 
 mod batch;
-mod error;
+mod request;
 mod session;
+mod spec;
 mod teacher;
 
 use std::collections::BTreeMap;
@@ -11,12 +12,13 @@ use std::sync::Arc;
 use autograd::ops::Head;
 use autograd::{Tape, Tensor};
 
-pub use error::TrainError;
+pub use crate::error::TrainError;
+pub use request::{NamedTensor, OptimReport, OptimStep, TrainReport, TrainRequest, TrainSequence, TrainState};
 pub(crate) use session::TrainSession;
+pub use spec::{Offload, Trainable, Training};
 pub use teacher::{GivenTeacher, Needs, Teacher, TeacherSource};
 
 use crate::model::LoadedModel;
-use crate::request::{TrainReport, TrainRequest};
 
 /// The rows of one micro-batch that predict completion tokens, N in all.
 pub struct LossBatch<'a> {
@@ -98,7 +100,7 @@ pub(crate) fn evaluate(
     teacher: Option<&LoadedModel>,
 ) -> crate::Result<TrainReport> {
     if request.backward {
-        return Err(crate::request::RequestError::NotTraining.into());
+        return Err(crate::error::RequestError::NotTraining.into());
     }
     let (report, _) = batch::run(request, student, teacher, student.serving(), batch::Watch::Nothing)?;
     Ok(report)

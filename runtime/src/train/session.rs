@@ -7,8 +7,8 @@ use autograd::{Gradients, Tensor};
 
 use super::TrainError;
 use super::batch::{self, Watch};
+use super::{NamedTensor, OptimReport, OptimStep, TrainReport, TrainRequest, TrainState, Trainable, Training};
 use crate::model::{Adapter, Difference, LoadedModel, ModelWeights, Pass, tensors};
-use crate::request::{NamedTensor, OptimReport, OptimStep, TrainReport, TrainRequest, TrainState, Trainable, Training};
 use crate::{Error, Result};
 
 /// The trained copy; the base that requests share stays as it is.

@@ -34,7 +34,7 @@ pub struct GivenTeacher {
     /// The temperature that `logprobs` hold for.
     pub temperature: f64,
     /// The distributions; `None` when only the tokens' own log-probabilities are known.
-    #[serde(with = "crate::engine::order::wire::given_rows")]
+    #[serde(with = "crate::wire::given_rows")]
     pub rows: Option<Arc<GivenRows>>,
 }
 

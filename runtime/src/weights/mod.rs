@@ -1,11 +1,10 @@
-//! Weights under Hugging Face names and in `[out, in]` order, whichever format holds them (or none: [`RandomWeights`]).
+//! Weights under Hugging Face names and in `[out, in]` order, whichever format holds them.
 //!
 //! A source knows every tensor's shape from the headers alone and decodes values to `f32` on demand,
 //! so a loader can read one tensor, or the rows of one shard, at a time.
 
 pub mod gguf;
 mod quant;
-mod random;
 mod safetensors;
 
 use std::collections::BTreeMap;
@@ -13,7 +12,6 @@ use std::ops::Range;
 use std::path::Path;
 
 pub use self::gguf::GgufWeights;
-pub use self::random::RandomWeights;
 pub use self::safetensors::SafetensorsWeights;
 
 use crate::{Error, Result, read};
@@ -57,11 +55,11 @@ fn row_count(shape: &[usize]) -> usize {
 }
 
 /// Elements in one index of the first axis.
-fn row_len(shape: &[usize]) -> usize {
+pub(crate) fn row_len(shape: &[usize]) -> usize {
     shape.iter().skip(1).product()
 }
 
-fn check_rows(name: &str, shape: &[usize], rows: &Range<usize>) -> Result<()> {
+pub(crate) fn check_rows(name: &str, shape: &[usize], rows: &Range<usize>) -> Result<()> {
     let count = row_count(shape);
     if rows.start <= rows.end && rows.end <= count {
         return Ok(());

@@ -6,19 +6,16 @@
 
 mod loss;
 mod step;
-pub(crate) mod wire;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{ORDER_VERSION as VERSION, OrderError};
 use crate::ids::ModelId;
 use crate::model::Adapter;
 use crate::request::{OptimStep, TrainState};
 
 pub(crate) use loss::TrainOrder;
 pub(crate) use step::{BeginSequence, ScoreRow, ScoreTask, StepOrder};
-
-/// The version of the encoding; ranks of one program version have the same.
-const VERSION: u16 = 1;
 
 /// One thing that every rank does.
 #[derive(Serialize, Deserialize)]
@@ -41,33 +38,6 @@ pub(crate) enum Order {
     ReplaceAdapter { model: ModelId, adapter: Adapter },
     /// Frees an adapter.
     RemoveAdapter { model: ModelId },
-}
-
-/// Bytes that are no order that comes next.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum OrderError {
-    /// Another version of the encoding.
-    #[error("an order is encoded in version {got}, this program reads {VERSION}; run one version on all ranks")]
-    Version {
-        /// The version in the order.
-        got: u16,
-    },
-    /// Orders were lost or came twice.
-    #[error("order {got} came where {want} is next")]
-    Number {
-        /// The number in the order.
-        got: u64,
-        /// The next number.
-        want: u64,
-    },
-    /// The bytes are damaged.
-    #[error("order {number}: {detail}")]
-    Damaged {
-        /// The order's number, 0 where it cannot be read.
-        number: u64,
-        /// What cannot be read.
-        detail: String,
-    },
 }
 
 impl Order {

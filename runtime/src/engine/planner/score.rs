@@ -11,7 +11,7 @@ use super::{BatchPlanner, check_ids};
 use crate::config::ModelConfig;
 use crate::engine::executor::TaskScores;
 use crate::engine::order::{ScoreRow, ScoreTask};
-use crate::handle::Reply;
+use crate::engine::request::Reply;
 use crate::ids::{ModelId, RequestId};
 use crate::request::{Pooling, RequestError, ScoreOutput, ScoreRequest, ScoreResponse, ScoreSequence, SequenceScores};
 use crate::scheduler::{ScheduledSeq, SchedulerOutput, SeqRequest};

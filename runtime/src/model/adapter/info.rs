@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use regex::Regex;
 
-use crate::request::LoraConfig;
+use crate::model::LoraConfig;
 use crate::{Error, Result};
 
 /// Ranks and scales by module.

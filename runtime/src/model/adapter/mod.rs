@@ -3,6 +3,7 @@
 mod config;
 mod encoded;
 mod info;
+mod lora;
 mod selection;
 
 use std::collections::BTreeSet;
@@ -13,9 +14,9 @@ use autograd::rng::uniform;
 use autograd::{Device, Tensor};
 
 use self::info::AdapterInfo;
+pub use self::lora::LoraConfig;
 use super::{Module, tensors};
 use crate::config::ModelConfig;
-use crate::request::LoraConfig;
 use crate::weights::{SafetensorsWeights, WeightSource, check_finite};
 use crate::{Error, Result, sums};
 

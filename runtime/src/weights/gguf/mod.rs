@@ -16,7 +16,6 @@ pub use self::value::Value;
 
 use self::file::TensorInfo;
 use super::{WeightSource, check_rows, row_len};
-use crate::config::Family;
 use crate::{Error, Result};
 
 /// Weights of one GGUF file.
@@ -35,7 +34,7 @@ struct Place {
 impl GgufWeights {
     /// The weights in an opened file.
     pub fn new(file: Arc<GgufFile>) -> Result<Self> {
-        let family = family(&file)?;
+        let interleaves = file.str("general.architecture")? == "llama";
         let mut weights = Self { shapes: BTreeMap::new(), places: BTreeMap::new(), file: file.clone() };
         for info in file.tensors() {
             if info.name == ROPE_FACTORS {
@@ -50,7 +49,7 @@ impl GgufWeights {
                 ));
             };
             let shape: Vec<usize> = info.dims.iter().rev().copied().collect();
-            let interleaved = (family == Family::Llama).then(|| heads_of(&file, &name, &shape)).transpose()?.flatten();
+            let interleaved = interleaves.then(|| heads_of(&file, &name, &shape)).transpose()?.flatten();
             if weights.shapes.insert(name.clone(), shape).is_some() {
                 return Err(Error::bad_file(file.path(), format!("two tensors are both \"{name}\"")));
             }
@@ -62,16 +61,6 @@ impl GgufWeights {
 
 /// The tensor of per-frequency divisors that stands for Llama 3's rotary scaling.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
-
-/// The family of a file's `general.architecture`.
-pub(crate) fn family(file: &GgufFile) -> Result<Family> {
-    match file.str("general.architecture")? {
-        "llama" => Ok(Family::Llama),
-        "qwen2" => Ok(Family::Qwen2),
-        "qwen3" => Ok(Family::Qwen3),
-        other => Err(Error::unsupported(file.path(), "architecture", other, "llama, qwen2, qwen3")),
-    }
-}
 
 /// Width of one head if `name` is a query or key projection, whose rows `llama` files store interleaved.
 fn heads_of(file: &GgufFile, name: &str, shape: &[usize]) -> Result<Option<usize>> {

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::{WeightSource, check_rows, row_len};
+use super::{Part, Vector, tensors};
 use crate::Result;
 use crate::config::ModelConfig;
-use crate::model::{Part, Vector, tensors};
+use crate::weights::{WeightSource, check_rows, row_len};
 
 /// Standard deviation of linear maps, biases and embeddings: transformers' `initializer_range`.
 const STD: f32 = 0.02;

@@ -1,6 +1,6 @@
 //! Why a request is refused.
 
-use super::ModelId;
+use crate::ids::ModelId;
 
 /// A request that cannot be answered. Every variant carries the value and the limit.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]

@@ -1,6 +1,22 @@
 //! The one error type of the runtime. Every variant names the value, the limit and, where there is one, the remedy.
 
+mod memory;
+mod order;
+mod request;
+mod sampling;
+mod scheduler;
+mod train;
+
 use std::path::{Path, PathBuf};
+
+pub use self::memory::Entry;
+pub(crate) use self::order::ORDER_VERSION;
+pub use self::order::OrderError;
+pub use self::request::RequestError;
+pub use self::sampling::SamplingError;
+pub use self::scheduler::{SubmitError, ZeroLimit};
+pub use self::train::TrainError;
+use crate::bytes::Bytes;
 
 /// Result of a runtime call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -51,9 +67,9 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Its length, as far as it was read.
-        length: crate::memory::Bytes,
+        length: Bytes,
         /// The most that is read.
-        limit: crate::memory::Bytes,
+        limit: Bytes,
     },
     /// A line of a file cannot be used.
     #[error("{path}:{line}: {detail}")]
@@ -144,14 +160,14 @@ pub enum Error {
         want: String,
     },
     /// The weights hold a tensor that the family does not have.
-    #[error("{path}: tensor \"{name}\" is not part of a {family:?} model, so this is another architecture")]
+    #[error("{path}: tensor \"{name}\" is not part of a {family} model, so this is another architecture")]
     UnknownTensor {
         /// The file or directory.
         path: PathBuf,
         /// The tensor.
         name: String,
         /// Family of the configuration.
-        family: crate::config::Family,
+        family: String,
     },
     /// `layers` names a layer that the model does not have.
     #[error("layers: {layer} is not one of the model's {count} layers (0 to {last}), or the list is empty or repeats", last = count.saturating_sub(1))]
@@ -177,22 +193,22 @@ pub enum Error {
     Op(#[from] autograd::Error),
     /// The scheduler refused a request.
     #[error(transparent)]
-    Submit(#[from] crate::scheduler::SubmitError),
+    Submit(#[from] SubmitError),
     /// A limit of the engine is zero.
     #[error(transparent)]
-    Limit(#[from] crate::scheduler::ZeroLimit),
+    Limit(#[from] ZeroLimit),
     /// Sampling parameters or logits were refused.
     #[error(transparent)]
-    Sampling(#[from] crate::sampler::SamplingError),
+    Sampling(#[from] SamplingError),
     /// A request that cannot be answered.
     #[error(transparent)]
-    Request(#[from] crate::request::RequestError),
+    Request(#[from] RequestError),
     /// A micro-batch or an optimizer step that cannot be computed.
     #[error(transparent)]
-    Train(#[from] crate::train::TrainError),
+    Train(#[from] TrainError),
     /// An order cannot be read.
     #[error(transparent)]
-    Order(#[from] crate::engine::order::OrderError),
+    Order(#[from] OrderError),
     /// A step failed; the text is that of the error, which another request of the step may have.
     #[error("{0}")]
     Step(String),
@@ -203,7 +219,7 @@ pub enum Error {
     #[error("{source}; it was asked for as {}, which is more than its share of the memory plan: {}", entry.name(), entry.remedy())]
     OutOfMemory {
         /// What it was for.
-        entry: crate::memory::Entry,
+        entry: Entry,
         /// What was asked for, and what there was.
         source: autograd::Error,
     },
@@ -214,9 +230,9 @@ pub enum Error {
     )]
     KvTooSmall {
         /// Bytes of the pool.
-        got: crate::memory::Bytes,
+        got: Bytes,
         /// Bytes of the sequence.
-        need: crate::memory::Bytes,
+        need: Bytes,
         /// Its tokens.
         longest: usize,
     },
@@ -266,7 +282,7 @@ pub enum Error {
 
 impl Error {
     /// Names the purpose of memory that was not there; other errors stay as they are.
-    pub(crate) fn while_allocating(self, entry: crate::memory::Entry) -> Self {
+    pub(crate) fn while_allocating(self, entry: Entry) -> Self {
         match self {
             Self::Op(source @ autograd::Error::OutOfMemory { .. }) => Self::OutOfMemory { entry, source },
             other => other,
@@ -289,9 +305,6 @@ impl Error {
     /// What a caller can do about it.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
-        use crate::request::RequestError;
-        use crate::sampler::SamplingError;
-        use crate::scheduler::SubmitError;
         match self {
             _ if self.is_device_lost() => ErrorKind::Unavailable,
             Self::Stopped(_) => ErrorKind::Unavailable,
@@ -299,7 +312,7 @@ impl Error {
             Self::Submit(SubmitError::QueueFull { .. }) => ErrorKind::Busy,
             Self::Submit(SubmitError::ContextTooShort { .. } | SubmitError::PoolTooSmall { .. })
             | Self::Request(RequestError::SequenceTooLong { .. })
-            | Self::Train(crate::train::TrainError::TooLong { .. }) => ErrorKind::TooLong,
+            | Self::Train(TrainError::TooLong { .. }) => ErrorKind::TooLong,
             Self::Submit(SubmitError::DuplicateId(_)) => ErrorKind::Internal,
             Self::Request(RequestError::NoModel { .. }) => ErrorKind::NotFound,
             Self::Request(

@@ -105,7 +105,7 @@ impl MemoryPlan {
         let mut entries = planner.entries(recomputed);
         entries.insert(Entry::Kv, planner.kv(kv_bytes));
         entries.retain(|_, bytes| *bytes > 0);
-        let layers = planner.student.config.num_layers;
+        let layers = planner.student().config.num_layers;
         Ok(Self {
             device: spec.device,
             available,

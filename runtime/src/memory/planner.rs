@@ -10,7 +10,7 @@ use super::{Bytes, Checkpointing, Entry, KvSize, KvWish, Workload};
 use crate::config::ModelConfig;
 use crate::ids::ModelId;
 use crate::model::keep_layers;
-use crate::request::{ModelSpec, Offload, RuntimeSpec, Trainable};
+use crate::request::{Offload, RuntimeSpec, Trainable};
 use crate::{Error, Result};
 
 /// Rows of logits that a head op holds at once on the host, generously.
@@ -33,14 +33,23 @@ pub(super) struct PlannedModel {
     weights: Weights,
     /// Its own adapter, from a folder.
     adapter: Option<Branches>,
+    /// The model whose weights it has.
+    shares: Option<ModelId>,
+    /// Its layers wait on the host.
+    offloaded: bool,
+    /// Prompts are completed by it.
+    generates: bool,
 }
 
 impl PlannedModel {
-    fn of(slot: &ModelSpec, device: Device) -> Result<Self> {
-        let (config, _) = keep_layers(&slot.files.config, slot.layers.as_deref())?;
-        let adapter = slot.adapter.as_ref().map(|folder| Branches::in_folder(folder, config.num_layers)).transpose()?;
+    fn of(spec: &RuntimeSpec, id: ModelId) -> Result<Self> {
+        let (model, device) = (spec.model(id).expect("an id of the specification"), spec.device);
+        let (config, _) = keep_layers(&model.files.config, model.layers.as_deref())?;
+        let adapter =
+            model.adapter.as_ref().map(|folder| Branches::in_folder(folder, config.num_layers)).transpose()?;
         let weights = Weights::of(&config, device, device.value_bytes() as u64);
-        Ok(Self { config, weights, adapter })
+        let (shares, offloaded) = (spec.shares_weights_with(id), spec.is_offloaded(id));
+        Ok(Self { config, weights, adapter, shares, offloaded, generates: spec.generates(id) })
     }
 
     /// Memory of `count` rows; `trained`: with the branches that are trained.
@@ -55,10 +64,8 @@ pub(super) struct Planner<'a> {
     spec: &'a RuntimeSpec,
     workload: &'a Workload,
     device: Device,
-    pub(super) student: PlannedModel,
-    teacher: Option<PlannedModel>,
-    /// The teacher has the student's weights.
-    shared: bool,
+    /// By id.
+    models: Vec<PlannedModel>,
     /// The branches that are trained.
     pub(super) branches: Option<Branches>,
 }
@@ -66,25 +73,27 @@ pub(super) struct Planner<'a> {
 impl<'a> Planner<'a> {
     pub(super) fn new(spec: &'a RuntimeSpec, workload: &'a Workload) -> Result<Self> {
         let device = spec.device;
-        let student = PlannedModel::of(spec.student(), device)?;
+        let models: Vec<PlannedModel> = spec.ids().map(|id| PlannedModel::of(spec, id)).collect::<Result<_>>()?;
         let branches = match spec.training.as_ref().map(|training| &training.trainable) {
-            Some(Trainable::Lora(lora)) => Some(Branches::made(&student.config, lora)?),
+            Some(Trainable::Lora(lora)) => Some(Branches::made(&models[0].config, lora)?),
             Some(Trainable::Full) | None => None,
         };
-        Ok(Self {
-            spec,
-            workload,
-            device,
-            teacher: spec.teacher().map(|teacher| PlannedModel::of(teacher, device)).transpose()?,
-            shared: spec.teacher_shares_weights(),
-            student,
-            branches,
-        })
+        Ok(Self { spec, workload, device, models, branches })
+    }
+
+    /// The model that is trained, or the only one.
+    pub(super) fn student(&self) -> &PlannedModel {
+        &self.models[0]
+    }
+
+    /// Its teachers.
+    fn teachers(&self) -> &[PlannedModel] {
+        &self.models[1..]
     }
 
     /// Values that are trained, and all of the student's weights.
     pub(super) fn parameters(&self) -> [u64; 2] {
-        let all = parameters(&self.student.config);
+        let all = parameters(&self.student().config);
         let trained = match (&self.branches, &self.spec.training) {
             (Some(branches), _) => branches.parameters(),
             (None, Some(_)) => all,
@@ -105,24 +114,20 @@ impl<'a> Planner<'a> {
         matches!(self.device, Device::Cuda(_))
     }
 
-    fn slots(&self) -> impl Iterator<Item = &PlannedModel> {
-        std::iter::once(&self.student).chain(&self.teacher)
-    }
-
     /// The models that complete prompts.
     fn generating(&self) -> impl Iterator<Item = &PlannedModel> {
-        let teacher = self.teacher.as_ref().filter(|_| self.spec.generates(ModelId::TEACHER));
-        std::iter::once(&self.student).chain(teacher)
+        self.models.iter().filter(|model| model.generates)
     }
 
     /// KV memory of each model, and the number of layers that run twice.
     pub(super) fn choose(&self, available: Option<u64>) -> Result<(u64, usize)> {
-        let layers = self.student.config.num_layers;
+        let layers = self.student().config.num_layers;
         let checkpointing = if self.spec.training.is_some() { self.workload.checkpointing } else { Checkpointing::Off };
         let least = if checkpointing == Checkpointing::Off { 0 } else { layers };
         let kv_bytes = match &self.workload.kv {
             KvWish::Sequences(lengths) => {
-                let needs = self.generating().map(|slot| kv_bytes(&slot.config, self.device, lengths.iter().copied()));
+                let needs =
+                    self.generating().map(|model| kv_bytes(&model.config, self.device, lengths.iter().copied()));
                 needs.max().unwrap_or(0)
             }
             KvWish::Size(KvSize::Bytes(bytes)) => *bytes,
@@ -147,8 +152,8 @@ impl<'a> Planner<'a> {
     /// Refuses a KV memory in which the longest sequence could never run.
     pub(super) fn check_kv(&self, bytes: u64) -> Result<()> {
         let longest = self.workload.longest.max(1);
-        for slot in self.generating() {
-            let need = kv_bytes(&slot.config, self.device, [longest]);
+        for model in self.generating() {
+            let need = kv_bytes(&model.config, self.device, [longest]);
             // One page less: alone in the pool a sequence copies nothing.
             let need = need - need / (longest.div_ceil(PAGE_TOKENS) as u64 + 1);
             if bytes < need {
@@ -170,7 +175,7 @@ impl<'a> Planner<'a> {
 
     /// Bytes of the pools of all models.
     pub(super) fn kv(&self, bytes: u64) -> u64 {
-        self.generating().fold(0, |sum, slot| sum.saturating_add(kv_pool(&slot.config, self.device, bytes)))
+        self.generating().fold(0, |sum, model| sum.saturating_add(kv_pool(&model.config, self.device, bytes)))
     }
 
     /// Everything but keys and values.
@@ -192,14 +197,14 @@ impl<'a> Planner<'a> {
     fn weights(&self) -> u64 {
         let work = self.workload;
         let longest = work.longest.max(work.micro_batch);
-        let models = self.slots().enumerate().map(|(number, slot)| {
-            let weights = match number {
-                1 if self.shared => 0,
-                1 if self.offload().teacher => slot.weights.outer + 2 * block(self.device, slot.weights.layer),
-                _ => slot.weights.total(),
+        let models = self.models.iter().map(|model| {
+            let weights = match model {
+                model if model.shares.is_some() => 0,
+                model if model.offloaded => model.weights.outer + 2 * block(self.device, model.weights.layer),
+                model => model.weights.total(),
             };
-            let rotary = rotary(&slot.config, self.device, longest);
-            let adapter = slot.adapter.as_ref().map_or(0, |branches| branches.bytes(self.device, self.value()));
+            let rotary = rotary(&model.config, self.device, longest);
+            let adapter = model.adapter.as_ref().map_or(0, |branches| branches.bytes(self.device, self.value()));
             weights + rotary + adapter
         });
         models.sum::<u64>() + self.branches.as_ref().map_or(0, |branches| branches.bytes(self.device, self.value()))
@@ -210,7 +215,10 @@ impl<'a> Planner<'a> {
         let (device, value) = (self.device, self.value());
         match self.spec.training.as_ref().map(|training| &training.trainable) {
             None => 0,
-            Some(Trainable::Full) => self.student.weights.total() * (1 + u64::from(self.shared)),
+            Some(Trainable::Full) => {
+                let shared = self.teachers().iter().any(|teacher| teacher.shares == Some(ModelId::STUDENT));
+                self.student().weights.total() * (1 + u64::from(shared))
+            }
             // Other devices share the branches until a step replaces them.
             Some(Trainable::Lora(lora)) => self.branches.as_ref().map_or(0, |branches| {
                 if lora.merge_for_requests { branches.merged(device, value) } else { branches.bytes(device, value) }
@@ -225,7 +233,7 @@ impl<'a> Planner<'a> {
         let (all, more) = match &self.branches {
             Some(branches) => (branches.bytes(self.device, 4), 0),
             None => {
-                let weights = Weights::of(&self.student.config, self.device, 4);
+                let weights = Weights::of(&self.student().config, self.device, 4);
                 // The head's new gradient lies beside the sum that it is added to.
                 (weights.total(), weights.largest)
             }
@@ -237,43 +245,43 @@ impl<'a> Planner<'a> {
     pub(super) fn activations(&self, recomputed: usize) -> u64 {
         let work = self.workload;
         let trained = self.branches.as_ref();
-        let forward = |slot: &PlannedModel, trained, count| {
-            let rows = slot.rows(self.device, trained, count);
+        let forward = |model: &PlannedModel, trained, count| {
+            let rows = model.rows(self.device, trained, count);
             rows.layer() + 3 * rows.hidden()
         };
         let step = self.spec.engine.token_budget.min(self.spec.engine.max_running.saturating_mul(work.longest));
-        let requests = self.slots().map(|slot| forward(slot, trained, step));
+        let requests = self.models.iter().map(|model| forward(model, trained, step));
         let requests = requests.max().unwrap_or(0);
         if work.micro_batch == 0 {
             return requests;
         }
-        let rows = self.student.rows(self.device, trained, work.micro_batch);
-        let kept = (self.student.config.num_layers - recomputed) as u64;
+        let rows = self.student().rows(self.device, trained, work.micro_batch);
+        let kept = (self.student().config.num_layers - recomputed) as u64;
         let again = if recomputed > 0 && kept == 0 { rows.kept() } else { 0 };
-        let teacher = self.teacher.as_ref();
-        let graded = teacher.map_or(0, |slot| slot.rows(self.device, None, work.micro_batch).hidden());
+        let scored = self.teachers().iter().map(|model| model.rows(self.device, None, work.micro_batch).hidden());
+        let scored = scored.max().unwrap_or(0);
         // Hidden states before and after the last norm, of the scored rows, and their gradient.
-        let ends = 4 * rows.hidden() + graded;
+        let ends = 4 * rows.hidden() + scored;
         let training = match self.spec.training {
             Some(_) => {
                 let layers =
                     kept.saturating_mul(rows.kept()).saturating_add((recomputed as u64).saturating_mul(rows.hidden()));
                 layers.saturating_add(again + ends + rows.backward())
             }
-            None => forward(&self.student, None, work.micro_batch) + ends,
+            None => forward(self.student(), None, work.micro_batch) + ends,
         };
-        let grading = teacher.map_or(0, |slot| forward(slot, None, work.micro_batch));
+        let scoring = self.teachers().iter().map(|model| forward(model, None, work.micro_batch)).max().unwrap_or(0);
         // Blocks of many sizes leave holes.
-        let most = training.max(grading).max(requests);
+        let most = training.max(scoring).max(requests);
         most.saturating_add(most / 32)
     }
 
     fn logits(&self) -> u64 {
         let running = self.spec.engine.max_running;
-        let drawn = self.slots().map(|slot| slot.rows(self.device, None, running).logits()).max().unwrap_or(0);
-        let vocab = self.student.config.vocab_size;
+        let drawn = self.models.iter().map(|model| model.rows(self.device, None, running).logits()).max().unwrap_or(0);
+        let vocab = self.student().config.vocab_size;
         let given = self.workload.given_bytes;
-        let models = 1 + usize::from(self.teacher.is_some() || given > 0);
+        let models = 1 + usize::from(!self.teachers().is_empty() || given > 0);
         // What a teacher elsewhere says waits on the host: of the micro-batch that runs, and twice, as it came and put
         // together, of the one after it.
         let waiting = (self.workload.micro_batch as u64).saturating_mul(3 * given as u64);
@@ -289,10 +297,11 @@ impl<'a> Planner<'a> {
         if !self.on_gpu() {
             return 0;
         }
-        let joined = self.slots().map(|slot| slot.weights.joined).max().unwrap_or(0);
+        let joined = self.models.iter().map(|model| model.weights.joined).max().unwrap_or(0);
         let pieces = if self.offload().optimizer { cuda::OFFLOAD_BYTES as u64 } else { 0 };
         // Requests with penalties have a history of their tokens on the card: a u16 and a u8 for each of the vocabulary.
-        let history = self.slots().map(|slot| block(self.device, 3 * slot.config.vocab_size as u64)).max().unwrap_or(0);
+        let history =
+            self.models.iter().map(|model| block(self.device, 3 * model.config.vocab_size as u64)).max().unwrap_or(0);
         let histories = history * self.spec.engine.max_running as u64;
         cuda::PRODUCT_WORKSPACES as u64 + joined + pieces + histories + SMALL
     }
@@ -305,15 +314,15 @@ impl<'a> Planner<'a> {
         let pages = graph_pages(self.workload.longest.div_ceil(PAGE_TOKENS)) as u64;
         let rows = graph_rows(self.spec.engine.max_running);
         // An eighth more: blocks of many sizes leave holes.
-        let step = |slot: &PlannedModel| slot.rows(self.device, self.branches.as_ref(), rows + rows / 8).decode(pages);
+        let step =
+            |model: &PlannedModel| model.rows(self.device, self.branches.as_ref(), rows + rows / 8).decode(pages);
         // Results and inputs of every graph stay. Whole pages of the driver: every model's segment has to fit the plan.
         (self.generating().map(step).max().unwrap_or(0) + (16 << 20)).next_multiple_of(2 << 20)
     }
 
     fn graphs(&self) -> u64 {
         // A model that waits on the host has none.
-        let models =
-            self.generating().count() - usize::from(self.offload().teacher && self.spec.generates(ModelId::TEACHER));
+        let models = self.generating().filter(|model| !model.offloaded).count();
         self.graph_segment() * models as u64
     }
 
@@ -322,12 +331,12 @@ impl<'a> Planner<'a> {
         if !self.on_gpu() {
             return 0;
         }
-        let teacher = self.teacher.as_ref().filter(|_| self.offload().teacher);
-        let layers = teacher.map_or(0, |slot| slot.weights.total() - slot.weights.outer);
+        let offloaded = self.models.iter().filter(|model| model.offloaded);
+        let layers: u64 = offloaded.map(|model| model.weights.total() - model.weights.outer).sum();
         let state = match &self.branches {
             _ if !self.offload().optimizer => 0,
             Some(branches) => 3 * branches.bytes(Device::Cpu, 4),
-            None => 3 * Weights::of(&self.student.config, Device::Cpu, 4).total(),
+            None => 3 * Weights::of(&self.student().config, Device::Cpu, 4).total(),
         };
         STAGING + layers + state
     }

@@ -121,7 +121,7 @@ fn planned_activations_are_those_that_are_kept() {
         let planner_work = workload(Checkpointing::Off);
         let planner = Planner::new(&spec, &planner_work).expect("planned");
         let layers = spec.student().files.config.num_layers;
-        let rows = planner.student.rows(Device::Cpu, planner.branches.as_ref(), MICRO_BATCH);
+        let rows = planner.student().rows(Device::Cpu, planner.branches.as_ref(), MICRO_BATCH);
         // A layer that runs again keeps its output, the next one's input.
         let saved = kept(&spec, layers - 1) - kept(&spec, layers);
         assert_eq!(saved, rows.kept() - rows.hidden(), "what one layer keeps");
@@ -264,4 +264,20 @@ fn a_teacher_elsewhere_is_left_out() {
         assert_eq!(elsewhere.get(entry), alone.get(entry), "{entry:?}");
     }
     assert_eq!(elsewhere.get(Entry::Logits), alone.get(Entry::Logits) + 3 * 1000 * MICRO_BATCH as u64);
+}
+
+/// Every model counts, but weights that two of them share count once.
+#[test]
+fn a_second_teacher_has_weights_and_pages_of_its_own_unless_it_is_the_first_one_again() {
+    let spec = spec(Device::Cpu, Some(Trainable::Full));
+    let with = |name: &str| {
+        let mut spec = spec.clone();
+        spec.models.push(ModelSpec::new(files(name)));
+        plan(&spec, Checkpointing::Off, None)
+    };
+    let (one, other, again) = (plan(&spec, Checkpointing::Off, None), with("qwen2-sliding"), with("qwen3-gqa-tied"));
+    assert!(other.get(Entry::Weights) > again.get(Entry::Weights));
+    let rotary = again.get(Entry::Weights) - one.get(Entry::Weights);
+    assert!(rotary < one.get(Entry::Weights) / 4, "{rotary} bytes for weights that are there");
+    assert!(other.get(Entry::Kv) > one.get(Entry::Kv) && again.get(Entry::Kv) > one.get(Entry::Kv));
 }

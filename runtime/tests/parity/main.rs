@@ -3,6 +3,7 @@
 
 mod adapters;
 mod continuations;
+mod models;
 mod orders;
 mod schedules;
 mod scores;
@@ -25,7 +26,7 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
 }
 
-fn models() -> Vec<PathBuf> {
+fn fixture_models() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(fixtures().join("models")).expect("fixtures are committed");
     let mut dirs: Vec<PathBuf> = entries.map(|e| e.expect("readable").path()).collect();
     dirs.sort();
@@ -96,7 +97,7 @@ fn check_logprobs(handle: &RuntimeHandle, expected: &Value, what: &str) {
 
 #[test]
 fn exported_tensors_go_by_their_own_names() {
-    for dir in models() {
+    for dir in fixture_models() {
         let files = Arc::new(ModelFiles::open(&dir).expect("the fixture opens"));
         let weights = Arc::clone(&files.weights);
         let (training, engine) = (Some(training(Trainable::Full)), engine(64, 8));
@@ -116,7 +117,7 @@ fn exported_tensors_go_by_their_own_names() {
 #[test]
 fn every_family_has_a_fixture() {
     let families: Vec<Family> =
-        models().iter().map(|dir| ModelFiles::open(dir).expect("the fixture opens").config.family).collect();
+        fixture_models().iter().map(|dir| ModelFiles::open(dir).expect("the fixture opens").config.family).collect();
     for family in Family::ALL {
         assert!(families.contains(&family), "no checkpoint of {family:?} under tests/fixtures/models");
     }
@@ -124,7 +125,7 @@ fn every_family_has_a_fixture() {
 
 #[test]
 fn log_probabilities_equal_transformers() {
-    for dir in models() {
+    for dir in fixture_models() {
         let handle = start(&dir, None, Device::Cpu, engine(64, 64));
         check_logprobs(&handle, &expected(&dir), &dir.display().to_string());
     }
@@ -132,7 +133,7 @@ fn log_probabilities_equal_transformers() {
 
 #[test]
 fn the_portable_device_equals_transformers_too() {
-    for dir in models() {
+    for dir in fixture_models() {
         let handle = start(&dir, None, Device::Portable, engine(64, 64));
         check_logprobs(&handle, &expected(&dir), &dir.display().to_string());
     }
@@ -164,7 +165,7 @@ fn tokens(generated: &Generated) -> Vec<u32> {
 
 #[test]
 fn greedy_continuations_equal_transformers() {
-    for dir in models() {
+    for dir in fixture_models() {
         let expected = expected(&dir);
         for device in [Device::Cpu, Device::Portable] {
             let handle = start(&dir, None, device, engine(64, 64));

@@ -1,6 +1,6 @@
 //! A mock model and the engine that runs it in simulated pages.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use autograd::ops::Token;
@@ -28,6 +28,11 @@ impl Numbers {
 
 pub(crate) fn key(weights_version: u64) -> CacheKey {
     CacheKey { model: ModelId::STUDENT, weights_version }
+}
+
+/// The weights that a key's sequences run with.
+fn weights(key: CacheKey) -> u64 {
+    key.weights_version ^ u64::from(key.model.0) << 32
 }
 
 /// What attention would do: the KV of a token depends on the KV of all before it, and the next token on all.
@@ -108,9 +113,18 @@ impl Engine {
         version: u64,
         ahead: bool,
     ) -> Result<RequestId, SubmitError> {
+        self.submit_to(key(version), prompt, max_new_tokens, ahead)
+    }
+
+    pub(crate) fn submit_to(
+        &mut self,
+        key: CacheKey,
+        prompt: &[u32],
+        max_new_tokens: usize,
+        ahead: bool,
+    ) -> Result<RequestId, SubmitError> {
         let id = RequestId(self.next_id);
-        let request =
-            SeqRequest { id, key: key(version), prompt: Arc::from(prompt), max_new_tokens, scored_from: None, ahead };
+        let request = SeqRequest { id, key, prompt: Arc::from(prompt), max_new_tokens, scored_from: None, ahead };
         self.scheduler.submit(request.clone())?;
         self.next_id += 1;
         self.requests.insert(id, request);
@@ -128,7 +142,7 @@ impl Engine {
         let mut sampled = Vec::new();
         let mut tokens = plan.tokens.iter();
         for seq in &plan.seqs {
-            let weights = self.requests[&seq.id].key.weights_version;
+            let weights = weights(self.requests[&seq.id].key);
             let pages = plan.pages(seq);
             let mut last = 0;
             for position in seq.tokens.clone() {
@@ -167,7 +181,18 @@ impl Engine {
             assert_eq!(plan.pages(seq).len(), seq.tokens.end.div_ceil(PAGE_SIZE));
             let request = &self.requests[&seq.id];
             assert!(seq.tokens.end < request.prompt.len() + request.max_new_tokens, "a row for nothing");
+            assert_eq!(seq.model, request.key.model);
         }
+        let (mut models, mut tokens, mut samples) = (vec![], 0, 0);
+        for group in plan.groups() {
+            assert_eq!(group.first_sample, samples);
+            assert_eq!(group.tokens, &plan.tokens[tokens..tokens + group.tokens.len()]);
+            assert!(!models.contains(&group.model), "a model's sequences stand one after another");
+            models.push(group.model);
+            tokens += group.tokens.len();
+            samples += group.seqs.iter().filter(|seq| seq.sample).count() as u32;
+        }
+        assert_eq!(tokens, plan.num_tokens());
     }
 
     /// Plans and runs a step, and looks at the results of all but the newest `ahead`; `false` when idle.
@@ -224,7 +249,7 @@ impl Engine {
     pub(crate) fn assert_outputs_as_alone(&self, ids: &[RequestId]) {
         for id in ids {
             let request = &self.requests[id];
-            let mut expected = alone(&request.prompt, request.max_new_tokens, request.key.weights_version);
+            let mut expected = alone(&request.prompt, request.max_new_tokens, weights(request.key));
             let stop = self.stops.get(id).and_then(|stop| expected.iter().position(|token| token == stop));
             expected.truncate(stop.map_or(expected.len(), |at| at + 1));
             assert_eq!(self.outputs[id], expected, "{id:?}");
@@ -235,7 +260,8 @@ impl Engine {
     pub(crate) fn assert_pool_whole(&mut self) {
         let stats = self.scheduler.stats();
         assert_eq!(stats.free_pages + stats.cached_pages, stats.total_pages);
-        self.scheduler.publish(ModelId::STUDENT, u64::MAX);
+        let models: BTreeSet<ModelId> = self.requests.values().map(|request| request.key.model).collect();
+        models.into_iter().for_each(|model| self.scheduler.publish(model, u64::MAX));
         let stats = self.scheduler.stats();
         assert_eq!((stats.free_pages, stats.cached_pages), (stats.total_pages, 0));
         self.scheduler.check_integrity();

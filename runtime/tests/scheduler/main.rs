@@ -3,6 +3,7 @@
 
 mod ahead;
 mod engine;
+mod models;
 mod pressure;
 mod scoring;
 mod sharing;

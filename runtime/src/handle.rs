@@ -22,7 +22,7 @@ use crate::scheduler::RequestId;
 use crate::sink::Sink;
 use crate::{Error, Result};
 
-/// Submits work to the thread that owns the device. Cheap to clone; the thread ends when the last clone, and the last
+/// Submits requests to the thread that owns the device. Cheap to clone; the thread ends when the last clone, and the last
 /// running [`Generation`], is dropped.
 #[derive(Clone)]
 pub struct RuntimeHandle {
@@ -59,7 +59,7 @@ impl ExitReason {
 
 /// Keeps a submitted request alive. Dropping it cancels the request and frees its pages; a request that has ended is
 /// not changed by that.
-#[must_use = "a dropped ticket cancels its request"]
+#[must_use = "a dropped guard cancels its request"]
 pub struct RequestGuard {
     id: RequestId,
     model: ModelId,
@@ -76,7 +76,7 @@ impl Drop for RequestGuard {
 /// A running generation. Dropping it cancels the request and frees its pages.
 pub struct Generation {
     /// `None` once the request has ended.
-    ticket: Option<RequestGuard>,
+    guard: Option<RequestGuard>,
     events: Receiver<GenerateEvent>,
     exit_reason: ExitReason,
 }
@@ -84,10 +84,10 @@ pub struct Generation {
 impl Generation {
     /// The next event, waiting for it; `None` after [`GenerateEvent::Done`] or [`GenerateEvent::Failed`].
     pub fn next_event(&mut self) -> Option<GenerateEvent> {
-        self.ticket.as_ref()?;
+        self.guard.as_ref()?;
         let event = self.events.recv().unwrap_or_else(|_| GenerateEvent::Failed(self.exit_reason.error()));
         if matches!(event, GenerateEvent::Done { .. } | GenerateEvent::Failed(_)) {
-            self.ticket = None;
+            self.guard = None;
         }
         Some(event)
     }
@@ -135,7 +135,7 @@ impl RuntimeHandle {
         let end = exit_reason.clone();
         let run = move || {
             let engine = &mut engine;
-            // Nobody uses the engine after a panic.
+            // The engine is not used after a panic.
             end.set(catch_unwind(AssertUnwindSafe(|| workers.install(move || engine.run(&queue, &published)))));
         };
         thread.spawn(run).map_err(|e| Error::Stopped(e.to_string()))?;
@@ -166,8 +166,8 @@ impl RuntimeHandle {
 
     fn submit(&self, request: GenerateRequest, mask: Option<Box<dyn TokenMask>>) -> Result<Generation> {
         let (sender, events) = channel();
-        let ticket = self.generate_into(request, mask, sender.into())?;
-        Ok(Generation { ticket: Some(ticket), events, exit_reason: self.exit_reason.clone() })
+        let guard = self.generate_into(request, mask, sender.into())?;
+        Ok(Generation { guard: Some(guard), events, exit_reason: self.exit_reason.clone() })
     }
 
     /// Starts a generation whose events `events` takes, on the device thread, as they come; the last one is
@@ -191,7 +191,7 @@ impl RuntimeHandle {
         Ok(RequestGuard { id, model, work: self.work.clone() })
     }
 
-    /// One micro-batch: forward, loss and, when asked, backward. Gradients add up until the next
+    /// One micro-batch: forward, loss and, with `backward`, backward. Gradients add up until the next
     /// [`RuntimeHandle::optim_step`].
     ///
     /// # Errors
@@ -234,7 +234,7 @@ impl RuntimeHandle {
     }
 
     /// Puts the adapter of another folder in the place of a loaded one; returns the new version of its weights. Requests that
-    /// run go on with the new weights, and each of their tokens says with which; no later one sees a prefix of the old ones. The
+    /// run go on with the new weights, and each token event has their version; no later request uses a prefix of the old ones. The
     /// files are read on the caller's thread.
     ///
     /// # Errors
@@ -254,7 +254,7 @@ impl RuntimeHandle {
         self.call(|reply| EngineRequest::RemoveAdapter(model, reply))
     }
 
-    /// No token is generated, and nothing scored, until [`RuntimeHandle::resume`]; what is asked for meanwhile waits. Training
+    /// No token is generated, and nothing scored, until [`RuntimeHandle::resume`]; requests meanwhile wait. Training
     /// goes on.
     ///
     /// # Errors
@@ -381,7 +381,7 @@ mod tests {
         };
         let says = |error: Error| assert!(error.to_string().contains("it panicked, \"a loss of 7\""), "{error}");
         says(handle.forward_backward(train).expect_err("the loss panics"));
-        says(handle.stats().expect_err("nobody is there"));
-        says(running.collect().expect_err("nobody goes on"));
+        says(handle.stats().expect_err("the thread is gone"));
+        says(running.collect().expect_err("the thread is gone"));
     }
 }

@@ -86,7 +86,7 @@ pub struct TokenEvent {
     pub logprob: f64,
     /// ln p(token) of the logits divided by the sampling temperature, without truncation.
     pub sampling_logprob: f64,
-    /// The most likely tokens with their log-probabilities, when asked for.
+    /// The most likely tokens with their log-probabilities, when requested.
     pub top: Vec<(u32, f64)>,
     /// Log-probabilities of the tokens that the request named, in its order.
     pub given: Vec<f64>,
@@ -126,7 +126,7 @@ pub enum GenerateEvent {
 pub struct Generated {
     /// Sampled tokens, the stop token included.
     pub tokens: Vec<TokenEvent>,
-    /// Their text without the stop string or special tokens; empty when no text was asked for.
+    /// Their text without the stop string or special tokens; empty when no text was requested.
     pub text: String,
     /// Why it ended.
     pub reason: FinishReason,

@@ -129,8 +129,8 @@ impl Engine {
         }
     }
 
-    /// What waits for the device. New weights wait for the scores that the old ones have begun; under a pause, when nobody goes
-    /// on with these, they begin again.
+    /// What waits for the device. New weights wait for the scores that the old ones have begun; under a pause,
+    /// when these do not go on, they begin again.
     fn waiting(&mut self) -> PendingWork {
         let changes = match self.jobs.front() {
             Some(EngineRequest::Publish(_)) => Some(ModelId::STUDENT),

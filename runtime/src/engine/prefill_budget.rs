@@ -72,7 +72,7 @@ impl PrefillBudget {
             return;
         }
         let fits = (STRETCH - 1.0) * *alone / (time - *alone).max(1e-9) * prefill as f64;
-        // A round that was not full says nothing of what a full one takes, unless it took too long.
+        // The time of a step that was not full is no measure of a full one, unless it took too long.
         if fits < self.tokens || prefill as f64 > 0.5 * self.tokens {
             self.tokens = fits.clamp(0.25 * self.tokens, 1.5 * self.tokens).clamp(LEAST, 1e6);
         }

@@ -92,7 +92,7 @@ impl<K: Copy + Eq + Hash> TimeShare<K> {
         if job_waited || self.soon(now - Duration::from_secs_f64(time)).is_some() {
             self.add(time);
         } else {
-            // Nobody else wanted it; what steps are owed is paid all the same.
+            // No job wanted it; what steps are owed is paid all the same.
             self.steps_ahead = self.steps_ahead.max((self.steps_ahead + time).min(0.0));
         }
     }
@@ -141,7 +141,7 @@ mod tests {
             [(1_000, 50_000, 100), (300_000, 2_000, 100), (1_000, 1_000, 3_000), (500, 900_000, 4_000)]
         {
             let [jobs, steps] = shares(ms(job), ms(step), ms(gap));
-            // The time that jobs take to come is nobody's.
+            // The time until the next job comes counts for neither.
             let least = 0.5 * job as f64 / (job + gap) as f64;
             let all = jobs + steps;
             assert!(jobs / all > 0.9 * least, "jobs of {job} us had {jobs:.2} s of {all:.2}");

@@ -216,7 +216,7 @@ pub enum Error {
     #[error("this system does not report how much memory is free; give the KV memory in bytes (8GiB)")]
     FreeMemoryUnknown,
     /// The device ran out of memory although the plan fits: something took more than was planned for it.
-    #[error("{source}; it was asked for as {}, which is more than its share of the memory plan: {}", entry.name(), entry.remedy())]
+    #[error("{source}; it was allocated for {}, which is more than its share of the memory plan: {}", entry.name(), entry.remedy())]
     OutOfMemory {
         /// What it was for.
         entry: Entry,

@@ -44,10 +44,10 @@ impl PagePool {
         Some(page)
     }
 
-    /// Adds a reference to a page that somebody holds already.
+    /// Adds a reference to a page that has one already.
     ///
     /// # Panics
-    /// If the page is free: its contents belong to nobody.
+    /// If the page is free: its contents are undefined.
     pub fn retain(&mut self, page: PageId) {
         let entry = &mut self.entries[page.index()];
         assert!(entry.refs > 0, "{page:?} is free and cannot be retained");
@@ -96,7 +96,7 @@ impl PagePool {
         self.entries[page.index()].is_idle()
     }
 
-    /// Pages that nobody refers to.
+    /// Pages without a reference.
     pub fn free_pages(&self) -> usize {
         self.free.len()
     }

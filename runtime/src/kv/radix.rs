@@ -13,7 +13,7 @@ use crate::ids::ModelId;
 type Chunk = [u32; PAGE_SIZE];
 type Children = BTreeMap<Chunk, PageId>;
 
-/// What the cache knows of a sequence. Every page named here carries a reference for the caller.
+/// What the cache has of a sequence. Every page named here carries a reference for the caller.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PrefixMatch {
     /// Full pages from position 0 on.

@@ -128,7 +128,7 @@ pub struct EngineConfig {
     /// Whether a step is launched before the host has processed the results of the one before. The tokens are the same.
     pub async_scheduling: bool,
     /// Whether steps beside running generations take so few tokens of prompts that these wait little more than without.
-    /// For streams that somebody reads; a batch of work is done sooner without.
+    /// For interactive streams; a batch of work is done sooner without.
     pub short_steps: bool,
     /// Whether this rank's own orders pass through bytes, as those of other ranks do. Results are the same; for tests.
     pub encode_orders: bool,

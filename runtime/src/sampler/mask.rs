@@ -7,6 +7,6 @@ pub trait TokenMask: Send + Sync {
     /// Sets the bits of the tokens that may come next: token t is bit `t % 32` of word `t / 32`. All are 0 before.
     fn allowed(&mut self, bits: &mut [u32]);
 
-    /// This token was drawn.
+    /// This token was sampled.
     fn accept(&mut self, token: u32);
 }

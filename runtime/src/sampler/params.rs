@@ -1,4 +1,4 @@
-//! What a request asks of the sampler.
+//! The sampling parameters of a request.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::fmt::Display;
 
 use super::SamplingError;
 
-/// How tokens are chosen and when a generation ends. The default draws from the model's own distribution.
+/// How tokens are chosen and when a generation ends. The default samples from the model's own distribution.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {
     /// Divisor of the logits; 0 takes the most likely token.
@@ -25,7 +25,7 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Added to the logits of the given ids, before penalties.
     pub logit_bias: BTreeMap<u32, f32>,
-    /// First part of the key of every draw.
+    /// First part of the key of every random number.
     pub seed: u64,
     /// Ids that end the generation are impossible before this many tokens.
     pub min_tokens: usize,

@@ -1,13 +1,13 @@
-//! Which random number a draw uses.
+//! Which random number samples a token.
 
-/// Names one random draw. There is no stream and no state: the same key gives the same number.
+/// Names one random number. There is no stream and no state: the same key gives the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RngKey {
     /// The user's seed.
     pub seed: u64,
     /// Which of the requests under that seed.
     pub request: u64,
-    /// Position of the token that is drawn.
+    /// Position of the token that is sampled.
     pub position: u64,
 }
 

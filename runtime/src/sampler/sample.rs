@@ -1,4 +1,4 @@
-//! One draw: adjust, temperature, top-k, top-p, min-p, inverse CDF.
+//! Sampling one token: adjust, temperature, top-k, top-p, min-p, inverse CDF.
 
 use autograd::ops::Drawn;
 
@@ -7,7 +7,7 @@ use super::history::adjust;
 use super::softmax::{Softmax, checked_max};
 use super::{RngKey, SamplingError, SamplingParams, TokenHistory};
 
-/// A drawn token and what the model thought of it. Log-probabilities are natural logs.
+/// A sampled token and its log-probabilities. They are natural logs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampled {
     /// Its id.
@@ -30,7 +30,7 @@ pub struct Scratch {
     ranked: Vec<Ranked>,
 }
 
-/// What a draw on a GPU gave, for `vocab_size` logits of which `masked` were made impossible.
+/// What sampling on a GPU gave, for `vocab_size` logits of which `masked` were made impossible.
 pub(crate) fn from_device(drawn: Drawn, vocab_size: usize, masked: usize) -> Result<Sampled, SamplingError> {
     match drawn {
         Drawn::Token { token, logprob, sampling_logprob, top, given } => {
@@ -41,7 +41,7 @@ pub(crate) fn from_device(drawn: Drawn, vocab_size: usize, masked: usize) -> Res
     }
 }
 
-/// Draws the token that follows, given the `logits` of the whole vocabulary.
+/// Samples the token that follows, given the `logits` of the whole vocabulary.
 ///
 /// `eos` are the model's end-of-sequence ids, which `min_tokens` masks. Of `allowed`, a bit for each token from the
 /// lowest of the first word on, those that are 0 make tokens impossible. Top-k and top-p break ties towards
@@ -77,16 +77,16 @@ pub fn sample(
         choice = adjusted;
     }
     let temperature = params.temperature;
-    let mut drawn_from = None;
+    let mut sampled_from = None;
     let token = if temperature == 0.0 {
         choice.iter().position(|&logit| logit == choice_max).expect("the maximum is there") as u32
     } else {
         let softmax = Softmax::fill(weights, choice, choice_max, temperature);
-        drawn_from = Some(softmax).filter(|_| !changed);
-        draw(choice, weights, softmax.sum, params, key.uniform(), ranked)
+        sampled_from = Some(softmax).filter(|_| !changed);
+        sample_token(choice, weights, softmax.sum, params, key.uniform(), ranked)
     };
-    // A pass is saved where the token was drawn from the very distribution that is asked for.
-    let mut model_at = |t: f32| match drawn_from {
+    // A pass is saved where the token was sampled from the very distribution that is reported.
+    let mut model_at = |t: f32| match sampled_from {
         Some(softmax) if t == temperature => softmax,
         _ => Softmax::fill(weights, logits, max, t),
     };
@@ -113,7 +113,7 @@ fn top(logits: &[f32], count: usize, model: Softmax, ranked: &mut Vec<Ranked>) -
 
 /// Truncates, then inverts the cumulative distribution in id order at `uniform`. `weights` are the
 /// probabilities of all tokens times one factor, 1 for the most likely; `sum` is their sum.
-fn draw(
+fn sample_token(
     logits: &[f32],
     weights: &[f32],
     sum: f64,
@@ -128,7 +128,7 @@ fn draw(
         if params.min_p == 0.0 {
             return invert(all, weight_of, uniform * sum);
         }
-        return draw_among(all.filter(likely), weight_of, uniform);
+        return sample_among(all.filter(likely), weight_of, uniform);
     }
     rank_all(ranked, logits);
     let mut sum = sum;
@@ -143,11 +143,11 @@ fn draw(
         ranked.truncate(kept);
     }
     ranked.sort_unstable_by_key(|token| token.id());
-    draw_among(ranked.iter().map(|token| token.id()).filter(likely), weight_of, uniform)
+    sample_among(ranked.iter().map(|token| token.id()).filter(likely), weight_of, uniform)
 }
 
 /// Inverts the distribution that is left when only `ids` are possible.
-fn draw_among(ids: impl Iterator<Item = u32> + Clone, weight_of: impl Fn(u32) -> f64, uniform: f64) -> u32 {
+fn sample_among(ids: impl Iterator<Item = u32> + Clone, weight_of: impl Fn(u32) -> f64, uniform: f64) -> u32 {
     let total: f64 = ids.clone().map(&weight_of).sum();
     invert(ids, weight_of, uniform * total)
 }

@@ -26,7 +26,7 @@ pub(super) struct Step {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PlannedSeq {
     pub(super) id: RequestId,
-    pub(super) ticket: Arrival,
+    pub(super) arrival: Arrival,
     /// Tokens computed after it.
     pub(super) computed: usize,
     pub(super) sample: bool,
@@ -68,20 +68,20 @@ impl InFlight {
     }
 
     pub(super) fn forget(&mut self, id: RequestId) {
-        let planned = self.steps.iter_mut().flat_map(|step| &mut step.planned);
-        planned.filter(|promise| promise.id == id).for_each(|promise| promise.forgotten = true);
+        let all = self.steps.iter_mut().flat_map(|step| &mut step.planned);
+        all.filter(|planned| planned.id == id).for_each(|planned| planned.forgotten = true);
     }
 
-    /// Number of the step and ticket of every prefill in flight.
+    /// Number of the step and arrival of every prefill in flight.
     pub(super) fn prefills(&self) -> impl Iterator<Item = (u64, Arrival)> + '_ {
         let steps = (self.oldest()..).zip(&self.steps);
-        steps.flat_map(|(number, step)| step.prefills.iter().map(move |&ticket| (number, ticket)))
+        steps.flat_map(|(number, step)| step.prefills.iter().map(move |&arrival| (number, arrival)))
     }
 }
 
 impl Scheduler {
-    /// Takes the results of the oldest step in flight: its tokens are computed, and `sampled` continues the sequences that asked for
-    /// it, in the plan's order. Results of requests that ended since the plan are ignored, and may be left out.
+    /// Takes the results of the oldest step in flight: its tokens are computed, and `sampled` continues the sequences that sample,
+    /// in the plan's order. Results of requests that ended since the plan are ignored, and may be left out.
     ///
     /// A sequence that was preempted since keeps its token, but not what was computed: others have the pages.
     ///
@@ -90,27 +90,27 @@ impl Scheduler {
     pub fn commit(&mut self, sampled: &[(RequestId, u32)]) {
         let step = self.in_flight.steps.pop_front().expect("a commit follows a plan");
         let mut sampled = sampled.iter().peekable();
-        for promise in step.planned {
-            let token = sampled.next_if(|(id, _)| *id == promise.id).map(|&(_, token)| token);
-            if promise.forgotten {
+        for planned in step.planned {
+            let token = sampled.next_if(|(id, _)| *id == planned.id).map(|&(_, token)| token);
+            if planned.forgotten {
                 continue;
             }
-            let id = promise.id;
-            assert!(promise.sample || token.is_none(), "{id:?} is not at its last token: nothing to sample");
-            assert!(!promise.sample || token.is_some(), "no sampled token for {id:?}");
-            self.apply_result(promise, token);
+            let id = planned.id;
+            assert!(planned.sample || token.is_none(), "{id:?} is not at its last token: nothing to sample");
+            assert!(!planned.sample || token.is_some(), "no sampled token for {id:?}");
+            self.apply_result(planned, token);
         }
         assert!(sampled.next().is_none(), "sampled tokens come in the order of the plan");
     }
 
     /// Marks tokens as computed, shares the pages that became full, and appends the sampled token.
-    fn apply_result(&mut self, promise: PlannedSeq, token: Option<u32>) {
-        let ticket = &promise.ticket;
-        let sequence = self.running.get_mut(ticket).or_else(|| self.waiting.get_mut(ticket));
+    fn apply_result(&mut self, planned: PlannedSeq, token: Option<u32>) {
+        let arrival = &planned.arrival;
+        let sequence = self.running.get_mut(arrival).or_else(|| self.waiting.get_mut(arrival));
         let sequence = sequence.expect("what was planned runs, waits or was forgotten");
-        if sequence.preemptions == promise.preemptions {
+        if sequence.preemptions == planned.preemptions {
             let before = sequence.full_pages();
-            sequence.computed = promise.computed;
+            sequence.computed = planned.computed;
             let full = sequence.full_pages();
             if self.config.prefix_cache && full > before {
                 let Sequence { key, tokens, pages, .. } = sequence;

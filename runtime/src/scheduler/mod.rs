@@ -8,7 +8,7 @@
 //! A device that runs steps in order need not wait for the host: one step may be planned while another is in
 //! flight. Each sequence's next token is then a *placeholder*: its place in the sequence and in the pages is known, its
 //! id is a sample of the step in flight. When a plan is made it is open whether a sequence ends by its next sample, or is
-//! cancelled; then its row in the next step is wasted. The row writes to pages that are free, or somebody else's
+//! cancelled; then its row in the next step is wasted. The row writes to pages that are free, or another sequence's
 //! in a later step, which runs later and overwrites them; and only a commit of a sequence that is still here marks
 //! tokens as computed, so nothing of a wasted row enters the prefix cache. A request whose next plan needs its last
 //! token ([`SeqRequest::ahead`] is false) skips the plans that would be ahead of it.
@@ -19,19 +19,19 @@
 //! waiting queue, first come first served. An admission reserves the pages of all tokens known so far, so a
 //! running sequence needs a page only when its generation grows into one.
 //!
-//! Sequences that are scored stand back behind prompts that somebody waits to see continued: they take half of what
+//! Sequences that are scored stand back behind prompts of generations: they take half of what
 //! is left of the budget while such prompts have tokens to compute, and a generation is admitted before them. That
 //! happens to one of them a bounded number of times; then it has its place in the order of arrival.
 //!
 //! # Why it cannot livelock
-//! 1. *Nobody is admitted at somebody's expense.* An admission takes free and idle pages only, keeps one
+//! 1. *No admission at another sequence's expense.* An admission takes free and idle pages only, keeps one
 //!    page of growth for each running sequence, and for a sequence that was preempted before also
 //!    [`SchedulerConfig::watermark`] pages. The queue's head blocks those behind it when it does not fit.
 //! 2. *Only growth preempts, and only the youngest.* A sequence that grows takes free pages, then idle
 //!    cached pages, then those of the youngest running sequence (itself, if it is the youngest). So the
 //!    oldest running sequence is never preempted, and since `submit` refuses what does not fit the pool
 //!    alone, it always gets its page: it runs to its end.
-//! 3. *Every step advances somebody, and tokens are never lost.* The budget is at least 1 and goes to
+//! 3. *Every step advances a sequence, and tokens are never lost.* The budget is at least 1 and goes to
 //!    running sequences first; a preempted sequence keeps what it generated, so at most `max_new_tokens`
 //!    tokens are ever sampled for a request.
 //! 4. *Recomputation is bounded.* A sequence is preempted because it, or an older one, grew. Between two
@@ -91,9 +91,9 @@ pub struct SeqRequest {
     pub prompt: Arc<[u32]>,
     /// Most tokens that will be sampled; at least one, none when the prompt is scored.
     pub max_new_tokens: usize,
-    /// The prompt is scored: nothing is drawn, and positions from this one on are computed even where they are cached.
+    /// The prompt is scored: nothing is sampled, and positions from this one on are computed even where they are cached.
     pub scored_from: Option<usize>,
-    /// Whether its next token may be planned before the last one is known. Not where the host says which tokens are
+    /// Whether its next token may be planned while the last one is a placeholder. Not where the host says which tokens are
     /// allowed, given those before.
     pub ahead: bool,
 }
@@ -105,7 +105,7 @@ pub struct SchedulerStats {
     pub running: usize,
     /// Sequences that wait for pages, preempted ones included.
     pub waiting: usize,
-    /// Pages that nobody refers to.
+    /// Pages without a reference.
     pub free_pages: usize,
     /// Pages that only the prefix cache refers to.
     pub cached_pages: usize,
@@ -139,8 +139,8 @@ pub struct Scheduler {
     config: SchedulerConfig,
     pool: PagePool,
     cache: RadixCache,
-    tickets: BTreeMap<RequestId, Arrival>,
-    next_ticket: Arrival,
+    arrivals: BTreeMap<RequestId, Arrival>,
+    next_arrival: Arrival,
     running: BTreeMap<Arrival, Sequence>,
     waiting: BTreeMap<Arrival, Sequence>,
     in_flight: in_flight::InFlight,
@@ -164,8 +164,8 @@ impl Scheduler {
             config,
             pool: PagePool::new(config.num_pages),
             cache: RadixCache::new(config.num_pages),
-            tickets: BTreeMap::new(),
-            next_ticket: Arrival::default(),
+            arrivals: BTreeMap::new(),
+            next_arrival: Arrival::default(),
             running: BTreeMap::new(),
             waiting: BTreeMap::new(),
             in_flight: in_flight::InFlight::default(),
@@ -176,10 +176,10 @@ impl Scheduler {
     /// Puts a request at the end of the waiting queue, or refuses it.
     pub fn submit(&mut self, request: SeqRequest) -> Result<(), SubmitError> {
         self.check(&request)?;
-        let ticket = self.next_ticket;
-        self.next_ticket = ticket.next();
-        self.tickets.insert(request.id, ticket);
-        self.waiting.insert(ticket, Sequence::new(request));
+        let arrival = self.next_arrival;
+        self.next_arrival = arrival.next();
+        self.arrivals.insert(request.id, arrival);
+        self.waiting.insert(arrival, Sequence::new(request));
         Ok(())
     }
 
@@ -193,7 +193,7 @@ impl Scheduler {
         if max_new_tokens == 0 && scored_from.is_none() {
             return Err(SubmitError::NothingToGenerate);
         }
-        if self.tickets.contains_key(&id) {
+        if self.arrivals.contains_key(&id) {
             return Err(SubmitError::DuplicateId(id));
         }
         let total = prompt_tokens.saturating_add(max_new_tokens);
@@ -233,12 +233,12 @@ impl Scheduler {
     }
 
     fn remove(&mut self, id: RequestId) -> bool {
-        let Some(ticket) = self.tickets.remove(&id) else {
+        let Some(arrival) = self.arrivals.remove(&id) else {
             return false;
         };
         self.in_flight.forget(id);
-        let sequence = self.running.remove(&ticket).or_else(|| self.waiting.remove(&ticket));
-        let mut sequence = sequence.expect("a ticket is running or waiting");
+        let sequence = self.running.remove(&arrival).or_else(|| self.waiting.remove(&arrival));
+        let mut sequence = sequence.expect("an arrival is running or waiting");
         sequence.release_pages(&mut self.pool);
         true
     }
@@ -261,8 +261,8 @@ impl Scheduler {
 
     /// Prompt and generated tokens of a request, those of steps in flight left out.
     pub fn tokens(&self, id: RequestId) -> Option<&[u32]> {
-        let ticket = self.tickets.get(&id)?;
-        let sequence = self.running.get(ticket).or_else(|| self.waiting.get(ticket))?;
+        let arrival = self.arrivals.get(&id)?;
+        let sequence = self.running.get(arrival).or_else(|| self.waiting.get(arrival))?;
         Some(&sequence.tokens)
     }
 
@@ -273,7 +273,7 @@ impl Scheduler {
 
     /// Whether no request is here and no step in flight.
     pub fn is_idle(&self) -> bool {
-        self.tickets.is_empty() && self.in_flight.is_empty()
+        self.arrivals.is_empty() && self.in_flight.is_empty()
     }
 
     /// The limits it was made with.

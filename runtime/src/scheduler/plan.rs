@@ -26,7 +26,7 @@ pub struct SchedulerOutput {
     /// What to compute: at most `max_running` sequences, at most `token_budget` tokens. The sequences of one model stand one
     /// after another.
     pub seqs: Vec<ScheduledSeq>,
-    /// The tokens to compute, those of all sequences behind each other. A drawn one is a draw of the step in flight,
+    /// The tokens to compute, those of all sequences behind each other. [`Token::Drawn`] is a sample of the step in flight,
     /// counted over its sequences with `sample`.
     #[serde(with = "crate::wire::tokens")]
     pub tokens: Vec<Token>,
@@ -110,17 +110,17 @@ struct PlanBuilder {
     budget: usize,
     /// Prompts that will be generated from want tokens of this step: sequences that are scored leave them half.
     prompts: bool,
-    draws: u32,
+    samples: u32,
     step: Step,
-    /// Retained until the plan is made, so that nobody gets them as fresh pages before they are read.
+    /// Retained until the plan is made, so that they are not given out as fresh pages before they are read.
     copy_sources: Vec<PageId>,
 }
 
 impl Scheduler {
-    /// Plans the next step, also while one step is in flight: what that one draws is then taken as given. It is not
+    /// Plans the next step, also while one step is in flight: what that one samples is then taken as given. It is not
     /// empty unless the scheduler is idle or everything has to wait for the step in flight.
     ///
-    /// Pages that a step in flight uses may be free already, or somebody else's in this plan: steps have to run in the
+    /// Pages that a step in flight uses may be free already, or another sequence's in this plan: steps have to run in the
     /// order of their plans.
     ///
     /// # Panics
@@ -161,7 +161,7 @@ impl Scheduler {
         running.any(|sequence| sequence.remaining() > 1) || self.waiting.values().any(|sequence| generates(&sequence))
     }
 
-    /// Whether a generation runs whose prompt is computed: somebody waits for its next token.
+    /// Whether a generation runs whose prompt is computed: its stream waits for the next token.
     pub fn has_decodes(&self) -> bool {
         self.running.values().any(|sequence| sequence.scored_from.is_none() && sequence.len() - sequence.planned <= 1)
     }
@@ -169,25 +169,25 @@ impl Scheduler {
     /// Plans the running sequences whose number of remaining tokens is `wanted`, oldest first.
     fn plan_running(&mut self, draft: &mut PlanBuilder, wanted: fn(usize) -> bool) {
         let mut next = self.running.keys().next().copied();
-        while let Some(ticket) = next.filter(|_| draft.budget > 0) {
-            if wanted(self.running[&ticket].remaining()) && self.grow(ticket) {
-                self.plan_tokens(draft, ticket);
+        while let Some(arrival) = next.filter(|_| draft.budget > 0) {
+            if wanted(self.running[&arrival].remaining()) && self.grow(arrival) {
+                self.plan_tokens(draft, arrival);
             }
-            let later = (Bound::Excluded(ticket), Bound::Unbounded);
-            next = self.running.range(later).next().map(|(&ticket, _)| ticket);
+            let later = (Bound::Excluded(arrival), Bound::Unbounded);
+            next = self.running.range(later).next().map(|(&arrival, _)| arrival);
         }
     }
 
     /// Plans as many tokens of a running sequence as the budget allows.
-    fn plan_tokens(&mut self, draft: &mut PlanBuilder, ticket: Arrival) {
-        let sequence = self.running.get_mut(&ticket).expect("it runs");
+    fn plan_tokens(&mut self, draft: &mut PlanBuilder, arrival: Arrival) {
+        let sequence = self.running.get_mut(&arrival).expect("it runs");
         let halved = sequence.scored_from.is_some() && draft.prompts && draft.budget > 1;
         let count = sequence.remaining().min(if halved { draft.budget / 2 } else { draft.budget });
         let tokens = sequence.planned..sequence.planned + count;
         let sample = tokens.end == sequence.len() && sequence.scored_from.is_none();
         draft.budget -= count;
         if count > 1 {
-            draft.step.prefills.push(ticket);
+            draft.step.prefills.push(arrival);
         }
         let plan = &mut draft.plan;
         plan.tokens.extend(tokens.clone().map(|position| sequence.token(position)));
@@ -203,11 +203,18 @@ impl Scheduler {
         sequence.planned = tokens.end;
         if sample {
             sequence.placeholders += 1;
-            sequence.draw = draft.draws;
-            draft.draws += 1;
+            sequence.sample = draft.samples;
+            draft.samples += 1;
         }
         let (id, preemptions) = (sequence.id, sequence.preemptions);
-        draft.step.planned.push(PlannedSeq { id, ticket, computed: tokens.end, sample, preemptions, forgotten: false });
+        draft.step.planned.push(PlannedSeq {
+            id,
+            arrival,
+            computed: tokens.end,
+            sample,
+            preemptions,
+            forgotten: false,
+        });
     }
 
     /// Puts the sequences of each model one after another; their order is else that of the plan.
@@ -229,20 +236,20 @@ impl Scheduler {
         draft.step.planned = order.iter().map(|&index| draft.step.planned[index]).collect();
         let sampled = draft.step.planned.iter().filter(|planned| planned.sample);
         for (place, planned) in (0..).zip(sampled) {
-            self.running.get_mut(&planned.ticket).expect("what was planned runs").draw = place;
+            self.running.get_mut(&planned.arrival).expect("what was planned runs").sample = place;
         }
     }
 
     /// Gives a running sequence the page its last token needs, if any. `false`: it had to be preempted itself.
     /// Victims are younger, and running sequences are planned oldest first: none of them is in this plan yet. One in a
     /// step in flight gets its token all the same.
-    fn grow(&mut self, ticket: Arrival) -> bool {
-        while self.running[&ticket].needs_page() {
+    fn grow(&mut self, arrival: Arrival) -> bool {
+        while self.running[&arrival].needs_page() {
             if self.pool.free_pages() == 0 {
                 self.evict(1);
             }
             if let Some(page) = self.pool.allocate() {
-                let sequence = self.running.get_mut(&ticket).expect("checked above");
+                let sequence = self.running.get_mut(&arrival).expect("checked above");
                 sequence.pages.push(page);
                 continue;
             }
@@ -253,7 +260,7 @@ impl Scheduler {
             victim.waits_for = None;
             self.waiting.insert(youngest, victim);
             self.counters.preemptions += 1;
-            if youngest == ticket {
+            if youngest == arrival {
                 return false;
             }
         }
@@ -276,38 +283,38 @@ impl Scheduler {
     /// `false` when one of `those` found no place or pages: it blocks the ones behind it.
     fn admit_those(&mut self, draft: &mut PlanBuilder, those: fn(&Sequence) -> bool) -> bool {
         let mut next = self.first_waiting(None, those);
-        while let Some(ticket) = next.filter(|_| draft.budget > 0) {
+        while let Some(arrival) = next.filter(|_| draft.budget > 0) {
             if self.running.len() == self.config.max_running {
                 return false;
             }
-            let mut sequence = self.waiting.remove(&ticket).expect("a key of the map");
+            let mut sequence = self.waiting.remove(&arrival).expect("a key of the map");
             let waits = sequence.waits_for.is_some_and(|step| self.in_flight.holds(step));
             let leader = if waits { None } else { self.step_to_wait_for(&sequence, draft) };
             if waits || leader.is_some() {
                 self.counters.prefix_waits += u64::from(leader.is_some());
                 sequence.waits_for = leader.or(sequence.waits_for);
-                self.waiting.insert(ticket, sequence);
+                self.waiting.insert(arrival, sequence);
             } else if sequence.placeholders == 0 && self.reserve(&mut sequence, draft) {
                 let passes = sequence.scored_from.is_none();
-                self.running.insert(ticket, sequence);
-                self.plan_tokens(draft, ticket);
+                self.running.insert(arrival, sequence);
+                self.plan_tokens(draft, arrival);
                 if passes {
-                    let passed = self.waiting.range_mut(..ticket).map(|(_, waiting)| waiting);
+                    let passed = self.waiting.range_mut(..arrival).map(|(_, waiting)| waiting);
                     passed.filter(|waiting| waiting.scored_from.is_some()).take(1).for_each(|first| first.passed += 1);
                 }
             } else {
-                self.waiting.insert(ticket, sequence);
+                self.waiting.insert(arrival, sequence);
                 return false;
             }
-            next = self.first_waiting(Some(ticket), those);
+            next = self.first_waiting(Some(arrival), those);
         }
         true
     }
 
-    /// The first of `those` that wait, after `ticket`.
-    fn first_waiting(&self, ticket: Option<Arrival>, those: fn(&Sequence) -> bool) -> Option<Arrival> {
-        let later = (ticket.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
-        self.waiting.range(later).find(|(_, sequence)| those(sequence)).map(|(&ticket, _)| ticket)
+    /// The first of `those` that wait, after `arrival`.
+    fn first_waiting(&self, arrival: Option<Arrival>, those: fn(&Sequence) -> bool) -> Option<Arrival> {
+        let later = (arrival.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        self.waiting.range(later).find(|(_, sequence)| those(sequence)).map(|(&arrival, _)| arrival)
     }
 
     /// The step, this one or one in flight, that computes pages that `sequence` could share, and most of what it lacks:
@@ -316,11 +323,11 @@ impl Scheduler {
         if sequence.waits_for.is_some() || !self.shares(sequence) {
             return None;
         }
-        let this = draft.step.prefills.iter().map(|&ticket| (self.in_flight.next(), ticket));
+        let this = draft.step.prefills.iter().map(|&arrival| (self.in_flight.next(), arrival));
         let leaders = self.in_flight.prefills().chain(this);
-        let shareable = leaders.filter_map(|(step, ticket)| {
+        let shareable = leaders.filter_map(|(step, arrival)| {
             // One that has ended or was preempted shares nothing.
-            let leader = self.running.get(&ticket)?;
+            let leader = self.running.get(&arrival)?;
             Some((sequence.shareable_with(leader), step))
         });
         let (shareable, step) = shareable.max().filter(|(shareable, _)| *shareable > 0)?;

@@ -25,10 +25,10 @@ pub(super) struct Sequence {
     /// Placeholders after the tokens: samples of steps in flight.
     pub(super) placeholders: usize,
     /// Which sample of the newest step that samples for it is its own.
-    pub(super) draw: u32,
+    pub(super) sample: u32,
     /// Length at which the request is complete.
     pub(super) limit: usize,
-    /// First position of a scored prompt whose result is wanted; nothing is drawn for it.
+    /// First position of a scored prompt whose result is wanted; nothing is sampled for it.
     pub(super) scored_from: Option<usize>,
     /// Whether it may be planned while its last token is a placeholder.
     pub(super) ahead: bool,
@@ -53,7 +53,7 @@ impl Sequence {
             key: request.key,
             tokens: request.prompt.to_vec(),
             placeholders: 0,
-            draw: 0,
+            sample: 0,
             limit: request.prompt.len() + request.max_new_tokens,
             scored_from: request.scored_from,
             ahead: request.ahead,
@@ -71,8 +71,8 @@ impl Sequence {
         self.tokens.len() + self.placeholders
     }
 
-    /// Tokens to compute so that the next one can be drawn, or the prompt is scored. None when it will have all its
-    /// tokens, or has to know its last token first.
+    /// Tokens to compute so that the next one can be sampled, or the prompt is scored. None when it will have all its
+    /// tokens, or while its last token is a placeholder and may not be.
     pub(super) fn remaining(&self) -> usize {
         if self.scored_from.is_some() {
             return self.len() - self.planned;
@@ -93,7 +93,7 @@ impl Sequence {
 
     /// Where the token at `position` comes from.
     pub(super) fn token(&self, position: usize) -> Token {
-        self.tokens.get(position).map_or(Token::Drawn(self.draw), |&token| Token::Known(token))
+        self.tokens.get(position).map_or(Token::Drawn(self.sample), |&token| Token::Known(token))
     }
 
     /// Full, computed pages.

@@ -1,4 +1,4 @@
-//! The executor: what holds a rank's models, pages and training state, and does what orders say.
+//! The executor: a rank's models, pages and training state, which orders change.
 
 mod graph_runner;
 mod log_probs;
@@ -69,7 +69,7 @@ impl Executor {
         self.runners[0].base().device()
     }
 
-    /// Does what an order says.
+    /// Executes an order.
     pub(super) fn execute(&mut self, order: Order) -> Result<Outcome> {
         match order {
             Order::Step(step) => {

@@ -35,7 +35,7 @@ pub(super) struct BatchPlanner {
     versions: BTreeMap<ModelId, u64>,
     pub(super) scheduler: Scheduler,
     running: BTreeMap<RequestId, GenerationState>,
-    /// Generations that have begun and ended, which the executor does not know yet.
+    /// Generations that have begun and ended, whose end is part of the next step's order.
     ended: Vec<RequestId>,
     /// Sequences that are scored in the same steps.
     scores: ScoreQueue,

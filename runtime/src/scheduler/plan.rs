@@ -117,7 +117,7 @@ struct PlanBuilder {
 }
 
 impl Scheduler {
-    /// Plans the next step, also while one step is in flight: what that one samples is then taken as given. It is not
+    /// Plans the next step, also while one step is in flight: its samples are then placeholders. It is not
     /// empty unless the scheduler is idle or everything has to wait for the step in flight.
     ///
     /// Pages that a step in flight uses may be free already, or another sequence's in this plan: steps have to run in the

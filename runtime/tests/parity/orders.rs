@@ -39,8 +39,11 @@ impl TokenMask for EveryThird {
     fn accept(&mut self, _: u32) {}
 }
 
+/// Tokens and the bits of their log-probabilities.
+type Trace = Vec<(u32, u64)>;
+
 /// Generations with every parameter, some with a mask, beside scores with every output.
-fn requests(handle: &RuntimeHandle, models: &[ModelId]) -> (Vec<Vec<(u32, u64)>>, Vec<Vec<SequenceScores>>) {
+fn requests(handle: &RuntimeHandle, models: &[ModelId]) -> (Vec<Trace>, Vec<Vec<SequenceScores>>) {
     let mut running = Vec::new();
     for (number, &model) in (0..12).zip(models.iter().cycle()) {
         let prompt: Vec<u32> = (0..5 + 7 * number).map(|i| (i * 7 + 3) % 90).collect();
@@ -85,7 +88,7 @@ fn requests(handle: &RuntimeHandle, models: &[ModelId]) -> (Vec<Vec<(u32, u64)>>
         handle.score(request).expect("scored").sequences
     };
     let scores = outputs.into_iter().map(score).collect();
-    let trace = |generated: Generated| {
+    let trace = |generated: Generated| -> Trace {
         let tokens = generated.tokens.into_iter();
         tokens.map(|t| (t.token, t.logprob.to_bits() ^ t.sampling_logprob.to_bits().rotate_left(1))).collect()
     };

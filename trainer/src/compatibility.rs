@@ -30,7 +30,7 @@ const PROBES: [&str; 12] = [
 /// Returns the ids that both have: what heads have beyond is padding, or a token that only one of them knows.
 ///
 /// # Errors
-/// [`Error::Models`] with the probe and both answers.
+/// [`Error::TokenizersDiffer`] with the probe and both answers, [`Error::EndTokensDiffer`].
 pub(crate) fn compare(student: &ModelFiles, teacher: &ModelFiles, chosen: bool) -> Result<usize> {
     let (ours, theirs) = (student.tokenizer()?, teacher.tokenizer()?);
     let sizes = [own_ids(student)?, own_ids(teacher)?];
@@ -70,7 +70,7 @@ pub(crate) struct TokenizerInfo<'a> {
 /// [`compare`] with a teacher elsewhere; `tokenize` asks it for the tokens of a text.
 ///
 /// # Errors
-/// [`Error::Models`] with the probe and both answers; what `tokenize` returns.
+/// As [`compare`]; what `tokenize` returns.
 pub(crate) fn compare_tokenizer_info(
     student: &ModelFiles,
     teacher: &TokenizerInfo<'_>,
@@ -101,16 +101,9 @@ fn compare_ends(student: &ModelFiles, theirs: &[u32]) -> Result<()> {
         let spell = |id: &u32| student.tokenizer.as_ref().and_then(|t| t.token(*id)).unwrap_or_else(|| id.to_string());
         ids.iter().map(spell).collect::<Vec<_>>().join(", ")
     };
-    let usual = turn_end::missing_eos(student).or_else(|| student.tokenizer.as_ref()?.token(*theirs.first()?));
-    Err(Error::Models {
-        what: format!(
-            "end-of-sequence ids differ: student and teacher end texts with other tokens\n  student: {}\n  teacher: {}\n\
-             set `student.eos_token` to what is to end a completion of this run, such as {:?}",
-            show(&ours),
-            show(&theirs),
-            usual.unwrap_or_default()
-        ),
-    })
+    let suggestion = turn_end::missing_eos(student).or_else(|| student.tokenizer.as_ref()?.token(*theirs.first()?));
+    let suggestion = suggestion.unwrap_or_default();
+    Err(Error::EndTokensDiffer { student: show(&ours), teacher: show(&theirs), suggestion })
 }
 
 /// Refuses a teacher that has other ids for a probe.
@@ -174,11 +167,5 @@ fn compare_templates(ours: Option<&ChatTemplate>, theirs: Option<&ChatTemplate>)
 }
 
 fn differ(what: &str, ours: impl ToString, theirs: impl ToString) -> Error {
-    let (ours, theirs) = (ours.to_string(), theirs.to_string());
-    Error::Models {
-        what: format!(
-            "student and teacher cannot be compared token by token: {what} differ\n  student: {ours}\n  teacher: {theirs}\n\
-             choose models of one tokenizer and chat template"
-        ),
-    }
+    Error::TokenizersDiffer { what: what.to_owned(), student: ours.to_string(), teacher: theirs.to_string() }
 }

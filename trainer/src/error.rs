@@ -65,12 +65,138 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
-    /// Student and teacher cannot be compared token by token, or a model lacks what the run needs.
-    #[error("{what}")]
-    Models {
-        /// Which probe failed, with both answers.
+    /// Student and teacher cannot be compared token by token.
+    #[error(
+        "student and teacher cannot be compared token by token: {what} differ\n  student: {student}\n  teacher: {teacher}\n\
+         choose models of one tokenizer and chat template"
+    )]
+    TokenizersDiffer {
+        /// What was compared.
         what: String,
+        /// The student's.
+        student: String,
+        /// The teacher's.
+        teacher: String,
     },
+    /// Student and teacher end texts with other tokens.
+    #[error(
+        "end-of-sequence ids differ: student and teacher end texts with other tokens\n  student: {student}\n  teacher: {teacher}\n\
+         set `student.eos_token` to what is to end a completion of this run, such as {suggestion:?}"
+    )]
+    EndTokensDiffer {
+        /// The student's, spelled.
+        student: String,
+        /// The teacher's, spelled.
+        teacher: String,
+        /// A token that may be meant.
+        suggestion: String,
+    },
+    /// No end-of-sequence token of the model ends an answer of its chat template.
+    #[error(
+        "the chat template of {model} ends an answer with {token:?}, which is not among the model's end-of-sequence tokens ({eos}), \
+         so that its answers run on to the limit; {hint}"
+    )]
+    TurnEnd {
+        /// The model's folder or file.
+        model: PathBuf,
+        /// What ends an answer of its template.
+        token: String,
+        /// Its end-of-sequence tokens, spelled.
+        eos: String,
+        /// What to set.
+        hint: String,
+    },
+    /// A key that only a chat template gives a meaning.
+    #[error("`{key}` needs a chat template, and {model} is used without one")]
+    NoChatTemplate {
+        /// Dotted path of the key.
+        key: &'static str,
+        /// The model's folder or file.
+        model: PathBuf,
+    },
+    /// Sequences are longer than a remote teacher's context.
+    #[error("sequences of {longest} tokens exceed the teacher's context of {context} (`teacher.url`)")]
+    TeacherContext {
+        /// Tokens of the longest sequence.
+        longest: usize,
+        /// Tokens that the teacher sees at once.
+        context: usize,
+    },
+    /// The student's configuration has dropout, which training does not do.
+    #[error(
+        "the student's config.json has attention_dropout = {dropout}, which training does not do; set it to 0 there"
+    )]
+    AttentionDropout {
+        /// Its value.
+        dropout: f64,
+    },
+    /// The model has no token that an empty context could begin with.
+    #[error("the model names neither a first nor a last token of texts, so an empty context has none")]
+    NoFirstToken,
+    /// Prompts and completions of an evaluation are longer than the model's context, or than `--max-length`.
+    #[error(
+        "{too_long} of {documents} documents do not fit: document {doc} has a prompt of {prompt} tokens and {new} new ones, and \
+         --max-length is {limit} (the longest needs {longest}); raise it within the model's context, lower --num-fewshot or \
+         --max-gen-toks, or pass --left-truncate to cut prompts at their beginning and count them"
+    )]
+    DoNotFit {
+        /// Documents that do not fit.
+        too_long: usize,
+        /// Documents of the evaluation.
+        documents: usize,
+        /// The first that does not fit.
+        doc: usize,
+        /// Tokens of its prompt.
+        prompt: usize,
+        /// Tokens of its completion.
+        new: usize,
+        /// Tokens that fit.
+        limit: usize,
+        /// Tokens of the longest document.
+        longest: usize,
+    },
+    /// A sequence of a command is longer than the model's context.
+    #[error(
+        "{tokens} tokens (prompt and new ones together) exceed the model's context of {context}; shorten the prompt or lower the \
+         number of new ones"
+    )]
+    ContextExceeded {
+        /// Tokens of the sequence.
+        tokens: usize,
+        /// Tokens that the model sees at once.
+        context: usize,
+    },
+    /// A measurement's sequences are empty or longer than the model's context.
+    #[error("{tokens} tokens a sequence, {prompt} of the prompt; the model takes 1 to {context}")]
+    BenchSequence {
+        /// Tokens of a sequence.
+        tokens: usize,
+        /// Tokens of its prompt.
+        prompt: usize,
+        /// Tokens that the model sees at once.
+        context: usize,
+    },
+    /// `generation_config.json` of the model has a value that no request may have.
+    #[error("generation_config.json of the model has {field} = {value}, must be {allowed}")]
+    GenerationConfig {
+        /// Its key.
+        field: &'static str,
+        /// The value.
+        value: String,
+        /// The domain.
+        allowed: String,
+    },
+    /// Requests may take more memory than the host has beside the plan.
+    #[error("requests may take {need}, but {available} are left; lower --request-memory")]
+    RequestMemory {
+        /// What they may take.
+        need: Bytes,
+        /// What is left.
+        available: Bytes,
+    },
+    /// Handlers of Ctrl-C and SIGTERM cannot be installed.
+    #[error("Ctrl-C and SIGTERM cannot be handled: {0}")]
+    Signals(ctrlc::Error),
     /// The run does not fit.
     #[error("the run needs {need} but {have} is available on {device}; most of it, {bytes}, is {entry}: {remedy}")]
     Memory {

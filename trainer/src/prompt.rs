@@ -128,9 +128,7 @@ impl Encoder {
 
     /// A plain text; privileged text from a column is put before it.
     fn encode_text(&self, text: &str, row: &Row, context: Option<&TeacherContext>) -> Result<Example> {
-        let needs_chat = |key: &str| Error::Models {
-            what: format!("`{key}` needs a chat template, and {} is used without one", self.files.path.display()),
-        };
+        let needs_chat = |key| Error::NoChatTemplate { key, model: self.files.path.clone() };
         if self.system_prompt.is_some() {
             return Err(needs_chat("data.system_prompt"));
         }

@@ -5,6 +5,7 @@
 
 use runtime::files::ModelFiles;
 
+use crate::Error;
 use crate::data::Message;
 use crate::prompt::render;
 
@@ -24,14 +25,10 @@ pub(crate) fn missing_eos(files: &ModelFiles) -> Option<String> {
     ids.into_iter().find(|&id| tokenizer.is_special(id) || tokenizer.is_added(id)).and_then(|id| tokenizer.token(id))
 }
 
-/// What to do about it.
-pub(crate) fn explain(files: &ModelFiles, token: &str, remedy: &str) -> String {
+/// The error of a model whose answers end with `token`, or the text of a note about it; `hint` is what to set.
+pub(crate) fn error(files: &ModelFiles, token: String, hint: String) -> Error {
     let spell = |id: &u32| files.tokenizer.as_ref().and_then(|t| t.token(*id)).unwrap_or_else(|| id.to_string());
-    let own: Vec<String> = files.config.eos_token_ids.iter().map(spell).collect();
-    let own = if own.is_empty() { "none".to_owned() } else { own.join(", ") };
-    format!(
-        "the chat template of {} ends an answer with {token:?}, which is not among the model's end-of-sequence tokens \
-         ({own}), so that its answers run on to the limit; {remedy}",
-        files.path.display()
-    )
+    let eos: Vec<String> = files.config.eos_token_ids.iter().map(spell).collect();
+    let eos = if eos.is_empty() { "none".to_owned() } else { eos.join(", ") };
+    Error::TurnEnd { model: files.path.clone(), token, eos, hint }
 }

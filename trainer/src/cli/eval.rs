@@ -240,8 +240,7 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
     args.check()?;
     let progress = Progress::new(args.json);
     let options = args.options(progress)?;
-    let interrupt =
-        Interrupt::listen(&MESSAGES).map_err(|e| Error::Models { what: format!("Ctrl-C cannot be handled: {e}") })?;
+    let interrupt = Interrupt::listen(&MESSAGES).map_err(Error::Signals)?;
     let results = match &args.url {
         Some(url) => eval::evaluate_server(options, args.server(url)?, &interrupt, progress)?,
         None => args.evaluate_model(options, &interrupt, progress)?,

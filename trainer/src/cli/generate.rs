@@ -174,8 +174,7 @@ impl SamplingArgs {
             _ => false,
         };
         if from_model {
-            let what = format!("generation_config.json of the model has {field} = {value}, must be {allowed}");
-            return Error::Models { what };
+            return Error::GenerationConfig { field, value, allowed };
         }
         Error::value(&format!("--{}", field.replace('_', "-")), value, allowed)
     }

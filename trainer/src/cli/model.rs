@@ -77,8 +77,8 @@ pub(super) struct ModelArgs {
 pub(super) fn end_with(files: &mut ModelFiles, tokens: &[String], progress: Progress) -> Result<()> {
     files.set_end_tokens(tokens).map_err(|e| Error::value("--eos-token", format!("{tokens:?}"), e.to_string()))?;
     if let Some(token) = turn_end::missing_eos(files).filter(|_| tokens.is_empty()) {
-        let remedy = format!("pass --eos-token {token:?}");
-        progress.line(&format!("note: {}", turn_end::explain(files, &token, &remedy)));
+        let hint = format!("pass --eos-token {token:?}");
+        progress.line(&format!("note: {}", turn_end::error(files, token, hint)));
     }
     Ok(())
 }
@@ -126,11 +126,7 @@ impl ModelArgs {
         let tokens = lengths.iter().copied().max().unwrap_or(0);
         let context = files.config.max_position_embeddings;
         if tokens > context {
-            let what = format!(
-                "{tokens} tokens (prompt and new ones together) exceed the model's context of {context}; \
-                 shorten the prompt or lower the number of new ones"
-            );
-            return Err(Error::Models { what });
+            return Err(Error::ContextExceeded { tokens, context });
         }
         self.start_with(files, lengths, token_budget, progress)
     }

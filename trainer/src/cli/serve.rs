@@ -323,10 +323,7 @@ impl ServeArgs {
         ));
         match memory::available(Device::Cpu)? {
             Some(available) if available < need => {
-                let available = Bytes(available);
-                let what =
-                    format!("requests may take {}, but {available} are left; lower --request-memory", Bytes(need));
-                Err(Error::Models { what })
+                Err(Error::RequestMemory { need: Bytes(need), available: Bytes(available) })
             }
             _ => Ok(()),
         }
@@ -402,7 +399,7 @@ fn listen_for_signals(stop: Stop) -> Result<()> {
         say("stopping when what runs has ended (again: at once)");
         stop.ask();
     };
-    ctrlc::set_handler(handler).map_err(|e| Error::Models { what: format!("signals cannot be handled: {e}") })
+    ctrlc::set_handler(handler).map_err(Error::Signals)
 }
 
 #[cfg(test)]

@@ -93,8 +93,7 @@ impl TrainArgs {
             opd::dry_run(&recipe, Progress::new(self.json))?;
             return print(&recipe.to_toml());
         }
-        let interrupt = Interrupt::listen(&TRAINING)
-            .map_err(|e| Error::Models { what: format!("Ctrl-C cannot be handled: {e}") })?;
+        let interrupt = Interrupt::listen(&TRAINING).map_err(Error::Signals)?;
         let traces = Traces::from_environment(self.otlp_endpoint.as_deref(), "arle-train")?;
         let serve = self.serving(&traces)?;
         let options = Options {

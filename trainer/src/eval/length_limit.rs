@@ -54,13 +54,8 @@ impl LengthOverflow {
     /// When there is one.
     pub(super) fn refuse(&self) -> Result<()> {
         let Some((doc, LongPrompt { prompt, new, limit })) = self.first else { return Ok(()) };
-        let what = format!(
-            "{} of {} documents do not fit: document {doc} has a prompt of {prompt} tokens and {new} new ones, and \
-             --max-length is {limit} (the longest needs {}); raise it within the model's context, lower \
-             --num-fewshot or --max-gen-toks, or pass --left-truncate to cut prompts at their beginning and count them",
-            self.too_long, self.documents, self.longest
-        );
-        Err(Error::Models { what })
+        let (too_long, documents, longest) = (self.too_long, self.documents, self.longest);
+        Err(Error::DoNotFit { too_long, documents, doc, prompt, new, limit, longest })
     }
 }
 

@@ -32,7 +32,7 @@ pub use folder::Resume;
 pub(crate) use folder::{may_change, no_run};
 pub(crate) use models::open;
 pub use overview::dry_run;
-pub(crate) use setup::start;
+pub(crate) use setup::{runtime_spec, start};
 pub(crate) use step::{StepContext, StepReport};
 
 use crate::checkpoint::TrainerState;

@@ -122,11 +122,11 @@ fn check_turn_end(recipe: &Recipe, student: &ModelFiles) -> Result<()> {
     let in_turns =
         recipe.data.chat != Some(false) && !recipe.rollout.ignore_eos && recipe.student.eos_tokens.is_empty();
     let Some(token) = turn_end::missing_eos(student).filter(|_| in_turns) else { return Ok(()) };
-    let remedy = format!(
+    let hint = format!(
         "set `student.eos_token = {token:?}` (or to the token that is to end a completion), or `data.chat = false` for \
          prompts without the template"
     );
-    Err(Error::Models { what: turn_end::explain(student, &token, &remedy) })
+    Err(turn_end::error(student, token, hint))
 }
 
 fn open_checkpoint(path: &Path) -> Result<ModelFiles> {

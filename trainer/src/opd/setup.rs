@@ -5,7 +5,7 @@ use std::sync::Arc;
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
 use runtime::memory::{KvWish, MemoryPlan, Workload};
-use runtime::request::{EngineConfig, RuntimeSpec, Training};
+use runtime::request::{ModelSpec, RuntimeSpec, Training};
 
 use super::benchmark;
 use super::models::Models;
@@ -17,7 +17,7 @@ use crate::progress::Progress;
 use crate::prompt::{Encoder, Example};
 use crate::recipe::{Recipe, TeacherWeights};
 use crate::teacher::RemoteTeacher;
-use crate::{Error, Result};
+use crate::{Error, Result, loss};
 
 /// Requests that may wait; far more than a step has.
 const MAX_WAITING: usize = 1 << 20;
@@ -129,9 +129,8 @@ impl Prepared {
         let benchmark = recipe.eval.as_ref().and_then(|eval| eval.benchmark.as_ref());
         let asked = benchmark.map_or(Ok(0), |benchmark| benchmark::max_length(benchmark, &student))?;
         let longest = longest(recipe, &train, &held_out);
-        if let Some(max) = remote.as_ref().and_then(RemoteTeacher::context).filter(|&max| max < longest) {
-            let what = format!("sequences of {longest} tokens exceed the teacher's context of {max} (`teacher.url`)");
-            return Err(Error::Models { what });
+        if let Some(context) = remote.as_ref().and_then(RemoteTeacher::context).filter(|&context| context < longest) {
+            return Err(Error::TeacherContext { longest, context });
         }
         let vocab = student.config.vocab_size;
         let workload =
@@ -152,20 +151,8 @@ impl Prepared {
             }
             RunKind::Measuring { .. } => (None, Purpose::Command),
         };
-        let spec = RuntimeSpec {
-            device: recipe.runtime.device.device,
-            deterministic: recipe.runtime.deterministic,
-            models: [Some(student_spec), teacher_spec].into_iter().flatten().collect(),
-            training,
-            decode_loss: crate::loss::decode,
-            engine: EngineConfig {
-                token_budget: recipe.runtime.token_budget,
-                max_running: recipe.runtime.max_running,
-                max_waiting: MAX_WAITING,
-                kv_bytes: 0,
-                ..EngineConfig::for_device(recipe.runtime.device.device)
-            },
-        };
+        let mut spec = runtime_spec(recipe, student_spec, teacher_spec, training);
+        spec.engine.max_waiting = MAX_WAITING;
         Ok(Self { spec, workload, purpose, encoder, train, held_out, export, student, teacher, remote })
     }
 }
@@ -180,6 +167,20 @@ fn say_what_rollouts_are(student: &ModelFiles, progress: Progress) {
              tasks are answered with it"
         ));
     }
+}
+
+/// A runtime with the recipe's device, limits and losses, for these models.
+pub(crate) fn runtime_spec(
+    recipe: &Recipe,
+    student: ModelSpec,
+    teacher: Option<ModelSpec>,
+    training: Option<Training>,
+) -> RuntimeSpec {
+    let mut spec = RuntimeSpec::for_device(recipe.runtime.device.device, student);
+    spec.models.extend(teacher);
+    (spec.deterministic, spec.training, spec.decode_loss) = (recipe.runtime.deterministic, training, loss::decode);
+    (spec.engine.token_budget, spec.engine.max_running) = (recipe.runtime.token_budget, recipe.runtime.max_running);
+    spec
 }
 
 /// Plans the memory and starts the runtime within it, behind a bar over the tensors to load.
@@ -206,11 +207,7 @@ pub(crate) fn start(
 fn refuse_dropout(student: &ModelFiles) -> Result<()> {
     match student.config.attention_dropout {
         0.0 => Ok(()),
-        dropout => Err(Error::Models {
-            what: format!(
-                "the student's config.json has attention_dropout = {dropout}, which training does not do; set it to 0 there"
-            ),
-        }),
+        dropout => Err(Error::AttentionDropout { dropout }),
     }
 }
 

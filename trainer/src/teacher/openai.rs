@@ -57,11 +57,10 @@ impl OpenAi {
                 // A server may continue the prompt by a token, and may spell a space apart.
                 let same = theirs.len() >= ours.len() && ours.iter().zip(&theirs).all(|(a, b)| a.trim() == b.trim());
                 if !same {
-                    return Err(Error::Models {
-                        what: format!(
-                            "student and teacher cannot be compared token by token: tokens of {probe:?} differ\n  student: \
-                             {ours:?}\n  teacher: {theirs:?}\nchoose models of one tokenizer"
-                        ),
+                    return Err(Error::TokenizersDiffer {
+                        what: format!("tokens of {probe:?}"),
+                        student: format!("{ours:?}"),
+                        teacher: format!("{theirs:?}"),
                     });
                 }
             }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::Args;
 use runtime::memory::{KvWish, Workload};
-use runtime::request::{EngineConfig, ModelSpec, RuntimeSpec};
+use runtime::request::{ModelSpec, RuntimeSpec};
 use serde_json::{Map, Value, json};
 use serve::Scope;
 
@@ -175,25 +175,12 @@ fn spec(args: &BenchArgs, recipe: &Recipe, progress: Progress) -> Result<Runtime
     let tokens = args.prompt_len + recipe.rollout.max_new_tokens;
     if args.prompt_len == 0 || tokens > files.config.max_position_embeddings {
         let context = files.config.max_position_embeddings;
-        let what =
-            format!("{tokens} tokens a sequence, {} of the prompt; the model takes 1 to {context}", args.prompt_len);
-        return Err(Error::Models { what });
+        return Err(Error::BenchSequence { tokens, prompt: args.prompt_len, context });
     }
     let student = ModelSpec { files, layers: recipe.student.layers.clone(), adapter: recipe.student.adapter.clone() };
-    Ok(RuntimeSpec {
-        device: recipe.runtime.device.device,
-        deterministic: recipe.runtime.deterministic,
-        models: vec![student, ModelSpec::new(teacher)],
-        training: Some(recipe.training()),
-        decode_loss: crate::loss::decode,
-        engine: EngineConfig {
-            token_budget: recipe.runtime.token_budget,
-            max_running: recipe.runtime.max_running,
-            max_waiting: recipe.sequences_per_step(),
-            kv_bytes: 0,
-            ..EngineConfig::for_device(recipe.runtime.device.device)
-        },
-    })
+    let mut spec = opd::runtime_spec(recipe, student, Some(ModelSpec::new(teacher)), Some(recipe.training()));
+    spec.engine.max_waiting = recipe.sequences_per_step();
+    Ok(spec)
 }
 
 fn step_line(step: usize, metrics: &Metrics) -> String {

@@ -95,9 +95,7 @@ impl Local {
     ) -> Result<Self> {
         let tokenizer = Arc::clone(files.tokenizer()?);
         let prefix = tokenizer.bos().or(tokenizer.eos()).or(files.config.eos_token_ids.first().copied());
-        let prefix = prefix.ok_or_else(|| Error::Models {
-            what: "the model names neither a first nor a last token of texts, so an empty context has none".to_owned(),
-        })?;
+        let prefix = prefix.ok_or(Error::NoFirstToken)?;
         let variables = settings.template_variables.clone();
         let templates = Arc::clone(files);
         let render = move |messages: &[Message]| {

@@ -47,21 +47,10 @@ impl FromStr for KvSize {
             let share = percent.trim_end().parse::<f64>().map_err(|_| refuse())? / 100.0;
             return if share > 0.0 && share <= 1.0 { Ok(Self::Share(share)) } else { Err(refuse()) };
         }
-        let unit = UNITS.iter().find_map(|(name, factor)| Some((trimmed.strip_suffix(name)?, *factor)));
-        let (number, factor) = unit.unwrap_or((trimmed, 1));
-        let number = number.trim_end();
-        let bytes = if factor == 1 {
-            number.parse::<u64>().map_err(|_| refuse())?
-        } else {
-            let number = number.parse::<f64>().map_err(|_| refuse())?;
-            // Below 2^53 a float names every byte; nobody has more.
-            let bytes = (number * factor as f64).round();
-            if !(0.0..9e15).contains(&bytes) {
-                return Err(refuse());
-            }
-            bytes as u64
-        };
-        if bytes == 0 { Err(refuse()) } else { Ok(Self::Bytes(bytes)) }
+        match trimmed.parse() {
+            Ok(Bytes(bytes)) if bytes > 0 => Ok(Self::Bytes(bytes)),
+            _ => Err(refuse()),
+        }
     }
 }
 
@@ -117,6 +106,32 @@ impl<'de> Deserialize<'de> for KvSize {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bytes(pub u64);
 
+/// Why a text is no number of bytes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{text}\" is no number of bytes: write it alone (8589934592) or with a unit (8GiB, 512MiB, 8GB)")]
+pub struct BytesError {
+    text: String,
+}
+
+impl FromStr for Bytes {
+    type Err = BytesError;
+
+    fn from_str(text: &str) -> Result<Self, BytesError> {
+        let refuse = || BytesError { text: text.to_owned() };
+        let trimmed = text.trim();
+        let unit = UNITS.iter().find_map(|(name, factor)| Some((trimmed.strip_suffix(name)?, *factor)));
+        let (number, factor) = unit.unwrap_or((trimmed, 1));
+        let number = number.trim_end();
+        if factor == 1 {
+            return number.parse().map(Self).map_err(|_| refuse());
+        }
+        let number = number.parse::<f64>().map_err(|_| refuse())?;
+        // Below 2^53 a float names every byte; nobody has more.
+        let bytes = (number * factor as f64).round();
+        if (0.0..9e15).contains(&bytes) { Ok(Self(bytes as u64)) } else { Err(refuse()) }
+    }
+}
+
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kib = self.0 as f64 / 1024.0;
@@ -152,6 +167,17 @@ mod tests {
         {
             let error = text.parse::<KvSize>().expect_err(text).to_string();
             assert!(error.contains("60%") && error.contains("8GiB"), "{error}");
+        }
+    }
+
+    #[test]
+    fn bytes_have_units() {
+        for (text, bytes) in [("3GiB", 3 << 30), ("17", 17), ("2 GB", 2_000_000_000), ("0", 0)] {
+            assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
+        }
+        for text in ["", "GiB", "-1", "99999999999GiB", "60%"] {
+            let error = text.parse::<Bytes>().expect_err(text).to_string();
+            assert!(error.contains("8GiB"), "{error}");
         }
     }
 

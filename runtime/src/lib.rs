@@ -25,6 +25,7 @@ pub mod text;
 pub mod train;
 pub mod weights;
 mod wire;
+pub mod write;
 
 pub use caught::caught;
 pub use error::{Error, ErrorKind, Result};

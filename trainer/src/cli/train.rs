@@ -7,7 +7,7 @@ use clap::Parser;
 use serve::{Keys, LogprobsMode, MetricNames, SamplingDefaults, ServeConfig, TlsFiles, Traces};
 
 use super::print;
-use super::serve::USUAL_ANSWER;
+use super::serve::DEFAULT_ANSWER;
 use crate::interrupt::{Interrupt, TRAINING};
 use crate::memory;
 use crate::opd::{self, Options, Resume};
@@ -176,7 +176,7 @@ impl TrainArgs {
             allowed_hosts: self.allowed_host.clone(),
             sampling_defaults: SamplingDefaults::Model,
             logprobs_mode: LogprobsMode::Raw,
-            default_max_tokens: Some(USUAL_ANSWER),
+            default_max_tokens: Some(DEFAULT_ANSWER),
             metric_names: MetricNames::Arle,
         }))
     }

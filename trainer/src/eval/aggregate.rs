@@ -3,40 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use runtime::sums;
 use serde_json::{Map, Value, json};
 
-use super::data::sum_of;
 use super::metric::{Aggregation, MetricValue};
-use super::question::Response;
 use super::results::{Results, SampleCounts, TaskResult};
-use super::runner::{Options, Run};
-use super::sample::{Outcome, Sample};
+use super::run::{Options, Run};
+use super::sample::Sample;
 use super::stats;
 use super::stderr::{self, BOOTSTRAP_ITERATIONS};
-use super::task::{Doc, Task};
 use super::tasks;
-use crate::Result;
-
-/// Grades several answers to one question: every metric is its mean over them, and the first answer is shown.
-pub(super) fn over_repeats(task: &dyn Task, doc: &Doc, responses: &[Response]) -> Result<Outcome> {
-    let outcomes = responses
-        .iter()
-        .map(|response| task.grade(doc, std::slice::from_ref(response)))
-        .collect::<Result<Vec<Outcome>>>()?;
-    let mut first = outcomes.first().cloned().unwrap_or_default();
-    for (key, value) in &mut first.metrics {
-        let values: Vec<MetricValue> = outcomes.iter().map(|outcome| outcome.metrics[key]).collect();
-        let mean = Aggregation::Mean.of(&values);
-        let answers = values.len();
-        // Of one question's answers, the mean of `pass@1` says how many are right.
-        let several =
-            key.strip_prefix("pass@").and_then(|rest| rest.split(',').next()?.parse().ok()).filter(|&k| k > 1);
-        let right = (mean * answers as f64).round() as usize;
-        let unbiased = several.and_then(|k| stats::pass_at_k(answers, right, k));
-        *value = MetricValue::Number(unbiased.unwrap_or(mean));
-    }
-    Ok(first)
-}
 
 /// The results of runs whose samples are all there.
 pub(super) fn results(
@@ -63,7 +39,7 @@ pub(super) fn results(
         results.higher_is_better.insert(name.clone(), better);
         let counts = SampleCounts { original: run.docs.test.len(), effective: run.asked };
         results.n_samples.insert(name.clone(), counts);
-        results.task_hashes.insert(name.clone(), sum_of(run.hashes.concat().as_bytes()));
+        results.task_hashes.insert(name.clone(), sums::of_bytes(run.hashes.concat().as_bytes()));
         results.configs.insert(name, definition(run));
     }
     add_groups(&mut results);

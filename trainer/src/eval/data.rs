@@ -5,13 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use runtime::read;
 use runtime::source::DataSet;
+use runtime::{read, sums};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
+use super::doc::Doc;
 use super::hub::Hub;
-use super::task::Doc;
 use crate::progress::Progress;
 use crate::{Error, Result};
 
@@ -143,7 +143,7 @@ impl DataFolder {
         let path = self.path(file)?;
         let bytes = read::bytes(&path, read::TEXT).map_err(|e| self.unreadable(file, e))?;
         let known = KNOWN.iter().find(|(name, _)| *name == file).map(|(_, sum)| *sum);
-        self.check(file, &sum_of(&bytes), known)?;
+        self.check(file, &sums::of_bytes(&bytes), known)?;
         String::from_utf8(bytes).map_err(|e| Error::Data { path, line: None, what: e.to_string() })
     }
 
@@ -257,16 +257,7 @@ fn sum_of_folder(path: &Path) -> runtime::Result<String> {
     for path in &files {
         all.update(read::bytes(path, read::TEXT)?);
     }
-    Ok(hex(&all.finalize()))
-}
-
-/// SHA-256 in hexadecimal.
-pub(super) fn sum_of(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(sums::hex(&all.finalize()))
 }
 
 /// The line that a row begins on, and its fields.

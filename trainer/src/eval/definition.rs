@@ -13,11 +13,12 @@ use runtime::text::{TemplateError, Templates};
 use serde::Deserialize;
 
 use super::data::DataFolder;
-use super::grading::{self, Extract, Normal};
+use super::doc::Doc;
+use super::grading::{self, ChosenMatch, Extract, Normal};
 use super::metric::{Aggregation, Metric};
 use super::question::{Question, Response};
 use super::sample::Outcome;
-use super::task::{Doc, Docs, FewShot, Task, TaskInfo};
+use super::task::{Docs, FewShot, Task, TaskInfo};
 use crate::recipe::parse_errors::plain;
 use crate::{Error, Result};
 
@@ -126,15 +127,7 @@ struct ExtractRule {
     name: String,
     regex: String,
     #[serde(default)]
-    take: Take,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Take {
-    #[default]
-    First,
-    Last,
+    take: ChosenMatch,
 }
 
 /// How an answer is compared with the right one.

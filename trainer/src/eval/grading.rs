@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use regex::Regex;
+use serde::Deserialize;
 
-use super::definition::Take;
 use super::metric::{Aggregation, Metric, MetricValue};
 use super::question::Response;
 use super::sample::Outcome;
@@ -12,11 +12,20 @@ use super::sample::Outcome;
 /// What an answer is when a filter finds none, as lm-evaluation-harness writes it.
 pub(super) const INVALID: &str = "[invalid]";
 
+/// Which match of a filter's expression is the answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ChosenMatch {
+    #[default]
+    First,
+    Last,
+}
+
 /// A filter: reads an answer out of a text.
 pub(super) struct Extract {
     pub(super) name: String,
     pub(super) regex: Regex,
-    pub(super) take: Take,
+    pub(super) take: ChosenMatch,
 }
 
 impl Extract {
@@ -25,8 +34,8 @@ impl Extract {
     pub(super) fn of(&self, text: &str) -> String {
         let mut matches = self.regex.captures_iter(text);
         let found = match self.take {
-            Take::First => matches.next(),
-            Take::Last => matches.last(),
+            ChosenMatch::First => matches.next(),
+            ChosenMatch::Last => matches.last(),
         };
         let Some(found) = found else { return INVALID.to_owned() };
         let group = match found.len() {

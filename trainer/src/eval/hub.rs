@@ -9,12 +9,11 @@ use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use regex::Regex;
-use runtime::read;
 use runtime::source::DataSet;
+use runtime::{read, sums};
 use serde_json::{Value, json};
 
-use super::data::sum_of;
-use super::task::Doc;
+use super::doc::Doc;
 use crate::data::parquet;
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -90,7 +89,7 @@ fn read(split: &Split, folder: PathBuf, source: String) -> Result<Rows> {
         return Err(refuse(None, format!("is in {} files, must be in one", files.len())));
     };
     let path = file.path();
-    let sum = sum_of(&read::bytes(&path, read::TEXT)?);
+    let sum = sums::of_bytes(&read::bytes(&path, read::TEXT)?);
     let rows = parquet::objects(&path, None)?.into_iter().enumerate();
     let docs: Vec<Doc> = rows
         .map(|(index, row)| (split.convert)(row).map_err(|what| refuse(Some(index + 1), what)))

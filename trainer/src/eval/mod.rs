@@ -13,6 +13,7 @@ pub mod compare;
 mod context;
 pub mod data;
 mod definition;
+mod doc;
 mod encode;
 pub mod grade;
 mod grading;
@@ -21,8 +22,10 @@ mod length_limit;
 mod metric;
 mod question;
 mod random;
+mod repeats;
 pub(crate) mod report;
 mod results;
+mod run;
 mod runner;
 mod sample;
 pub mod sandbox;
@@ -36,8 +39,8 @@ pub mod tasks;
 use std::path::Path;
 use std::sync::Arc;
 
-use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
+use runtime::{RuntimeHandle, write};
 use serde_json::{Map, Value};
 
 use crate::interrupt::Interrupt;
@@ -45,17 +48,22 @@ use crate::progress::Progress;
 use crate::{Error, Result};
 
 pub(crate) use backend::{LocalSettings, RemoteSettings};
+pub use doc::Doc;
 pub use metric::{Aggregation, Metric, MetricValue};
 pub use question::{Message, Prompt, Question, Request, Response};
 pub use random::PythonRandom;
 pub use results::{Group, Results, SampleCounts, TaskResult};
-pub use runner::Options;
+pub use run::Options;
 pub use sample::{Header, Outcome, Sample, SampleFile, read_samples};
 pub use table::table;
-pub use task::{Doc, Docs, FewShot, Task, TaskInfo};
+pub use task::{Docs, FewShot, Task, TaskInfo};
 
 /// Seed of the few-shot examples unless one is given, lm-evaluation-harness' number.
 pub(crate) const FEW_SHOT_SEED: u64 = 1234;
+/// New tokens of tasks that do not say how many, unless a number is given.
+pub(crate) const NEW_TOKENS: usize = 256;
+/// Tokens of prompt and answer together where nothing says more, lm-evaluation-harness' number.
+pub(crate) const MAX_LENGTH: usize = 2048;
 
 /// Evaluates a model of this process.
 ///
@@ -95,9 +103,7 @@ pub(crate) fn write_results(folder: &Path, results: &Results) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let path = folder.join("results.json");
     let text = serde_json::to_string_pretty(results).map_err(|e| Error::io(&path)(e.into()))?;
-    let temporary = path.with_extension("json.tmp");
-    std::fs::write(&temporary, text + "\n").map_err(Error::io(&temporary))?;
-    std::fs::rename(&temporary, &path).map_err(Error::io(&path))
+    Ok(write::replace(&path, text + "\n")?)
 }
 
 /// All tasks and groups, a line each.

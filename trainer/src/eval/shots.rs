@@ -1,7 +1,8 @@
 //! Few-shot examples of each document, chosen as lm-evaluation-harness 0.4.13 chooses them.
 
+use super::doc::Doc;
 use super::random::PythonRandom;
-use super::task::{Doc, Docs, FewShot, Task};
+use super::task::{Docs, FewShot, Task};
 use crate::{Error, Result};
 
 /// Chooses examples for one document after another; the random numbers go on from document to document.

@@ -1,15 +1,11 @@
 //! What a task is.
 
-use serde_json::{Map, Value};
-
+use super::doc::Doc;
 use super::metric::Metric;
 use super::question::{Question, Response};
 use super::sample::Outcome;
 use crate::Result;
 use crate::eval::data::DataFolder;
-
-/// One document, as its data file has it.
-pub type Doc = Map<String, Value>;
 
 /// The documents of a task.
 #[derive(Debug, Clone, Default)]

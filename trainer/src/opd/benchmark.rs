@@ -20,9 +20,6 @@ use crate::progress::Progress;
 use crate::recipe::{Benchmark, Recipe};
 use crate::{Error, Result};
 
-/// New tokens of tasks that do not say how many, as `arle eval` has it.
-const USUAL_TOKENS: usize = 256;
-
 /// Asks tasks of the run's models.
 pub(super) struct Benchmarks<'a> {
     recipe: &'a Recipe,
@@ -130,7 +127,7 @@ impl<'a> Benchmarks<'a> {
             out: Some(out),
             system: None,
             chat: b.chat,
-            max_tokens: USUAL_TOKENS,
+            max_tokens: eval::NEW_TOKENS,
             max_tokens_override: b.max_gen_toks,
             repeats: 1,
             think_end: None,
@@ -143,11 +140,9 @@ impl<'a> Benchmarks<'a> {
 /// # Errors
 /// More than the model's context.
 pub(super) fn max_length(benchmark: &Benchmark, student: &ModelFiles) -> Result<usize> {
-    /// lm-evaluation-harness' number.
-    const USUAL: usize = 2048;
     let context = student.config.max_position_embeddings;
     match benchmark.max_length {
-        None => Ok(USUAL.min(context)),
+        None => Ok(eval::MAX_LENGTH.min(context)),
         Some(length) if length <= context => Ok(length),
         Some(length) => {
             Err(Error::value("eval.max_length", length, format!("at most the model's context of {context}")))

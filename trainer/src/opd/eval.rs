@@ -1,10 +1,8 @@
 //! The held-out measurements of a run, as `eval/NAME` of [`super::eval_kl`], and its sample prompts.
 
-use std::fs;
-
-use runtime::read;
 use runtime::request::{CompletionText, GenerateRequest, ModelId};
 use runtime::sampler::SamplingParams;
+use runtime::{read, write};
 use serde_json::{Map, Value, json};
 
 use super::eval_kl::{EvalKl, prompt_of};
@@ -65,9 +63,7 @@ impl<'a> Evaluator<'a> {
                 })?,
             None => {
                 let completions = evaluator.eval_kl.of_teacher()?;
-                let temporary = path.with_extension("json.tmp");
-                fs::write(&temporary, json!(completions).to_string()).map_err(Error::io(&temporary))?;
-                fs::rename(&temporary, &path).map_err(Error::io(&path))?;
+                write::replace(&path, json!(completions).to_string())?;
                 completions
             }
         };

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use runtime::write;
+
 use crate::checkpoint::Checkpoints;
 use crate::folder_lock::FolderLock;
 use crate::progress::Progress;
@@ -164,9 +166,7 @@ impl RunFolder {
 }
 
 fn write_config(path: &Path, recipe: &Recipe) -> Result<()> {
-    let temporary = path.with_extension("toml.tmp");
-    fs::write(&temporary, recipe.to_toml()).map_err(Error::io(&temporary))?;
-    fs::rename(&temporary, path).map_err(Error::io(path))
+    Ok(write::replace(path, recipe.to_toml())?)
 }
 
 /// Whether a key may change between a run and its continuation.

@@ -1,10 +1,9 @@
 //! What a run was started with, kept in its folder: the recipe as it was written, and what `--set` changed of it. So a run is
 //! continued by naming its folder and what is new.
 
-use std::fs;
 use std::path::Path;
 
-use runtime::read;
+use runtime::{read, write};
 use serde::{Deserialize, Serialize};
 
 use super::{Override, Recipe, paths};
@@ -108,10 +107,8 @@ impl RecipeSource {
     /// # Errors
     /// When it cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let (path, temporary) = (folder.join(FILE), folder.join(format!("{FILE}.tmp")));
         let text = toml::to_string_pretty(self).expect("TOML in, TOML out");
-        fs::write(&temporary, format!("{HEADER}{text}")).map_err(Error::io(&temporary))?;
-        fs::rename(&temporary, &path).map_err(Error::io(&path))
+        Ok(write::replace(&folder.join(FILE), format!("{HEADER}{text}"))?)
     }
 }
 
@@ -141,6 +138,8 @@ fn read_recipe(path: &Path) -> Result<(String, toml::Table)> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -1,5 +1,7 @@
 //! The runtime of this process: everything goes through its scheduler.
 
+mod encoder;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,15 +14,14 @@ use runtime::request::{
     ScoreSequence,
 };
 use runtime::sampler::SamplingParams;
-use runtime::text::Tokenizer;
 use runtime::{Closed, RequestGuard, RuntimeHandle, Sink};
 use serde_json::{Map, Value, json};
 
 use super::{Backend, Render};
-use crate::eval::encode::{self, Tail};
-use crate::eval::length_limit::{LengthOverflow, LongPrompt};
-use crate::eval::question::{Message, Prompt, Request, Response};
+use crate::eval::length_limit::LengthOverflow;
+use crate::eval::question::{Message, Request, Response};
 use crate::{Error, Result};
+use encoder::{EncodedDocument, EncodedRequest, RequestEncoder, ResponseKind};
 
 /// How a resident model is asked.
 #[derive(Debug, Clone)]
@@ -116,131 +117,6 @@ impl Local {
     }
 }
 
-/// One piece of a document's work.
-#[derive(Debug, Clone)]
-enum EncodedRequest {
-    Generate { prompt: Vec<u32>, params: Box<SamplingParams>, index: u64, cut: usize },
-    Score(Tail),
-}
-
-/// What becomes one response.
-#[derive(Debug, Clone)]
-enum Shape {
-    Text,
-    Pair,
-    /// Several windows of one text.
-    Windows,
-}
-
-/// A document's pieces, and which of them make which response.
-#[derive(Debug, Clone, Default)]
-pub(in crate::eval) struct EncodedDocument {
-    pieces: Vec<EncodedRequest>,
-    responses: Vec<(Shape, Range<usize>)>,
-}
-
-impl EncodedDocument {
-    fn push(&mut self, shape: Shape, pieces: impl IntoIterator<Item = EncodedRequest>) {
-        let first = self.pieces.len();
-        self.pieces.extend(pieces);
-        self.responses.push((shape, first..self.pieces.len()));
-    }
-}
-
-/// From texts to token ids.
-struct RequestEncoder {
-    tokenizer: Arc<Tokenizer>,
-    prefix: u32,
-    /// Spellings of the first token, of texts that are scored and of those that are continued. Where a text has it already,
-    /// the tokenizer adds no special tokens: lm-evaluation-harness' rule.
-    first: [Option<String>; 2],
-    eos: Vec<u32>,
-    settings: LocalSettings,
-}
-
-impl RequestEncoder {
-    fn new(tokenizer: Arc<Tokenizer>, prefix: u32, eos: Vec<u32>, settings: LocalSettings) -> Result<Self> {
-        let spelled = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id], false)).transpose();
-        let first = [spelled(Some(prefix))?, spelled(tokenizer.bos())?];
-        Ok(Self { tokenizer, prefix, first, eos, settings })
-    }
-
-    fn encode(&self, text: &str, first: &Option<String>) -> Result<Vec<u32>> {
-        let has_it = first.as_ref().is_some_and(|first| text.starts_with(first));
-        Ok(self.tokenizer.encode(text, !has_it)?)
-    }
-
-    fn work(&self, requests: Vec<Request>, overflow: &mut LengthOverflow) -> Result<EncodedDocument> {
-        let mut work = EncodedDocument::default();
-        for request in requests {
-            match request {
-                Request::GenerateUntil { prompt, until, max_tokens, repeat } => {
-                    let piece = self.generate(prompt, until, max_tokens, repeat, overflow)?;
-                    work.push(Shape::Text, [piece]);
-                }
-                Request::LogLikelihood { context, continuation } => {
-                    let tail = self.pair(&context, &continuation, overflow)?;
-                    work.push(Shape::Pair, [EncodedRequest::Score(tail)]);
-                }
-                Request::MultipleChoice { pairs } => {
-                    for (context, continuation) in pairs {
-                        let tail = self.pair(&context, &continuation, overflow)?;
-                        work.push(Shape::Pair, [EncodedRequest::Score(tail)]);
-                    }
-                }
-                Request::Rolling { text } => {
-                    let tokens = self.encode(&text, &self.first[0])?;
-                    let windows = encode::windows(&tokens, self.prefix, self.settings.max_length);
-                    work.push(Shape::Windows, windows.into_iter().map(EncodedRequest::Score));
-                }
-            }
-        }
-        Ok(work)
-    }
-
-    fn pair(&self, context: &str, continuation: &str, overflow: &mut LengthOverflow) -> Result<Tail> {
-        let encode = |text: &str, special: bool| {
-            if special { self.encode(text, &self.first[0]) } else { Ok(self.tokenizer.encode(text, false)?) }
-        };
-        let tail = encode::pair(context, continuation, self.prefix, encode)?;
-        let limit = self.settings.max_length;
-        if tail.fits(limit) {
-            return Ok(tail);
-        }
-        let length = tail.tokens.len() - 1;
-        let cut = if self.settings.truncate { tail.clone().cut_to(limit) } else { None };
-        Ok(cut.unwrap_or_else(|| {
-            overflow.found(LongPrompt { prompt: length, new: 0, limit });
-            tail
-        }))
-    }
-
-    fn generate(
-        &self,
-        prompt: Prompt,
-        until: Vec<String>,
-        max_tokens: usize,
-        repeat: u64,
-        overflow: &mut LengthOverflow,
-    ) -> Result<EncodedRequest> {
-        let Prompt::Text(text) = prompt else { unreachable!("conversations are rendered before") };
-        let mut prompt = self.encode(&text, &self.first[1])?;
-        let max_tokens = self.settings.rules.max_new_tokens.unwrap_or(max_tokens);
-        let limit = self.settings.max_length;
-        let over = (prompt.len() + max_tokens).saturating_sub(limit);
-        let cut = if self.settings.truncate && over < prompt.len() { over } else { 0 };
-        if over > cut {
-            overflow.found(LongPrompt { prompt: prompt.len(), new: max_tokens, limit });
-        }
-        prompt.drain(..cut);
-        // Special tokens are no part of the text, so one that ends an answer is looked for by its id too.
-        let ids = until.iter().filter_map(|stop| self.tokenizer.id(stop).filter(|&id| self.tokenizer.is_special(id)));
-        let params =
-            SamplingParams { max_tokens, stop_token_ids: ids.collect(), stop: until, ..self.settings.sampling.clone() };
-        Ok(EncodedRequest::Generate { prompt, params: Box::new(params), index: repeat, cut })
-    }
-}
-
 /// An event of a piece: document, piece, what happened.
 type Event = (usize, usize, BackendEvent);
 
@@ -297,8 +173,8 @@ impl OpenDocument {
 
     fn responses(mut self) -> Vec<Response> {
         let EncodedDocument { pieces, responses } = self.work;
-        let response = |(shape, range): (Shape, Range<usize>)| match (shape, &pieces[range.clone()]) {
-            (Shape::Text, [EncodedRequest::Generate { prompt, .. }]) => {
+        let response = |(shape, range): (ResponseKind, Range<usize>)| match (shape, &pieces[range.clone()]) {
+            (ResponseKind::Text, [EncodedRequest::Generate { prompt, .. }]) => {
                 let answer = std::mem::take(&mut self.answers[range.start]);
                 Response::Text {
                     text: answer.text,
@@ -308,7 +184,7 @@ impl OpenDocument {
                     logprobs: answer.logprobs,
                 }
             }
-            (Shape::Pair, [EncodedRequest::Score(tail)]) => {
+            (ResponseKind::Pair, [EncodedRequest::Score(tail)]) => {
                 let answer = std::mem::take(&mut self.answers[range.start]);
                 Response::LogLikelihood {
                     logprob: answer.logprobs.iter().sum(),
@@ -317,14 +193,14 @@ impl OpenDocument {
                     logprobs: answer.logprobs,
                 }
             }
-            (Shape::Windows, _) => {
+            (ResponseKind::Windows, _) => {
                 let windows = &self.answers[range];
                 Response::Rolling {
                     logprob: windows.iter().map(|window| window.logprobs.iter().sum::<f64>()).sum(),
                     tokens: windows.iter().map(|window| window.logprobs.len()).sum(),
                 }
             }
-            (Shape::Text | Shape::Pair, pieces) => unreachable!("{} pieces for one answer", pieces.len()),
+            (ResponseKind::Text | ResponseKind::Pair, pieces) => unreachable!("{} pieces for one answer", pieces.len()),
         };
         responses.into_iter().map(response).collect()
     }
@@ -344,8 +220,10 @@ impl Backend for Local {
         let encoder = &self.encoder;
         let encoded = |docs: Vec<Vec<Request>>| {
             let mut overflow = LengthOverflow::default();
-            let work =
-                docs.into_iter().map(|doc| encoder.work(doc, overflow.next_document())).collect::<Result<Vec<_>>>();
+            let work = docs
+                .into_iter()
+                .map(|doc| encoder.encode_document(doc, overflow.next_document()))
+                .collect::<Result<Vec<_>>>();
             work.map(|work| (work, overflow))
         };
         let done: Vec<Result<(Vec<EncodedDocument>, LengthOverflow)>> = std::thread::scope(|scope| {

@@ -12,8 +12,10 @@ mod training;
 
 use std::path::Path;
 
+use runtime::write;
+
 use super::compare;
-use crate::{Error, Result};
+use crate::Result;
 use load::Run;
 
 /// Writes the report of one folder, or of two beside each other. Each is an evaluation's `--out`, or a training run's folder
@@ -51,9 +53,7 @@ pub(crate) fn write(file: &Path, folders: &[&Path]) -> Result<()> {
         body = page::paragraph("Nothing has been measured yet.");
     }
     let html = page::page(&format!("Evaluation of {}", names.join(" and ")), &body);
-    let temporary = file.with_extension("html.tmp");
-    std::fs::write(&temporary, html).map_err(Error::io(&temporary))?;
-    std::fs::rename(&temporary, file).map_err(Error::io(file))
+    Ok(write::replace(file, html)?)
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::{Isolation, Programs, Task, find};
 use crate::eval::data::DataFolder;
+use crate::eval::doc::Doc;
 use crate::eval::question::Response;
 use crate::eval::sample::Outcome;
-use crate::eval::task::Doc;
 
 fn task(name: &str) -> Box<dyn Task> {
     find(&[name.to_owned()], Programs::default()).expect("a task").remove(0)

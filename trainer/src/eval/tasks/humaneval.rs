@@ -3,11 +3,12 @@
 use std::sync::OnceLock;
 
 use super::super::data::DataFolder;
+use super::super::doc::Doc;
 use super::super::metric::{Metric, MetricValue};
 use super::super::question::{Question, Response};
 use super::super::sample::Outcome;
 use super::super::sandbox::{Isolation, ResourceLimits, Sandbox};
-use super::super::task::{Doc, Docs, FewShot, Task, TaskInfo};
+use super::super::task::{Docs, FewShot, Task, TaskInfo};
 use super::Programs;
 use crate::Result;
 

@@ -4,11 +4,12 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::data::DataFolder;
+use super::super::doc::Doc;
 use super::super::grade::{answer, boxed, competition, hendrycks, minerva};
 use super::super::metric::{Metric, MetricValue};
 use super::super::question::{Question, Response};
 use super::super::sample::Outcome;
-use super::super::task::{Doc, Docs, FewShot, Task, TaskInfo};
+use super::super::task::{Docs, FewShot, Task, TaskInfo};
 use crate::{Error, Result};
 
 /// Which of them.

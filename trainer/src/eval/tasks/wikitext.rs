@@ -6,10 +6,11 @@ use regex::Regex;
 use serde_json::json;
 
 use super::super::data::DataFolder;
+use super::super::doc::Doc;
 use super::super::grading;
 use super::super::question::{Question, Response};
 use super::super::sample::Outcome;
-use super::super::task::{Doc, Docs, FewShot, Task, TaskInfo};
+use super::super::task::{Docs, FewShot, Task, TaskInfo};
 use crate::{Error, Result};
 
 const FILE: &str = "wikitext2/test.txt";

@@ -1,15 +1,11 @@
-//! Runs that are killed, interrupted or out of disk space, and what `--resume` makes of them.
+//! Runs that are killed or out of disk space, and what `--resume` makes of them.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
-use crate::serve::client::{self, Server, free_port};
 use crate::support::{TRAIN, Workshop, command, finish, fixture, read_json};
 
 const CHECKPOINT_FILES: [&str; 5] = [
@@ -21,13 +17,13 @@ const CHECKPOINT_FILES: [&str; 5] = [
 ];
 
 /// Lines of a file that may not be there yet.
-fn lines(path: &Path) -> usize {
+pub(crate) fn lines(path: &Path) -> usize {
     fs::read_to_string(path).map_or(0, |text| text.lines().count())
 }
 
 /// Waits until `done`; a program that ends (or hangs) before is a failure.
 #[track_caller]
-fn wait_until(child: &mut Child, done: impl Fn() -> bool) {
+pub(crate) fn wait_until(child: &mut Child, done: impl Fn() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < Duration::from_secs(60), "nothing happens");
@@ -36,13 +32,13 @@ fn wait_until(child: &mut Child, done: impl Fn() -> bool) {
     }
 }
 
-fn start(mut command: Command) -> Child {
+pub(crate) fn start(mut command: Command) -> Child {
     command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program starts")
 }
 
 /// Every folder that is called a checkpoint is a whole one.
 #[track_caller]
-fn assert_whole(workshop: &Workshop, run: &str) {
+pub(crate) fn assert_whole(workshop: &Workshop, run: &str) {
     for name in workshop.names(&format!("{run}/checkpoints")) {
         if let Some(step) = name.strip_prefix("step_") {
             let folder = format!("{run}/checkpoints/{name}");
@@ -55,7 +51,7 @@ fn assert_whole(workshop: &Workshop, run: &str) {
 
 /// Both runs measured the same, to the last bit, and left the same adapter and the same names.
 #[track_caller]
-fn assert_same_run(workshop: &Workshop, got: &str, want: &str) {
+pub(crate) fn assert_same_run(workshop: &Workshop, got: &str, want: &str) {
     assert_eq!(workshop.metrics(got), workshop.metrics(want));
     assert_eq!(workshop.names(got), workshop.names(want));
     assert_eq!(workshop.names(&format!("{got}/checkpoints")), workshop.names(&format!("{want}/checkpoints")));
@@ -132,26 +128,6 @@ fn half_written_checkpoints_are_removed() {
     std::os::unix::fs::symlink("step_000003", workshop.path("run/checkpoints/.tmp-latest")).expect("a link");
     workshop.train("run", &["--resume", "--set", "schedule.max_steps=3"]).ok();
     assert_eq!(workshop.names("run/checkpoints"), ["latest", "step_000002", "step_000003"]);
-}
-
-#[test]
-fn ctrl_c_stops_with_a_checkpoint() {
-    let workshop = Workshop::new();
-    let long = ["--set", "schedule.max_steps=100000", "--set", "checkpoint.every=0", "--set", "eval.every=0"];
-    let mut child = start(workshop.command("stopped", &long));
-    wait_until(&mut child, || lines(&workshop.path("stopped/metrics.jsonl")) > 3);
-    interrupt(&child);
-    let output = child.wait_with_output().expect("the program ends");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{stderr}");
-    let step = lines(&workshop.path("stopped/metrics.jsonl")) - 1;
-    assert!(stderr.contains(&format!("interrupted after step {step}; continue with --resume")), "{stderr}");
-    assert_eq!(workshop.names("stopped/checkpoints"), ["latest".to_owned(), format!("step_{step:06}")]);
-    let steps = format!("schedule.max_steps={}", step + 2);
-    let rest = ["--set", &steps, "--set", "checkpoint.every=0", "--set", "eval.every=0"];
-    workshop.train("stopped", &[&rest[..], &["--resume"]].concat()).ok();
-    workshop.train("whole", &rest).ok();
-    assert_eq!(workshop.metrics("stopped"), workshop.metrics("whole"));
 }
 
 #[test]
@@ -264,139 +240,4 @@ fn a_checkpoint_of_another_model_is_refused() {
     workshop
         .train("run", &["--resume", "--set", "schedule.max_steps=2"])
         .refused(1, &["adapter_model.safetensors", "lora", "not F32"]);
-}
-
-/// Sends Ctrl-C to a program.
-#[track_caller]
-fn interrupt(child: &Child) {
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
-    assert!(sent.success());
-}
-
-/// Reads stderr up to the line that has `word` in it.
-#[track_caller]
-fn read_until(stderr: &mut impl BufRead, word: &str) {
-    let mut text = String::new();
-    while !text.contains(word) {
-        let before = text.len();
-        stderr.read_line(&mut text).expect("text");
-        assert!(text.len() > before, "{word:?} is not in {text:?}");
-    }
-}
-
-/// Steps that are far longer than the time between two signals.
-const LONG_STEPS: [&str; 10] = [
-    "--set",
-    "rollout.group_size=200",
-    "--set",
-    "rollout.max_new_tokens=120",
-    "--set",
-    "eval.every=0",
-    "--set",
-    "eval.at_start=false",
-    "--set",
-    "eval.at_end=false",
-];
-
-/// A run of such steps, to be asked what it does.
-fn start_long(workshop: &Workshop) -> Server {
-    let address = format!("127.0.0.1:{}", free_port());
-    let child = start(workshop.command("run", &[&LONG_STEPS[..], &["--serve", &address]].concat()));
-    Server { child, address }
-}
-
-/// Waits until it has a checkpoint of its first step and is generating again: it is in the second.
-fn wait_for_second_step(workshop: &Workshop, run: &Server) {
-    client::wait_until("saved", || workshop.path("run/checkpoints/latest").exists());
-    client::wait_until("in the second step", || run.stat("arle_num_requests_running") > 0.0);
-}
-
-#[test]
-fn a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint() {
-    let workshop = Workshop::new();
-    let mut run = start_long(&workshop);
-    let mut stderr = BufReader::new(run.child.stderr.take().expect("a pipe"));
-    wait_for_second_step(&workshop, &run);
-    interrupt(&run.child);
-    read_until(&mut stderr, "stopping after this step");
-    interrupt(&run.child);
-    read_until(&mut stderr, "stopped at once; --resume continues");
-    assert_eq!(run.child.wait().expect("a child").code(), Some(130));
-    assert_whole(&workshop, "run");
-    assert_eq!(workshop.names("run/checkpoints"), ["latest", "step_000001"]);
-    assert_eq!(workshop.metrics("run").len(), 1, "the step was not finished");
-    workshop.train("run", &[&LONG_STEPS[..], &["--resume", "--set", "schedule.max_steps=2"]].concat()).ok();
-    let steps: Vec<_> = workshop.metrics("run").iter().map(|line| line["step"].as_u64()).collect();
-    assert_eq!(steps, [Some(1), Some(2)]);
-}
-
-#[test]
-fn a_second_ctrl_c_is_heard_when_nobody_reads_the_answer_to_the_first() {
-    let workshop = Workshop::new();
-    let mut run = start_long(&workshop);
-    drop(run.child.stderr.take());
-    wait_for_second_step(&workshop, &run);
-    interrupt(&run.child);
-    sleep(Duration::from_millis(50));
-    interrupt(&run.child);
-    assert_eq!(run.child.wait().expect("a child").code(), Some(130));
-    assert_eq!(workshop.names("run/checkpoints"), ["latest", "step_000001"]);
-    assert_eq!(workshop.metrics("run").len(), 1, "the step was not finished");
-}
-
-#[test]
-fn ctrl_c_before_the_run_begins_leaves_nothing() {
-    let workshop = Workshop::new();
-    let rows = workshop.path("rows.jsonl");
-    // They take seconds to read and to encode.
-    let row = |i: usize| format!("{}\n", json!({ "prompt": format!("Why is number {i} blue?"), "completion": "x" }));
-    fs::write(&rows, (0..200_000).map(row).collect::<String>()).expect("written");
-    let mut child = self::start(workshop.command("run", &[]));
-    let reads = |id: u32| {
-        let open = fs::read_dir(format!("/proc/{id}/fd")).into_iter().flatten().flatten();
-        open.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file == rows)
-    };
-    let id = child.id();
-    wait_until(&mut child, || reads(id));
-    interrupt(&child);
-    let start = Instant::now();
-    while child.try_wait().expect("a child").is_none() {
-        if start.elapsed() > Duration::from_secs(60) {
-            child.kill().expect("killed");
-        }
-        sleep(Duration::from_millis(1));
-    }
-    let output = child.wait_with_output().expect("the program ends");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{stderr}");
-    assert!(stderr.contains("interrupted before the run began"), "{stderr}");
-    assert!(!workshop.path("run").exists());
-}
-
-#[test]
-fn ctrl_c_in_the_first_measurement_keeps_it() {
-    let workshop = Workshop::new();
-    let settings = ["--set", "eval.max_new_tokens=120", "--set", "rollout.max_new_tokens=120"];
-    workshop.train("whole", &settings).ok();
-    let mut child = start(workshop.command("run", &settings));
-    wait_until(&mut child, || workshop.path("run/samples.jsonl").exists());
-    interrupt(&child);
-    assert_eq!(child.wait().expect("a child").code(), Some(130));
-    assert_whole(&workshop, "run");
-    workshop.train("run", &[&settings[..], &["--resume"]].concat()).ok();
-    assert_same_run(&workshop, "run", "whole");
-}
-
-#[test]
-fn a_closed_terminal_costs_no_checkpoint() {
-    let workshop = Workshop::new();
-    let (recipe, out) = (workshop.name("recipe.toml"), workshop.name("run"));
-    let long = ["--set", "schedule.max_steps=100000", "--set", "checkpoint.every=0", "--set", "eval.every=0"];
-    let mut child = start(command(TRAIN, &[&[recipe.as_str(), "--out", &out], &long[..]].concat()));
-    drop(child.stderr.take());
-    wait_until(&mut child, || lines(&workshop.path("run/metrics.jsonl")) > 3);
-    interrupt(&child);
-    assert_eq!(child.wait().expect("a child").code(), Some(130));
-    let step = lines(&workshop.path("run/metrics.jsonl")) - 1;
-    assert_eq!(workshop.names("run/checkpoints"), ["latest".to_owned(), format!("step_{step:06}")]);
 }

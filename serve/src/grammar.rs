@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
+use runtime::files::ModelFiles;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -14,7 +15,6 @@ use crate::closed_objects::close;
 use crate::fields::Fields;
 use crate::form_limits;
 use crate::memory;
-use crate::models::Model;
 use crate::off_loop::off_loop;
 use crate::openapi::schema::{Members, Schema, any, any_of, boolean, map, one_of, word};
 
@@ -113,18 +113,18 @@ impl Grammars {
     pub(crate) async fn compile(
         &self,
         grammars: Vec<GrammarWithLexer>,
-        model: &Arc<Model>,
+        files: &Arc<ModelFiles>,
         field: &'static str,
     ) -> Result<Grammar, ApiError> {
         let wrong = move |why: String| ApiError::invalid(field, format!("`{field}`: {why}"));
         form_limits::check(&grammars).map_err(wrong)?;
         let turn = COMPILERS.acquire().await.ok();
         let share = memory::wait(COMPILE_BYTES, "to compile a grammar").await?;
-        let (model, factory) = (Arc::clone(model), self.clone());
+        let (files, factory) = (Arc::clone(files), self.clone());
         off_loop(move || {
             // Both are held as long as the work goes on, whoever has left.
             let (_turn, _share) = (turn, share);
-            let factory = factory.0.get_or_init(|| make_factory(&model)).as_ref();
+            let factory = factory.0.get_or_init(|| make_factory(&files)).as_ref();
             let factory = factory.map_err(|why| ApiError::unsupported(field, format!("`{field}`: {why}")))?;
             let compile = || compiled(factory, TopLevelGrammar { grammars, max_tokens: None }).map_err(wrong);
             std::thread::scope(|scope| {
@@ -165,16 +165,15 @@ impl Grammar {
 const LEXER_STATES: usize = 20_000;
 
 /// All tokens as bytes, special ones apart from texts.
-fn make_factory(model: &Model) -> Result<ParserFactory, String> {
-    let name = model.name();
-    let tokenizer = model.files().tokenizer.as_ref().ok_or_else(|| format!("{name} has no tokenizer"))?;
-    let eos = model.files().config.eos_token_ids.first();
-    let eos = *eos.ok_or_else(|| format!("{name} has no end-of-sequence token to end a form with"))?;
+fn make_factory(files: &ModelFiles) -> Result<ParserFactory, String> {
+    let tokenizer = files.tokenizer.as_ref().ok_or("the model has no tokenizer")?;
+    let eos = files.config.eos_token_ids.first();
+    let eos = *eos.ok_or("the model has no end-of-sequence token to end a response format with")?;
     let word = |id: u32| match tokenizer.token_bytes(id) {
         Some(bytes) if tokenizer.is_special(id) => [&[TokTrie::SPECIAL_TOKEN_MARKER][..], &bytes].concat(),
         bytes => bytes.unwrap_or_default(),
     };
-    let words: Vec<Vec<u8>> = (0..model.vocab_size() as u32).map(word).collect();
+    let words: Vec<Vec<u8>> = (0..files.config.vocab_size as u32).map(word).collect();
     let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, eos), &words);
     let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
     let mut factory =

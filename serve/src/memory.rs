@@ -18,7 +18,6 @@ use hyper::body::{Frame, SizeHint};
 use tokio::sync::Notify;
 
 use crate::api_error::ApiError;
-use crate::app::Shared;
 
 /// What is smaller may use the whole budget, what is larger all but one part in [`RESERVE`].
 const SMALL: u64 = 64 << 10;
@@ -222,8 +221,8 @@ impl Held {
 }
 
 /// Holds what a request takes for as long as it needs it, and its answer until that is sent.
-pub(crate) async fn account(State(app): State<Shared>, request: Request, next: Next) -> Response {
-    let budget = &app.budget;
+pub(crate) async fn account(State(budget): State<Arc<Budget>>, request: Request, next: Next) -> Response {
+    let budget = &budget;
     let held = Held(Arc::new(Mutex::new(Holdings { input: budget.share(), answer: budget.share() })));
     let response = CURRENT.scope(held.clone(), next.run(request)).await;
     let mut answer = {
@@ -254,17 +253,15 @@ pub(crate) async fn account(State(app): State<Shared>, request: Request, next: N
 
 /// Gives freed memory back to the system, when requests have taken much since the last time and what they took is free again, or
 /// when they have taken as much as there is.
-pub(crate) async fn release(app: Shared) {
-    let budget = &app.budget;
+pub(crate) async fn release(budget: Arc<Budget>, release_memory: fn()) {
     let mut returned = 0;
     loop {
         tokio::time::sleep(LOOK).await;
         let taken = budget.taken.load(Ordering::Relaxed);
         let since = taken - returned;
         if since > budget.total || (since > MUCH && budget.used() < MUCH) {
-            let release = app.config.release_memory;
             // A pool that ends has nothing to give back.
-            let _ended = tokio::task::spawn_blocking(release).await;
+            let _ended = tokio::task::spawn_blocking(release_memory).await;
             returned = taken;
         }
     }

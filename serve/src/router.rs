@@ -12,11 +12,12 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use crate::api;
 use crate::api_error::ApiError;
 use crate::app::Shared;
+use crate::keys::X_API_KEY;
 use crate::openapi::{self, Access, Document, KeysFor, Route};
-use crate::{Error, Result, access, memory, origin, request_id, train_proxy};
+use crate::{Error, Result, access, memory, origin, request_id};
 
 /// Every route, with its description.
-pub(crate) fn routes() -> Vec<Route> {
+pub(crate) fn routes() -> Vec<Route<Shared>> {
     use Access::{Admin, Key, Open};
     use api::{
         adapters, chat, completions, dashboard, embeddings, generate, health, messages, models, pause, responses, rows,
@@ -69,7 +70,7 @@ pub(crate) fn routes() -> Vec<Route> {
 }
 
 /// The routes that these may call.
-fn group(routes: &[Route], access: Access) -> Router<Shared> {
+fn group(routes: &[Route<Shared>], access: Access) -> Router<Shared> {
     let routes = routes.iter().filter(|route| route.access == access);
     routes.fold(Router::new(), |router, route| router.route(route.path, route.code.clone()))
 }
@@ -78,7 +79,7 @@ fn group(routes: &[Route], access: Access) -> Router<Shared> {
 pub(crate) fn router(app: &Shared) -> Result<Router> {
     let routes = routes();
     let keys = KeysFor { api: app.config.api_keys.is_some(), admin: app.config.admin_keys.is_some() };
-    let elsewhere = || from_fn_with_state(Arc::clone(app), train_proxy::elsewhere);
+    let elsewhere = || from_fn_with_state(Arc::clone(app), api::train::elsewhere);
     let keyed = group(&routes, Access::Key)
         .route_layer(elsewhere())
         .route_layer(from_fn_with_state(Arc::clone(app), access::require_key));
@@ -91,7 +92,7 @@ pub(crate) fn router(app: &Shared) -> Result<Router> {
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(Extension(Document::new(routes, keys)))
-        .layer(from_fn_with_state(Arc::clone(app), memory::account))
+        .layer(from_fn_with_state(Arc::clone(&app.budget), memory::account))
         .layer(from_fn_with_state(Arc::clone(app), origin::check))
         .layer(map_response(no_sniffing))
         .layer(from_fn_with_state(Arc::clone(app), request_id::name))
@@ -142,7 +143,7 @@ fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
     let any = values.iter().any(|value| value == "*");
     let allowed = if any { AllowOrigin::any() } else { AllowOrigin::list(values) };
     let anthropic = ["anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access"];
-    let headers = [header::AUTHORIZATION, header::CONTENT_TYPE, access::X_API_KEY].into_iter();
+    let headers = [header::AUTHORIZATION, header::CONTENT_TYPE, X_API_KEY].into_iter();
     let headers: Vec<HeaderName> = headers.chain(anthropic.map(HeaderName::from_static)).collect();
     Ok(Some(CorsLayer::new().allow_origin(allowed).allow_methods([Method::GET, Method::POST]).allow_headers(headers)))
 }

@@ -115,7 +115,7 @@ impl Server {
         let cold = Arc::clone(&app);
         let mut warm_up = pin!(tokio::task::spawn_blocking(move || warm_up(&cold)));
         let mut warm = false;
-        let housekeeping = tokio::spawn(memory::release(Arc::clone(&app)));
+        let housekeeping = tokio::spawn(memory::release(Arc::clone(&app.budget), app.config.release_memory));
         let connections = Connections::new(Arc::clone(&app), routes.clone(), self.tls.clone());
         loop {
             tokio::select! {

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::extract::Request;
+use axum::response::Response;
 use futures_util::StreamExt;
 use http::{HeaderMap, HeaderName, Uri, header};
 use hyper::client::conn::http1;
@@ -14,7 +13,6 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::api_error::ApiError;
-use crate::app::{App, Shared};
 use crate::{Error, Result};
 
 /// Longest wait for a connection.
@@ -106,11 +104,14 @@ impl TrainProxy {
         answer.map_err(|error| unreachable(&error.to_string()))
     }
 
-    async fn forward(&self, app: Shared, request: Request) -> Result<Response, ApiError> {
-        let answer = self.ask(request, ANSWER.min(app.config.request_timeout)).await?;
+    /// The run's answer within `limit`; a stream of events ends with `draining`, when this server stops, even though the run goes on.
+    pub(crate) async fn forward<F>(&self, request: Request, limit: Duration, draining: F) -> Result<Response, ApiError>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let answer = self.ask(request, ANSWER.min(limit)).await?;
         let (head, body) = answer.into_parts();
-        // A stream of events ends when this server stops, even though the run goes on.
-        let body = Body::new(body).into_data_stream().take_until(async move { app.draining().await });
+        let body = Body::new(body).into_data_stream().take_until(draining);
         let mut response = Response::new(Body::from_stream(body));
         *response.status_mut() = head.status;
         copy(&ANSWERED, &head.headers, response.headers_mut());
@@ -124,18 +125,6 @@ fn copy(names: &[HeaderName], from: &HeaderMap, to: &mut HeaderMap) {
             to.append(name, value.clone());
         }
     }
-}
-
-/// Sends `/v1/train/*` to the run where there is one elsewhere; everything else goes on.
-pub(crate) async fn elsewhere(State(app): State<Shared>, request: Request, next: Next) -> Response {
-    match proxy_for(&app, request.uri().path()) {
-        None => next.run(request).await,
-        Some(proxy) => proxy.forward(app.clone(), request).await.unwrap_or_else(IntoResponse::into_response),
-    }
-}
-
-fn proxy_for<'a>(app: &'a App, path: &str) -> Option<&'a TrainProxy> {
-    app.train_proxy.as_ref().filter(|_| path.starts_with("/v1/train/"))
 }
 
 #[cfg(test)]

@@ -87,7 +87,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         None => None,
         Some((form, field)) => {
             sampling.check_form()?;
-            Some(model.grammars.compile(vec![form.grammar()], &model, field).await?)
+            Some(model.grammars.compile(vec![form.grammar()], model.shared_files(), field).await?)
         }
     };
     let temperatures = [sampling.reported_temperature(app.config.logprobs_mode), sampling.scored_temperature()];

@@ -71,7 +71,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         None => None,
         Some((form, field)) => {
             asked.sampling.check_form().map_err(below)?;
-            Some(model.grammars.compile(vec![form.grammar()], &model, field).await.map_err(below)?)
+            Some(model.grammars.compile(vec![form.grammar()], model.shared_files(), field).await.map_err(below)?)
         }
     };
     let prompt_logprobs = match asked.prompt_logprobs {

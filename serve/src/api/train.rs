@@ -5,7 +5,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{RawQuery, State};
+use axum::extract::{RawQuery, Request, State};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response, sse};
 use futures_util::stream;
 use http::{HeaderMap, header};
@@ -19,9 +20,26 @@ use crate::openapi::Operation;
 use crate::openapi::schema::{Members, count, event, exactly, list, named, number_above, text};
 use crate::sse::send;
 use crate::train::{TrainControl, TrainEvent, TrainStatus};
+use crate::train_proxy::TrainProxy;
 
 fn run(app: &App) -> Result<&Arc<dyn TrainControl>, ApiError> {
     app.training.as_ref().ok_or_else(ApiError::no_training)
+}
+
+/// Sends `/v1/train/*` to the run where there is one elsewhere; everything else goes on.
+pub(crate) async fn elsewhere(State(app): State<Shared>, request: Request, next: Next) -> Response {
+    match proxy_for(&app, request.uri().path()) {
+        None => next.run(request).await,
+        Some(proxy) => {
+            let stop = Arc::clone(&app);
+            let answer = proxy.forward(request, app.config.request_timeout, async move { stop.draining().await }).await;
+            answer.unwrap_or_else(IntoResponse::into_response)
+        }
+    }
+}
+
+fn proxy_for<'a>(app: &'a App, path: &str) -> Option<&'a TrainProxy> {
+    app.train_proxy.as_ref().filter(|_| path.starts_with("/v1/train/"))
 }
 
 /// `GET /v1/train/status`

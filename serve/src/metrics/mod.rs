@@ -1,14 +1,12 @@
-//! What the server counts. `/metrics` and `/v1/stats` are two renderings of the same families.
+//! What the server counts.
 
-mod families;
-mod histogram;
+pub(crate) mod histogram;
 mod watch;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use runtime::request::FinishReason;
 
-pub(crate) use families::{families, json, text};
 use histogram::Histogram;
 pub(crate) use watch::Watch;
 
@@ -32,7 +30,7 @@ const TOKENS: &[f64] = &[
 
 /// How a sequence or a request ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+pub(crate) enum Outcome {
     Stop,
     Length,
     /// The client left, or the server stopped.
@@ -41,9 +39,9 @@ enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [Self; 4] = [Self::Stop, Self::Length, Self::Abort, Self::Error];
+    pub(crate) const ALL: [Self; 4] = [Self::Stop, Self::Length, Self::Abort, Self::Error];
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
@@ -65,18 +63,18 @@ impl From<FinishReason> for Outcome {
 
 /// Counters of one model.
 pub(crate) struct ModelMetrics {
-    name: String,
-    prompt_tokens: AtomicU64,
-    cached_tokens: AtomicU64,
-    generated_tokens: AtomicU64,
+    pub(crate) name: String,
+    pub(crate) prompt_tokens: AtomicU64,
+    pub(crate) cached_tokens: AtomicU64,
+    pub(crate) generated_tokens: AtomicU64,
     /// Sequences by [`Outcome`].
-    ended: [AtomicU64; Outcome::ALL.len()],
-    first_token: Histogram,
-    between: Histogram,
-    whole: Histogram,
-    queued: Histogram,
-    prompt_length: Histogram,
-    generated_length: Histogram,
+    pub(crate) ended: [AtomicU64; Outcome::ALL.len()],
+    pub(crate) first_token: Histogram,
+    pub(crate) between: Histogram,
+    pub(crate) whole: Histogram,
+    pub(crate) queued: Histogram,
+    pub(crate) prompt_length: Histogram,
+    pub(crate) generated_length: Histogram,
 }
 
 impl ModelMetrics {
@@ -105,9 +103,9 @@ impl ModelMetrics {
 #[derive(Default)]
 pub(crate) struct Metrics {
     /// Responses whose status is 100 to 199, 200 to 299, ...
-    responses: [AtomicU64; 5],
+    pub(crate) responses: [AtomicU64; 5],
     /// Requests that were refused because all places are taken.
-    refused: AtomicU64,
+    pub(crate) refused: AtomicU64,
 }
 
 impl Metrics {

@@ -17,7 +17,6 @@ use utoipa::openapi::path::{HttpMethod, PathItem};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ComponentsBuilder, Info, License, OpenApi, OpenApiBuilder, PathsBuilder};
 
-use crate::app::Shared;
 pub(crate) use operation::Operation;
 use schema::{Members, any, nullable, text};
 
@@ -33,10 +32,10 @@ pub(crate) enum Access {
 }
 
 /// A path, what answers there, and the description of both.
-pub(crate) struct Route {
+pub(crate) struct Route<S> {
     pub(crate) path: &'static str,
     pub(crate) access: Access,
-    pub(crate) code: MethodRouter<Shared>,
+    pub(crate) code: MethodRouter<S>,
     method: HttpMethod,
     operation: Operation,
 }
@@ -45,10 +44,10 @@ pub(crate) struct Route {
 #[derive(Debug, Clone)]
 pub(crate) struct Known(pub(crate) Arc<[&'static str]>);
 
-impl Route {
+impl<S: Clone + Send + Sync + 'static> Route<S> {
     pub(crate) fn get<H, T>(access: Access, path: &'static str, code: H, operation: Operation) -> Self
     where
-        H: Handler<T, Shared>,
+        H: Handler<T, S>,
         T: 'static,
     {
         Self::new(access, path, HttpMethod::Get, routing::get(code), operation)
@@ -56,7 +55,7 @@ impl Route {
 
     pub(crate) fn post<H, T>(access: Access, path: &'static str, code: H, operation: Operation) -> Self
     where
-        H: Handler<T, Shared>,
+        H: Handler<T, S>,
         T: 'static,
     {
         Self::new(access, path, HttpMethod::Post, routing::post(code), operation)
@@ -66,7 +65,7 @@ impl Route {
         access: Access,
         path: &'static str,
         method: HttpMethod,
-        code: MethodRouter<Shared>,
+        code: MethodRouter<S>,
         operation: Operation,
     ) -> Self {
         let code = match operation.fields() {
@@ -89,13 +88,13 @@ pub(crate) struct KeysFor {
 pub(crate) struct Document(Arc<str>);
 
 impl Document {
-    pub(crate) fn new(routes: Vec<Route>, keys: KeysFor) -> Self {
+    pub(crate) fn new<S>(routes: Vec<Route<S>>, keys: KeysFor) -> Self {
         let document = document(routes, keys);
         Self(serde_json::to_string(&document).expect("plain JSON").into())
     }
 }
 
-fn document(routes: Vec<Route>, keys: KeysFor) -> OpenApi {
+fn document<S>(routes: Vec<Route<S>>, keys: KeysFor) -> OpenApi {
     let mut paths = PathsBuilder::new();
     let mut components = ComponentsBuilder::new().schema("Error", error());
     for Route { path, access, method, mut operation, .. } in routes {

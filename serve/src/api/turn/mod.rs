@@ -100,7 +100,7 @@ impl Turn {
             Some((body, field)) => {
                 self.sampling.check_form()?;
                 let layout = Layout { thoughts: thinking.thoughts(reading.prompt_thinks), body };
-                Some(model.grammars.compile(layout.grammars(), &model, field).await?)
+                Some(model.grammars.compile(layout.grammars(), model.shared_files(), field).await?)
             }
         };
         let guide = Guide::new(grammar, thinking.budget(&model, reading.prompt_thinks)?);

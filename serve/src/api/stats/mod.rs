@@ -1,5 +1,7 @@
 //! Two renderings of the same counters.
 
+mod families;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -7,19 +9,18 @@ use http::header;
 use serde_json::Value;
 
 use crate::app::Shared;
-use crate::metrics;
 use crate::openapi::Operation;
 use crate::openapi::schema::{any_of, described, list, map, null, number, text};
 
 /// `GET /metrics`: Prometheus' text.
 pub(crate) async fn metrics(State(app): State<Shared>) -> Response {
-    let text = metrics::text(&metrics::families(&app), app.config.metric_names);
+    let text = families::text(&families::families(&app), app.config.metric_names);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
 /// `GET /v1/stats`: the same as JSON.
 pub(crate) async fn stats(State(app): State<Shared>) -> Json<Value> {
-    Json(metrics::json(&metrics::families(&app)))
+    Json(families::json(&families::families(&app)))
 }
 
 pub(crate) fn describe_metrics() -> Operation {

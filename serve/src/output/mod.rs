@@ -6,7 +6,9 @@
 
 use std::sync::Arc;
 
-use crate::call::{Call, Read};
+mod call;
+
+use call::{Call, Read};
 
 pub(crate) const THINK: &str = "<think>";
 pub(crate) const THINK_END: &str = "</think>";

@@ -6,16 +6,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use runtime::request::ModelSnapshot;
 use serde_json::{Map, Value, json};
 
-use super::histogram::{Distribution, Histogram};
-use super::{ModelMetrics, Outcome};
 use crate::app::App;
 use crate::config::MetricNames;
+use crate::metrics::histogram::{Distribution, Histogram};
+use crate::metrics::{ModelMetrics, Outcome};
 use crate::telemetry::Counts;
 
 type Labels = Vec<(&'static str, String)>;
 
 /// One metric with all its labels.
-pub(crate) struct Family {
+pub(super) struct Family {
     name: &'static str,
     help: &'static str,
     samples: Samples,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde::de::IgnoredAny;
 
-use crate::output::Part;
+use super::Part;
 
 /// How far an object has been read. Places are bytes of its text.
 #[derive(Debug, Clone, Default)]

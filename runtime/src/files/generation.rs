@@ -102,7 +102,7 @@ const CUTOFFS: [&str; 2] = ["epsilon_cutoff", "eta_cutoff"];
 impl GenerationDefaults {
     pub(super) fn from_hf(path: &Path, config: Option<&Value>) -> Result<Self> {
         let Some(config) = config else { return Ok(Self::default()) };
-        let keys = Keys { path, config };
+        let keys = GenerationKeys { path, config };
         Ok(Self {
             do_sample: keys.get("do_sample", "true or false")?,
             temperature: keys.get("temperature", "a number")?,
@@ -160,12 +160,12 @@ impl GenerationDefaults {
 }
 
 /// The keys of the file; `null` is as good as absent.
-struct Keys<'a> {
+struct GenerationKeys<'a> {
     path: &'a Path,
     config: &'a Value,
 }
 
-impl Keys<'_> {
+impl GenerationKeys<'_> {
     fn value(&self, key: &str) -> Option<&Value> {
         self.config.get(key).filter(|value| !value.is_null())
     }
@@ -201,7 +201,7 @@ impl Keys<'_> {
 }
 
 impl GenerationRules {
-    fn from_hf(keys: &Keys) -> Result<Self> {
+    fn from_hf(keys: &GenerationKeys) -> Result<Self> {
         let count = |key: &str| Ok::<usize, Error>(keys.get(key, "a number of tokens")?.unwrap_or_default());
         let one_or_more = |value: Value| match value {
             Value::Array(_) => value,
@@ -256,12 +256,18 @@ impl GenerationRules {
             return None;
         }
         let rules = self.clone();
-        Some(Box::new(Mask { rules, tokens: prompt.to_vec(), prompt: prompt.len(), eos: eos.to_vec(), max_tokens }))
+        Some(Box::new(RulesMask {
+            rules,
+            tokens: prompt.to_vec(),
+            prompt: prompt.len(),
+            eos: eos.to_vec(),
+            max_tokens,
+        }))
     }
 }
 
 /// [`GenerationRules`] during one generation.
-struct Mask {
+struct RulesMask {
     rules: GenerationRules,
     tokens: Vec<u32>,
     /// Length of the prompt.
@@ -270,7 +276,7 @@ struct Mask {
     max_tokens: usize,
 }
 
-impl Mask {
+impl RulesMask {
     /// The only token that may come next, where the rules name it.
     fn forced(&self) -> Option<u32> {
         let is_last = self.tokens.len() - self.prompt + 1 == self.max_tokens;
@@ -313,7 +319,7 @@ impl Mask {
     }
 }
 
-impl TokenMask for Mask {
+impl TokenMask for RulesMask {
     fn allowed(&mut self, bits: &mut [u32]) {
         let place = |id: u32| (id as usize / 32, 1 << (id % 32));
         if let Some(forced) = self.forced() {

@@ -7,7 +7,7 @@ use autograd::ops::RopeTable;
 use autograd::{Device, cuda};
 
 use crate::config::ModelConfig;
-use crate::model::{Adapter, Form, Module, Part, TensorSpec, tensors};
+use crate::model::{Adapter, Form, Module, TensorRole, TensorSpec, tensors};
 use crate::request::LoraConfig;
 use crate::weights::{SafetensorsWeights, WeightSource};
 use crate::{Error, Result};
@@ -32,10 +32,10 @@ pub(super) fn parameters(config: &ModelConfig) -> u64 {
 }
 
 /// Number of the block that a layer's tensor shares with others: maps of one input lie behind each other on a GPU.
-fn joined_with(part: Part) -> Option<usize> {
+fn joined_with(part: TensorRole) -> Option<usize> {
     match part {
-        Part::Linear(Module::Q | Module::K | Module::V) => Some(0),
-        Part::Linear(Module::Gate | Module::Up) => Some(1),
+        TensorRole::Linear(Module::Q | Module::K | Module::V) => Some(0),
+        TensorRole::Linear(Module::Gate | Module::Up) => Some(1),
         _ => None,
     }
 }
@@ -86,7 +86,7 @@ pub(super) fn rotary(config: &ModelConfig, device: Device, longest: usize) -> u6
 }
 
 /// The low-rank branches of a model.
-pub(super) struct Branches {
+pub(super) struct LoraCounts {
     /// Elements of every tensor.
     tensors: Vec<u64>,
     /// Elements of every block of weights that a merged copy has for itself.
@@ -95,7 +95,7 @@ pub(super) struct Branches {
     pub(super) ranks: u64,
 }
 
-impl Branches {
+impl LoraCounts {
     /// Those that training makes.
     pub(super) fn made(config: &ModelConfig, lora: &LoraConfig) -> Result<Self> {
         let mut branches = Self { tensors: vec![], merged: vec![], ranks: 0 };
@@ -103,7 +103,7 @@ impl Branches {
             let mut shared = [0; 2];
             for Form { module, rank, shape: [out, input] } in &layer {
                 branches.tensors.extend([(rank * input) as u64, (out * rank) as u64]);
-                match joined_with(Part::Linear(*module)) {
+                match joined_with(TensorRole::Linear(*module)) {
                     Some(group) => shared[group] += (out * input) as u64,
                     None => branches.merged.push((out * input) as u64),
                 }

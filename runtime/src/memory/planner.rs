@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use autograd::kv::PAGE_TOKENS;
 use autograd::{Device, cuda, ops};
 
-use super::count::{Branches, Rows, Weights, block, graph_pages, graph_rows, kv_bytes, kv_pool, parameters, rotary};
+use super::count::{LoraCounts, Rows, Weights, block, graph_pages, graph_rows, kv_bytes, kv_pool, parameters, rotary};
 use super::{Bytes, Checkpointing, Entry, KvSize, KvWish, Workload};
 use crate::config::ModelConfig;
 use crate::ids::ModelId;
@@ -32,7 +32,7 @@ pub(super) struct PlannedModel {
     pub(super) config: ModelConfig,
     weights: Weights,
     /// Its own adapter, from a folder.
-    adapter: Option<Branches>,
+    adapter: Option<LoraCounts>,
     /// The model whose weights it has.
     shares: Option<ModelId>,
     /// Its layers wait on the host.
@@ -46,14 +46,14 @@ impl PlannedModel {
         let (model, device) = (spec.model(id).expect("an id of the specification"), spec.device);
         let (config, _) = keep_layers(&model.files.config, model.layers.as_deref())?;
         let adapter =
-            model.adapter.as_ref().map(|folder| Branches::in_folder(folder, config.num_layers)).transpose()?;
+            model.adapter.as_ref().map(|folder| LoraCounts::in_folder(folder, config.num_layers)).transpose()?;
         let weights = Weights::of(&config, device, device.value_bytes() as u64);
         let (shares, offloaded) = (spec.shares_weights_with(id), spec.is_offloaded(id));
         Ok(Self { config, weights, adapter, shares, offloaded, generates: spec.generates(id) })
     }
 
     /// Memory of `count` rows; `trained`: with the branches that are trained.
-    pub(super) fn rows<'a>(&'a self, device: Device, trained: Option<&Branches>, count: usize) -> Rows<'a> {
+    pub(super) fn rows<'a>(&'a self, device: Device, trained: Option<&LoraCounts>, count: usize) -> Rows<'a> {
         let ranks = trained.or(self.adapter.as_ref()).map_or(0, |branches| branches.ranks);
         Rows { config: &self.config, device, ranks, count: count as u64 }
     }
@@ -67,7 +67,7 @@ pub(super) struct Planner<'a> {
     /// By id.
     models: Vec<PlannedModel>,
     /// The branches that are trained.
-    pub(super) branches: Option<Branches>,
+    pub(super) branches: Option<LoraCounts>,
 }
 
 impl<'a> Planner<'a> {
@@ -75,7 +75,7 @@ impl<'a> Planner<'a> {
         let device = spec.device;
         let models: Vec<PlannedModel> = spec.ids().map(|id| PlannedModel::of(spec, id)).collect::<Result<_>>()?;
         let branches = match spec.training.as_ref().map(|training| &training.trainable) {
-            Some(Trainable::Lora(lora)) => Some(Branches::made(&models[0].config, lora)?),
+            Some(Trainable::Lora(lora)) => Some(LoraCounts::made(&models[0].config, lora)?),
             Some(Trainable::Full) | None => None,
         };
         Ok(Self { spec, workload, device, models, branches })

@@ -10,7 +10,7 @@ use super::count::Weights;
 use super::planner::DRIVER;
 use super::*;
 use crate::files::ModelFiles;
-use crate::model::{Adapter, Decoder, ModelWeights, Pass};
+use crate::model::{Adapter, Decoder, ModelParams, ModelWeights};
 use crate::request::{EngineConfig, LoraConfig, ModelSpec, Offload, Trainable, Training};
 
 const MICRO_BATCH: usize = 40;
@@ -90,7 +90,7 @@ fn kept(spec: &RuntimeSpec, recomputed: usize) -> u64 {
         None => weights.iter().collect(),
     };
     trained.into_iter().for_each(|t| tape.watch(t));
-    let pass = Pass { recomputed, ..Pass::inference(Arc::new(weights), adapter.clone()) };
+    let pass = ModelParams { recomputed, ..ModelParams::inference(Arc::new(weights), adapter.clone()) };
     let decoder = Decoder::new(config.clone(), config.max_position_embeddings);
     let ids: Vec<u32> = (0..MICRO_BATCH as u32).collect();
     let sequences = Sequences::from_lengths(&[25, 15]);

@@ -23,7 +23,7 @@ pub struct Decoder {
 
 /// What one forward pass computes with.
 #[derive(Debug, Clone)]
-pub struct Pass {
+pub struct ModelParams {
     /// The base weights.
     pub weights: Arc<ModelWeights>,
     /// Low-rank branches on them.
@@ -36,7 +36,7 @@ pub struct Pass {
     pub merge: bool,
 }
 
-impl Pass {
+impl ModelParams {
     /// Inference with these weights.
     #[must_use]
     pub fn inference(weights: Arc<ModelWeights>, adapter: Option<Arc<Adapter>>) -> Self {
@@ -44,7 +44,7 @@ impl Pass {
     }
 }
 
-impl Pass {
+impl ModelParams {
     /// The same in memory of its own, except for base weights that `old` has too: those are not trained.
     ///
     /// # Errors
@@ -79,7 +79,7 @@ impl Pass {
 }
 
 /// Where attention finds keys and values.
-pub trait Memory {
+pub trait KvSource {
     /// Attention of one layer's new rows of queries, keys and values, which are normed and rotated and become part of the
     /// memory.
     ///
@@ -96,9 +96,9 @@ pub trait Memory {
 }
 
 /// Sequences that are wholly in the batch.
-pub struct Packed<'a>(pub &'a Sequences);
+pub struct PackedKv<'a>(pub &'a Sequences);
 
-impl Memory for Packed<'_> {
+impl KvSource for PackedKv<'_> {
     fn attend(
         &mut self,
         tape: &mut Tape,
@@ -121,14 +121,14 @@ impl Memory for Packed<'_> {
 }
 
 /// Sequences whose earlier tokens are in pages.
-pub struct Paged<'a> {
+pub struct PagedKv<'a> {
     /// The pool.
     pub pool: &'a mut KvPool,
     /// Rows of the batch and their pages.
     pub batch: &'a PagedBatch,
 }
 
-impl Memory for Paged<'_> {
+impl KvSource for PagedKv<'_> {
     fn attend(
         &mut self,
         _: &mut Tape,
@@ -162,7 +162,13 @@ impl Decoder {
     ///
     /// # Errors
     /// Ids or positions out of range.
-    pub fn forward_packed(&self, tape: &mut Tape, pass: &Pass, ids: &Index, sequences: &Sequences) -> Result<Tensor> {
+    pub fn forward_packed(
+        &self,
+        tape: &mut Tape,
+        pass: &ModelParams,
+        ids: &Index,
+        sequences: &Sequences,
+    ) -> Result<Tensor> {
         let x = self.residual_packed(tape, pass, ids, sequences)?;
         self.norm(tape, &x, &pass.weights.final_norm)
     }
@@ -171,20 +177,26 @@ impl Decoder {
     ///
     /// # Errors
     /// Ids or positions out of range.
-    pub fn residual_packed(&self, tape: &mut Tape, pass: &Pass, ids: &Index, sequences: &Sequences) -> Result<Tensor> {
+    pub fn residual_packed(
+        &self,
+        tape: &mut Tape,
+        pass: &ModelParams,
+        ids: &Index,
+        sequences: &Sequences,
+    ) -> Result<Tensor> {
         let mut x = ops::embedding(tape, &pass.weights.embedding, ids)?;
         for layer in 0..self.config.num_layers {
             if layer < pass.recomputed {
                 let (this, pass, sequences) = (self.clone(), pass.clone(), sequences.clone());
                 x = tape.checkpoint(&x, move |tape, x| {
-                    let result = this.layer(tape, &pass, layer, x, &mut Packed(&sequences));
+                    let result = this.layer(tape, &pass, layer, x, &mut PackedKv(&sequences));
                     result.map_err(|e| match e {
                         crate::Error::Op(e) => e,
                         other => unreachable!("a layer only runs ops: {other}"),
                     })
                 })?;
             } else {
-                x = self.layer(tape, pass, layer, &x, &mut Packed(sequences))?;
+                x = self.layer(tape, pass, layer, &x, &mut PackedKv(sequences))?;
             }
         }
         Ok(x)
@@ -194,7 +206,7 @@ impl Decoder {
     ///
     /// # Errors
     /// Ids or positions out of range.
-    pub fn forward_paged(&self, pass: &Pass, ids: &Index, memory: &mut Paged<'_>) -> Result<Tensor> {
+    pub fn forward_paged(&self, pass: &ModelParams, ids: &Index, memory: &mut PagedKv<'_>) -> Result<Tensor> {
         let x = self.residual_paged(pass, ids, memory)?;
         self.normalize(pass, &x)
     }
@@ -203,7 +215,7 @@ impl Decoder {
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn normalize(&self, pass: &Pass, residual: &Tensor) -> Result<Tensor> {
+    pub fn normalize(&self, pass: &ModelParams, residual: &Tensor) -> Result<Tensor> {
         self.norm(&mut Tape::off(), residual, &pass.weights.final_norm)
     }
 
@@ -211,7 +223,7 @@ impl Decoder {
     ///
     /// # Errors
     /// Ids or positions out of range.
-    pub fn residual_paged(&self, pass: &Pass, ids: &Index, memory: &mut Paged<'_>) -> Result<Tensor> {
+    pub fn residual_paged(&self, pass: &ModelParams, ids: &Index, memory: &mut PagedKv<'_>) -> Result<Tensor> {
         let mut tape = Tape::off();
         let mut x = ops::embedding(&mut tape, &pass.weights.embedding, ids)?;
         for layer in 0..self.config.num_layers {
@@ -220,9 +232,16 @@ impl Decoder {
         Ok(x)
     }
 
-    fn layer(&self, tape: &mut Tape, pass: &Pass, index: usize, x: &Tensor, memory: &mut dyn Memory) -> Result<Tensor> {
+    fn layer(
+        &self,
+        tape: &mut Tape,
+        pass: &ModelParams,
+        index: usize,
+        x: &Tensor,
+        memory: &mut dyn KvSource,
+    ) -> Result<Tensor> {
         let layer = &*pass.weights.layer(index)?;
-        let maps = Maps { pass, layer, index };
+        let maps = LayerProjections { pass, layer, index };
         let norm = |w| Around { norm: Some((w, self.eps())), ..Around::default() };
         let onto = |x| Around { residual: Some(x), ..Around::default() };
         let qkv = maps.project(tape, &[Module::Q, Module::K, Module::V], x, norm(&layer.input_norm))?;
@@ -259,14 +278,14 @@ impl Decoder {
 }
 
 /// The linear maps of one layer.
-struct Maps<'a> {
-    pass: &'a Pass,
+struct LayerProjections<'a> {
+    pass: &'a ModelParams,
     layer: &'a LayerWeights,
     index: usize,
 }
 
-impl Maps<'_> {
-    /// Maps of `x` side by side, each with its low-rank branch when the adapter has one, and what is around them.
+impl LayerProjections<'_> {
+    /// Projections of `x` side by side, each with its LoRA adapter when the adapter has one, and what is around them.
     fn project(&self, tape: &mut Tape, modules: &[Module], x: &Tensor, around: Around<'_>) -> Result<Tensor> {
         let map = |&module: &Module| {
             let branch = self.pass.adapter.as_ref().and_then(|a| a.layers[self.index][module as usize].as_ref());

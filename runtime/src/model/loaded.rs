@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use autograd::{Device, Tensor, ops};
 
-use super::{Adapter, Decoder, ModelWeights, Pass};
+use super::{Adapter, Decoder, ModelParams, ModelWeights};
 use crate::Result;
 use crate::config::ModelConfig;
 
@@ -13,7 +13,7 @@ pub(crate) struct LoadedModel {
     decoder: Decoder,
     /// The frozen weights under the adapter.
     base: Arc<ModelWeights>,
-    serving: Pass,
+    serving: ModelParams,
     /// Whether `serving` is this model's own copy of trained weights.
     owns_copy: bool,
 }
@@ -29,7 +29,7 @@ pub(crate) enum Moved {
 
 impl LoadedModel {
     pub(crate) fn new(decoder: Decoder, base: Arc<ModelWeights>, adapter: Option<Adapter>) -> Self {
-        let serving = Pass::inference(base.clone(), adapter.map(Arc::new));
+        let serving = ModelParams::inference(base.clone(), adapter.map(Arc::new));
         Self { decoder, base, serving, owns_copy: false }
     }
 
@@ -50,7 +50,7 @@ impl LoadedModel {
     }
 
     /// The weights that requests run with.
-    pub(crate) fn serving(&self) -> &Pass {
+    pub(crate) fn serving(&self) -> &ModelParams {
         &self.serving
     }
 
@@ -73,7 +73,7 @@ impl LoadedModel {
     /// Training on a GPU changes weights in place, so requests run with a copy, which stays where it is: the captured decode
     /// steps read it. When every weight is trained, the weights that were loaded become that copy, unless another model has
     /// them too.
-    pub(crate) fn publish(&mut self, trained: Pass) -> Result<Moved> {
+    pub(crate) fn publish(&mut self, trained: ModelParams) -> Result<Moved> {
         let full = trained.adapter.is_none();
         let mut moved = Moved::Elsewhere;
         if matches!(self.device(), Device::Cuda(_)) {
@@ -100,7 +100,7 @@ impl LoadedModel {
     /// Runs requests with an adapter from the host from now on. No step is in flight.
     pub(crate) fn replace_adapter(&mut self, adapter: &Adapter) -> Result<()> {
         let adapter = adapter.on(self.device())?;
-        self.serving = Pass::inference(self.base.clone(), Some(Arc::new(adapter)));
+        self.serving = ModelParams::inference(self.base.clone(), Some(Arc::new(adapter)));
         Ok(())
     }
 }

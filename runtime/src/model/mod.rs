@@ -13,9 +13,9 @@ mod random;
 mod rope;
 mod weights;
 
-pub use adapter::{Adapter, Branch, LoraConfig};
+pub use adapter::{Adapter, LoraConfig, LoraWeights};
 pub(crate) use adapter::{Difference, Form};
-pub use decoder::{Decoder, Memory, Packed, Paged, Pass};
+pub use decoder::{Decoder, KvSource, ModelParams, PackedKv, PagedKv};
 pub(crate) use loaded::{LoadedModel, Moved};
 pub use random::RandomWeights;
 pub use weights::{LayerWeights, ModelWeights};
@@ -86,7 +86,7 @@ pub enum Vector {
 
 /// What a tensor is to the decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum TensorRole {
     /// Token embedding.
     Embedding,
     /// RMSNorm before the head.
@@ -144,11 +144,11 @@ pub enum Shard {
 
 /// One row of a family's table.
 #[derive(Debug, Clone, Copy)]
-pub struct Entry {
+pub struct TableRow {
     /// Hugging Face name; below `model.layers.N.` for the tensors of a layer.
     pub name: &'static str,
     /// What it is.
-    pub part: Part,
+    pub part: TensorRole,
     /// `[out, in]`, or one size for a vector.
     pub shape: &'static [Dim],
     /// How it is cut.
@@ -163,7 +163,7 @@ pub struct TensorSpec {
     /// Layer, when it belongs to one.
     pub layer: Option<usize>,
     /// What it is.
-    pub part: Part,
+    pub part: TensorRole,
     /// Shape in the file.
     pub shape: Vec<usize>,
     /// How it is cut.
@@ -171,7 +171,7 @@ pub struct TensorSpec {
 }
 
 /// The table of a family: Llama's rows, and those that the family has besides.
-pub fn table(family: Family) -> impl Iterator<Item = &'static Entry> + Clone {
+pub fn table(family: Family) -> impl Iterator<Item = &'static TableRow> + Clone {
     let more = match family {
         Family::Llama => &[],
         Family::Qwen2 => qwen2::MORE,
@@ -183,15 +183,15 @@ pub fn table(family: Family) -> impl Iterator<Item = &'static Entry> + Clone {
 /// Every tensor that a model of this configuration has.
 #[must_use]
 pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
-    let spec = |entry: &Entry, layer: Option<usize>| TensorSpec {
+    let spec = |entry: &TableRow, layer: Option<usize>| TensorSpec {
         name: layer.map_or_else(|| entry.name.to_owned(), |l| format!("model.layers.{l}.{}", entry.name)),
         layer,
         part: entry.part,
         shape: entry.shape.iter().map(|d| d.of(config)).collect(),
         shard: entry.shard,
     };
-    let in_layer = |e: &&Entry| matches!(e.part, Part::Linear(_) | Part::Vector(_));
-    let wanted = |e: &&Entry| !(e.part == Part::Head && config.tie_word_embeddings);
+    let in_layer = |e: &&TableRow| matches!(e.part, TensorRole::Linear(_) | TensorRole::Vector(_));
+    let wanted = |e: &&TableRow| !(e.part == TensorRole::Head && config.tie_word_embeddings);
     let entries = table(config.family);
     let outer = entries.clone().filter(|e| !in_layer(e)).filter(wanted).map(|e| spec(e, None));
     let layers = (0..config.num_layers).flat_map(|l| entries.clone().filter(in_layer).map(move |e| spec(e, Some(l))));
@@ -227,6 +227,6 @@ pub(crate) fn keep_layers(config: &ModelConfig, layers: Option<&[usize]>) -> Res
 }
 
 /// A row of a table.
-const fn entry(name: &'static str, part: Part, shape: &'static [Dim], shard: Shard) -> Entry {
-    Entry { name, part, shape, shard }
+const fn entry(name: &'static str, part: TensorRole, shape: &'static [Dim], shard: Shard) -> TableRow {
+    TableRow { name, part, shape, shard }
 }

@@ -2,10 +2,10 @@
 
 use super::Dim::{KeyValues, Queries};
 use super::Shard::Column;
-use super::{Entry, Module, Part, Vector, entry};
+use super::{Module, TableRow, TensorRole, Vector, entry};
 
-pub(super) const MORE: &[Entry] = &[
-    entry("self_attn.q_proj.bias", Part::Vector(Vector::Bias(Module::Q)), &[Queries], Column),
-    entry("self_attn.k_proj.bias", Part::Vector(Vector::Bias(Module::K)), &[KeyValues], Column),
-    entry("self_attn.v_proj.bias", Part::Vector(Vector::Bias(Module::V)), &[KeyValues], Column),
+pub(super) const MORE: &[TableRow] = &[
+    entry("self_attn.q_proj.bias", TensorRole::Vector(Vector::Bias(Module::Q)), &[Queries], Column),
+    entry("self_attn.k_proj.bias", TensorRole::Vector(Vector::Bias(Module::K)), &[KeyValues], Column),
+    entry("self_attn.v_proj.bias", TensorRole::Vector(Vector::Bias(Module::V)), &[KeyValues], Column),
 ];

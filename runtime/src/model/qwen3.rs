@@ -2,9 +2,9 @@
 
 use super::Dim::Head;
 use super::Shard::Replicated;
-use super::{Entry, Part, Vector, entry};
+use super::{TableRow, TensorRole, Vector, entry};
 
-pub(super) const MORE: &[Entry] = &[
-    entry("self_attn.q_norm.weight", Part::Vector(Vector::QNorm), &[Head], Replicated),
-    entry("self_attn.k_norm.weight", Part::Vector(Vector::KNorm), &[Head], Replicated),
+pub(super) const MORE: &[TableRow] = &[
+    entry("self_attn.q_norm.weight", TensorRole::Vector(Vector::QNorm), &[Head], Replicated),
+    entry("self_attn.k_norm.weight", TensorRole::Vector(Vector::KNorm), &[Head], Replicated),
 ];

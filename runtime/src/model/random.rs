@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::{Part, Vector, tensors};
+use super::{TensorRole, Vector, tensors};
 use crate::Result;
 use crate::config::ModelConfig;
 use crate::weights::{WeightSource, check_rows, row_len};
@@ -32,9 +32,9 @@ impl RandomWeights {
     pub fn new(path: &Path, config: &ModelConfig) -> Self {
         let specs = tensors(config);
         let is_norm = |part| match part {
-            Part::FinalNorm => true,
-            Part::Vector(vector) => !matches!(vector, Vector::Bias(_)),
-            Part::Embedding | Part::Head | Part::Linear(_) => false,
+            TensorRole::FinalNorm => true,
+            TensorRole::Vector(vector) => !matches!(vector, Vector::Bias(_)),
+            TensorRole::Embedding | TensorRole::Head | TensorRole::Linear(_) => false,
         };
         Self {
             path: path.to_owned(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use autograd::stream::{Groups, Values};
 use autograd::{Device, Tensor, ops};
 
-use super::{Adapter, Module, Part, TensorSpec, Vector, tensors};
+use super::{Adapter, Module, TensorRole, TensorSpec, Vector, tensors};
 use crate::config::ModelConfig;
 use crate::weights::{WeightSource, check_finite};
 use crate::{Error, Result};
@@ -197,9 +197,9 @@ impl ModelWeights {
         let mut parts: Vec<LayerParts> = (0..layers).map(|_| LayerParts::default()).collect();
         for (spec, tensor) in tensors {
             match (spec.part, spec.layer) {
-                (Part::Embedding, _) => outer[0] = Some(tensor),
-                (Part::FinalNorm, _) => outer[1] = Some(tensor),
-                (Part::Head, _) => outer[2] = Some(tensor),
+                (TensorRole::Embedding, _) => outer[0] = Some(tensor),
+                (TensorRole::FinalNorm, _) => outer[1] = Some(tensor),
+                (TensorRole::Head, _) => outer[2] = Some(tensor),
                 (part, Some(layer)) => parts[layer].put(part, tensor),
                 (part, None) => unreachable!("{part:?} belongs to a layer"),
             }
@@ -277,15 +277,17 @@ struct LayerParts {
 }
 
 impl LayerParts {
-    fn put(&mut self, part: Part, tensor: Tensor) {
+    fn put(&mut self, part: TensorRole, tensor: Tensor) {
         let place = match part {
-            Part::Linear(m) => &mut self.linear[m as usize],
-            Part::Vector(Vector::Bias(m)) => &mut self.bias[m as usize],
-            Part::Vector(Vector::InputNorm) => &mut self.norms[0],
-            Part::Vector(Vector::PostNorm) => &mut self.norms[1],
-            Part::Vector(Vector::QNorm) => &mut self.norms[2],
-            Part::Vector(Vector::KNorm) => &mut self.norms[3],
-            Part::Embedding | Part::FinalNorm | Part::Head => unreachable!("{part:?} belongs to no layer"),
+            TensorRole::Linear(m) => &mut self.linear[m as usize],
+            TensorRole::Vector(Vector::Bias(m)) => &mut self.bias[m as usize],
+            TensorRole::Vector(Vector::InputNorm) => &mut self.norms[0],
+            TensorRole::Vector(Vector::PostNorm) => &mut self.norms[1],
+            TensorRole::Vector(Vector::QNorm) => &mut self.norms[2],
+            TensorRole::Vector(Vector::KNorm) => &mut self.norms[3],
+            TensorRole::Embedding | TensorRole::FinalNorm | TensorRole::Head => {
+                unreachable!("{part:?} belongs to no layer")
+            }
         };
         *place = Some(tensor);
     }
@@ -313,10 +315,10 @@ fn file_name(spec: &TensorSpec, kept: &[usize]) -> String {
 }
 
 /// Whether a tensor of a layer lies behind the one before it in the table, as [`LayerWeights::join`] puts them.
-fn follows_in_memory(part: Part) -> bool {
+fn follows_in_memory(part: TensorRole) -> bool {
     let follows = |module| matches!(module, Module::K | Module::V | Module::Up);
     match part {
-        Part::Linear(module) | Part::Vector(Vector::Bias(module)) => follows(module),
+        TensorRole::Linear(module) | TensorRole::Vector(Vector::Bias(module)) => follows(module),
         _ => false,
     }
 }

@@ -8,10 +8,10 @@ use minijinja::value::{Serde, Value as JinjaValue};
 use serde_json::{Map, Value, json};
 
 use super::folder::TextFiles;
-use super::forms::Conversation;
 use super::jinja::{self, TemplateError, Templates};
 use super::message::Message;
 use super::tokenizer::Tokenizer;
+use super::value_forms::Conversation;
 use crate::weights::gguf::GgufFile;
 use crate::{Error, Result};
 
@@ -186,8 +186,8 @@ impl ChatTemplate {
                 Err(excess @ TemplateError::Excess(_)) => return Err(template_error(excess)),
                 Err(error) => drop(refusal.get_or_insert(error)),
             }
-            if begun.elapsed() > jinja::PATIENCE {
-                let what = format!("the forms of its values take longer than {} s", jinja::PATIENCE.as_secs());
+            if begun.elapsed() > jinja::TIME_LIMIT {
+                let what = format!("the forms of its values take longer than {} s", jinja::TIME_LIMIT.as_secs());
                 return Err(template_error(TemplateError::Excess(what)));
             }
         }

@@ -2,16 +2,16 @@
 
 mod bounds;
 mod environment;
-mod given;
 mod source;
+mod values;
 
 use std::sync::Arc;
 
 use minijinja::{Environment, ErrorKind, Value};
 
 pub(super) use environment::transformers;
-pub(super) const PATIENCE: std::time::Duration = bounds::PATIENCE;
-pub(super) use given::{Arguments, TextParts, WHOLE_LIST};
+pub(super) const TIME_LIMIT: std::time::Duration = bounds::TIME_LIMIT;
+pub(super) use values::{Arguments, TextParts, WHOLE_LIST};
 
 /// Bytes of a template, at most. The longest that models have are some ten thousand.
 const LONGEST: usize = 256 << 10;

@@ -1,18 +1,18 @@
 //! Text and token ids: tokenizers, incremental decoding, chat templates.
 
 mod chat;
-mod cover;
-mod declared;
 mod detokenizer;
 mod folder;
-mod forms;
 mod gguf;
 mod jinja;
 mod message;
 mod pre_tokenizer;
 mod python;
+mod special_tokens;
 mod strftime;
+mod token_count;
 mod tokenizer;
+mod value_forms;
 
 pub use chat::{ChatTemplate, Ending};
 pub use detokenizer::Detokenizer;

@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tokenizers::DecoderWrapper;
 
-use super::cover::Cover;
-use super::declared;
 use super::folder::TextFiles;
+use super::special_tokens;
+use super::token_count::MinTokenCount;
 use crate::{Error, Result, caught};
 
 /// Turns text into token ids and back, exactly as Hugging Face's `tokenizer.json` defines it.
@@ -21,7 +21,7 @@ pub struct Tokenizer {
     special: BTreeSet<u32>,
     vocab_size: usize,
     fingerprint: OnceLock<String>,
-    cover: OnceLock<Option<Cover>>,
+    min_count: OnceLock<Option<MinTokenCount>>,
 }
 
 impl Tokenizer {
@@ -41,7 +41,7 @@ impl Tokenizer {
         let made = caught(|| {
             let inner = tokenizers::Tokenizer::from_bytes(bytes);
             let mut inner = inner.map_err(|e| Error::bad_file(&path, e.to_string()))?;
-            let config = declared::apply(dir, files, &mut inner)?;
+            let config = special_tokens::apply(dir, files, &mut inner)?;
             let tokenizer = Self::new(inner, config);
             tokenizer.probe();
             Ok(tokenizer)
@@ -83,7 +83,7 @@ impl Tokenizer {
             inner,
             config,
             fingerprint: OnceLock::new(),
-            cover: OnceLock::new(),
+            min_count: OnceLock::new(),
         }
     }
 
@@ -128,8 +128,8 @@ impl Tokenizer {
 
     /// [`Self::surely_exceeds`] of a text of any length.
     pub(super) fn exceeds(&self, text: &str, most: usize) -> bool {
-        let cover = self.cover.get_or_init(|| Cover::new(&self.inner)).as_ref();
-        cover.is_some_and(|cover| cover.exceeds(&self.inner, text, most))
+        let min_count = self.min_count.get_or_init(|| MinTokenCount::new(&self.inner)).as_ref();
+        min_count.is_some_and(|min_count| min_count.exceeds(&self.inner, text, most))
     }
 
     /// Text of token ids; bytes that are not UTF-8 become U+FFFD. Ids beyond the vocabulary, which models
@@ -200,7 +200,7 @@ impl Tokenizer {
 
     /// Every named special token with its spelling, for chat templates.
     pub fn named_tokens(&self) -> Map<String, Value> {
-        declared::spellings(&self.config)
+        special_tokens::spellings(&self.config)
     }
 
     /// Sum (SHA-256, hexadecimal) over vocabulary, merges, added tokens and normaliser: equal for two

@@ -7,7 +7,7 @@ use autograd::{Gradients, Index, Tape, Tensor};
 
 use super::{LossBatch, Needs, Teacher, TeacherSource, TrainError};
 use super::{TrainReport, TrainRequest, TrainSequence};
-use crate::model::{Decoder, LoadedModel, Pass};
+use crate::model::{Decoder, LoadedModel, ModelParams};
 use crate::{Error, Result};
 
 /// Tensors whose gradient is wanted.
@@ -45,7 +45,7 @@ impl Watch<'_> {
 }
 
 /// Tokens to run and the rows whose next token is scored.
-struct Packed {
+struct PackedKv {
     ids: Index,
     sequences: Sequences,
     rows: Index,
@@ -56,7 +56,7 @@ pub(super) fn run(
     request: &TrainRequest,
     student: &LoadedModel,
     teacher: Option<&LoadedModel>,
-    pass: &Pass,
+    pass: &ModelParams,
     watch: Watch<'_>,
 ) -> Result<(TrainReport, Option<Gradients>)> {
     check(request, student)?;
@@ -126,13 +126,13 @@ pub(super) fn run(
 }
 
 /// Hidden states of the rows that predict a scored token.
-fn rows_of(decoder: &Decoder, tape: &mut Tape, pass: &Pass, packed: &Packed) -> Result<Tensor> {
+fn rows_of(decoder: &Decoder, tape: &mut Tape, pass: &ModelParams, packed: &PackedKv) -> Result<Tensor> {
     let hidden = decoder.forward_packed(tape, pass, &packed.ids, &packed.sequences)?;
     Ok(ops::select_rows(tape, &hidden, &packed.rows)?)
 }
 
 /// All sequences without their last token, which predicts nothing. `prompt` may replace a sequence's prompt.
-fn pack<'a>(sequences: &'a [TrainSequence], prompt: impl Fn(&'a TrainSequence) -> Option<&'a [u32]>) -> Packed {
+fn pack<'a>(sequences: &'a [TrainSequence], prompt: impl Fn(&'a TrainSequence) -> Option<&'a [u32]>) -> PackedKv {
     let (mut ids, mut lengths, mut rows) = (Vec::new(), Vec::new(), Vec::new());
     for s in sequences {
         let first = ids.len();
@@ -144,7 +144,7 @@ fn pack<'a>(sequences: &'a [TrainSequence], prompt: impl Fn(&'a TrainSequence) -
         let predicting = first + prompt.len() - 1;
         rows.extend(weighted(s).map(|i| (predicting + i) as u32));
     }
-    Packed { ids: ids.into(), sequences: Sequences::from_lengths(&lengths), rows: rows.into() }
+    PackedKv { ids: ids.into(), sequences: Sequences::from_lengths(&lengths), rows: rows.into() }
 }
 
 /// Indices of completion tokens that have a weight.

@@ -8,7 +8,7 @@ use autograd::{Gradients, Tensor};
 use super::TrainError;
 use super::batch::{self, Watch};
 use super::{NamedTensor, OptimReport, OptimStep, TrainReport, TrainRequest, TrainState, Trainable, Training};
-use crate::model::{Adapter, Difference, LoadedModel, ModelWeights, Pass, tensors};
+use crate::model::{Adapter, Difference, LoadedModel, ModelParams, ModelWeights, tensors};
 use crate::{Error, Result};
 
 /// The trained copy; the base that requests share stays as it is.
@@ -84,16 +84,16 @@ impl TrainSession {
     }
 
     /// How the trained weights answer requests.
-    pub(crate) fn serving_pass(&self, student: &LoadedModel) -> Pass {
+    pub(crate) fn serving_pass(&self, student: &LoadedModel) -> ModelParams {
         match &self.trained {
             Trained::Lora { adapter, merge, .. } => {
-                Pass { merge: *merge, ..Pass::inference(student.base().clone(), Some(adapter.clone())) }
+                ModelParams { merge: *merge, ..ModelParams::inference(student.base().clone(), Some(adapter.clone())) }
             }
-            Trained::Full(weights) => Pass::inference(weights.clone(), None),
+            Trained::Full(weights) => ModelParams::inference(weights.clone(), None),
         }
     }
 
-    fn training_pass(&self, student: &LoadedModel, request: &TrainRequest) -> Pass {
+    fn training_pass(&self, student: &LoadedModel, request: &TrainRequest) -> ModelParams {
         let mut pass = self.serving_pass(student);
         pass.recomputed = self.recomputed;
         if let Trained::Lora { dropout, .. } = self.trained

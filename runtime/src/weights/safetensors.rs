@@ -24,7 +24,7 @@ pub struct SafetensorsWeights {
     path: PathBuf,
     files: Vec<DataFile>,
     shapes: BTreeMap<String, Vec<usize>>,
-    places: BTreeMap<String, Place>,
+    places: BTreeMap<String, TensorLocation>,
 }
 
 struct DataFile {
@@ -33,7 +33,7 @@ struct DataFile {
 }
 
 /// Where a tensor's bytes are.
-struct Place {
+struct TensorLocation {
     file: usize,
     /// The dtype as the header spells it; formats that cannot be decoded are refused when they are read.
     dtype: String,
@@ -116,7 +116,7 @@ impl SafetensorsWeights {
         let mut weights = Self::new(path);
         let (data, header) = open_file(file)?;
         for (name, (dtype, shape, bytes)) in header {
-            weights.insert(name, shape, Place { file: 0, dtype, bytes });
+            weights.insert(name, shape, TensorLocation { file: 0, dtype, bytes });
         }
         weights.files.push(data);
         Ok(weights)
@@ -142,7 +142,7 @@ impl SafetensorsWeights {
                         format!("tensor \"{name}\" is not here, though {INDEX} says so"),
                     ));
                 };
-                weights.insert(name.clone(), shape, Place { file, dtype, bytes });
+                weights.insert(name.clone(), shape, TensorLocation { file, dtype, bytes });
             }
             if let Some(name) = header.keys().next() {
                 let detail =
@@ -154,7 +154,7 @@ impl SafetensorsWeights {
         Ok(weights)
     }
 
-    fn insert(&mut self, name: String, shape: Vec<usize>, place: Place) {
+    fn insert(&mut self, name: String, shape: Vec<usize>, place: TensorLocation) {
         self.shapes.insert(name.clone(), shape);
         self.places.insert(name, place);
     }

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use autograd::ops::{self, Sequences};
 use autograd::{Device, Tape, Tensor};
 use runtime::files::ModelFiles;
-use runtime::model::{Decoder, ModelWeights, Pass};
+use runtime::model::{Decoder, ModelParams, ModelWeights};
 use runtime::request::{
     CompletionText, GenerateRequest, LogProbs, ModelId, Pooling, Precision, ScoreOutput, ScoreRequest, ScoreResponse,
     ScoreSequence,
@@ -20,7 +20,7 @@ use super::{engine, fixtures, start};
 
 /// One forward pass over a sequence.
 struct Whole {
-    pass: Pass,
+    pass: ModelParams,
     residual: Tensor,
     hidden: Tensor,
     token_ids: usize,
@@ -31,7 +31,7 @@ fn whole(dir: &Path, tokens: &[u32]) -> Whole {
     let layers: Vec<usize> = (0..files.config.num_layers).collect();
     let kept = (&layers[..], layers.len());
     let weights = ModelWeights::load(&files.config, &*files.weights, kept, Device::Cpu, &|_, _| {}).expect("it loads");
-    let pass = Pass::inference(Arc::new(weights), None);
+    let pass = ModelParams::inference(Arc::new(weights), None);
     let decoder = Decoder::new(files.config.clone(), files.config.max_position_embeddings);
     let (ids, sequences) = (tokens.into(), Sequences::from_lengths(&[tokens.len()]));
     let residual = decoder.residual_packed(&mut Tape::off(), &pass, &ids, &sequences).expect("it runs");

@@ -14,7 +14,7 @@ use autograd::{Index, Tensor};
 use super::runner::ModelRunner;
 use crate::ids::ModelId;
 use crate::memory::{Entry, graph_pages, graph_rows};
-use crate::model::{LoadedModel, Paged};
+use crate::model::{LoadedModel, PagedKv};
 use crate::scheduler::{ModelGroup, ScheduledSeq, SchedulerOutput};
 use crate::{Error, Result};
 
@@ -85,7 +85,7 @@ impl GraphRunners {
 
 /// Logits of one new token of every sequence.
 fn step(pool: &mut KvPool, model: &LoadedModel, ids: &Index, batch: &PagedBatch) -> autograd::Result<Tensor> {
-    let mut memory = Paged { pool, batch };
+    let mut memory = PagedKv { pool, batch };
     let hidden = model.decoder().forward_paged(model.serving(), ids, &mut memory).map_err(|e| match e {
         Error::Op(e) => e,
         other => unreachable!("a forward pass only runs ops: {other}"),

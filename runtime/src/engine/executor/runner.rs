@@ -13,7 +13,7 @@ use super::step::LastSamples;
 use crate::config::ModelConfig;
 use crate::ids::{ModelId, RequestId};
 use crate::memory::Entry;
-use crate::model::{Adapter, Decoder, LoadedModel, ModelWeights, Moved, Pass, keep_layers};
+use crate::model::{Adapter, Decoder, LoadedModel, ModelParams, ModelWeights, Moved, keep_layers};
 use crate::request::{ModelSpec, RuntimeSpec};
 use crate::{Error, Result, sums};
 
@@ -110,7 +110,7 @@ impl ModelRunner {
     }
 
     /// Runs requests of the base model with trained weights from now on. No step is in flight.
-    pub(super) fn publish(&mut self, trained: Pass) -> Result<()> {
+    pub(super) fn publish(&mut self, trained: ModelParams) -> Result<()> {
         self.replace(self.base, |model| model.publish(trained))
     }
 

@@ -14,7 +14,7 @@ use super::sequence::SequenceState;
 use crate::Result;
 use crate::engine::order::{ScoreTask, StepOrder};
 use crate::ids::{ModelId, RequestId};
-use crate::model::Paged;
+use crate::model::PagedKv;
 use crate::sampler::{Sampled, SamplingError, from_device};
 use crate::scheduler::{ModelGroup, SchedulerOutput};
 
@@ -217,7 +217,7 @@ impl ModelRunner {
         let batch = PagedBatch::new(&sequences);
         let (model, pool) = self.model_and_pool(group.model);
         let (decoder, params) = (model.decoder(), model.serving());
-        let residual = decoder.residual_paged(params, ids, &mut Paged { pool, batch: &batch })?;
+        let residual = decoder.residual_paged(params, ids, &mut PagedKv { pool, batch: &batch })?;
         let hidden = decoder.normalize(params, &residual)?;
         let own = tasks.iter().zip(scores).filter(|(task, _)| task.model == group.model);
         super::score::read(model, own.collect(), &hidden, residual)?;

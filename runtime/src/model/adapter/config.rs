@@ -98,7 +98,7 @@ pub(super) fn read(dir: &Path) -> Result<FileConfig> {
     let path = dir.join("adapter_config.json");
     let json: Value = read::json(&path)?;
     let Value::Object(map) = json else { return Err(Error::bad_file(&path, "a JSON object is needed")) };
-    let config = Keys { dir, path: &path, map: &map };
+    let config = AdapterKeys { dir, path: &path, map: &map };
     config.check_all()?;
     config.check_initialization()?;
     let info = AdapterInfo {
@@ -112,13 +112,13 @@ pub(super) fn read(dir: &Path) -> Result<FileConfig> {
 }
 
 /// The keys of one file.
-struct Keys<'a> {
+struct AdapterKeys<'a> {
     dir: &'a Path,
     path: &'a Path,
     map: &'a Map<String, Value>,
 }
 
-impl Keys<'_> {
+impl AdapterKeys<'_> {
     /// Refuses what would change the result and is not implemented.
     fn check_all(&self) -> Result<()> {
         match self.map.get("peft_type") {
@@ -224,13 +224,13 @@ mod tests {
         let mut map = defaults.clone();
         map.insert("peft_type".into(), "LORA".into());
         let dir = Path::new("adapter");
-        let keys = Keys { dir, path: dir, map: &map };
+        let keys = AdapterKeys { dir, path: dir, map: &map };
         keys.check_all().unwrap();
         keys.check_initialization().unwrap();
         for (key, rule) in KEYS {
             let mut map = map.clone();
             map.insert(key.into(), serde_json::json!({"on": 1}));
-            let refused = Keys { dir, path: dir, map: &map }.check_all().err().map(|e| e.to_string());
+            let refused = AdapterKeys { dir, path: dir, map: &map }.check_all().err().map(|e| e.to_string());
             match rule {
                 Off | Null => assert!(refused.unwrap().contains(key)),
                 Harmless => assert_eq!(refused, None),

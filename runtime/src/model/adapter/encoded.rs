@@ -5,11 +5,11 @@ use serde::de::Error as _;
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Adapter, Branch};
+use super::{Adapter, LoraWeights};
 
 /// A branch with its values on the host.
 #[derive(Serialize, Deserialize)]
-struct EncodedBranch {
+struct EncodedLoraWeights {
     a: EncodedMatrix,
     b: EncodedMatrix,
     scale: f32,
@@ -23,17 +23,17 @@ struct EncodedMatrix {
 }
 
 /// Per layer, a branch or none for each module.
-type EncodedLayers = Vec<Vec<Option<EncodedBranch>>>;
+type EncodedLayers = Vec<Vec<Option<EncodedLoraWeights>>>;
 
 impl Serialize for Adapter {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let matrix = |tensor: &Tensor| -> Result<EncodedMatrix, S::Error> {
             Ok(EncodedMatrix { shape: tensor.shape(), values: tensor.read().map_err(S::Error::custom)? })
         };
-        let encode = |branch: &Branch| -> Result<EncodedBranch, S::Error> {
-            Ok(EncodedBranch { a: matrix(&branch.a)?, b: matrix(&branch.b)?, scale: branch.scale })
+        let encode = |branch: &LoraWeights| -> Result<EncodedLoraWeights, S::Error> {
+            Ok(EncodedLoraWeights { a: matrix(&branch.a)?, b: matrix(&branch.b)?, scale: branch.scale })
         };
-        let layer = |branches: &[Option<Branch>; 7]| -> Result<Vec<Option<EncodedBranch>>, S::Error> {
+        let layer = |branches: &[Option<LoraWeights>; 7]| -> Result<Vec<Option<EncodedLoraWeights>>, S::Error> {
             branches.iter().map(|branch| branch.as_ref().map(encode).transpose()).collect()
         };
         self.layers.iter().map(layer).collect::<Result<EncodedLayers, _>>()?.serialize(serializer)
@@ -50,12 +50,12 @@ impl<'de> Deserialize<'de> for Adapter {
             }
             Tensor::weight(Device::Cpu, matrix.values, matrix.shape).map_err(D::Error::custom)
         };
-        let decode = |branch: EncodedBranch| -> Result<Branch, D::Error> {
-            Ok(Branch { a: tensor(branch.a)?, b: tensor(branch.b)?, scale: branch.scale })
+        let decode = |branch: EncodedLoraWeights| -> Result<LoraWeights, D::Error> {
+            Ok(LoraWeights { a: tensor(branch.a)?, b: tensor(branch.b)?, scale: branch.scale })
         };
-        let layer = |branches: Vec<Option<EncodedBranch>>| -> Result<[Option<Branch>; 7], D::Error> {
+        let layer = |branches: Vec<Option<EncodedLoraWeights>>| -> Result<[Option<LoraWeights>; 7], D::Error> {
             let branches = branches.into_iter().map(|branch| branch.map(decode).transpose());
-            let branches: Vec<Option<Branch>> = branches.collect::<Result<_, _>>()?;
+            let branches: Vec<Option<LoraWeights>> = branches.collect::<Result<_, _>>()?;
             branches.try_into().map_err(|_| D::Error::custom("a layer has another number of projections"))
         };
         let layers = EncodedLayers::deserialize(deserializer)?.into_iter().map(layer).collect::<Result<_, _>>()?;

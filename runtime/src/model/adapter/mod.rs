@@ -25,7 +25,7 @@ const PREFIX: &str = "base_model.model.";
 
 /// The low-rank branch of one linear map.
 #[derive(Debug, Clone)]
-pub struct Branch {
+pub struct LoraWeights {
     /// `[r, in]`
     pub a: Tensor,
     /// `[out, r]`
@@ -34,7 +34,7 @@ pub struct Branch {
     pub scale: f32,
 }
 
-impl Branch {
+impl LoraWeights {
     /// The branch as the ops want it.
     #[must_use]
     pub fn low_rank(&self, dropout: Option<Dropout>) -> LowRank<'_> {
@@ -46,7 +46,7 @@ impl Branch {
 #[derive(Debug, Clone)]
 pub struct Adapter {
     /// Per layer, in the order of [`Module::ALL`].
-    pub layers: Vec<[Option<Branch>; 7]>,
+    pub layers: Vec<[Option<LoraWeights>; 7]>,
 }
 
 /// Rank of a branch and shape `[out, in]` of its map.
@@ -79,7 +79,7 @@ fn module_name(layer: usize, module: Module) -> String {
 /// `[out, in]` of a module.
 fn module_shape(config: &ModelConfig, module: Module) -> [usize; 2] {
     let specs = tensors(config);
-    let spec = specs.iter().find(|s| s.layer == Some(0) && s.part == super::Part::Linear(module));
+    let spec = specs.iter().find(|s| s.layer == Some(0) && s.part == super::TensorRole::Linear(module));
     let shape = &spec.expect("every table has seven linear maps").shape;
     [shape[0], shape[1]]
 }
@@ -105,18 +105,18 @@ impl Adapter {
     /// Targets or patterns that name nothing.
     pub fn init(config: &ModelConfig, lora: &LoraConfig, device: Device) -> Result<Self> {
         let info = AdapterInfo::new(lora)?;
-        let branch = |layer: usize, Form { module, rank: r, shape: [out, width] }: Form| -> Result<Branch> {
+        let branch = |layer: usize, Form { module, rank: r, shape: [out, width] }: Form| -> Result<LoraWeights> {
             let bound = 1.0 / (width as f64).sqrt();
             let stream = (layer * Module::ALL.len() + module as usize) as u64;
             let draw = |i: usize| ((2.0 * uniform(lora.seed, stream, i as u64) - 1.0) * bound) as f32;
-            Ok(Branch {
+            Ok(LoraWeights {
                 a: Tensor::weight(device, (0..r * width).map(draw).collect(), [r, width])?,
                 b: Tensor::weight(device, vec![0.0; out * r], [out, r])?,
                 scale: info.scale(&module_name(layer, module), r),
             })
         };
-        let layer = |(l, forms): (usize, Vec<Form>)| -> Result<[Option<Branch>; 7]> {
-            let mut branches: [Option<Branch>; 7] = Default::default();
+        let layer = |(l, forms): (usize, Vec<Form>)| -> Result<[Option<LoraWeights>; 7]> {
+            let mut branches: [Option<LoraWeights>; 7] = Default::default();
             for form in forms {
                 branches[form.module as usize] = Some(branch(l, form)?);
             }
@@ -152,7 +152,7 @@ impl Adapter {
         let mut unused: BTreeSet<&String> = source.tensors().keys().collect();
         let mut layers = Vec::with_capacity(model.num_layers);
         for layer in 0..model.num_layers {
-            let mut branches: [Option<Branch>; 7] = Default::default();
+            let mut branches: [Option<LoraWeights>; 7] = Default::default();
             for module in Module::ALL {
                 let name = module_name(layer, module);
                 let [a, b] = ["lora_A", "lora_B"].map(|side| format!("{PREFIX}{name}.{side}.weight"));
@@ -239,7 +239,7 @@ impl Adapter {
         self.layers.iter_mut().flatten().flatten().flat_map(|branch| [&mut branch.a, &mut branch.b])
     }
 
-    fn branches(&self) -> impl Iterator<Item = (usize, Module, &Branch)> {
+    fn branches(&self) -> impl Iterator<Item = (usize, Module, &LoraWeights)> {
         self.layers.iter().enumerate().flat_map(|(layer, branches)| {
             let of_layer = Module::ALL.into_iter().zip(branches);
             of_layer.filter_map(move |(module, branch)| Some((layer, module, branch.as_ref()?)))
@@ -265,7 +265,7 @@ fn read_branch(
     info: &AdapterInfo,
     name: &str,
     device: Device,
-) -> Result<Branch> {
+) -> Result<LoraWeights> {
     let shapes = [source.shape(keys[0])?.to_vec(), source.shape(keys[1])?.to_vec()];
     let r = shapes[0].first().copied().unwrap_or(0);
     if r == 0 || shapes[0] != [r, width] || shapes[1] != [out, r] {
@@ -287,5 +287,5 @@ fn read_branch(
         check_finite(key, &values)?;
         Ok(Tensor::weight(device, values, shape)?)
     };
-    Ok(Branch { a: read(keys[0], [r, width])?, b: read(keys[1], [out, r])?, scale: info.scale(name, r) })
+    Ok(LoraWeights { a: read(keys[0], [r, width])?, b: read(keys[1], [out, r])?, scale: info.scale(name, r) })
 }

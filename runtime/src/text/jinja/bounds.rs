@@ -12,33 +12,33 @@ use std::time::Duration;
 const STACK: usize = 256 << 20;
 
 /// Far more than the steps and bytes that a template has take on a busy machine.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const TIME_LIMIT: Duration = Duration::from_secs(10);
 
-type Job = Box<dyn FnOnce() + Send>;
+type BoundedWork = Box<dyn FnOnce() + Send>;
 
 /// Threads that wait for work.
-static IDLE: Mutex<Vec<Sender<Job>>> = Mutex::new(Vec::new());
+static IDLE: Mutex<Vec<Sender<BoundedWork>>> = Mutex::new(Vec::new());
 
 /// Runs `work` and waits for it; the error says why there is no result. What does not end in time is left behind.
 pub(super) fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
     let waiting = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
     let worker = waiting.map_or_else(start, Ok)?;
     let (sender, answer) = mpsc::sync_channel(1);
-    let job: Job = Box::new(move || drop(sender.send(catch_unwind(AssertUnwindSafe(work)))));
+    let job: BoundedWork = Box::new(move || drop(sender.send(catch_unwind(AssertUnwindSafe(work)))));
     worker.send(job).map_err(|_| "its thread has ended".to_owned())?;
-    match answer.recv_timeout(PATIENCE) {
+    match answer.recv_timeout(TIME_LIMIT) {
         Ok(Ok(done)) => {
             IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
             Ok(done)
         }
         Ok(Err(panic)) => Err(format!("the template engine failed: {}", message(&*panic))),
-        Err(RecvTimeoutError::Timeout) => Err(format!("it takes longer than {} s", PATIENCE.as_secs())),
+        Err(RecvTimeoutError::Timeout) => Err(format!("it takes longer than {} s", TIME_LIMIT.as_secs())),
         Err(RecvTimeoutError::Disconnected) => Err("its thread has ended".to_owned()),
     }
 }
 
-fn start() -> Result<Sender<Job>, String> {
-    let (sender, jobs) = mpsc::channel::<Job>();
+fn start() -> Result<Sender<BoundedWork>, String> {
+    let (sender, jobs) = mpsc::channel::<BoundedWork>();
     let thread = Builder::new().name("template".into()).stack_size(STACK);
     let started = thread.spawn(move || jobs.into_iter().for_each(|job| job()));
     started.map_err(|e| format!("no thread with a stack of {} MiB: {e}", STACK >> 20))?;

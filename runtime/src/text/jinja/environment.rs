@@ -5,7 +5,7 @@ use minijinja::{Environment, ErrorKind, Output, State, syntax::SyntaxConfig};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::Value as Json;
 
-use super::given::{Arguments, TextParts};
+use super::values::{Arguments, TextParts};
 use crate::text::python::{self, JsonStyle};
 use crate::text::strftime;
 

@@ -22,10 +22,10 @@ use crate::{Error, Result};
 pub struct GgufWeights {
     file: Arc<GgufFile>,
     shapes: BTreeMap<String, Vec<usize>>,
-    places: BTreeMap<String, Place>,
+    places: BTreeMap<String, TensorLocation>,
 }
 
-struct Place {
+struct TensorLocation {
     info: TensorInfo,
     /// `Some(head_dim)`: rows are stored for interleaved rotation, see [`stored_row`].
     interleaved: Option<usize>,
@@ -53,7 +53,7 @@ impl GgufWeights {
             if weights.shapes.insert(name.clone(), shape).is_some() {
                 return Err(Error::bad_file(file.path(), format!("two tensors are both \"{name}\"")));
             }
-            weights.places.insert(name, Place { info: info.clone(), interleaved });
+            weights.places.insert(name, TensorLocation { info: info.clone(), interleaved });
         }
         Ok(weights)
     }
@@ -105,7 +105,7 @@ impl WeightSource for GgufWeights {
     fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
         let shape = self.shape(name)?;
         check_rows(name, shape, &rows)?;
-        let Place { info, interleaved } = &self.places[name];
+        let TensorLocation { info, interleaved } = &self.places[name];
         let (bytes, row_len) = (self.file.bytes(info), row_len(shape));
         let Some(row_bytes) = info.format.bytes_for(row_len) else {
             return Err(Error::unsupported(

@@ -17,7 +17,7 @@ const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// Arguments of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Call {
+enum ArgumentsForm {
     /// What came as text is an object and prints as that text.
     Both,
     Object,
@@ -26,7 +26,7 @@ enum Call {
 
 /// Content of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Content {
+enum ContentForm {
     Given,
     /// A list of parts as one text.
     Joined,
@@ -36,7 +36,7 @@ enum Content {
 
 /// Content of a message that says nothing and calls functions, and calls of one that makes none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Blank {
+enum BlankForm {
     Given,
     Null,
     Empty,
@@ -45,10 +45,10 @@ enum Blank {
 
 /// One form of all values of a conversation.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Form {
-    call: Call,
-    content: Content,
-    blank: Blank,
+pub(super) struct ValueForm {
+    call: ArgumentsForm,
+    content: ContentForm,
+    blank: BlankForm,
 }
 
 /// A conversation, as transformers hands it to a template.
@@ -72,32 +72,32 @@ impl Conversation {
     }
 
     /// All forms, the one of transformers first.
-    pub(super) fn forms(&self) -> Vec<Form> {
+    pub(super) fn forms(&self) -> Vec<ValueForm> {
         let any = |what: fn(&Map<String, Json>) -> bool| self.messages.iter().any(what);
-        let call: &[Call] =
+        let call: &[ArgumentsForm] =
             match any(|fields| calls(fields).iter().any(|call| function(call).get("arguments").is_some())) {
-                true => &[Call::Both, Call::Object, Call::Text],
-                false => &[Call::Both],
+                true => &[ArgumentsForm::Both, ArgumentsForm::Object, ArgumentsForm::Text],
+                false => &[ArgumentsForm::Both],
             };
-        let content: &[Content] = match any(|fields| fields.get("content").is_some_and(Json::is_array)) {
-            true => &[Content::Given, Content::Joined, Content::Parts],
-            false => &[Content::Given, Content::Parts],
+        let content: &[ContentForm] = match any(|fields| fields.get("content").is_some_and(Json::is_array)) {
+            true => &[ContentForm::Given, ContentForm::Joined, ContentForm::Parts],
+            false => &[ContentForm::Given, ContentForm::Parts],
         };
-        let blank: &[Blank] = match any(is_blank) {
-            true => &[Blank::Given, Blank::Null, Blank::Empty, Blank::Absent],
-            false => &[Blank::Given],
+        let blank: &[BlankForm] = match any(is_blank) {
+            true => &[BlankForm::Given, BlankForm::Null, BlankForm::Empty, BlankForm::Absent],
+            false => &[BlankForm::Given],
         };
         let mut forms = Vec::new();
         for &content in content {
             for &blank in blank {
-                forms.extend(call.iter().map(|&call| Form { call, content, blank }));
+                forms.extend(call.iter().map(|&call| ValueForm { call, content, blank }));
             }
         }
         forms
     }
 
     /// The messages in a form.
-    pub(super) fn values(&self, form: Form) -> Value {
+    pub(super) fn values(&self, form: ValueForm) -> Value {
         self.messages.iter().map(|fields| message(fields, form)).collect()
     }
 
@@ -122,16 +122,16 @@ impl Conversation {
 
     /// Whether a rendered text has what no model was trained on: a list where one text was meant, or arguments that are no
     /// JSON object as a JSON string.
-    pub(super) fn is_mistaken(&self, form: Form, rendered: &str) -> bool {
+    pub(super) fn is_mistaken(&self, form: ValueForm, rendered: &str) -> bool {
         rendered.contains(WHOLE_LIST) || self.has_quoted_arguments(form, rendered)
     }
 
-    fn has_quoted_arguments(&self, form: Form, rendered: &str) -> bool {
+    fn has_quoted_arguments(&self, form: ValueForm, rendered: &str) -> bool {
         let quoted = |call: &Json| {
             let text = function(call)["arguments"].as_str().filter(|text| parsed(text).is_none());
             text.is_some_and(|text| rendered.contains(&written(text)))
         };
-        form.call != Call::Both && self.messages.iter().flat_map(calls).any(quoted)
+        form.call != ArgumentsForm::Both && self.messages.iter().flat_map(calls).any(quoted)
     }
 
     /// About how many bytes it has.
@@ -161,16 +161,16 @@ fn is_blank(fields: &Map<String, Json>) -> bool {
     calls.is_some_and(|calls| calls.is_empty() || says_nothing)
 }
 
-fn message(fields: &Map<String, Json>, form: Form) -> Value {
+fn message(fields: &Map<String, Json>, form: ValueForm) -> Value {
     let mut fields = fields.clone();
-    if form.blank != Blank::Given && is_blank(&fields) {
+    if form.blank != BlankForm::Given && is_blank(&fields) {
         if calls(&fields).is_empty() {
             fields.shift_remove("tool_calls");
         } else {
             match form.blank {
-                Blank::Null => drop(fields.insert("content".into(), Json::Null)),
-                Blank::Empty => drop(fields.insert("content".into(), json!(""))),
-                Blank::Given | Blank::Absent => drop(fields.shift_remove("content")),
+                BlankForm::Null => drop(fields.insert("content".into(), Json::Null)),
+                BlankForm::Empty => drop(fields.insert("content".into(), json!(""))),
+                BlankForm::Given | BlankForm::Absent => drop(fields.shift_remove("content")),
             }
         }
     }
@@ -185,18 +185,18 @@ fn message(fields: &Map<String, Json>, form: Form) -> Value {
     Value::from_pairs(fields.into_iter().map(entry))
 }
 
-fn content(value: Json, form: Content) -> Value {
+fn content(value: Json, form: ContentForm) -> Value {
     match (form, value) {
-        (Content::Joined, list @ Json::Array(_)) => Value::from(texts(&list).join("\n")),
+        (ContentForm::Joined, list @ Json::Array(_)) => Value::from(texts(&list).join("\n")),
         (_, Json::Array(parts)) => {
             Value::from_object(TextParts(parts.into_iter().map(|part| Value::from(Serde(part))).collect()))
         }
-        (Content::Parts, Json::String(text)) => Value::from(Serde(json!([{"type": "text", "text": text}]))),
+        (ContentForm::Parts, Json::String(text)) => Value::from(Serde(json!([{"type": "text", "text": text}]))),
         (_, value) => Value::from(Serde(value)),
     }
 }
 
-fn call(call: Json, form: Call) -> Value {
+fn call(call: Json, form: ArgumentsForm) -> Value {
     let Json::Object(fields) = call else { return Value::from(Serde(call)) };
     let entry = |(name, value): (String, Json)| {
         let value = match (name.as_str(), value) {
@@ -209,16 +209,18 @@ fn call(call: Json, form: Call) -> Value {
     Value::from_pairs(fields.into_iter().map(entry))
 }
 
-fn arguments(value: Json, form: Call) -> Value {
+fn arguments(value: Json, form: ArgumentsForm) -> Value {
     match (form, value) {
-        (Call::Both, Json::String(text)) => {
+        (ArgumentsForm::Both, Json::String(text)) => {
             let object = parsed(&text).map(|object| Value::from(Serde(object)));
             Value::from_object(Arguments { text, object })
         }
-        (Call::Object, Json::String(text)) => {
+        (ArgumentsForm::Object, Json::String(text)) => {
             Value::from(Serde(parsed(&text).map_or(Json::String(text), Json::Object)))
         }
-        (Call::Text, value @ Json::Object(_)) => Value::from(python::json_dumps(&value, &python::JsonStyle::default())),
+        (ArgumentsForm::Text, value @ Json::Object(_)) => {
+            Value::from(python::json_dumps(&value, &python::JsonStyle::default()))
+        }
         (_, value) => Value::from(Serde(value)),
     }
 }

@@ -8,14 +8,14 @@ use tokenizers::{ModelWrapper, OffsetReferential, OffsetType};
 use super::tokenizer::piece_bytes;
 
 /// The pieces of a vocabulary of which each token of a text is one, so that no text has fewer tokens than it takes pieces.
-pub(super) struct Cover {
+pub(super) struct MinTokenCount {
     /// Sorted.
     pieces: Vec<Vec<u8>>,
     /// Bytes of the longest.
     longest: usize,
 }
 
-impl Cover {
+impl MinTokenCount {
     /// `None` where a token may stand for more of a text than its piece, or nothing for a part of it.
     pub(super) fn new(tokenizer: &tokenizers::Tokenizer) -> Option<Self> {
         let ModelWrapper::BPE(model) = tokenizer.get_model() else { return None };

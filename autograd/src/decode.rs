@@ -1,6 +1,6 @@
 //! Decode steps as graphs: one new token of every sequence, launched as a whole.
 //!
-//! A graph has room for a number of sequences and of pages; what changes from step to step is in one buffer that is
+//! A graph holds up to a number of sequences and of pages, its bucket; what changes from step to step is in one buffer that is
 //! written before each launch. Rows that no sequence uses are padding, which every kernel leaves out.
 
 use std::sync::Arc;
@@ -26,9 +26,9 @@ pub struct DecodeRow<'a> {
     pub draw: DrawRow<'a>,
 }
 
-/// What a graph is captured for.
+/// The largest step that a graph runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Room {
+pub struct GraphBucket {
     /// Sequences.
     pub rows: usize,
     /// Pages of each.
@@ -37,7 +37,7 @@ pub struct Room {
     pub extras: bool,
 }
 
-impl Room {
+impl GraphBucket {
     /// Whether these rows fit.
     #[must_use]
     pub fn holds(&self, rows: &[DecodeRow<'_>]) -> bool {
@@ -56,7 +56,7 @@ pub struct DecodeGraph {
 /// The buffer of what changes, in words: draw parameters, ids, positions, lengths, sequences of rows, page table.
 struct Inputs {
     buffer: Arc<Buffer>,
-    room: Room,
+    bucket: GraphBucket,
     /// The words of the last step, kept for their memory.
     words: Vec<u32>,
 }
@@ -65,50 +65,50 @@ struct Inputs {
 const NOWHERE: u32 = u32::MAX;
 
 impl Inputs {
-    fn new(gpu: &'static Gpu, room: Room) -> Result<Self> {
-        let words = DrawArrays::len(room.rows, room.extras) + room.rows * (4 + room.pages);
-        Ok(Self { buffer: Arc::new(gpu.alloc(4 * words)?), room, words: vec![] })
+    fn new(gpu: &'static Gpu, bucket: GraphBucket) -> Result<Self> {
+        let words = DrawArrays::len(bucket.rows, bucket.extras) + bucket.rows * (4 + bucket.pages);
+        Ok(Self { buffer: Arc::new(gpu.alloc(4 * words)?), bucket, words: vec![] })
     }
 
     /// The words behind the draw parameters and `lists` lists of a word a row.
     fn part(&self, lists: usize) -> Part {
-        let words = DrawArrays::len(self.room.rows, self.room.extras) + self.room.rows * lists;
+        let words = DrawArrays::len(self.bucket.rows, self.bucket.extras) + self.bucket.rows * lists;
         Part { buffer: self.buffer.clone(), offset: 4 * words }
     }
 
     fn ids(&self) -> Index {
-        Index::on_device(self.part(0), self.room.rows)
+        Index::on_device(self.part(0), self.bucket.rows)
     }
 
     fn batch(&self) -> PagedBatch {
-        let positions = Index::on_device(self.part(1), self.room.rows);
+        let positions = Index::on_device(self.part(1), self.bucket.rows);
         let arrays = [self.part(2), self.part(4), self.part(3)];
-        PagedBatch::on_device(PagedArrays::on_device(arrays, self.room.pages, positions.clone()), positions)
+        PagedBatch::on_device(PagedArrays::on_device(arrays, self.bucket.pages, positions.clone()), positions)
     }
 
     fn draws(&self) -> DrawArrays {
         let part = Part { buffer: self.buffer.clone(), offset: 0 };
-        DrawArrays::on_device(part, self.room.rows, self.room.extras)
+        DrawArrays::on_device(part, self.bucket.rows, self.bucket.extras)
     }
 
     fn write(&mut self, rows: &[DecodeRow<'_>], draws: &[DrawRow<'_>], allowed: Option<&Buffer>) -> Result<()> {
-        let Room { rows: room, pages, extras } = self.room;
+        let GraphBucket { rows: most, pages, extras } = self.bucket;
         let words = &mut self.words;
         words.clear();
-        DrawArrays::write(words, draws, allowed, room, extras);
+        DrawArrays::write(words, draws, allowed, most, extras);
         let mut list = |value: fn(&DecodeRow<'_>) -> u32, padding: u32| {
             words.extend(rows.iter().map(value));
-            words.resize(words.len() + room - rows.len(), padding);
+            words.resize(words.len() + most - rows.len(), padding);
         };
         list(|row| sample::word(row.token), 0);
         list(|row| row.position as u32, NOWHERE);
         list(|row| row.position as u32 + 1, 0);
-        words.extend(0..room as u32);
+        words.extend(0..most as u32);
         for row in rows {
             words.extend_from_slice(row.pages);
             words.resize(words.len() + pages - row.pages.len(), 0);
         }
-        words.resize(words.len() + (room - rows.len()) * pages, 0);
+        words.resize(words.len() + (most - rows.len()) * pages, 0);
         self.buffer.gpu().upload_into(&self.buffer, 0, words)
     }
 }
@@ -121,17 +121,17 @@ impl DecodeGraph {
     /// What `step` refuses, or a device that is out of memory.
     pub fn capture(
         ordinal: usize,
-        room: Room,
+        bucket: GraphBucket,
         memory: &GraphMemory,
         board: &Arc<DrawBoard>,
         step: impl Fn(&Index, &PagedBatch) -> Result<Tensor>,
     ) -> Result<Self> {
         let gpu = Gpu::get(ordinal)?;
-        let mut inputs = Inputs::new(gpu, room)?;
+        let mut inputs = Inputs::new(gpu, bucket)?;
         inputs.write(&[], &[], None)?;
         let (ids, batch, draws) = (inputs.ids(), inputs.batch(), inputs.draws());
         let run = || {
-            board.fill_in(&inputs.part(0), room.rows)?;
+            board.fill_in(&inputs.part(0), bucket.rows)?;
             board.launch(&step(&ids, &batch)?, &draws)
         };
         // Once for real: kernels and products are loaded and planned at first use, which cannot be captured.
@@ -140,15 +140,15 @@ impl DecodeGraph {
         Ok(Self { inputs, board: board.clone(), graph })
     }
 
-    /// Launches one step of `rows`, for which it has to have room.
+    /// Launches one step of `rows`, which have to fit its bucket.
     ///
     /// # Errors
     /// A device that is lost.
     ///
     /// # Panics
-    /// No room for the rows.
+    /// Rows that do not fit the bucket.
     pub fn launch(&mut self, rows: &[DecodeRow<'_>]) -> Result<PendingDraws> {
-        assert!(self.inputs.room.holds(rows), "{} rows in a graph for {:?}", rows.len(), self.inputs.room);
+        assert!(self.inputs.bucket.holds(rows), "{} rows in a graph for {:?}", rows.len(), self.inputs.bucket);
         let draws: Vec<DrawRow<'_>> = rows.iter().map(|row| row.draw).collect();
         let allowed = DrawArrays::upload_allowed(self.inputs.buffer.gpu(), &draws)?;
         self.inputs.write(rows, &draws, allowed.as_ref())?;

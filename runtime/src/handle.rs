@@ -26,7 +26,7 @@ use crate::{Error, Result};
 /// running [`Generation`], is dropped.
 #[derive(Clone)]
 pub struct RuntimeHandle {
-    work: Sender<EngineRequest>,
+    requests: Sender<EngineRequest>,
     next_id: Arc<AtomicU64>,
     snapshot: Arc<Mutex<Snapshot>>,
     exit_reason: ExitReason,
@@ -63,13 +63,13 @@ impl ExitReason {
 pub struct RequestGuard {
     id: RequestId,
     model: ModelId,
-    work: Sender<EngineRequest>,
+    requests: Sender<EngineRequest>,
 }
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
         // The device thread may be gone already; then there is nothing to cancel.
-        drop(self.work.send(EngineRequest::Cancel(self.model, self.id)));
+        drop(self.requests.send(EngineRequest::Cancel(self.model, self.id)));
     }
 }
 
@@ -127,7 +127,7 @@ impl RuntimeHandle {
         let mut engine = Engine::new(spec, progress)?;
         let snapshot = Arc::new(Mutex::new(engine.snapshot()));
         let (published, configs) = (Arc::clone(&snapshot), engine.configs());
-        let (work, queue) = channel();
+        let (requests, queue) = channel();
         // The engine is one of the pool's workers: a parallel loop then starts without waking a thread and going to sleep.
         let workers = rayon::ThreadPoolBuilder::new().build().map_err(|e| Error::Stopped(e.to_string()))?;
         let thread = std::thread::Builder::new().name("device".to_owned());
@@ -139,12 +139,12 @@ impl RuntimeHandle {
             end.set(catch_unwind(AssertUnwindSafe(|| workers.install(move || engine.run(&queue, &published)))));
         };
         thread.spawn(run).map_err(|e| Error::Stopped(e.to_string()))?;
-        Ok(Self { work, next_id: Arc::default(), snapshot, exit_reason, configs })
+        Ok(Self { requests, next_id: Arc::default(), snapshot, exit_reason, configs })
     }
 
-    fn call<T: Send + 'static>(&self, work: impl FnOnce(Reply<T>) -> EngineRequest) -> Result<T> {
+    fn call<T: Send + 'static>(&self, request: impl FnOnce(Reply<T>) -> EngineRequest) -> Result<T> {
         let (reply, answer) = channel();
-        self.work.send(work(reply.into())).map_err(|_| self.exit_reason.error())?;
+        self.requests.send(request(reply.into())).map_err(|_| self.exit_reason.error())?;
         answer.recv().map_err(|_| self.exit_reason.error())?
     }
 
@@ -185,10 +185,10 @@ impl RuntimeHandle {
         self.submit_as(model, |id| EngineRequest::Generate(id, request, mask, events))
     }
 
-    fn submit_as(&self, model: ModelId, work: impl FnOnce(RequestId) -> EngineRequest) -> Result<RequestGuard> {
+    fn submit_as(&self, model: ModelId, request: impl FnOnce(RequestId) -> EngineRequest) -> Result<RequestGuard> {
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        self.work.send(work(id)).map_err(|_| self.exit_reason.error())?;
-        Ok(RequestGuard { id, model, work: self.work.clone() })
+        self.requests.send(request(id)).map_err(|_| self.exit_reason.error())?;
+        Ok(RequestGuard { id, model, requests: self.requests.clone() })
     }
 
     /// One micro-batch: forward, loss and, with `backward`, backward. Gradients add up until the next

@@ -30,10 +30,10 @@ impl Engine {
     }
 }
 
-/// Answers work that the lost device cannot do.
-pub(super) fn refuse(work: EngineRequest, lost: &Error) {
+/// Answers a request that the lost device cannot execute.
+pub(super) fn refuse(request: EngineRequest, lost: &Error) {
     let lost = lost.duplicate();
-    match work {
+    match request {
         EngineRequest::Generate(.., events) => drop(events.send(GenerateEvent::Failed(lost))),
         // Everything has ended.
         EngineRequest::Cancel(..) => {}

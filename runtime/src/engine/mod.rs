@@ -91,13 +91,14 @@ impl Engine {
     }
 
     /// Handles requests until every handle is dropped; `published` follows.
-    pub(crate) fn run(&mut self, work: &Receiver<EngineRequest>, published: &Mutex<Snapshot>) {
+    pub(crate) fn run(&mut self, requests: &Receiver<EngineRequest>, published: &Mutex<Snapshot>) {
         // How long a step took that has just been done.
         let mut stepped = None;
         loop {
             loop {
                 let rests = (self.paused || self.is_idle()) && self.jobs.is_empty();
-                let next = if rests { work.recv().map_err(|_| TryRecvError::Disconnected) } else { work.try_recv() };
+                let next =
+                    if rests { requests.recv().map_err(|_| TryRecvError::Disconnected) } else { requests.try_recv() };
                 match next {
                     Ok(item) => {
                         self.handle_request(item);
@@ -114,7 +115,8 @@ impl Engine {
             match self.time_share.next(Instant::now(), waiting) {
                 NextAction::Job => self.run_job(),
                 NextAction::Step => stepped = Some(self.step()),
-                NextAction::Wait(until) => match work.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                NextAction::Wait(until) => match requests.recv_timeout(until.saturating_duration_since(Instant::now()))
+                {
                     Ok(item) => {
                         self.handle_request(item);
                         if !self.jobs.is_empty() {
@@ -208,11 +210,11 @@ impl Engine {
     }
 
     /// Takes a request as it comes: generations and scores go to their schedulers, jobs wait.
-    fn handle_request(&mut self, work: EngineRequest) {
+    fn handle_request(&mut self, request: EngineRequest) {
         if let Some(lost) = &self.lost {
-            return device_lost::refuse(work, lost);
+            return device_lost::refuse(request, lost);
         }
-        match work {
+        match request {
             EngineRequest::Generate(id, request, mask, events) => match self.planner(request.model) {
                 Ok(planner) => planner.submit(id, request, mask, events),
                 // The receiver may have been dropped; the same below.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use autograd::cuda::{Gpu, GraphMemory};
-use autograd::decode::{DecodeGraph, DecodeRow, Room};
+use autograd::decode::{DecodeGraph, DecodeRow, GraphBucket};
 use autograd::kv::{KvPool, PagedBatch};
 use autograd::ops::{self, DrawBoard, PendingDraws, Token};
 use autograd::{Index, Tensor};
@@ -31,7 +31,7 @@ pub(super) struct GraphRunners {
 /// The CUDA graphs of a model and the buffer of its samples.
 struct CudaGraphRunner {
     board: Arc<DrawBoard>,
-    graphs: BTreeMap<Room, DecodeGraph>,
+    graphs: BTreeMap<GraphBucket, DecodeGraph>,
 }
 
 impl GraphRunners {
@@ -69,17 +69,17 @@ impl GraphRunners {
     ) -> Result<&mut DecodeGraph> {
         let longest = rows.iter().map(|row| row.pages.len()).max().unwrap_or(1);
         let extras = rows.iter().any(|row| row.draw.has_extras());
-        let room = Room { rows: graph_rows(rows.len()), pages: graph_pages(longest), extras };
+        let bucket = GraphBucket { rows: graph_rows(rows.len()), pages: graph_pages(longest), extras };
         self.runner(id)?;
         let Self { ordinal, memory, by_model, .. } = self;
         let runner = by_model.get_mut(&id).expect("it was just made");
-        if !runner.graphs.contains_key(&room) {
+        if !runner.graphs.contains_key(&bucket) {
             let pool = RefCell::new(pool);
             let step = |ids: &Index, batch: &PagedBatch| step(*pool.borrow_mut(), model, ids, batch);
-            let graph = DecodeGraph::capture(*ordinal, room, memory, &runner.board, step)?;
-            runner.graphs.insert(room, graph);
+            let graph = DecodeGraph::capture(*ordinal, bucket, memory, &runner.board, step)?;
+            runner.graphs.insert(bucket, graph);
         }
-        Ok(runner.graphs.get_mut(&room).expect("it was just made"))
+        Ok(runner.graphs.get_mut(&bucket).expect("it was just made"))
     }
 }
 

@@ -3,7 +3,7 @@
 #include "draw.cuh"
 #include "extras.cuh"
 
-constexpr int MOST_LISTED = 256;  // of the most likely tokens; LISTED of `autograd/src/ops/sample/extras.rs`
+constexpr int MOST_LISTED = 256;  // of the most likely tokens; LISTED of `autograd/src/ops/sample/processors.rs`
 
 struct Listed {
     int id;

@@ -9,21 +9,21 @@ use crate::cuda::attention::PagedArrays;
 use crate::cuda::{Buffer, Gpu, Graph, GraphMemory};
 use crate::index::Part;
 use crate::kv::PagedBatch;
-use crate::ops::sample::{self, DrawArrays};
-use crate::ops::{DrawBoard, DrawRow, PendingDraws, Token};
+use crate::ops::sample::{self, SampleArrays};
+use crate::ops::{PendingSamples, SampleArgs, SampleBuffer, Token};
 use crate::{Index, Result, Tensor};
 
 /// The next step of one sequence.
 #[derive(Debug, Clone, Copy)]
 pub struct DecodeRow<'a> {
-    /// The last token, whose successor is drawn.
+    /// The last token, whose successor is sampled.
     pub token: Token,
     /// Its position.
     pub position: usize,
     /// Pages of the sequence, up to that position's.
     pub pages: &'a [u32],
-    /// How the next token is drawn.
-    pub draw: DrawRow<'a>,
+    /// How the next token is sampled.
+    pub sample: SampleArgs<'a>,
 }
 
 /// The largest step that a graph runs.
@@ -33,15 +33,16 @@ pub struct GraphBucket {
     pub rows: usize,
     /// Pages of each.
     pub pages: usize,
-    /// Whether a row may have extras.
-    pub extras: bool,
+    /// Whether a row may have processors.
+    pub processors: bool,
 }
 
 impl GraphBucket {
     /// Whether these rows fit.
     #[must_use]
     pub fn holds(&self, rows: &[DecodeRow<'_>]) -> bool {
-        let fits = |row: &DecodeRow<'_>| row.pages.len() <= self.pages && (self.extras || !row.draw.has_extras());
+        let fits =
+            |row: &DecodeRow<'_>| row.pages.len() <= self.pages && (self.processors || !row.sample.has_processors());
         rows.len() <= self.rows && rows.iter().all(fits)
     }
 }
@@ -49,11 +50,11 @@ impl GraphBucket {
 /// A captured decode step.
 pub struct DecodeGraph {
     inputs: Inputs,
-    board: Arc<DrawBoard>,
+    samples: Arc<SampleBuffer>,
     graph: Graph,
 }
 
-/// The buffer of what changes, in words: draw parameters, ids, positions, lengths, sequences of rows, page table.
+/// The buffer of what changes, in words: sampling parameters, ids, positions, lengths, sequences of rows, page table.
 struct Inputs {
     buffer: Arc<Buffer>,
     bucket: GraphBucket,
@@ -66,13 +67,13 @@ const NOWHERE: u32 = u32::MAX;
 
 impl Inputs {
     fn new(gpu: &'static Gpu, bucket: GraphBucket) -> Result<Self> {
-        let words = DrawArrays::len(bucket.rows, bucket.extras) + bucket.rows * (4 + bucket.pages);
+        let words = SampleArrays::len(bucket.rows, bucket.processors) + bucket.rows * (4 + bucket.pages);
         Ok(Self { buffer: Arc::new(gpu.alloc(4 * words)?), bucket, words: vec![] })
     }
 
-    /// The words behind the draw parameters and `lists` lists of a word a row.
+    /// The words behind the sampling parameters and `lists` lists of a word a row.
     fn part(&self, lists: usize) -> Part {
-        let words = DrawArrays::len(self.bucket.rows, self.bucket.extras) + self.bucket.rows * lists;
+        let words = SampleArrays::len(self.bucket.rows, self.bucket.processors) + self.bucket.rows * lists;
         Part { buffer: self.buffer.clone(), offset: 4 * words }
     }
 
@@ -86,16 +87,16 @@ impl Inputs {
         PagedBatch::on_device(PagedArrays::on_device(arrays, self.bucket.pages, positions.clone()), positions)
     }
 
-    fn draws(&self) -> DrawArrays {
+    fn args(&self) -> SampleArrays {
         let part = Part { buffer: self.buffer.clone(), offset: 0 };
-        DrawArrays::on_device(part, self.bucket.rows, self.bucket.extras)
+        SampleArrays::on_device(part, self.bucket.rows, self.bucket.processors)
     }
 
-    fn write(&mut self, rows: &[DecodeRow<'_>], draws: &[DrawRow<'_>], allowed: Option<&Buffer>) -> Result<()> {
-        let GraphBucket { rows: most, pages, extras } = self.bucket;
+    fn write(&mut self, rows: &[DecodeRow<'_>], args: &[SampleArgs<'_>], allowed: Option<&Buffer>) -> Result<()> {
+        let GraphBucket { rows: most, pages, processors } = self.bucket;
         let words = &mut self.words;
         words.clear();
-        DrawArrays::write(words, draws, allowed, most, extras);
+        SampleArrays::write(words, args, allowed, most, processors);
         let mut list = |value: fn(&DecodeRow<'_>) -> u32, padding: u32| {
             words.extend(rows.iter().map(value));
             words.resize(words.len() + most - rows.len(), padding);
@@ -114,8 +115,8 @@ impl Inputs {
 }
 
 impl DecodeGraph {
-    /// Captures `step`, which computes logits `[rows, V]` in f32 of the rows it is given, and the draw from them onto the
-    /// board. Whatever else `step` reads must outlive the graph. Graphs that share `memory` run one after another.
+    /// Captures `step`, which computes logits `[rows, V]` in f32 of the rows it is given, and the samples from them into
+    /// `samples`. Whatever else `step` reads must outlive the graph. Graphs that share `memory` run one after another.
     ///
     /// # Errors
     /// What `step` refuses, or a device that is out of memory.
@@ -123,21 +124,21 @@ impl DecodeGraph {
         ordinal: usize,
         bucket: GraphBucket,
         memory: &GraphMemory,
-        board: &Arc<DrawBoard>,
+        samples: &Arc<SampleBuffer>,
         step: impl Fn(&Index, &PagedBatch) -> Result<Tensor>,
     ) -> Result<Self> {
         let gpu = Gpu::get(ordinal)?;
         let mut inputs = Inputs::new(gpu, bucket)?;
         inputs.write(&[], &[], None)?;
-        let (ids, batch, draws) = (inputs.ids(), inputs.batch(), inputs.draws());
+        let (ids, batch, args) = (inputs.ids(), inputs.batch(), inputs.args());
         let run = || {
-            board.fill_in(&inputs.part(0), bucket.rows)?;
-            board.launch(&step(&ids, &batch)?, &draws)
+            samples.fill_in(&inputs.part(0), bucket.rows)?;
+            samples.launch(&step(&ids, &batch)?, &args)
         };
         // Once for real: kernels and products are loaded and planned at first use, which cannot be captured.
         run()?;
         let graph = gpu.capture(memory, run)?;
-        Ok(Self { inputs, board: board.clone(), graph })
+        Ok(Self { inputs, samples: samples.clone(), graph })
     }
 
     /// Launches one step of `rows`, which have to fit its bucket.
@@ -147,12 +148,12 @@ impl DecodeGraph {
     ///
     /// # Panics
     /// Rows that do not fit the bucket.
-    pub fn launch(&mut self, rows: &[DecodeRow<'_>]) -> Result<PendingDraws> {
+    pub fn launch(&mut self, rows: &[DecodeRow<'_>]) -> Result<PendingSamples> {
         assert!(self.inputs.bucket.holds(rows), "{} rows in a graph for {:?}", rows.len(), self.inputs.bucket);
-        let draws: Vec<DrawRow<'_>> = rows.iter().map(|row| row.draw).collect();
-        let allowed = DrawArrays::upload_allowed(self.inputs.buffer.gpu(), &draws)?;
-        self.inputs.write(rows, &draws, allowed.as_ref())?;
+        let args: Vec<SampleArgs<'_>> = rows.iter().map(|row| row.sample).collect();
+        let allowed = SampleArrays::upload_allowed(self.inputs.buffer.gpu(), &args)?;
+        self.inputs.write(rows, &args, allowed.as_ref())?;
         self.graph.launch()?;
-        self.board.collect(&draws)
+        self.samples.collect(&args)
     }
 }

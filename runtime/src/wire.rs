@@ -8,7 +8,7 @@ pub(crate) mod tokens {
     pub(crate) fn serialize<S: Serializer>(tokens: &[Token], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(tokens.iter().map(|&token| match token {
             Token::Known(id) => u64::from(id) << 1,
-            Token::Drawn(sample) => u64::from(sample) << 1 | 1,
+            Token::Sampled(sample) => u64::from(sample) << 1 | 1,
         }))
     }
 
@@ -16,7 +16,7 @@ pub(crate) mod tokens {
         let words = Vec::<u64>::deserialize(deserializer)?;
         let token = |word: u64| {
             let value = (word >> 1) as u32;
-            if word & 1 == 0 { Token::Known(value) } else { Token::Drawn(value) }
+            if word & 1 == 0 { Token::Known(value) } else { Token::Sampled(value) }
         };
         Ok(words.into_iter().map(token).collect())
     }

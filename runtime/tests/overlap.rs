@@ -193,11 +193,11 @@ fn logits(vocab: usize, row: u64) -> Tensor {
 fn a_gpu_draws_as_the_host() {
     let (mut drawn, mut other) = (0, vec![]);
     for vocab in [90, 5003, 151_936] {
-        let board = ops::DrawBoard::new(0, 4).expect("memory");
+        let samples = ops::SampleBuffer::new(0, 4).expect("memory");
         for kind in 0..8 {
             let (params, prompt) = (params(kind, vocab as u32), [1u32, 5, 30, 7]);
             let bias: Vec<(u32, f32)> = params.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
-            let rules = ops::Rules {
+            let rules = ops::LogitsProcessorSpec {
                 logit_bias: &bias,
                 masked: &params.stop_token_ids,
                 repetition: params.repetition_penalty,
@@ -207,7 +207,7 @@ fn a_gpu_draws_as_the_host() {
                 top: params.logprobs.unwrap_or(0),
                 given: &params.logprob_token_ids,
             };
-            let extras = ops::Extras::new(0, vocab, &rules).expect("memory");
+            let processors = ops::LogitsProcessors::new(0, vocab, &rules).expect("memory");
             let mut history = TokenHistory::new(&prompt);
             // Few different logits, so that tokens come again.
             for step in 0..30u64 {
@@ -216,9 +216,9 @@ fn a_gpu_draws_as_the_host() {
                 // Two of three tokens, in every other generation.
                 let bits: Vec<u32> = (0..vocab.div_ceil(32) as u32).map(|i| 0xB6DB_6DB6 ^ (i << 7)).collect();
                 let allowed = (kind % 2 == 1).then_some(&bits[..]);
-                let host =
-                    sample(&z.to_vec(), &params, &[], &history, allowed, key, &mut Scratch::default()).expect("draws");
-                let draw = ops::Draw {
+                let host = sample(&z.to_vec(), &params, &[], &history, allowed, key, &mut Scratch::default())
+                    .expect("samples");
+                let draw = ops::SampleParams {
                     temperature: params.temperature,
                     top_k: params.top_k.unwrap_or(0),
                     top_p: params.top_p,
@@ -228,9 +228,9 @@ fn a_gpu_draws_as_the_host() {
                     position: key.position,
                 };
                 let masks = (step as usize) < params.min_tokens;
-                let row = ops::DrawRow { draw, extras: extras.as_ref(), masks, allowed };
-                let card = board.draw(&z, &[row]).and_then(ops::PendingDraws::wait).expect("draws").remove(0);
-                let ops::Drawn::Token { token, logprob, sampling_logprob, top, given } = card else {
+                let row = ops::SampleArgs { params: draw, processors: processors.as_ref(), masks, allowed };
+                let card = samples.sample(&z, &[row]).and_then(ops::PendingSamples::wait).expect("samples").remove(0);
+                let ops::SampleResult::Token { token, logprob, sampling_logprob, top, given } = card else {
                     panic!("{card:?}")
                 };
                 drawn += 1;

@@ -34,7 +34,10 @@ pub use policy_gradient::linear_policy_gradient;
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use rope::{QkRope, RopeTable, qk_rope};
 pub use rows::{SelectRows, select_rows};
-pub use sample::{Draw, DrawBoard, DrawRow, Drawn, Extras, LISTED, PendingDraws, Rules, Token};
+pub use sample::{
+    LISTED, LogitsProcessorSpec, LogitsProcessors, PendingSamples, SampleArgs, SampleBuffer, SampleParams,
+    SampleResult, Token,
+};
 pub use swiglu::{SwiGlu, swiglu};
 
 use crate::{Device, Error, Result, Tensor, portable};

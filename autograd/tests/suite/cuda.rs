@@ -8,8 +8,8 @@ use std::sync::Arc;
 use autograd::adamw::{AdamW, Moments, Step, global_norm};
 use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedBatch, PagedRows};
 use autograd::ops::{
-    self, Attention, Distill, Draw, DrawBoard, DrawRow, Drawn, Dropout, LowRank, PendingDraws, Projection, QkRope,
-    RopeTable, Sequences, Token,
+    self, Attention, Distill, Dropout, LowRank, PendingSamples, Projection, QkRope, RopeTable, SampleArgs,
+    SampleBuffer, SampleParams, SampleResult, Sequences, Token,
 };
 use autograd::rng::uniform;
 use autograd::{Device, Index, Tape, Tensor};
@@ -348,19 +348,19 @@ fn draws_are_of_the_right_distribution() {
     ])
     .expect("runs");
     let values = z.to_vec();
-    let board = DrawBoard::new(0, rows).expect("memory");
+    let samples = SampleBuffer::new(0, rows).expect("memory");
     for (temperature, top_k, top_p, min_p) in
         [(0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0), (0.7, 50, 0.9, 0.0), (1.3, 0, 1.0, 0.05)]
     {
-        let draws: Vec<DrawRow<'_>> = (0..rows as u64)
-            .map(|row| Draw { temperature, top_k, top_p, min_p, seed: 7, request: row, position: 11 }.into())
+        let draws: Vec<SampleArgs<'_>> = (0..rows as u64)
+            .map(|row| SampleParams { temperature, top_k, top_p, min_p, seed: 7, request: row, position: 11 }.into())
             .collect();
-        let drawn = board.draw(&z, &draws).and_then(PendingDraws::wait).expect("runs");
-        let fed: Vec<Token> = [Token::Known(3)].into_iter().chain((0..rows as u32).map(Token::Drawn)).collect();
-        let fed = board.feed(&fed).expect("runs");
+        let drawn = samples.sample(&z, &draws).and_then(PendingSamples::wait).expect("runs");
+        let fed: Vec<Token> = [Token::Known(3)].into_iter().chain((0..rows as u32).map(Token::Sampled)).collect();
+        let fed = samples.feed(&fed).expect("runs");
         let mut tokens = vec![3];
         for (row, drawn) in drawn.into_iter().enumerate() {
-            let Drawn::Token { token, logprob, .. } = drawn else { panic!("no token") };
+            let SampleResult::Token { token, logprob, .. } = drawn else { panic!("no token") };
             tokens.push(token);
             let z = &values[row * vocab..][..vocab];
             let max = z.iter().copied().fold(f32::MIN, f32::max);
@@ -378,7 +378,7 @@ fn draws_are_of_the_right_distribution() {
                 assert!(before <= target + slack && target <= after + slack, "row {row}: {before} {target} {after}");
             }
         }
-        // The next step finds the tokens on the board.
+        // The next step finds the tokens in the buffer.
         let names = Tensor::weight(GPU, (0..vocab * 8).map(|i| (i / 8) as f32).collect(), [vocab, 8]).expect("memory");
         let found = ops::embedding(&mut Tape::off(), &names, &fed).expect("runs").to_vec();
         let want: Vec<f32> = tokens.iter().flat_map(|&token| [rounded(token as f32); 8]).collect();

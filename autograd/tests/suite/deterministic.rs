@@ -9,8 +9,8 @@ use std::sync::Arc;
 use autograd::cuda::{Gpu, Mode};
 use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedBatch, PagedRows};
 use autograd::ops::{
-    self, Attention, Distill, Divergence, Draw, DrawBoard, DrawRow, Drawn, LowRank, PendingDraws, Projection, QkRope,
-    RopeTable, Sequences,
+    self, Attention, Distill, Divergence, LowRank, PendingSamples, Projection, QkRope, RopeTable, SampleArgs,
+    SampleBuffer, SampleParams, SampleResult, Sequences,
 };
 use autograd::{Device, Index, Tape, Tensor};
 
@@ -178,17 +178,17 @@ fn sampler_and_losses_agree_on_log_probabilities() {
     for (rows, vocab, width) in [(1, 1003, 16), (5, 49_152, 64), (70, 151_936, 64)] {
         let hidden = tensor(&noise(rows * width, 3, 4.0), width);
         let head = Tensor::weight(GPU, noise(vocab * width, 4, 0.5), [vocab, width]).expect("memory");
-        let board = DrawBoard::new(0, rows).expect("memory");
+        let samples = SampleBuffer::new(0, rows).expect("memory");
         let teacher = tensor(&noise(rows * width, 5, 4.0), width);
         for temperature in [0.0, 0.7, 1.0, 1.6] {
             let (top_k, top_p, min_p, seed, position) = (0, 1.0, 0.0, 7, 11);
-            let draw = |row| Draw { temperature, top_k, top_p, min_p, seed, request: row as u64, position };
-            let draws: Vec<DrawRow<'_>> = (0..rows).map(|row| draw(row).into()).collect();
+            let draw = |row| SampleParams { temperature, top_k, top_p, min_p, seed, request: row as u64, position };
+            let draws: Vec<SampleArgs<'_>> = (0..rows).map(|row| draw(row).into()).collect();
             let logits = ops::logits([&hidden, &head]).expect("runs");
-            let drawn = board.draw(&logits, &draws).and_then(PendingDraws::wait).expect("runs");
+            let drawn = samples.sample(&logits, &draws).and_then(PendingSamples::wait).expect("runs");
             let (mut tokens, mut plain, mut sampling) = (vec![], vec![], vec![]);
             for d in drawn {
-                let Drawn::Token { token, logprob, sampling_logprob, .. } = d else { panic!("no token") };
+                let SampleResult::Token { token, logprob, sampling_logprob, .. } = d else { panic!("no token") };
                 tokens.push(token);
                 plain.push(logprob);
                 sampling.push(sampling_logprob);

@@ -1,6 +1,6 @@
 //! Sampling one token: adjust, temperature, top-k, top-p, min-p, inverse CDF.
 
-use autograd::ops::Drawn;
+use autograd::ops::SampleResult;
 
 use super::candidates::{Ranked, nucleus, rank_all, sort_head};
 use super::history::adjust;
@@ -31,13 +31,13 @@ pub struct Scratch {
 }
 
 /// What sampling on a GPU gave, for `vocab_size` logits of which `masked` were made impossible.
-pub(crate) fn from_device(drawn: Drawn, vocab_size: usize, masked: usize) -> Result<Sampled, SamplingError> {
-    match drawn {
-        Drawn::Token { token, logprob, sampling_logprob, top, given } => {
+pub(crate) fn from_device(result: SampleResult, vocab_size: usize, masked: usize) -> Result<Sampled, SamplingError> {
+    match result {
+        SampleResult::Token { token, logprob, sampling_logprob, top, given } => {
             Ok(Sampled { token, logprob, sampling_logprob, top, given })
         }
-        Drawn::NotFinite => Err(SamplingError::NonFiniteLogits),
-        Drawn::Impossible => Err(SamplingError::NoCandidate { vocab_size, masked }),
+        SampleResult::NotFinite => Err(SamplingError::NonFiniteLogits),
+        SampleResult::Impossible => Err(SamplingError::NoCandidate { vocab_size, masked }),
     }
 }
 

@@ -26,7 +26,7 @@ pub struct SchedulerOutput {
     /// What to compute: at most `max_running` sequences, at most `token_budget` tokens. The sequences of one model stand one
     /// after another.
     pub seqs: Vec<ScheduledSeq>,
-    /// The tokens to compute, those of all sequences behind each other. [`Token::Drawn`] is a sample of the step in flight,
+    /// The tokens to compute, those of all sequences behind each other. [`Token::Sampled`] is a sample of the step in flight,
     /// counted over its sequences with `sample`.
     #[serde(with = "crate::wire::tokens")]
     pub tokens: Vec<Token>,

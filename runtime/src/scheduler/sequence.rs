@@ -93,7 +93,7 @@ impl Sequence {
 
     /// Where the token at `position` comes from.
     pub(super) fn token(&self, position: usize) -> Token {
-        self.tokens.get(position).map_or(Token::Drawn(self.sample), |&token| Token::Known(token))
+        self.tokens.get(position).map_or(Token::Sampled(self.sample), |&token| Token::Known(token))
     }
 
     /// Full, computed pages.

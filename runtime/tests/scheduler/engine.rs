@@ -148,7 +148,7 @@ impl Engine {
             for position in seq.tokens.clone() {
                 let token = match *tokens.next().unwrap() {
                     Token::Known(token) => token,
-                    Token::Drawn(draw) => {
+                    Token::Sampled(draw) => {
                         assert!(self.requests[&seq.id].ahead, "{:?} has to know its last token", seq.id);
                         self.drawn[draw as usize]
                     }

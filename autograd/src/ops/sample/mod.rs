@@ -1,29 +1,29 @@
-//! Drawing tokens on a GPU, where the logits are.
+//! Sampling tokens on a GPU, where the logits are.
 //!
-//! What a step draws stays in its [`DrawBoard`], where the next step finds its tokens, so that it can be launched before
+//! What a step samples stays in its [`SampleBuffer`], where the next step finds its tokens, so that it can be launched before
 //! the host has seen them.
 
-mod board;
-mod extras;
-mod words;
+mod arrays;
+mod buffer;
+mod processors;
 
-pub(crate) use board::word;
-pub use board::{DrawBoard, PendingDraws};
-pub use extras::{Extras, LISTED, Rules};
-pub(crate) use words::DrawArrays;
+pub(crate) use arrays::SampleArrays;
+pub(crate) use buffer::word;
+pub use buffer::{PendingSamples, SampleBuffer};
+pub use processors::{LISTED, LogitsProcessorSpec, LogitsProcessors};
 
 /// A token that a step computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Token {
     /// Its id.
     Known(u32),
-    /// What the step before draws in this one of its drawn rows.
-    Drawn(u32),
+    /// What the step before samples in this one of its sampled rows.
+    Sampled(u32),
 }
 
-/// How one row's token is drawn. The meaning of the fields is the sampler's of the runtime, which draws on the host.
+/// How one row's token is sampled. The fields mean what they mean to the runtime's sampler on the host.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Draw {
+pub struct SampleParams {
     /// Divisor of the logits; 0 takes the most likely token, the lowest id of equals.
     pub temperature: f32,
     /// Keep this many of the most likely tokens; 0 keeps all.
@@ -36,51 +36,51 @@ pub struct Draw {
     pub seed: u64,
     /// Which of the requests under that seed.
     pub request: u64,
-    /// Position of the token that is drawn.
+    /// Position of the token that is sampled.
     pub position: u64,
 }
 
-/// A row's draw and what its request wants besides.
+/// How a row is sampled, with the logits processors of its request.
 #[derive(Debug, Clone, Copy)]
-pub struct DrawRow<'a> {
-    /// The draw.
-    pub draw: Draw,
-    /// Changes of the logits before it, and what is listed.
-    pub extras: Option<&'a Extras>,
-    /// Whether the ids that [`Rules::masked`] names are impossible in this draw.
+pub struct SampleArgs<'a> {
+    /// Temperature, truncation and random number.
+    pub params: SampleParams,
+    /// Changes of the logits before that, and which log-probabilities are listed.
+    pub processors: Option<&'a LogitsProcessors>,
+    /// Whether the ids that [`LogitsProcessorSpec::masked`] names are impossible now.
     pub masks: bool,
     /// A bit for each token, from the lowest of the first word on: whether it is possible. `None` allows all.
     pub allowed: Option<&'a [u32]>,
 }
 
-impl DrawRow<'_> {
+impl SampleArgs<'_> {
     /// Whether the row needs more than temperature and truncation.
     #[must_use]
-    pub fn has_extras(&self) -> bool {
-        self.extras.is_some() || self.allowed.is_some()
+    pub fn has_processors(&self) -> bool {
+        self.processors.is_some() || self.allowed.is_some()
     }
 }
 
-impl From<Draw> for DrawRow<'_> {
-    fn from(draw: Draw) -> Self {
-        Self { draw, extras: None, masks: false, allowed: None }
+impl From<SampleParams> for SampleArgs<'_> {
+    fn from(params: SampleParams) -> Self {
+        Self { params, processors: None, masks: false, allowed: None }
     }
 }
 
 /// What a row gave. Log-probabilities are natural logs under the model's own distribution.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Drawn {
+pub enum SampleResult {
     /// A token.
     Token {
         /// Its id.
         token: u32,
         /// At temperature 1.
         logprob: f32,
-        /// At the draw's temperature; for temperature 0, at 1.
+        /// At the row's temperature; for temperature 0, at 1.
         sampling_logprob: f32,
-        /// The most likely tokens, ties by rising id: [`Rules::top`] of them.
+        /// The most likely tokens, ties by rising id: [`LogitsProcessorSpec::top`] of them.
         top: Vec<(u32, f32)>,
-        /// Log-probabilities of [`Rules::given`].
+        /// Log-probabilities of [`LogitsProcessorSpec::given`].
         given: Vec<f32>,
     },
     /// A logit is NaN or +infinity.

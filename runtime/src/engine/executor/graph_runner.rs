@@ -8,7 +8,7 @@ use std::sync::Arc;
 use autograd::cuda::{Gpu, GraphMemory};
 use autograd::decode::{DecodeGraph, DecodeRow, GraphBucket};
 use autograd::kv::{KvPool, PagedBatch};
-use autograd::ops::{self, DrawBoard, PendingDraws, Token};
+use autograd::ops::{self, PendingSamples, SampleBuffer, Token};
 use autograd::{Index, Tensor};
 
 use super::runner::ModelRunner;
@@ -30,7 +30,7 @@ pub(super) struct GraphRunners {
 
 /// The CUDA graphs of a model and the buffer of its samples.
 struct CudaGraphRunner {
-    board: Arc<DrawBoard>,
+    samples: Arc<SampleBuffer>,
     graphs: BTreeMap<GraphBucket, DecodeGraph>,
 }
 
@@ -47,14 +47,14 @@ impl GraphRunners {
     }
 
     /// The buffer of a model's samples.
-    pub(super) fn board(&mut self, model: ModelId) -> Result<Arc<DrawBoard>> {
-        Ok(self.runner(model)?.board.clone())
+    pub(super) fn samples(&mut self, model: ModelId) -> Result<Arc<SampleBuffer>> {
+        Ok(self.runner(model)?.samples.clone())
     }
 
     fn runner(&mut self, model: ModelId) -> Result<&mut CudaGraphRunner> {
         if !self.by_model.contains_key(&model) {
-            let board = Arc::new(DrawBoard::new(self.ordinal, graph_rows(self.rows))?);
-            self.by_model.insert(model, CudaGraphRunner { board, graphs: BTreeMap::new() });
+            let samples = Arc::new(SampleBuffer::new(self.ordinal, graph_rows(self.rows))?);
+            self.by_model.insert(model, CudaGraphRunner { samples, graphs: BTreeMap::new() });
         }
         Ok(self.by_model.get_mut(&model).expect("it was just made"))
     }
@@ -68,15 +68,15 @@ impl GraphRunners {
         pool: &mut KvPool,
     ) -> Result<&mut DecodeGraph> {
         let longest = rows.iter().map(|row| row.pages.len()).max().unwrap_or(1);
-        let extras = rows.iter().any(|row| row.draw.has_extras());
-        let bucket = GraphBucket { rows: graph_rows(rows.len()), pages: graph_pages(longest), extras };
+        let processors = rows.iter().any(|row| row.sample.has_processors());
+        let bucket = GraphBucket { rows: graph_rows(rows.len()), pages: graph_pages(longest), processors };
         self.runner(id)?;
         let Self { ordinal, memory, by_model, .. } = self;
         let runner = by_model.get_mut(&id).expect("it was just made");
         if !runner.graphs.contains_key(&bucket) {
             let pool = RefCell::new(pool);
             let step = |ids: &Index, batch: &PagedBatch| step(*pool.borrow_mut(), model, ids, batch);
-            let graph = DecodeGraph::capture(*ordinal, bucket, memory, &runner.board, step)?;
+            let graph = DecodeGraph::capture(*ordinal, bucket, memory, &runner.samples, step)?;
             runner.graphs.insert(bucket, graph);
         }
         Ok(runner.graphs.get_mut(&bucket).expect("it was just made"))
@@ -101,13 +101,13 @@ impl ModelRunner {
         plan: &SchedulerOutput,
         group: &ModelGroup<'_>,
         tokens: &[Token],
-    ) -> Result<PendingDraws> {
+    ) -> Result<PendingSamples> {
         let (sequences, model, pool) = self.sequences_model_and_pool(group.model);
         let row = |(seq, &token): (&ScheduledSeq, _)| DecodeRow {
             token,
             position: seq.tokens.start,
             pages: plan.pages(seq),
-            draw: sequences[&seq.id].sample_args(seq.tokens.end),
+            sample: sequences[&seq.id].sample_args(seq.tokens.end),
         };
         let rows: Vec<DecodeRow<'_>> = group.seqs.iter().zip(tokens).map(row).collect();
         let graph = graph_runners.graph(&rows, group.model, model, pool);

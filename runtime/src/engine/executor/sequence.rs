@@ -1,7 +1,7 @@
 //! Sampling state of one generation, where its logits are.
 
 use autograd::Device;
-use autograd::ops::{Draw, DrawRow, Extras, Rules};
+use autograd::ops::{LogitsProcessorSpec, LogitsProcessors, SampleArgs, SampleParams};
 
 use crate::Result;
 use crate::config::ModelConfig;
@@ -21,14 +21,19 @@ pub(super) struct SequenceState {
 enum Sampler {
     Host(TokenHistory),
     /// Logits processors besides temperature and truncation, if any.
-    Gpu(Option<Extras>),
+    Gpu(Option<LogitsProcessors>),
 }
 
 /// Calls `f` with a request's logits processors for a GPU.
-fn with_rules<T>(p: &SamplingParams, prompt: &[u32], config: &ModelConfig, f: impl FnOnce(&Rules<'_>) -> T) -> T {
+fn with_rules<T>(
+    p: &SamplingParams,
+    prompt: &[u32],
+    config: &ModelConfig,
+    f: impl FnOnce(&LogitsProcessorSpec<'_>) -> T,
+) -> T {
     let bias: Vec<(u32, f32)> = p.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
     let masked: Vec<u32> = if p.min_tokens > 0 { p.ending_ids(&config.eos_token_ids).collect() } else { vec![] };
-    f(&Rules {
+    f(&LogitsProcessorSpec {
         logit_bias: &bias,
         masked: &masked,
         repetition: p.repetition_penalty,
@@ -56,7 +61,7 @@ impl SequenceState {
         let sampler = match device {
             Device::Cpu | Device::Portable => Sampler::Host(TokenHistory::new(&prompt)),
             Device::Cuda(ordinal) => {
-                let make = |rules: &Rules<'_>| Extras::new(ordinal, config.vocab_size, rules);
+                let make = |rules: &LogitsProcessorSpec<'_>| LogitsProcessors::new(ordinal, config.vocab_size, rules);
                 Sampler::Gpu(with_rules(&params, &prompt, config, make)?)
             }
         };
@@ -87,9 +92,9 @@ impl SequenceState {
     }
 
     /// How a GPU samples the token at `position`.
-    pub(super) fn sample_args(&self, position: usize) -> DrawRow<'_> {
+    pub(super) fn sample_args(&self, position: usize) -> SampleArgs<'_> {
         let p = &self.params;
-        let draw = Draw {
+        let params = SampleParams {
             temperature: p.temperature,
             top_k: p.top_k.unwrap_or(0),
             top_p: p.top_p,
@@ -98,11 +103,11 @@ impl SequenceState {
             request: self.index,
             position: position as u64,
         };
-        let extras = match &self.sampler {
-            Sampler::Gpu(extras) => extras.as_ref(),
+        let processors = match &self.sampler {
+            Sampler::Gpu(processors) => processors.as_ref(),
             Sampler::Host(_) => None,
         };
-        DrawRow { draw, extras, masks: self.masks_endings(position), allowed: self.allowed() }
+        SampleArgs { params, processors, masks: self.masks_endings(position), allowed: self.allowed() }
     }
 
     /// Whether the ids that end a generation are impossible at `position`.

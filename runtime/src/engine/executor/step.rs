@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use autograd::kv::{PagedBatch, PagedRows};
-use autograd::ops::{PendingDraws, Token};
+use autograd::ops::{PendingSamples, Token};
 use autograd::{Index, Tape, Tensor, ops};
 use rayon::prelude::*;
 
@@ -35,7 +35,7 @@ enum GroupSamples {
     Host(Samples),
     /// On its way from a GPU, with the number of ids that were impossible for each row.
     Gpu {
-        pending: PendingDraws,
+        pending: PendingSamples,
         masked: Vec<usize>,
         vocab_size: usize,
     },
@@ -59,10 +59,10 @@ impl StepOutcome {
                 GroupSamples::Host(samples) => all.extend(samples),
                 GroupSamples::Gpu { pending, masked, vocab_size } => {
                     let start = Instant::now();
-                    let drawn = pending.wait()?;
+                    let results = pending.wait()?;
                     seconds += start.elapsed().as_secs_f64();
-                    let rows = drawn.into_iter().zip(masked);
-                    all.extend(rows.map(|(drawn, masked)| from_device(drawn, vocab_size, masked)));
+                    let rows = results.into_iter().zip(masked);
+                    all.extend(rows.map(|(result, masked)| from_device(result, vocab_size, masked)));
                 }
             }
         }
@@ -151,7 +151,7 @@ impl ModelRunner {
     ) -> Result<()> {
         let id = |token: &Token| match *token {
             Token::Known(id) => id,
-            Token::Drawn(sample) => self.last.tokens[sample as usize],
+            Token::Sampled(sample) => self.last.tokens[sample as usize],
         };
         let ids: Index = group.tokens.iter().map(id).collect();
         let logits = self.logits(plan, group, &ids, tasks, &mut outcome.scores)?;
@@ -172,7 +172,7 @@ impl ModelRunner {
         // The model's samples lie in a buffer of its own.
         let first = self.last.first(group.model);
         let own = |&token: &Token| match token {
-            Token::Drawn(sample) => Token::Drawn(sample - first),
+            Token::Sampled(sample) => Token::Sampled(sample - first),
             known @ Token::Known(_) => known,
         };
         let tokens: Vec<Token> = group.tokens.iter().map(own).collect();
@@ -182,12 +182,12 @@ impl ModelRunner {
             outcome.graphs += 1;
             Some(self.launch_graph(graph_runners, plan, group, &tokens)?)
         } else {
-            let board = graph_runners.board(group.model)?;
-            let ids = board.feed(&tokens)?;
+            let samples = graph_runners.samples(group.model)?;
+            let ids = samples.feed(&tokens)?;
             let logits = self.logits(plan, group, &ids, tasks, &mut outcome.scores)?;
             let sampled = group.seqs.iter().filter(|seq| seq.sample);
             let rows = sampled.map(|seq| self.sequences[&seq.id].sample_args(seq.tokens.end)).collect::<Vec<_>>();
-            logits.map(|logits| board.draw(&logits, &rows)).transpose()?
+            logits.map(|logits| samples.sample(&logits, &rows)).transpose()?
         };
         let Some(pending) = pending else { return Ok(()) };
         let config = self.config();

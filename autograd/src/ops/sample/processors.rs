@@ -1,4 +1,4 @@
-//! What some requests want besides temperature and truncation, on the GPU.
+//! Logits processors besides temperature and truncation, on the GPU.
 
 use crate::cuda::{Arg, Buffer, Gpu};
 use crate::{Error, Result};
@@ -6,12 +6,12 @@ use crate::{Error, Result};
 /// The most of a request's most likely and given tokens that can be listed; the kernel's MOST_LISTED.
 pub const LISTED: usize = 256;
 
-/// The wishes of a request. Their meaning is that of the runtime's sampler.
+/// The logits processors of a request. They mean what they mean to the runtime's sampler.
 #[derive(Debug, Clone, Copy)]
-pub struct Rules<'a> {
+pub struct LogitsProcessorSpec<'a> {
     /// Added to the logits of these ids.
     pub logit_bias: &'a [(u32, f32)],
-    /// Ids that can be made impossible from draw to draw.
+    /// Ids that can be made impossible from sample to sample.
     pub masked: &'a [u32],
     /// Divides positive and multiplies negative logits of tokens in prompt or generation.
     pub repetition: f32,
@@ -27,7 +27,7 @@ pub struct Rules<'a> {
     pub given: &'a [u32],
 }
 
-impl Rules<'_> {
+impl LogitsProcessorSpec<'_> {
     fn penalizes(&self) -> bool {
         self.repetition != 1.0 || self.frequency != 0.0 || self.presence != 0.0
     }
@@ -42,7 +42,7 @@ impl Rules<'_> {
             return Ok(());
         }
         let what = "the number of tokens whose log-probabilities are listed";
-        Err(Error::Domain { op: "draw", what, value: listed as f64, expected: "at most 256 on a GPU" })
+        Err(Error::Domain { op: "sample", what, value: listed as f64, expected: "at most 256 on a GPU" })
     }
 
     fn is_empty(&self) -> bool {
@@ -51,9 +51,9 @@ impl Rules<'_> {
     }
 }
 
-/// A request's [`Rules`] on a GPU, with the history of its tokens where a penalty needs it. Draws add to the history.
+/// A request's [`LogitsProcessorSpec`] on a GPU, with the history of its tokens where a penalty needs it. Sampling adds to the history.
 #[derive(Debug)]
-pub struct Extras {
+pub struct LogitsProcessors {
     /// Bias ids, biases, given ids, masked ids.
     lists: Buffer,
     /// u16 `[V]` and u8 `[V]`, as `kernels/history.cu` has them.
@@ -66,15 +66,15 @@ pub struct Extras {
     penalties: [f32; 3],
 }
 
-impl Extras {
+impl LogitsProcessors {
     /// Words of four bytes that a row takes: the kernels' `Extras`.
     pub(super) const WORDS: usize = 14;
 
-    /// Puts the rules on a GPU, for a vocabulary of `vocab` tokens that all ids are in; `None` if there are none.
+    /// Puts them on a GPU, for a vocabulary of `vocab` tokens that all ids are in; `None` if there are none.
     ///
     /// # Errors
     /// More than [`LISTED`] tokens to list; a device that is out of memory.
-    pub fn new(ordinal: usize, vocab: usize, rules: &Rules<'_>) -> Result<Option<Self>> {
+    pub fn new(ordinal: usize, vocab: usize, rules: &LogitsProcessorSpec<'_>) -> Result<Option<Self>> {
         if rules.is_empty() {
             return Ok(None);
         }

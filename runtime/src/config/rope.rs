@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn llama3_divisors_are_recognised_and_others_refused() {
         let divisors: Vec<f32> = llama3_divisors(500_000.0, 128, 32.0, LLAMA3).map(|d| d as f32).collect();
-        // Llama 3.2's first and last, as its converter writes them.
+        // Llama 3.2's first and last, as its converter has them.
         assert_eq!((divisors[0], divisors[63]), (1.0, 32.0));
         let RopeScaling::Llama3 { factor, .. } = llama3_from_divisors(&divisors, 500_000.0, 128).unwrap() else {
             panic!()

@@ -63,7 +63,7 @@ pub struct GenerationRules {
     pub forced_first: Option<u32>,
     /// The last token that the length allows; of several the lowest, since transformers makes them equally likely.
     pub forced_last: Option<u32>,
-    /// Tokens of a generation, whatever length of the whole sequence is asked for.
+    /// Tokens of a generation, whatever length of the whole sequence is requested.
     pub max_new_tokens: Option<usize>,
 }
 

@@ -26,13 +26,13 @@ pub struct Decoder {
 pub struct ModelParams {
     /// The base weights.
     pub weights: Arc<ModelWeights>,
-    /// Low-rank branches on them.
+    /// A LoRA adapter on them.
     pub adapter: Option<Arc<Adapter>>,
-    /// Dropout on the branches' inputs: probability and key of this micro-batch.
+    /// Dropout on the adapter's inputs: probability and key of this micro-batch.
     pub dropout: Option<Dropout>,
     /// Layers, from the first on, that keep only their input and run again during backward.
     pub recomputed: usize,
-    /// Answer requests with the branches added to the weights, rounded to their precision (on a GPU).
+    /// Answer requests with the adapter added to the weights, rounded to their precision (on a GPU).
     pub merge: bool,
 }
 
@@ -277,7 +277,7 @@ impl Decoder {
     }
 }
 
-/// The linear maps of one layer.
+/// The projections of one layer.
 struct LayerProjections<'a> {
     pass: &'a ModelParams,
     layer: &'a LayerWeights,

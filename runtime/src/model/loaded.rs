@@ -23,7 +23,7 @@ pub(crate) struct LoadedModel {
 pub(crate) enum Moved {
     /// They were copied over the old ones.
     InPlace,
-    /// They lie elsewhere: what was captured with the old ones cannot run any more.
+    /// They have new addresses: graphs that were captured with the old ones cannot run any more.
     Elsewhere,
 }
 

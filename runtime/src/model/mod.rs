@@ -1,6 +1,6 @@
 //! The models: one decoder, and for each family a table of its tensors.
 //!
-//! A family is a table. It says for every tensor its Hugging Face name, its shape and how it is cut over a mesh; the
+//! A family is a table. It has for every tensor its Hugging Face name, its shape and how it is cut over a mesh; the
 //! loader, the trainer, the exporter and (with more than one device) the sharder read that one table.
 
 mod adapter;
@@ -24,7 +24,7 @@ use crate::config::{Family, ModelConfig};
 use crate::weights::WeightSource;
 use crate::{Error, Result};
 
-/// A linear map of a layer.
+/// A projection (linear layer) of a decoder layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Module {
     /// Queries.
@@ -80,7 +80,7 @@ pub enum Vector {
     QNorm,
     /// RMSNorm of each key head.
     KNorm,
-    /// Bias of a linear map.
+    /// Bias of a projection.
     Bias(Module),
 }
 
@@ -93,7 +93,7 @@ pub enum TensorRole {
     FinalNorm,
     /// Output head, when it is not the embedding.
     Head,
-    /// Weight of a layer's linear map.
+    /// Weight of a layer's projection.
     Linear(Module),
     /// A layer's vector.
     Vector(Vector),

@@ -13,7 +13,7 @@ use crate::Result;
 use crate::config::ModelConfig;
 use crate::weights::{WeightSource, check_rows, row_len};
 
-/// Standard deviation of linear maps, biases and embeddings: transformers' `initializer_range`.
+/// Standard deviation of projections, biases and embeddings: transformers' `initializer_range`.
 const STD: f32 = 0.02;
 /// Elements that one task makes.
 const CHUNK: usize = 1 << 16;

@@ -42,7 +42,7 @@ pub struct ModelWeights {
     offloaded: Option<Arc<OffloadedLayers>>,
 }
 
-/// Layers that wait in the host's memory and pass through the card's, one after another.
+/// Layers that are kept in the host's memory and pass through the GPU's, one after another.
 #[derive(Debug)]
 struct OffloadedLayers {
     groups: Groups,
@@ -74,14 +74,14 @@ impl ModelWeights {
             used.insert(name);
         }
         progress(total, total);
-        refuse_strangers(source, &used, config, count)?;
+        refuse_unexpecteds(source, &used, config, count)?;
         let mut weights = Self::assemble(config.num_layers, specs.iter().zip(loaded));
         weights.layers.iter_mut().try_for_each(LayerWeights::join)?;
         Ok(weights)
     }
 
     /// As [`ModelWeights::load`] on a GPU, with the layers in pinned memory of the host. They answer forward passes as
-    /// those on the card do, only that every pass moves them once.
+    /// those on the GPU do, only that every pass moves them once.
     ///
     /// # Errors
     /// As [`ModelWeights::load`]; a device that is no GPU; a host without memory that can be pinned.
@@ -118,7 +118,7 @@ impl ModelWeights {
             offloaded.specs.push(specs);
         }
         progress(total, total);
-        refuse_strangers(source, &used, config, count)?;
+        refuse_unexpecteds(source, &used, config, count)?;
         let weights = Self::assemble(0, outer.iter().zip(loaded));
         Ok(Self { offloaded: Some(Arc::new(offloaded)), ..weights })
     }
@@ -159,7 +159,7 @@ impl ModelWeights {
         Ok(copy)
     }
 
-    /// The weights with an adapter's branches added to them, in memory of their own where they differ.
+    /// The weights with an adapter added to them, in memory of their own where they differ.
     ///
     /// # Errors
     /// The device is no GPU, or out of memory.
@@ -240,7 +240,7 @@ impl ModelWeights {
 }
 
 impl LayerWeights {
-    /// Puts maps of one input behind each other in memory.
+    /// Makes the projections of one input contiguous in memory.
     fn join(&mut self) -> Result<()> {
         let [q, k, v, _, gate, up, _] = &mut self.linear;
         Tensor::join(&mut [q, k, v])?;
@@ -295,7 +295,7 @@ impl LayerParts {
     fn finish(self) -> LayerWeights {
         let [input_norm, post_norm, q_norm, k_norm] = self.norms;
         LayerWeights {
-            linear: self.linear.map(|t| t.expect("every table has seven linear maps")),
+            linear: self.linear.map(|t| t.expect("every table has seven projections")),
             bias: self.bias,
             input_norm: input_norm.expect("every table has an input norm"),
             post_norm: post_norm.expect("every table has a post-attention norm"),
@@ -346,7 +346,7 @@ fn on_device(spec: &TensorSpec, (values, shape): Values, device: Device) -> Resu
 }
 
 /// Refuses tensors that no part of the model is; layers below `count` may be left out on purpose.
-fn refuse_strangers(
+fn refuse_unexpecteds(
     source: &dyn WeightSource,
     used: &BTreeSet<String>,
     config: &ModelConfig,
@@ -358,10 +358,10 @@ fn refuse_strangers(
         let known = |suffix: &str| super::table(config.family).any(|e| e.name == suffix);
         layer.is_some_and(|(layer, suffix)| layer.parse::<usize>().is_ok_and(|l| l < count) && known(suffix))
     };
-    let stranger = source.tensors().keys().find(|name| {
+    let unexpected = source.tensors().keys().find(|name| {
         !(used.contains(*name) || name.ends_with("rotary_emb.inv_freq") || tied_head(name) || left_out(name))
     });
-    match stranger {
+    match unexpected {
         None => Ok(()),
         Some(name) => Err(Error::UnknownTensor {
             path: source.path().to_owned(),

@@ -20,7 +20,7 @@ pub struct DataSet {
 }
 
 impl DataSet {
-    /// Opens `hf:org/name[@revision]`. `progress` is told, line by line, what takes time.
+    /// Opens `hf:org/name[@revision]`. `progress` gets a line about everything that takes time.
     ///
     /// # Errors
     /// What is no such source; a data set that neither the hub nor the cache has.

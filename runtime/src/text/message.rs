@@ -20,12 +20,12 @@ impl Message {
         self.0.get("role").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// What is said, if it is one text.
+    /// The content, if it is one text.
     pub fn content(&self) -> Option<&str> {
         self.0.get("content").and_then(Value::as_str)
     }
 
-    /// What is said, text parts joined by line ends.
+    /// The content, text parts joined by line ends.
     pub fn text(&self) -> String {
         self.0.get("content").map(|content| texts(content).join("\n")).unwrap_or_default()
     }
@@ -35,7 +35,7 @@ impl Message {
         &self.0
     }
 
-    /// Adds to the end of what is said: to the text, or to the last text part. False where neither is there.
+    /// Adds to the end of the content: to the text, or to the last text part. False where neither is there.
     pub fn append(&mut self, more: &str) -> bool {
         let last = match self.0.get_mut("content") {
             Some(Value::Array(parts)) => parts.iter_mut().rev().find_map(|part| part.get_mut("text")),

@@ -1,4 +1,4 @@
-//! Values as Python writes them: `json.dumps`, `str` and `repr`. Chat templates are rendered by Python
+//! Values in Python's spelling: `json.dumps`, `str` and `repr`. Chat templates are rendered by Python
 //! where models are trained, so every byte of this counts.
 
 use serde_json::Value;

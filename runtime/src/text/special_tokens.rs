@@ -10,7 +10,7 @@ use crate::{Error, Result, read};
 
 /// transformers' names of special tokens, in the order in which it adds them.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// What a tokenizer class has where its configuration says nothing.
+/// What a tokenizer class has where its configuration has none.
 const CLASS_DEFAULTS: [(&str, &[&str]); 2] = [
     ("Qwen2Tokenizer", &["eos_token", "unk_token", "pad_token"]),
     ("GPT2Tokenizer", &["bos_token", "eos_token", "unk_token"]),
@@ -23,7 +23,7 @@ const MAP: &str = "special_tokens_map.json";
 const ADDED: &str = "added_tokens.json";
 
 /// Adds to `inner` what the files of the folder `dir` declare, and makes special what they declare so. Returns
-/// `tokenizer_config.json` with what `special_tokens_map.json` says instead.
+/// `tokenizer_config.json` with the values of `special_tokens_map.json` in their place.
 ///
 /// # Errors
 /// A file that is malformed; a token that `inner` has under another id; a key that changes how text is read and is not
@@ -119,7 +119,7 @@ fn encoder(path: &Path, map: &Map<String, Value>, special: &[String]) -> Result<
     Ok(listed)
 }
 
-/// Special tokens with their names in transformers' order: the usual ones, those of the model, and nameless ones.
+/// Special tokens with their names in transformers' order: the common ones, those of the model, and nameless ones.
 fn named(config: &Map<String, Value>) -> Vec<(String, AddedToken)> {
     let of_key = |(key, value): (&String, &Value)| Some((key.clone(), special(value)?));
     let usual = NAMED.iter().filter_map(|key| Some(((*key).to_owned(), special(config.get(*key)?)?)));

@@ -144,7 +144,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// What has few tokens is never said to have more: words of the vocabulary, added tokens, compositions, runs, noise.
+        /// A text of few tokens is never counted as one of more: words of the vocabulary, added tokens, compositions, runs, noise.
         #[test]
         fn no_text_is_said_to_be_longer_than_it_is(
             parts in prop::collection::vec(
@@ -168,7 +168,7 @@ mod tests {
         }
     }
 
-    /// Texts that are far too long are told at once, not by their tokens.
+    /// Texts that are far too long are recognised at once, without their tokens.
     #[test]
     fn far_too_long_texts_are_told() {
         for tokenizer in &*TOKENIZERS {

@@ -49,7 +49,7 @@ impl Tokenizer {
         made.map_err(|panic| Error::bad_file(&path, format!("the tokenizers library fails on it: {panic}")))?
     }
 
-    /// Asks for what some files make the library panic at: short texts, and pieces alone and together.
+    /// Encodes what some files make the library panic at: short texts, and pieces alone and together.
     fn probe(&self) {
         for text in ["", " ", "a", "  \n\u{e9}1"] {
             let _ = self.inner.encode_fast(text, true).map(|encoding| self.inner.decode(encoding.get_ids(), true));
@@ -164,7 +164,7 @@ impl Tokenizer {
         } else if self.is_byte_piece(id) {
             u8::from_str_radix(&piece[3..5], 16).ok().map(|byte| vec![byte])
         } else {
-            // SentencePiece writes a space as this.
+            // SentencePiece spells a space like this.
             Some(piece.replace('\u{2581}', " ").into_bytes())
         }
     }

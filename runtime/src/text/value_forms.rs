@@ -34,7 +34,7 @@ enum ContentForm {
     Parts,
 }
 
-/// Content of a message that says nothing and calls functions, and calls of one that makes none.
+/// Content of a message that has no text and calls functions, and calls of one that makes none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BlankForm {
     Given,
@@ -58,7 +58,7 @@ pub(super) struct Conversation {
 }
 
 impl Conversation {
-    /// `knows_developer`: whether the template tells a developer from the system.
+    /// `knows_developer`: whether the template has a role for developers beside the system's.
     pub(super) fn new(messages: &[Message], knows_developer: bool) -> Self {
         let given = |message: &Message| {
             let mut fields = message.fields().clone();
@@ -101,7 +101,7 @@ impl Conversation {
         self.messages.iter().map(|fields| message(fields, form)).collect()
     }
 
-    /// Whether a rendered text shows what is said and called.
+    /// Whether a rendered text shows all texts and calls.
     pub(super) fn is_whole(&self, rendered: &str) -> bool {
         let mut from = 0;
         let mut shows = |text: &str| {

@@ -139,7 +139,7 @@ impl SafetensorsWeights {
                 let Some((dtype, shape, bytes)) = header.remove(name) else {
                     return Err(Error::bad_file(
                         &shard_path,
-                        format!("tensor \"{name}\" is not here, though {INDEX} says so"),
+                        format!("tensor \"{name}\" is not here, though {INDEX} names it"),
                     ));
                 };
                 weights.insert(name.clone(), shape, TensorLocation { file, dtype, bytes });

@@ -39,7 +39,7 @@ fn initializations_that_changed_the_base_are_refused() {
 
 #[test]
 fn ranks_have_to_be_those_of_the_tensors() {
-    assert!(refusal("r", json!(16)).contains("rank 4, but the configuration (r, rank_pattern) says 16"));
+    assert!(refusal("r", json!(16)).contains("rank 4, but the configuration (r, rank_pattern) has 16"));
     assert!(refusal("rank_pattern", json!({"q_proj": 2})).contains("q_proj"));
     for value in [json!(0), json!(-4), json!(4.5), json!("4"), json!(1u64 << 40)] {
         assert!(refusal("r", value).contains('r'));

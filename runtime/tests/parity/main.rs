@@ -179,7 +179,7 @@ fn greedy_continuations_equal_transformers() {
     }
 }
 
-/// Branches of rank `r` on all linear maps.
+/// An adapter of rank `r` on all projections.
 fn lora(r: usize) -> LoraConfig {
     LoraConfig {
         r,

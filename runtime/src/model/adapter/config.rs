@@ -48,7 +48,7 @@ const KEYS: [(&str, Rule); 45] = [
     ("lora_dropout", Harmless),
     // PEFT sets it to false for linear layers.
     ("fan_in_fan_out", Harmless),
-    // These belong to initializations and variants, which are asked for by other keys.
+    // These belong to initializations and variants, which other keys select.
     ("megatron_core", Harmless),
     ("loftq_config", Harmless),
     ("eva_config", Harmless),
@@ -83,17 +83,17 @@ const KEYS: [(&str, Rule); 45] = [
 /// Initializations that leave the base weights as they are.
 const INITIALIZATIONS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
-/// What a configuration says of an adapter's tensors.
+/// A configuration's description of an adapter's tensors.
 pub(super) struct FileConfig {
     pub(super) info: AdapterInfo,
-    /// The modules that have branches.
+    /// The modules that an adapter has.
     pub(super) selection: Selection,
 }
 
 /// Reads the configuration in the folder `dir`.
 ///
 /// # Errors
-/// A file that is missing or malformed; a key that asks for what is not implemented.
+/// A file that is missing or malformed; a key that selects what is not implemented.
 pub(super) fn read(dir: &Path) -> Result<FileConfig> {
     let path = dir.join("adapter_config.json");
     let json: Value = read::json(&path)?;
@@ -147,7 +147,7 @@ impl AdapterKeys<'_> {
         Ok(())
     }
 
-    /// Some initializations move a part of the base weights into the branches: the adapter is the difference to a base
+    /// Some initializations move a part of the base weights into A and B: the adapter is the difference to a base
     /// that the file does not hold.
     fn check_initialization(&self) -> Result<()> {
         let value = self.map.get("init_lora_weights").unwrap_or(&Value::Null);

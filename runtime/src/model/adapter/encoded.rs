@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Adapter, LoraWeights};
 
-/// A branch with its values on the host.
+/// A and B of a module with their values on the host.
 #[derive(Serialize, Deserialize)]
 struct EncodedLoraWeights {
     a: EncodedMatrix,
@@ -22,7 +22,7 @@ struct EncodedMatrix {
     values: Vec<f32>,
 }
 
-/// Per layer, a branch or none for each module.
+/// Per layer, A and B or nothing for each module.
 type EncodedLayers = Vec<Vec<Option<EncodedLoraWeights>>>;
 
 impl Serialize for Adapter {

@@ -23,7 +23,7 @@ use crate::{Error, Result, sums};
 /// What PEFT puts before the model's own names.
 const PREFIX: &str = "base_model.model.";
 
-/// The low-rank branch of one linear map.
+/// A and B of one projection's LoRA adapter.
 #[derive(Debug, Clone)]
 pub struct LoraWeights {
     /// `[r, in]`
@@ -35,37 +35,37 @@ pub struct LoraWeights {
 }
 
 impl LoraWeights {
-    /// The branch as the ops want it.
+    /// The argument of the ops.
     #[must_use]
     pub fn low_rank(&self, dropout: Option<Dropout>) -> LowRank<'_> {
         LowRank { a: &self.a, b: &self.b, scale: self.scale, dropout }
     }
 }
 
-/// Branches of a model's linear maps. Clones share the tensors.
+/// A LoRA adapter: A and B of a model's projections. Clones share the tensors.
 #[derive(Debug, Clone)]
 pub struct Adapter {
     /// Per layer, in the order of [`Module::ALL`].
     pub layers: Vec<[Option<LoraWeights>; 7]>,
 }
 
-/// Rank of a branch and shape `[out, in]` of its map.
+/// Rank of a module's adapter and shape `[out, in]` of its weight.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Form {
-    /// The map.
+    /// The projection.
     pub(crate) module: Module,
     /// Its rank.
     pub(crate) rank: usize,
-    /// Rows and columns of the map's weight.
+    /// Rows and columns of its weight.
     pub(crate) shape: [usize; 2],
 }
 
-/// Where two adapters differ in form; rank and scale of each branch that is there.
+/// Where two adapters differ in form; rank and scale of each module that both or one of them has.
 #[derive(Debug)]
 pub(crate) struct Difference {
     /// Name of the module.
     pub(crate) module: String,
-    /// The first adapter's branch.
+    /// The first adapter's.
     pub(crate) ours: Option<(usize, f32)>,
     /// The second one's.
     pub(crate) theirs: Option<(usize, f32)>,
@@ -80,7 +80,7 @@ fn module_name(layer: usize, module: Module) -> String {
 fn module_shape(config: &ModelConfig, module: Module) -> [usize; 2] {
     let specs = tensors(config);
     let spec = specs.iter().find(|s| s.layer == Some(0) && s.part == super::TensorRole::Linear(module));
-    let shape = &spec.expect("every table has seven linear maps").shape;
+    let shape = &spec.expect("every table has seven projections").shape;
     [shape[0], shape[1]]
 }
 
@@ -125,7 +125,7 @@ impl Adapter {
         Ok(Self { layers: Self::forms(config, lora)?.into_iter().enumerate().map(layer).collect::<Result<_>>()? })
     }
 
-    /// The branches that [`Adapter::init`] makes, by layer.
+    /// A and B as [`Adapter::init`] makes them, by layer.
     ///
     /// # Errors
     /// Targets or patterns that name nothing.
@@ -169,8 +169,8 @@ impl Adapter {
             }
             layers.push(branches);
         }
-        if let Some(stranger) = unused.first() {
-            return Err(refuse(format!("tensor \"{stranger}\" belongs to no linear map of the base model")));
+        if let Some(unexpected) = unused.first() {
+            return Err(refuse(format!("tensor \"{unexpected}\" belongs to no linear layer of the base model")));
         }
         Ok(Self { layers })
     }
@@ -196,7 +196,7 @@ impl Adapter {
         })
     }
 
-    /// The first module whose branch differs from `other`'s in presence, rank or scale, and how.
+    /// The first module whose adapter differs from `other`'s in presence, rank or scale, and how.
     pub(crate) fn first_difference(&self, other: &Self) -> Option<Difference> {
         let layers = self.layers.iter().zip(&other.layers).enumerate();
         let mut modules =
@@ -207,7 +207,7 @@ impl Adapter {
         })
     }
 
-    /// The same branches in memory of their own, where training changes them in place.
+    /// The same adapter in memory of its own, where training changes them in place.
     ///
     /// # Errors
     /// The device is out of memory.
@@ -219,7 +219,7 @@ impl Adapter {
         for layer in &mut copy.layers {
             let [q, k, v, _, gate, up, _] = layer;
             for group in [&mut [q, k, v][..], &mut [gate, up][..]] {
-                // Maps of one input: their A are multiplied by together.
+                // Projections of one input: one GEMM multiplies by all their A.
                 let mut maps: Vec<&mut Tensor> = group.iter_mut().filter_map(|b| Some(&mut b.as_mut()?.a)).collect();
                 if !maps.is_empty() {
                     Tensor::join(&mut maps)?;
@@ -277,7 +277,7 @@ fn read_branch(
     }
     if r != info.rank(name) {
         let detail = format!(
-            "{name}: its tensors have rank {r}, but the configuration (r, rank_pattern) says {}",
+            "{name}: its tensors have rank {r}, but the configuration (r, rank_pattern) has {}",
             info.rank(name)
         );
         return Err(Error::Adapter { path: dir.to_owned(), detail });

@@ -42,7 +42,7 @@ impl Names {
     }
 }
 
-/// The modules that have branches.
+/// The modules that an adapter has.
 pub(super) struct Selection {
     targets: Names,
     excluded: Option<Names>,
@@ -87,7 +87,7 @@ impl Selection {
         Ok(Self { targets, excluded: Names::read(path, map, "exclude_modules")?, layers })
     }
 
-    /// Whether the module `name` of `layer` has a branch.
+    /// Whether the module `name` of `layer` is adapted.
     pub(super) fn holds(&self, layer: usize, name: &str) -> bool {
         self.targets.hold(name)
             && !self.excluded.as_ref().is_some_and(|excluded| excluded.hold(name))

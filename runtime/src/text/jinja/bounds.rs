@@ -1,4 +1,4 @@
-//! Runs work of unknown cost where it can end nobody else: on a thread with a known stack, for a known time.
+//! Runs work of unknown cost where it can stop nothing else: on a thread with a known stack, for a known time.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,7 +19,7 @@ type BoundedWork = Box<dyn FnOnce() + Send>;
 /// Threads that wait for work.
 static IDLE: Mutex<Vec<Sender<BoundedWork>>> = Mutex::new(Vec::new());
 
-/// Runs `work` and waits for it; the error says why there is no result. What does not end in time is left behind.
+/// Runs `work` and waits for it; the error is the reason why there is no result. What does not end in time is left behind.
 pub(super) fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
     let waiting = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
     let worker = waiting.map_or_else(start, Ok)?;

@@ -89,7 +89,7 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
     }
 }
 
-/// Whether a format asks for more text than its arguments have.
+/// Whether a format needs more text than its arguments have.
 fn has_wide_field(format: &str) -> bool {
     let digits = |part: &str| part.bytes().filter(u8::is_ascii_digit).count();
     format

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use minijinja::value::{Enumerator, Object, ObjectRepr, Value};
 
-/// Arguments of a call that came as text: an object where a template looks into them or writes them as JSON, and that text,
+/// Arguments of a call that came as text: an object where a template looks into them or renders them as JSON, and that text,
 /// to the letter, where it prints them.
 #[derive(Debug)]
 pub(in crate::text) struct Arguments {
     /// As they came.
     pub(in crate::text) text: String,
-    /// What the text says; `None` if it is no JSON object.
+    /// The parsed text; `None` if it is no JSON object.
     pub(in crate::text) object: Option<Value>,
 }
 

@@ -2,7 +2,7 @@
 #pragma once
 #include "common.cuh"
 
-// A row's; `Extras` of `autograd/src/ops/sample/extras.rs` writes it.
+// A row's; `LogitsProcessors` of `autograd/src/ops/sample/processors.rs` writes it.
 struct Extras {
     unsigned short* history;  // see history.cu; null without penalties
     const int* lists;         // bias ids, biases (f32), given ids, masked ids, behind each other

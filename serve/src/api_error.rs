@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
+use runtime::ErrorKind;
 use runtime::sampler::SamplingError;
 use runtime::scheduler::SubmitError;
 use serde_json::{Value, json};
@@ -203,19 +204,22 @@ impl From<runtime::Error> for ApiError {
     fn from(error: runtime::Error) -> Self {
         use runtime::Error;
         let message = error.to_string();
-        match error {
-            Error::Submit(SubmitError::QueueFull { .. }) => Self::busy(format!("server is busy: {message}"), 1),
-            Error::Submit(SubmitError::ContextTooShort { .. } | SubmitError::PoolTooSmall { .. }) => {
-                Self::too_long(message)
+        match (error.kind(), error) {
+            (ErrorKind::Busy, _) => Self::busy(format!("server is busy: {message}"), 1),
+            (ErrorKind::TooLong, _) => Self::too_long(message),
+            (ErrorKind::NotFound, _) => Self::request(StatusCode::NOT_FOUND, "model_not_found", message),
+            (ErrorKind::Conflict, _) => Self::conflict(message),
+            (ErrorKind::Unavailable, _) => Self::unavailable(message),
+            (ErrorKind::OutOfMemory | ErrorKind::Internal, _) => Self::internal(message),
+            (ErrorKind::Invalid, Error::Submit(SubmitError::EmptyPrompt)) => Self::invalid("prompt", message),
+            (ErrorKind::Invalid, Error::Sampling(SamplingError::OutOfRange { field, .. })) => {
+                Self::invalid(field, message)
             }
-            Error::Submit(SubmitError::EmptyPrompt) => Self::invalid("prompt", message),
-            Error::Sampling(SamplingError::OutOfRange { field, .. }) => Self::invalid(field, message),
-            Error::Sampling(SamplingError::NoCandidate { .. }) => {
+            (ErrorKind::Invalid, Error::Sampling(SamplingError::NoCandidate { .. })) => {
                 Self::request(StatusCode::BAD_REQUEST, "no_token_possible", message)
             }
-            Error::ChatTemplate(_) => Self::invalid("messages", message),
-            Error::Stopped(_) => Self::unavailable(message),
-            _ => Self::internal(message),
+            (ErrorKind::Invalid, Error::ChatTemplate(_)) => Self::invalid("messages", message),
+            (ErrorKind::Invalid, _) => Self::request(StatusCode::BAD_REQUEST, "invalid_parameter", message),
         }
     }
 }
@@ -246,5 +250,34 @@ impl IntoResponse for ApiError {
         }
         response.extensions_mut().insert(self);
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use runtime::Error;
+    use runtime::request::{ModelId, RequestError};
+
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_runtime_has_the_status_of_its_kind() {
+        let model = ModelId(9);
+        let cases: [(Error, u16); 8] = [
+            (RequestError::NoModel { model }.into(), 404),
+            (RequestError::AdapterInUse { model }.into(), 409),
+            (RequestError::SequenceTooLong { sequence: 0, tokens: 9, max: 8 }.into(), 400),
+            (RequestError::Top { top: 9, vocab_size: 8 }.into(), 400),
+            (RequestError::NonFiniteLogits { sequence: 0, position: 1 }.into(), 500),
+            (SubmitError::QueueFull { max_waiting: 3 }.into(), 429),
+            (SubmitError::EmptyPrompt.into(), 400),
+            (Error::Stopped("it panicked".to_owned()), 503),
+        ];
+        for (error, status) in cases {
+            let message = error.to_string();
+            let answer = ApiError::from(error);
+            assert_eq!(answer.status.as_u16(), status, "{message}");
+            assert!(answer.message.contains(&message), "{}", answer.message);
+        }
     }
 }

@@ -63,7 +63,7 @@ pub(crate) async fn unload(State(app): State<Shared>, mut fields: Fields) -> Res
         let model = app.models.take_adapter(&name)?;
         if let Err(error) = app.runtime.remove_adapter(model.id()) {
             app.models.add(model)?;
-            return Err(ApiError::conflict(error.to_string()));
+            return Err(error.into());
         }
         Ok(Json(json!({"unloaded": name})))
     })

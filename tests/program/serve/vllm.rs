@@ -119,6 +119,8 @@ fn generating_pauses_and_goes_on() {
     for (request, tokens) in [(kept, 300), (late, 2)] {
         assert_eq!(Response::read(request).ok()["usage"]["completion_tokens"], tokens);
     }
+    // The gauge is that of the newest step: it may still count the requests that were just answered.
+    wait_until("idle", || server.stat("arle_num_requests_running") == 0.0);
     let cut = server.open("POST", TEXT, &[], &long(8000, &json!({})));
     wait_until("running", || server.stat("arle_num_requests_running") == 1.0);
     server.post("/pause", &json!({})).ok();

@@ -7,7 +7,7 @@ use autograd::ops::RopeTable;
 use autograd::{Device, cuda};
 
 use crate::config::ModelConfig;
-use crate::model::{Adapter, Form, Module, TensorRole, TensorSpec, tensors};
+use crate::model::{Adapter, Layout, LoraShape, TensorSpec, tensors};
 use crate::request::LoraConfig;
 use crate::weights::{SafetensorsWeights, WeightSource};
 use crate::{Error, Result};
@@ -31,15 +31,6 @@ pub(super) fn parameters(config: &ModelConfig) -> u64 {
     tensors(config).iter().map(elements).sum()
 }
 
-/// Number of the block that a layer's tensor shares with others: maps of one input lie behind each other on a GPU.
-fn joined_with(part: TensorRole) -> Option<usize> {
-    match part {
-        TensorRole::Linear(Module::Q | Module::K | Module::V) => Some(0),
-        TensorRole::Linear(Module::Gate | Module::Up) => Some(1),
-        _ => None,
-    }
-}
-
 /// A model's weights in `value` bytes a value.
 pub(super) struct Weights {
     /// Embedding, head and final norm.
@@ -56,20 +47,21 @@ pub(super) struct Weights {
 impl Weights {
     pub(super) fn of(config: &ModelConfig, device: Device, value: u64) -> Self {
         let mut weights = Self { outer: 0, layer: 0, joined: 0, largest: 0, layers: config.num_layers as u64 };
-        let mut shared = [0; 2];
-        for spec in tensors(config).iter().filter(|spec| spec.layer.is_none_or(|layer| layer == 0)) {
-            let bytes = elements(spec) * value;
-            match (spec.layer, joined_with(spec.part)) {
-                (None, _) => {
-                    weights.outer += block(device, bytes);
-                    weights.largest = weights.largest.max(block(device, bytes));
-                }
-                (Some(_), Some(group)) => shared[group] += bytes,
-                (Some(_), None) => weights.layer += block(device, bytes),
-            }
+        let layout = Layout::new(config);
+        let bytes = |spec: &TensorSpec| elements(spec) * value;
+        for spec in layout.params.iter().filter(|spec| spec.layer.is_none()) {
+            weights.outer += block(device, bytes(spec));
+            weights.largest = weights.largest.max(block(device, bytes(spec)));
         }
-        weights.joined = shared.into_iter().map(|bytes| block(device, bytes)).sum();
-        weights.layer += weights.joined;
+        let Some(layer) = layout.layers.first() else { return weights };
+        // The weights of a group of projections are one block.
+        let groups = layer.projections().into_iter().filter(|group| group.len() > 1);
+        let groups: Vec<Vec<usize>> = groups.map(|g| g.iter().map(|l| l.weight.index()).collect()).collect();
+        let sum = |group: &Vec<usize>| group.iter().map(|&id| bytes(&layout.params[id])).sum();
+        weights.joined = groups.iter().map(|group| block(device, sum(group))).sum();
+        let single = |id: &usize| layout.params[*id].layer == Some(0) && !groups.iter().flatten().any(|g| g == id);
+        let singles = (0..layout.params.len()).filter(single).map(|id| block(device, bytes(&layout.params[id])));
+        weights.layer = weights.joined + singles.sum::<u64>();
         weights
     }
 
@@ -99,17 +91,17 @@ impl LoraCounts {
     /// Those that training makes.
     pub(super) fn made(config: &ModelConfig, lora: &LoraConfig) -> Result<Self> {
         let mut branches = Self { tensors: vec![], merged: vec![], ranks: 0 };
-        for layer in Adapter::forms(config, lora)? {
-            let mut shared = [0; 2];
-            for Form { module, rank, shape: [out, input] } in &layer {
+        let layout = Layout::new(config);
+        for (layer, shapes) in layout.layers.iter().zip(Adapter::shapes(&layout, lora)?) {
+            for LoraShape { rank, shape: [out, input], .. } in &shapes {
                 branches.tensors.extend([(rank * input) as u64, (out * rank) as u64]);
-                match joined_with(TensorRole::Linear(*module)) {
-                    Some(group) => shared[group] += (out * input) as u64,
-                    None => branches.merged.push((out * input) as u64),
-                }
             }
-            branches.merged.extend(shared.into_iter().filter(|n| *n > 0));
-            branches.ranks = branches.ranks.max(layer.iter().map(|form| form.rank as u64).sum());
+            let merged = layer.projections().into_iter().map(|group| {
+                let adapted = shapes.iter().filter(|shape| group.contains(&shape.linear));
+                adapted.map(|shape| (shape.shape[0] * shape.shape[1]) as u64).sum()
+            });
+            branches.merged.extend(merged.filter(|n: &u64| *n > 0));
+            branches.ranks = branches.ranks.max(shapes.iter().map(|shape| shape.rank as u64).sum());
         }
         Ok(branches)
     }

@@ -9,7 +9,7 @@ use autograd::kv::{KvPool, PagedBatch};
 use autograd::ops::{self, Around, Attention, Dropout, Projection, QkRope, RopeTable, Sequences};
 use autograd::{Device, Index, Tape, Tensor};
 
-use super::{Adapter, LayerWeights, ModelWeights, Module, rope};
+use super::{Adapter, LayerParams, Linear, Mixer, Mlp, ModelWeights, rope};
 use crate::Result;
 use crate::config::ModelConfig;
 
@@ -56,7 +56,7 @@ impl ModelParams {
         }
         let frozen = Arc::ptr_eq(&self.weights, &old.weights);
         let weights = if frozen { self.weights.clone() } else { Arc::new(self.weights.copied()?) };
-        let adapter = self.adapter.as_ref().map(|a| a.copied().map(Arc::new)).transpose()?;
+        let adapter = self.adapter.as_ref().map(|a| a.copied(self.weights.layout()).map(Arc::new)).transpose()?;
         Ok(Self { weights, adapter, ..self.clone() })
     }
 
@@ -170,7 +170,7 @@ impl Decoder {
         sequences: &Sequences,
     ) -> Result<Tensor> {
         let x = self.residual_packed(tape, pass, ids, sequences)?;
-        self.norm(tape, &x, &pass.weights.final_norm)
+        self.norm(tape, &x, pass.weights.final_norm())
     }
 
     /// [`Decoder::forward_packed`] before the last norm: the sum that all layers wrote to.
@@ -184,7 +184,7 @@ impl Decoder {
         ids: &Index,
         sequences: &Sequences,
     ) -> Result<Tensor> {
-        let mut x = ops::embedding(tape, &pass.weights.embedding, ids)?;
+        let mut x = ops::embedding(tape, pass.weights.embedding(), ids)?;
         for layer in 0..self.config.num_layers {
             if layer < pass.recomputed {
                 let (this, pass, sequences) = (self.clone(), pass.clone(), sequences.clone());
@@ -216,7 +216,7 @@ impl Decoder {
     /// # Errors
     /// The device is out of memory.
     pub fn normalize(&self, pass: &ModelParams, residual: &Tensor) -> Result<Tensor> {
-        self.norm(&mut Tape::off(), residual, &pass.weights.final_norm)
+        self.norm(&mut Tape::off(), residual, pass.weights.final_norm())
     }
 
     /// [`Decoder::forward_paged`] before the last norm.
@@ -225,7 +225,7 @@ impl Decoder {
     /// Ids or positions out of range.
     pub fn residual_paged(&self, pass: &ModelParams, ids: &Index, memory: &mut PagedKv<'_>) -> Result<Tensor> {
         let mut tape = Tape::off();
-        let mut x = ops::embedding(&mut tape, &pass.weights.embedding, ids)?;
+        let mut x = ops::embedding(&mut tape, pass.weights.embedding(), ids)?;
         for layer in 0..self.config.num_layers {
             x = self.layer(&mut tape, pass, layer, &x, memory)?;
         }
@@ -240,17 +240,26 @@ impl Decoder {
         x: &Tensor,
         memory: &mut dyn KvSource,
     ) -> Result<Tensor> {
-        let layer = &*pass.weights.layer(index)?;
-        let maps = LayerProjections { pass, layer, index };
-        let norm = |w| Around { norm: Some((w, self.eps())), ..Around::default() };
+        let layer = &pass.weights.layout().layers[index];
+        let params = &pass.weights.layer(index)?;
+        let projections = LayerProjections { pass, params };
+        let norm = |id| Around { norm: Some((params.get(id), self.eps())), ..Around::default() };
         let onto = |x| Around { residual: Some(x), ..Around::default() };
-        let qkv = maps.project(tape, &[Module::Q, Module::K, Module::V], x, norm(&layer.input_norm))?;
-        let norms = layer.qk_norm.as_ref().map(|[q, k]| [q, k]);
-        let attended = memory.attend(tape, self, index, &qkv, norms)?;
-        let x = maps.project(tape, &[Module::O], &attended, onto(x))?;
-        let gated = Around { swiglu: true, ..norm(&layer.post_norm) };
-        let inner = maps.project(tape, &[Module::Gate, Module::Up], &x, gated)?;
-        maps.project(tape, &[Module::Down], &inner, onto(&x))
+        let x = match &layer.mixer {
+            Mixer::Attention(attention) => {
+                let qkv = projections.project(tape, &attention.qkv, x, norm(layer.mixer_norm))?;
+                let norms = attention.qk_norm.map(|norms| norms.map(|id| params.get(id)));
+                let attended = memory.attend(tape, self, index, &qkv, norms)?;
+                projections.project(tape, &[attention.output], &attended, onto(x))?
+            }
+        };
+        match &layer.mlp {
+            Mlp::Dense(mlp) => {
+                let gated = Around { swiglu: true, ..norm(layer.mlp_norm) };
+                let inner = projections.project(tape, &mlp.gate_up, &x, gated)?;
+                projections.project(tape, &[mlp.down], &inner, onto(&x))
+            }
+        }
     }
 
     fn rope(&self, positions: &Index) -> QkRope {
@@ -273,33 +282,31 @@ impl Decoder {
     /// Where the weights live.
     #[must_use]
     pub fn device(weights: &ModelWeights) -> Device {
-        weights.embedding.device()
+        weights.embedding().device()
     }
 }
 
 /// The projections of one layer.
 struct LayerProjections<'a> {
     pass: &'a ModelParams,
-    layer: &'a LayerWeights,
-    index: usize,
+    params: &'a LayerParams<'a>,
 }
 
 impl LayerProjections<'_> {
     /// Projections of `x` side by side, each with its LoRA adapter when the adapter has one, and what is around them.
-    fn project(&self, tape: &mut Tape, modules: &[Module], x: &Tensor, around: Around<'_>) -> Result<Tensor> {
-        let map = |&module: &Module| {
-            let branch = self.pass.adapter.as_ref().and_then(|a| a.layers[self.index][module as usize].as_ref());
-            let place = (self.index * Module::ALL.len() + module as usize) as u64;
-            // Every module has a mask of its own: the key is mixed with its place by an odd constant.
-            let key = |d: Dropout| d.key.wrapping_add(place.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    fn project(&self, tape: &mut Tape, linears: &[Linear], x: &Tensor, around: Around<'_>) -> Result<Tensor> {
+        let projection = |linear: &Linear| {
+            let lora = self.pass.adapter.as_ref().and_then(|adapter| adapter.modules.get(&linear.weight));
+            // Every projection has a mask of its own: the key is mixed with its index by an odd constant.
+            let key = |d: Dropout| d.key.wrapping_add((linear.index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
             let dropout = self.pass.dropout.map(|d| Dropout { key: key(d), ..d });
             Projection {
-                weight: &self.layer.linear[module as usize],
-                bias: self.layer.bias[module as usize].as_ref(),
-                low_rank: branch.map(|branch| branch.low_rank(dropout)),
+                weight: self.params.get(linear.weight),
+                bias: linear.bias.map(|id| self.params.get(id)),
+                low_rank: lora.map(|lora| lora.low_rank(dropout)),
             }
         };
-        let maps: Vec<Projection<'_>> = modules.iter().map(map).collect();
-        Ok(ops::project_within(tape, x, &maps, around)?)
+        let projections: Vec<Projection<'_>> = linears.iter().map(projection).collect();
+        Ok(ops::project_within(tape, x, &projections, around)?)
     }
 }

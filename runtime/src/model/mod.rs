@@ -1,10 +1,11 @@
 //! The models: one decoder, and for each family a table of its tensors.
 //!
-//! A family is a table. It has for every tensor its Hugging Face name, its shape and how it is cut over a mesh; the
-//! loader, the trainer, the exporter and (with more than one device) the sharder read that one table.
+//! A family is a table: name, shape and role of every tensor. [`Layout`] gives each a [`ParamId`]; the loader, the decoder,
+//! adapters, training, the exporter and the memory plan walk that.
 
 mod adapter;
 mod decoder;
+mod layout;
 mod llama;
 mod loaded;
 mod qwen2;
@@ -14,11 +15,12 @@ mod rope;
 mod weights;
 
 pub use adapter::{Adapter, LoraConfig, LoraWeights};
-pub(crate) use adapter::{Difference, Form};
+pub(crate) use adapter::{Difference, LoraShape};
 pub use decoder::{Decoder, KvSource, ModelParams, PackedKv, PagedKv};
+pub use layout::{Attention, DenseMlp, Layer, Layout, Linear, Mixer, Mlp, ParamId};
 pub(crate) use loaded::{LoadedModel, Moved};
 pub use random::RandomWeights;
-pub use weights::{LayerWeights, ModelWeights};
+pub use weights::{LayerParams, ModelWeights};
 
 use crate::config::{Family, ModelConfig};
 use crate::weights::WeightSource;
@@ -41,32 +43,6 @@ pub enum Module {
     Up,
     /// Down projection of the MLP.
     Down,
-}
-
-impl Module {
-    /// All of them, in the order of [`LayerWeights::linear`].
-    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
-
-    /// Its path below the layer.
-    #[must_use]
-    pub fn path(self) -> &'static str {
-        match self {
-            Self::Q => "self_attn.q_proj",
-            Self::K => "self_attn.k_proj",
-            Self::V => "self_attn.v_proj",
-            Self::O => "self_attn.o_proj",
-            Self::Gate => "mlp.gate_proj",
-            Self::Up => "mlp.up_proj",
-            Self::Down => "mlp.down_proj",
-        }
-    }
-
-    /// Its last name (`q_proj`), as adapters select it.
-    #[must_use]
-    pub fn short_name(self) -> &'static str {
-        let path = self.path();
-        path.rsplit('.').next().unwrap_or(path)
-    }
 }
 
 /// A vector of a layer: a norm's weight or a bias.
@@ -129,19 +105,6 @@ impl Dim {
     }
 }
 
-/// How a tensor is cut over the ranks of a tensor-parallel group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shard {
-    /// Along the output rows.
-    Column,
-    /// Along the input columns; outputs are summed.
-    Row,
-    /// Along the vocabulary.
-    Vocab,
-    /// Not cut.
-    Replicated,
-}
-
 /// One row of a family's table.
 #[derive(Debug, Clone, Copy)]
 pub struct TableRow {
@@ -151,8 +114,6 @@ pub struct TableRow {
     pub part: TensorRole,
     /// `[out, in]`, or one size for a vector.
     pub shape: &'static [Dim],
-    /// How it is cut.
-    pub shard: Shard,
 }
 
 /// The tensors of one model, in file order.
@@ -166,8 +127,6 @@ pub struct TensorSpec {
     pub part: TensorRole,
     /// Shape in the file.
     pub shape: Vec<usize>,
-    /// How it is cut.
-    pub shard: Shard,
 }
 
 /// The table of a family: Llama's rows, and those that the family has besides.
@@ -183,18 +142,21 @@ pub fn table(family: Family) -> impl Iterator<Item = &'static TableRow> + Clone 
 /// Every tensor that a model of this configuration has.
 #[must_use]
 pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
+    tensors_of(table(config.family), config)
+}
+
+/// The tensors of a table: those outside the layers, then layer by layer.
+fn tensors_of(rows: impl Iterator<Item = &'static TableRow> + Clone, config: &ModelConfig) -> Vec<TensorSpec> {
     let spec = |entry: &TableRow, layer: Option<usize>| TensorSpec {
         name: layer.map_or_else(|| entry.name.to_owned(), |l| format!("model.layers.{l}.{}", entry.name)),
         layer,
         part: entry.part,
         shape: entry.shape.iter().map(|d| d.of(config)).collect(),
-        shard: entry.shard,
     };
     let in_layer = |e: &&TableRow| matches!(e.part, TensorRole::Linear(_) | TensorRole::Vector(_));
     let wanted = |e: &&TableRow| !(e.part == TensorRole::Head && config.tie_word_embeddings);
-    let entries = table(config.family);
-    let outer = entries.clone().filter(|e| !in_layer(e)).filter(wanted).map(|e| spec(e, None));
-    let layers = (0..config.num_layers).flat_map(|l| entries.clone().filter(in_layer).map(move |e| spec(e, Some(l))));
+    let outer = rows.clone().filter(|e| !in_layer(e)).filter(wanted).map(|e| spec(e, None));
+    let layers = (0..config.num_layers).flat_map(|l| rows.clone().filter(in_layer).map(move |e| spec(e, Some(l))));
     outer.chain(layers).collect()
 }
 
@@ -227,6 +189,6 @@ pub(crate) fn keep_layers(config: &ModelConfig, layers: Option<&[usize]>) -> Res
 }
 
 /// A row of a table.
-const fn entry(name: &'static str, part: TensorRole, shape: &'static [Dim], shard: Shard) -> TableRow {
-    TableRow { name, part, shape, shard }
+const fn entry(name: &'static str, part: TensorRole, shape: &'static [Dim]) -> TableRow {
+    TableRow { name, part, shape }
 }

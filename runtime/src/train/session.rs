@@ -41,9 +41,11 @@ impl TrainSession {
                 let adapter = match &student.serving().adapter {
                     Some(adapter) => {
                         check_continues(adapter, &Adapter::init(student.config(), lora, student.device())?)?;
-                        Arc::new(adapter.copied()?)
+                        Arc::new(adapter.copied(student.base().layout())?)
                     }
-                    None => Arc::new(Adapter::init(student.config(), lora, student.device())?.copied()?),
+                    None => Arc::new(
+                        Adapter::init(student.config(), lora, student.device())?.copied(student.base().layout())?,
+                    ),
                 };
                 Trained::Lora { adapter, dropout: lora.dropout, merge: lora.merge_for_requests }
             }

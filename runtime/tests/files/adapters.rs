@@ -58,7 +58,7 @@ fn the_first_pattern_that_matches_decides_as_in_peft() {
     let scale = |patterns: &str| {
         let patterns: Value = serde_json::from_str(patterns).unwrap();
         let adapter = loaded(|config| config["alpha_pattern"] = patterns).unwrap();
-        adapter.layers[0][0].as_ref().unwrap().scale
+        adapter.modules.values().next().unwrap().scale
     };
     assert_eq!(scale(r#"{"q_proj": 4, ".*": 16}"#), 1.0);
     assert_eq!(scale(r#"{".*": 16, "q_proj": 4}"#), 4.0);

@@ -6,10 +6,13 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Adapter, LoraWeights};
+use crate::model::ParamId;
 
 /// A and B of a module with their values on the host.
 #[derive(Serialize, Deserialize)]
 struct EncodedLoraWeights {
+    weight: u32,
+    module: String,
     a: EncodedMatrix,
     b: EncodedMatrix,
     scale: f32,
@@ -22,21 +25,16 @@ struct EncodedMatrix {
     values: Vec<f32>,
 }
 
-/// Per layer, A and B or nothing for each module.
-type EncodedLayers = Vec<Vec<Option<EncodedLoraWeights>>>;
-
 impl Serialize for Adapter {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let matrix = |tensor: &Tensor| -> Result<EncodedMatrix, S::Error> {
             Ok(EncodedMatrix { shape: tensor.shape(), values: tensor.read().map_err(S::Error::custom)? })
         };
-        let encode = |branch: &LoraWeights| -> Result<EncodedLoraWeights, S::Error> {
-            Ok(EncodedLoraWeights { a: matrix(&branch.a)?, b: matrix(&branch.b)?, scale: branch.scale })
+        let encode = |(weight, lora): (&ParamId, &LoraWeights)| -> Result<EncodedLoraWeights, S::Error> {
+            let (module, scale) = (lora.module.clone(), lora.scale);
+            Ok(EncodedLoraWeights { weight: weight.0, module, a: matrix(&lora.a)?, b: matrix(&lora.b)?, scale })
         };
-        let layer = |branches: &[Option<LoraWeights>; 7]| -> Result<Vec<Option<EncodedLoraWeights>>, S::Error> {
-            branches.iter().map(|branch| branch.as_ref().map(encode).transpose()).collect()
-        };
-        self.layers.iter().map(layer).collect::<Result<EncodedLayers, _>>()?.serialize(serializer)
+        self.modules.iter().map(encode).collect::<Result<Vec<_>, _>>()?.serialize(serializer)
     }
 }
 
@@ -50,15 +48,11 @@ impl<'de> Deserialize<'de> for Adapter {
             }
             Tensor::weight(Device::Cpu, matrix.values, matrix.shape).map_err(D::Error::custom)
         };
-        let decode = |branch: EncodedLoraWeights| -> Result<LoraWeights, D::Error> {
-            Ok(LoraWeights { a: tensor(branch.a)?, b: tensor(branch.b)?, scale: branch.scale })
+        let decode = |lora: EncodedLoraWeights| -> Result<(ParamId, LoraWeights), D::Error> {
+            let EncodedLoraWeights { weight, module, a, b, scale } = lora;
+            Ok((ParamId(weight), LoraWeights { module, a: tensor(a)?, b: tensor(b)?, scale }))
         };
-        let layer = |branches: Vec<Option<EncodedLoraWeights>>| -> Result<[Option<LoraWeights>; 7], D::Error> {
-            let branches = branches.into_iter().map(|branch| branch.map(decode).transpose());
-            let branches: Vec<Option<LoraWeights>> = branches.collect::<Result<_, _>>()?;
-            branches.try_into().map_err(|_| D::Error::custom("a layer has another number of projections"))
-        };
-        let layers = EncodedLayers::deserialize(deserializer)?.into_iter().map(layer).collect::<Result<_, _>>()?;
-        Ok(Self { layers })
+        let encoded = Vec::<EncodedLoraWeights>::deserialize(deserializer)?;
+        Ok(Self { modules: encoded.into_iter().map(decode).collect::<Result<_, _>>()? })
     }
 }

@@ -6,7 +6,7 @@ mod info;
 mod lora;
 mod selection;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use autograd::ops::{Dropout, LowRank};
@@ -15,7 +15,7 @@ use autograd::{Device, Tensor};
 
 use self::info::AdapterInfo;
 pub use self::lora::LoraConfig;
-use super::{Module, tensors};
+use super::{Layer, Layout, Linear, ParamId};
 use crate::config::ModelConfig;
 use crate::weights::{SafetensorsWeights, WeightSource, check_finite};
 use crate::{Error, Result, sums};
@@ -26,6 +26,8 @@ const PREFIX: &str = "base_model.model.";
 /// A and B of one projection's LoRA adapter.
 #[derive(Debug, Clone)]
 pub struct LoraWeights {
+    /// Path of the projection in the model.
+    pub module: String,
     /// `[r, in]`
     pub a: Tensor,
     /// `[out, r]`
@@ -45,15 +47,15 @@ impl LoraWeights {
 /// A LoRA adapter: A and B of a model's projections. Clones share the tensors.
 #[derive(Debug, Clone)]
 pub struct Adapter {
-    /// Per layer, in the order of [`Module::ALL`].
-    pub layers: Vec<[Option<LoraWeights>; 7]>,
+    /// By the weight that they are on.
+    pub modules: BTreeMap<ParamId, LoraWeights>,
 }
 
-/// Rank of a module's adapter and shape `[out, in]` of its weight.
+/// Rank of an adapter on a projection, and the shape `[out, in]` of its weight.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Form {
+pub(crate) struct LoraShape {
     /// The projection.
-    pub(crate) module: Module,
+    pub(crate) linear: Linear,
     /// Its rank.
     pub(crate) rank: usize,
     /// Rows and columns of its weight.
@@ -71,30 +73,30 @@ pub(crate) struct Difference {
     pub(crate) theirs: Option<(usize, f32)>,
 }
 
-/// `model.layers.N.self_attn.q_proj`
-fn module_name(layer: usize, module: Module) -> String {
-    format!("model.layers.{layer}.{}", module.path())
+/// The last name of a path (`q_proj`), as adapters select it.
+fn short_name(module: &str) -> &str {
+    module.rsplit('.').next().unwrap_or(module)
 }
 
-/// `[out, in]` of a module.
-fn module_shape(config: &ModelConfig, module: Module) -> [usize; 2] {
-    let specs = tensors(config);
-    let spec = specs.iter().find(|s| s.layer == Some(0) && s.part == super::TensorRole::Linear(module));
-    let shape = &spec.expect("every table has seven projections").shape;
-    [shape[0], shape[1]]
-}
-
-/// Modules that `target_modules` selects.
-fn targets(names: &[String]) -> Result<BTreeSet<Module>> {
+/// Names that `target_modules` selects.
+fn targets<'a>(layout: &'a Layout, names: &[String]) -> Result<BTreeSet<&'a str>> {
+    let mut known: Vec<&str> = vec![];
+    for linear in layout.layers.iter().flat_map(Layer::linears) {
+        let name = short_name(layout.module_name(linear));
+        if !known.contains(&name) {
+            known.push(name);
+        }
+    }
     if names == ["all-linear"] {
-        return Ok(Module::ALL.into());
+        return Ok(known.into_iter().collect());
     }
     let find = |name: &String| {
-        let known = || Module::ALL.map(Module::short_name).join(", ");
-        let module = Module::ALL.into_iter().find(|m| m.short_name() == name);
-        module.ok_or_else(|| Error::Lora(format!("target module \"{name}\" is not one of all-linear, {}", known())))
+        let found = known.iter().copied().find(|known| known == name);
+        found.ok_or_else(|| {
+            Error::Lora(format!("target module \"{name}\" is not one of all-linear, {}", known.join(", ")))
+        })
     };
-    let found: BTreeSet<Module> = names.iter().map(find).collect::<Result<_>>()?;
+    let found: BTreeSet<&str> = names.iter().map(find).collect::<Result<_>>()?;
     if found.is_empty() { Err(Error::Lora("target_modules is empty".to_owned())) } else { Ok(found) }
 }
 
@@ -104,40 +106,37 @@ impl Adapter {
     /// # Errors
     /// Targets or patterns that name nothing.
     pub fn init(config: &ModelConfig, lora: &LoraConfig, device: Device) -> Result<Self> {
-        let info = AdapterInfo::new(lora)?;
-        let branch = |layer: usize, Form { module, rank: r, shape: [out, width] }: Form| -> Result<LoraWeights> {
+        let (layout, info) = (Layout::new(config), AdapterInfo::new(lora)?);
+        let init = |LoraShape { linear, rank: r, shape: [out, width] }: LoraShape| -> Result<(ParamId, LoraWeights)> {
             let bound = 1.0 / (width as f64).sqrt();
-            let stream = (layer * Module::ALL.len() + module as usize) as u64;
-            let draw = |i: usize| ((2.0 * uniform(lora.seed, stream, i as u64) - 1.0) * bound) as f32;
-            Ok(LoraWeights {
-                a: Tensor::weight(device, (0..r * width).map(draw).collect(), [r, width])?,
-                b: Tensor::weight(device, vec![0.0; out * r], [out, r])?,
-                scale: info.scale(&module_name(layer, module), r),
-            })
+            let draw = |i: usize| ((2.0 * uniform(lora.seed, linear.index as u64, i as u64) - 1.0) * bound) as f32;
+            let module = layout.module_name(linear).to_owned();
+            Ok((
+                linear.weight,
+                LoraWeights {
+                    a: Tensor::weight(device, (0..r * width).map(draw).collect(), [r, width])?,
+                    b: Tensor::weight(device, vec![0.0; out * r], [out, r])?,
+                    scale: info.scale(&module, r),
+                    module,
+                },
+            ))
         };
-        let layer = |(l, forms): (usize, Vec<Form>)| -> Result<[Option<LoraWeights>; 7]> {
-            let mut branches: [Option<LoraWeights>; 7] = Default::default();
-            for form in forms {
-                branches[form.module as usize] = Some(branch(l, form)?);
-            }
-            Ok(branches)
-        };
-        Ok(Self { layers: Self::forms(config, lora)?.into_iter().enumerate().map(layer).collect::<Result<_>>()? })
+        let modules = Self::shapes(&layout, lora)?.into_iter().flatten().map(init).collect::<Result<_>>()?;
+        Ok(Self { modules })
     }
 
-    /// A and B as [`Adapter::init`] makes them, by layer.
+    /// Of A and B as [`Adapter::init`] makes them, by layer.
     ///
     /// # Errors
     /// Targets or patterns that name nothing.
-    pub(crate) fn forms(config: &ModelConfig, lora: &LoraConfig) -> Result<Vec<Vec<Form>>> {
-        let (info, targets) = (AdapterInfo::new(lora)?, targets(&lora.target_modules)?);
-        let shapes: Vec<(Module, [usize; 2])> = targets.iter().map(|&m| (m, module_shape(config, m))).collect();
-        let form = |layer: usize, (module, shape): (Module, [usize; 2])| Form {
-            module,
-            rank: info.rank(&module_name(layer, module)),
-            shape,
+    pub(crate) fn shapes(layout: &Layout, lora: &LoraConfig) -> Result<Vec<Vec<LoraShape>>> {
+        let (info, targets) = (AdapterInfo::new(lora)?, targets(layout, &lora.target_modules)?);
+        let shape = |linear: Linear| {
+            let module = layout.module_name(linear);
+            let shape = LoraShape { linear, rank: info.rank(module), shape: layout.module_shape(linear) };
+            targets.contains(short_name(module)).then_some(shape)
         };
-        Ok((0..config.num_layers).map(|layer| shapes.iter().map(|&s| form(layer, s)).collect()).collect())
+        Ok(layout.layers.iter().map(|layer| layer.linears().filter_map(shape).collect()).collect())
     }
 
     /// Reads `adapter_config.json` and `adapter_model.safetensors` from a folder.
@@ -150,29 +149,28 @@ impl Adapter {
         let refuse = |detail: String| Error::Adapter { path: dir.to_owned(), detail };
         let source = SafetensorsWeights::open(&dir.join("adapter_model.safetensors"))?;
         let mut unused: BTreeSet<&String> = source.tensors().keys().collect();
-        let mut layers = Vec::with_capacity(model.num_layers);
-        for layer in 0..model.num_layers {
-            let mut branches: [Option<LoraWeights>; 7] = Default::default();
-            for module in Module::ALL {
-                let name = module_name(layer, module);
+        let layout = Layout::new(model);
+        let mut modules = BTreeMap::new();
+        for (index, layer) in layout.layers.iter().enumerate() {
+            for linear in layer.linears() {
+                let name = layout.module_name(linear);
                 let [a, b] = ["lora_A", "lora_B"].map(|side| format!("{PREFIX}{name}.{side}.weight"));
                 let found = [&a, &b].map(|key| unused.remove(key));
                 let there = found != [false, false];
-                if there != selection.holds(layer, &name) {
-                    return Err(refuse(contradiction(&name, there)));
+                if there != selection.holds(index, name) {
+                    return Err(refuse(contradiction(name, there)));
                 }
                 if !there {
                     continue;
                 }
-                let shape = module_shape(model, module);
-                branches[module as usize] = Some(read_branch(dir, &source, [&a, &b], shape, &info, &name, device)?);
+                let shape = layout.module_shape(linear);
+                modules.insert(linear.weight, read_branch(dir, &source, [&a, &b], shape, &info, name, device)?);
             }
-            layers.push(branches);
         }
         if let Some(unexpected) = unused.first() {
             return Err(refuse(format!("tensor \"{unexpected}\" belongs to no linear layer of the base model")));
         }
-        Ok(Self { layers })
+        Ok(Self { modules })
     }
 
     /// The same on `device`, from the host.
@@ -189,21 +187,20 @@ impl Adapter {
 
     /// PEFT's names and the tensors, in a fixed order.
     pub fn named(&self) -> impl Iterator<Item = (String, &Tensor)> {
-        self.branches().flat_map(|(layer, module, branch)| {
-            let name = module_name(layer, module);
-            let key = |side: &str| format!("{PREFIX}{name}.{side}.weight");
-            [(key("lora_A"), &branch.a), (key("lora_B"), &branch.b)]
+        self.modules.values().flat_map(|lora| {
+            let key = |side: &str| format!("{PREFIX}{}.{side}.weight", lora.module);
+            [(key("lora_A"), &lora.a), (key("lora_B"), &lora.b)]
         })
     }
 
     /// The first module whose adapter differs from `other`'s in presence, rank or scale, and how.
     pub(crate) fn first_difference(&self, other: &Self) -> Option<Difference> {
-        let layers = self.layers.iter().zip(&other.layers).enumerate();
-        let mut modules =
-            layers.flat_map(|(l, (a, b))| Module::ALL.into_iter().zip(a.iter().zip(b)).map(move |m| (l, m)));
-        modules.find_map(|(layer, (module, (a, b)))| {
-            let [ours, theirs] = [a, b].map(|branch| branch.as_ref().map(|b| (b.a.rows(), b.scale)));
-            (ours != theirs).then(|| Difference { module: module_name(layer, module), ours, theirs })
+        let ids: BTreeSet<&ParamId> = self.modules.keys().chain(other.modules.keys()).collect();
+        ids.into_iter().find_map(|id| {
+            let both = [self, other].map(|adapter| adapter.modules.get(id));
+            let [ours, theirs] = both.map(|lora| lora.map(|lora| (lora.a.rows(), lora.scale)));
+            let module = both.into_iter().flatten().next()?.module.clone();
+            (ours != theirs).then_some(Difference { module, ours, theirs })
         })
     }
 
@@ -211,19 +208,19 @@ impl Adapter {
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn copied(&self) -> Result<Self> {
+    pub fn copied(&self, layout: &Layout) -> Result<Self> {
         let mut copy = self.clone();
         for tensor in copy.iter_mut() {
             *tensor = tensor.copied()?;
         }
-        for layer in &mut copy.layers {
-            let [q, k, v, _, gate, up, _] = layer;
-            for group in [&mut [q, k, v][..], &mut [gate, up][..]] {
-                // Projections of one input: one GEMM multiplies by all their A.
-                let mut maps: Vec<&mut Tensor> = group.iter_mut().filter_map(|b| Some(&mut b.as_mut()?.a)).collect();
-                if !maps.is_empty() {
-                    Tensor::join(&mut maps)?;
-                }
+        for group in layout.layers.iter().flat_map(Layer::projections).filter(|group| group.len() > 1) {
+            // Projections of one input: one GEMM multiplies by all their A.
+            let in_group = |id: &ParamId| group.iter().any(|linear| linear.weight == *id);
+            let (first, last) = (group[0].weight, group[group.len() - 1].weight);
+            let of_group = copy.modules.range_mut(first..=last).filter(|(id, _)| in_group(id));
+            let mut tensors: Vec<&mut Tensor> = of_group.map(|(_, lora)| &mut lora.a).collect();
+            if !tensors.is_empty() {
+                Tensor::join(&mut tensors)?;
             }
         }
         Ok(copy)
@@ -231,19 +228,12 @@ impl Adapter {
 
     /// Tensors, in the order of [`Adapter::named`].
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Tensor> {
-        self.branches().flat_map(|(.., branch)| [&branch.a, &branch.b])
+        self.modules.values().flat_map(|lora| [&lora.a, &lora.b])
     }
 
     /// Tensors for writing, in the order of [`Adapter::named`].
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
-        self.layers.iter_mut().flatten().flatten().flat_map(|branch| [&mut branch.a, &mut branch.b])
-    }
-
-    fn branches(&self) -> impl Iterator<Item = (usize, Module, &LoraWeights)> {
-        self.layers.iter().enumerate().flat_map(|(layer, branches)| {
-            let of_layer = Module::ALL.into_iter().zip(branches);
-            of_layer.filter_map(move |(module, branch)| Some((layer, module, branch.as_ref()?)))
-        })
+        self.modules.values_mut().flat_map(|lora| [&mut lora.a, &mut lora.b])
     }
 }
 
@@ -287,5 +277,6 @@ fn read_branch(
         check_finite(key, &values)?;
         Ok(Tensor::weight(device, values, shape)?)
     };
-    Ok(LoraWeights { a: read(keys[0], [r, width])?, b: read(keys[1], [out, r])?, scale: info.scale(name, r) })
+    let module = name.to_owned();
+    Ok(LoraWeights { module, a: read(keys[0], [r, width])?, b: read(keys[1], [out, r])?, scale: info.scale(name, r) })
 }

@@ -5,13 +5,13 @@ use std::path::Path;
 use regex::Regex;
 use serde_json::{Map, Value};
 
-use super::super::Module;
 use crate::{Error, Result};
 
-/// Names, or one regular expression for whole names.
+/// Names, one regular expression for whole names, or every projection.
 enum Names {
     Listed(Vec<String>),
     Pattern(Regex),
+    All,
 }
 
 impl Names {
@@ -34,6 +34,7 @@ impl Names {
 
     fn hold(&self, module: &str) -> bool {
         match self {
+            Self::All => true,
             Self::Pattern(regex) => regex.is_match(module),
             Self::Listed(names) => names.iter().any(|name| {
                 module.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
@@ -59,9 +60,7 @@ impl Selection {
         let targets = match map.get("target_modules").unwrap_or(&Value::Null) {
             // PEFT's default for these families.
             Value::Null => Names::Listed(["q_proj", "v_proj"].map(str::to_owned).into()),
-            Value::String(all) if all == "all-linear" => {
-                Names::Listed(Module::ALL.map(|module| module.short_name().to_owned()).into())
-            }
+            Value::String(all) if all == "all-linear" => Names::All,
             _ => Names::read(path, map, "target_modules")?.unwrap_or(Names::Listed(vec![])),
         };
         let layers = layers(path, map.get("layers_to_transform").unwrap_or(&Value::Null))?;
@@ -74,7 +73,9 @@ impl Selection {
         let every = match &named {
             None => true,
             Some(Names::Listed(patterns)) => patterns.iter().all(|pattern| layers_of_the_model(pattern)),
-            Some(Names::Pattern(_)) => layers_of_the_model(map["layers_pattern"].as_str().unwrap_or_default()),
+            Some(Names::Pattern(_) | Names::All) => {
+                layers_of_the_model(map["layers_pattern"].as_str().unwrap_or_default())
+            }
         };
         if named.is_some() && layers.is_none() {
             let want = "PEFT allows it only with layers_to_transform";

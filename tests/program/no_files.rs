@@ -129,7 +129,7 @@ const OTHERS: [&str; 4] = [
 
 #[test]
 fn no_other_place_reads_files() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut folders = ["runtime/src", "serve/src", "trainer/src"].map(|folder| root.join(folder)).to_vec();
     let mut seen = 0;
     while let Some(folder) = folders.pop() {

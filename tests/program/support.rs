@@ -85,7 +85,7 @@ pub(crate) fn json_lines(text: &str) -> Vec<Value> {
 }
 
 pub(crate) fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
 }
 
 /// A fixture's path as an argument.

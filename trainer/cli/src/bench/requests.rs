@@ -1,0 +1,106 @@
+//! Speed on requests of given lengths, all submitted at once.
+
+use std::path::Path;
+use std::time::Instant;
+
+use runtime::RuntimeHandle;
+use runtime::read;
+use runtime::request::{CompletionText, GenerateRequest, ModelId};
+use serde::Deserialize;
+use serde_json::{Map, json};
+
+use super::{BenchArgs, Report, speed};
+use command::progress::Progress;
+use crate::{Error, Result};
+
+/// New tokens of a request before anything is timed.
+const WARM_UP: usize = 8;
+
+/// One request of the file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    prompt: Vec<u32>,
+    max_tokens: usize,
+}
+
+pub(super) fn run(args: &BenchArgs, path: &Path, progress: Progress) -> Result<Report> {
+    let requests = read(path)?;
+    let files = args.model.open(progress)?;
+    let vocab = files.config.vocab_size;
+    check(path, &requests, vocab)?;
+    speed::params(args.temperature, 1, vocab)?;
+    let lengths: Vec<usize> =
+        requests.iter().map(|request| request.prompt.len().saturating_add(request.max_tokens)).collect();
+    let (runtime, plan) = args.model.start_for(&files, &lengths, args.token_budget, progress)?;
+    // All of them with other prompts and few tokens: memory is touched and nothing is left in the prefix cache.
+    let first = requests.iter().map(|request| warm_up(request, vocab)).collect();
+    complete(&runtime, first, args.temperature, vocab)?;
+    let prompt_tokens: usize = requests.iter().map(|request| request.prompt.len()).sum();
+    let count = requests.len();
+    let start = Instant::now();
+    let tokens = complete(&runtime, requests, args.temperature, vocab)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let rate = tokens as f64 / seconds;
+    let values = json!({
+        "requests": count,
+        "prompt_tokens": prompt_tokens,
+        "output_tokens": tokens,
+        "seconds": seconds,
+        "output_tokens_per_s": rate,
+    });
+    let text = format!(
+        "{count:>4} requests    {prompt_tokens} prompt and {tokens} output tokens in {seconds:.2} s   {rate:.1} output tok/s\n"
+    );
+    let mut report = Report { values: Map::from_iter(values.as_object().cloned().unwrap_or_default()), text };
+    report.add_plan(&plan);
+    report.add_steps(&runtime)?;
+    Ok(report)
+}
+
+fn read(path: &Path) -> Result<Vec<Request>> {
+    let text = read::bytes(path, read::TEXT)?;
+    let refuse = |what: String| Error::from(command::Error::Data { path: path.to_owned(), line: None, what });
+    let requests: Vec<Request> = serde_json::from_slice(&text).map_err(|e| refuse(e.to_string()))?;
+    if requests.is_empty() { Err(refuse("there is no request in it".to_owned())) } else { Ok(requests) }
+}
+
+fn check(path: &Path, requests: &[Request], vocab: usize) -> Result<()> {
+    for (number, request) in requests.iter().enumerate() {
+        let refuse = |what: String| {
+            Err(Error::from(command::Error::Data { path: path.to_owned(), line: None, what: format!("request {number}: {what}") }))
+        };
+        if request.prompt.is_empty() || request.max_tokens == 0 {
+            let lengths = format!("{} prompt tokens and max_tokens {}", request.prompt.len(), request.max_tokens);
+            return refuse(format!("{lengths}; both need one at least"));
+        }
+        if let Some(id) = request.prompt.iter().find(|&&id| id as usize >= vocab) {
+            return refuse(format!("token id {id} is outside the vocabulary of {vocab}"));
+        }
+    }
+    Ok(())
+}
+
+/// The same length with every id changed.
+fn warm_up(request: &Request, vocab: usize) -> Request {
+    let prompt = request.prompt.iter().map(|&id| (id + 1) % vocab as u32).collect();
+    Request { prompt, max_tokens: request.max_tokens.min(WARM_UP) }
+}
+
+/// Submits all and waits for the last; how many tokens came.
+fn complete(runtime: &RuntimeHandle, requests: Vec<Request>, temperature: f32, vocab: usize) -> Result<usize> {
+    let running: Vec<_> = (0u64..)
+        .zip(requests)
+        .map(|(index, Request { prompt, max_tokens })| {
+            let params = speed::params(temperature, max_tokens, vocab)?;
+            Ok(runtime.generate(GenerateRequest {
+                model: ModelId::STUDENT,
+                prompt,
+                params,
+                index,
+                text: CompletionText::None,
+            })?)
+        })
+        .collect::<Result<_>>()?;
+    running.into_iter().map(|generation| Ok(generation.collect()?.tokens.len())).sum()
+}

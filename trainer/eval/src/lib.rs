@@ -1,0 +1,124 @@
+//! Evaluation on held-out sets: tasks with lm-evaluation-harness' definitions, run through the batched scheduler.
+//!
+//! A [`Task`] turns a document into a [`Question`]; the runner puts few-shot examples before it, which makes [`Request`]s;
+//! a backend answers them with [`Response`]s; the task grades these, which makes a [`Sample`], one line of a file; the
+//! samples' metrics are aggregated into [`Results`].
+//!
+//! Numbers are those of lm-evaluation-harness 0.4.13 on the same data, model and options; `scripts/check/eval_lm_eval`
+//! compares them.
+
+mod aggregate;
+mod backend;
+pub mod compare;
+mod context;
+pub mod data;
+mod definition;
+mod doc;
+mod encode;
+mod error;
+pub mod grade;
+mod grading;
+mod hub;
+mod length_limit;
+mod metric;
+mod question;
+mod random;
+mod repeats;
+pub mod report;
+mod results;
+mod run;
+mod runner;
+mod sample;
+pub mod sandbox;
+mod shots;
+pub mod stats;
+pub mod stderr;
+mod table;
+mod task;
+pub mod tasks;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use runtime::files::ModelFiles;
+use runtime::{RuntimeHandle, write};
+use serde_json::{Map, Value};
+
+use command::interrupt::Interrupt;
+use command::progress::Progress;
+pub use backend::{LocalSettings, RemoteSettings};
+pub use doc::Doc;
+pub use error::{Error, Result};
+pub use metric::{Aggregation, Metric, MetricValue};
+pub use question::{Message, Prompt, Question, Request, Response};
+pub use random::PythonRandom;
+pub use results::{Group, Results, SampleCounts, TaskResult};
+pub use run::Options;
+pub use sample::{Header, Outcome, Sample, SampleFile, read_samples};
+pub use table::table;
+pub use task::{Docs, FewShot, Task, TaskInfo};
+
+/// Seed of the few-shot examples unless one is given, lm-evaluation-harness' number.
+pub const FEW_SHOT_SEED: u64 = 1234;
+/// New tokens of tasks that do not say how many, unless a number is given.
+pub const NEW_TOKENS: usize = 256;
+/// Tokens of prompt and answer together where nothing says more, lm-evaluation-harness' number.
+pub const MAX_LENGTH: usize = 2048;
+
+/// Evaluates a model of this process.
+///
+/// # Errors
+/// Whatever stops it; [`Error::Interrupted`] after Ctrl-C, with what is graded kept.
+pub fn evaluate_model(
+    options: Options,
+    runtime: RuntimeHandle,
+    files: &Arc<ModelFiles>,
+    settings: LocalSettings,
+    identity: Map<String, Value>,
+    interrupt: &Interrupt,
+    progress: Progress,
+) -> Result<Results> {
+    let backend = backend::Local::new(runtime, files, settings, identity)?;
+    runner::run(options, backend, interrupt, progress)
+}
+
+/// Evaluates a model behind a server.
+///
+/// # Errors
+/// As [`evaluate_model`].
+pub fn evaluate_server(
+    options: Options,
+    settings: RemoteSettings,
+    interrupt: &Interrupt,
+    progress: Progress,
+) -> Result<Results> {
+    runner::run(options, backend::Remote::new(settings), interrupt, progress)
+}
+
+/// Writes `results.json`.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub fn write_results(folder: &Path, results: &Results) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let path = folder.join("results.json");
+    let text = serde_json::to_string_pretty(results).map_err(|e| Error::io(&path)(e.into()))?;
+    Ok(write::replace(&path, text + "\n")?)
+}
+
+/// All tasks and groups, a line each.
+#[must_use]
+pub fn list() -> String {
+    let tasks = tasks::all(tasks::Programs::default());
+    let (subjects, others): (Vec<_>, Vec<_>) = tasks.iter().partition(|task| task.info().group.is_some());
+    let mut text = String::new();
+    for task in others {
+        let info = task.info();
+        text += &format!("{:<24} {:>2}-shot  {}\n", info.name, info.shots, info.about);
+    }
+    for (group, members) in tasks::groups() {
+        let count = subjects.iter().filter(|task| tasks::holds(&group, &task.info().name)).count();
+        text += &format!("{group:<24}  0-shot  group of {count} tasks: {}, ...\n", members[0]);
+    }
+    text
+}

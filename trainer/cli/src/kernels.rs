@@ -5,9 +5,9 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{print, print_json};
-use opd::memory::Bytes;
-use command::progress::Progress;
 use crate::{Error, Result};
+use command::progress::Progress;
+use opd::memory::Bytes;
 
 const EXAMPLES: &str = "Examples:
   arle kernels build                            for the card of this machine

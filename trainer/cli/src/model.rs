@@ -13,12 +13,12 @@ use runtime::request::{EngineConfig, ModelSpec, RuntimeSpec};
 use runtime::sums;
 use serde_json::{Map, Value, json};
 
+use crate::{Error, Result};
 use command::device::DeviceChoice;
 use command::limits::{MOST_RUNNING, MOST_TOKENS, between};
-use opd::memory::Purpose;
 use command::progress::Progress;
+use opd::memory::Purpose;
 use opd::{run, turn_end};
-use crate::{Error, Result};
 
 /// Which model: `MODEL`, `-m MODEL` and `--model MODEL` mean the same.
 #[derive(Debug, Args)]

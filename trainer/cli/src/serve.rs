@@ -18,11 +18,11 @@ use serve::{
 
 use super::model::end_with;
 use super::{log, print};
-use opd::memory::{self, Bytes, Purpose};
-use command::progress::{Progress, say};
-use opd::{compatibility, run};
 use crate::{Error, Result};
 use args::{LogprobsModeArg, MetricNamesArg, SamplingDefaultsArg};
+use command::progress::{Progress, say};
+use opd::memory::{self, Bytes, Purpose};
+use opd::{compatibility, run};
 
 pub(super) use args::ServeArgs;
 

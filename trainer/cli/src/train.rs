@@ -8,12 +8,12 @@ use serve::{Keys, LogprobsMode, MetricNames, SamplingDefaults, ServeConfig, TlsF
 
 use super::print;
 use super::serve::DEFAULT_ANSWER;
-use command::interrupt::{Interrupt, TRAINING};
-use opd::memory;
-use opd::run::{self, Options, Resume};
-use command::progress::{Progress, say};
-use opd::recipe::{Override, RecipeSource};
 use crate::{Error, Result};
+use command::interrupt::{Interrupt, TRAINING};
+use command::progress::{Progress, say};
+use opd::memory;
+use opd::recipe::{Override, RecipeSource};
+use opd::run::{self, Options, Resume};
 
 const EXAMPLES: &str = "Examples:
   arle-train recipes/quickstart.toml                            run a recipe; results go to runs/quickstart

@@ -12,8 +12,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::doc::Doc;
 use super::hub::Hub;
-use command::progress::Progress;
 use crate::{Error, Result};
+use command::progress::Progress;
 
 /// What the name of a data set of the hub begins with; alone, every task's own one.
 pub const HUB: &str = "hf:";
@@ -144,17 +144,21 @@ impl DataFolder {
         let bytes = read::bytes(&path, read::TEXT).map_err(|e| self.unreadable(file, e))?;
         let known = KNOWN.iter().find(|(name, _)| *name == file).map(|(_, sum)| *sum);
         self.check(file, &sums::of_bytes(&bytes), known)?;
-        String::from_utf8(bytes).map_err(|e| Error::from(command::Error::Data { path, line: None, what: e.to_string() }))
+        String::from_utf8(bytes)
+            .map_err(|e| Error::from(command::Error::Data { path, line: None, what: e.to_string() }))
     }
 
     fn unreadable(&self, file: &str, error: runtime::Error) -> Error {
         match error {
-            runtime::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Error::from(command::Error::Data {
-                path: self.root.join(file),
-                line: None,
-                what: "is not there; --data names the folder that has it, or hf: for the hub (trainer/EVALUATION.md)"
-                    .to_owned(),
-            }),
+            runtime::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                Error::from(command::Error::Data {
+                    path: self.root.join(file),
+                    line: None,
+                    what:
+                        "is not there; --data names the folder that has it, or hf: for the hub (trainer/EVALUATION.md)"
+                            .to_owned(),
+                })
+            }
             other => other.into(),
         }
     }
@@ -185,7 +189,9 @@ impl DataFolder {
     /// # Errors
     /// When it is missing, not the known one, empty or malformed, by line.
     pub fn json_lines(&self, file: &str, fields: &[&str]) -> Result<Vec<Doc>> {
-        let error = |line: usize, what: String| Error::from(command::Error::Data { path: self.root.join(file), line: Some(line + 1), what });
+        let error = |line: usize, what: String| {
+            Error::from(command::Error::Data { path: self.root.join(file), line: Some(line + 1), what })
+        };
         let lacking = |doc: &Doc| Some(format!("has no `{}`", fields.iter().find(|field| !doc.contains_key(**field))?));
         if let Some(docs) = self.hub_rows(file)? {
             let bad = docs.iter().enumerate().find_map(|(number, doc)| Some((number, lacking(doc)?)));
@@ -232,7 +238,9 @@ impl DataFolder {
     /// When it is missing, not the known one, or malformed, by line.
     pub fn csv(&self, file: &str) -> Result<Vec<Doc>> {
         let text = self.text(file)?;
-        let error = |line: usize, what: String| Error::from(command::Error::Data { path: self.root.join(file), line: Some(line), what });
+        let error = |line: usize, what: String| {
+            Error::from(command::Error::Data { path: self.root.join(file), line: Some(line), what })
+        };
         let mut rows = csv_rows(&text).map_err(|(line, what)| error(line, what))?.into_iter();
         let (_, columns) = rows.next().ok_or_else(|| error(1, "no header line".to_owned()))?;
         let mut docs = Vec::new();

@@ -19,8 +19,8 @@ use super::metric::{Aggregation, Metric};
 use super::question::{Question, Response};
 use super::sample::Outcome;
 use super::task::{Docs, FewShot, Task, TaskInfo};
-use command::parse_errors::plain;
 use crate::{Error, Result};
+use command::parse_errors::plain;
 
 /// The file as it is written.
 #[derive(Debug, Clone, Deserialize)]
@@ -181,10 +181,12 @@ impl Definition {
     }
 
     fn render(&self, template: &'static str, doc: &Doc) -> Result<String> {
-        let failed = |e: TemplateError| Error::from(command::Error::Syntax {
-            origin: format!("{} of task {}", template, self.info.name),
-            what: e.to_string(),
-        });
+        let failed = |e: TemplateError| {
+            Error::from(command::Error::Syntax {
+                origin: format!("{} of task {}", template, self.info.name),
+                what: e.to_string(),
+            })
+        };
         let row = doc.clone();
         let bytes = serde_json::to_vec(doc).map_or(0, |text| text.len());
         self.templates.render(template, bytes, move || JinjaValue::from(Serde(row))).map_err(failed)
@@ -237,11 +239,13 @@ impl Definition {
     fn rows(&self, data: &DataFolder, file: &str) -> Result<Vec<Doc>> {
         let rows = data.json_lines(file, &[])?;
         for (index, row) in rows.iter().enumerate() {
-            self.check_row(row).map_err(|what| Error::from(command::Error::Data {
-                path: data.root().join(file),
-                line: Some(index + 1),
-                what: format!("task {}: {what}", self.info.name),
-            }))?;
+            self.check_row(row).map_err(|what| {
+                Error::from(command::Error::Data {
+                    path: data.root().join(file),
+                    line: Some(index + 1),
+                    what: format!("task {}: {what}", self.info.name),
+                })
+            })?;
         }
         Ok(rows)
     }

@@ -14,9 +14,9 @@ use runtime::{read, sums};
 use serde_json::{Value, json};
 
 use super::doc::Doc;
-use data::parquet;
-use command::progress::Progress;
 use crate::{Error, Result};
+use command::progress::Progress;
+use data::parquet;
 
 /// Branch of the hub's own Parquet files.
 const PARQUET: &str = "refs/convert/parquet";
@@ -81,7 +81,9 @@ impl std::fmt::Debug for Hub {
 }
 
 fn read(split: &Split, folder: PathBuf, source: String) -> Result<Rows> {
-    let refuse = |line: Option<usize>, what: String| Error::from(command::Error::Data { path: PathBuf::from(&source), line, what });
+    let refuse = |line: Option<usize>, what: String| {
+        Error::from(command::Error::Data { path: PathBuf::from(&source), line, what })
+    };
     let entries = fs::read_dir(&folder).map_err(|e| refuse(None, format!("the hub has no such part: {e}")))?;
     let files = entries.collect::<std::io::Result<Vec<_>>>().map_err(Error::io(&folder))?;
     // Without the hub nobody could say whether all files of a larger part are in the cache.

@@ -44,9 +44,9 @@ use runtime::files::ModelFiles;
 use runtime::{RuntimeHandle, write};
 use serde_json::{Map, Value};
 
+pub use backend::{LocalSettings, RemoteSettings};
 use command::interrupt::Interrupt;
 use command::progress::Progress;
-pub use backend::{LocalSettings, RemoteSettings};
 pub use doc::Doc;
 pub use error::{Error, Result};
 pub use metric::{Aggregation, Metric, MetricValue};

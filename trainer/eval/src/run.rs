@@ -107,11 +107,13 @@ impl Run {
         let path = out.join(format!("samples_{}.jsonl", info.name));
         let (file, found) = SampleFile::open(&path, &header)?;
         for sample in found {
-            let place = self.samples.get_mut(sample.doc_id).ok_or_else(|| Error::from(command::Error::Data {
-                path: path.clone(),
-                line: None,
-                what: format!("document {} of {} is not asked", sample.doc_id, self.asked),
-            }))?;
+            let place = self.samples.get_mut(sample.doc_id).ok_or_else(|| {
+                Error::from(command::Error::Data {
+                    path: path.clone(),
+                    line: None,
+                    what: format!("document {} of {} is not asked", sample.doc_id, self.asked),
+                })
+            })?;
             *place = Some(sample);
         }
         self.file = Some(file);

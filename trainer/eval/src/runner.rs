@@ -10,10 +10,10 @@ use super::backend::Backend;
 use super::context::{Chat, PromptStyle};
 use super::results::Results;
 use super::run::{Options, Run, ShownPrompt};
+use crate::{Error, Result};
 use command::folder_lock::FolderLock;
 use command::interrupt::Interrupt;
 use command::progress::Progress;
-use crate::{Error, Result};
 
 /// How long the loop sleeps at most, so that Ctrl-C is seen.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);

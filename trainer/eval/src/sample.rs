@@ -95,7 +95,10 @@ impl SampleFile {
         let (found, samples) = parse(path, &text[..whole])?;
         if let Some(what) = difference(&found, header) {
             let remedy = "choose another --out, or delete the file to start again";
-            return Err(Error::from(command::Error::RunFolder { path: path.to_owned(), what: format!("{what}; {remedy}") }));
+            return Err(Error::from(command::Error::RunFolder {
+                path: path.to_owned(),
+                what: format!("{what}; {remedy}"),
+            }));
         }
         Ok((open, samples))
     }
@@ -126,7 +129,9 @@ pub fn read_samples(path: &Path) -> Result<(Header, Vec<Sample>)> {
 }
 
 fn parse(path: &Path, text: &str) -> Result<(Header, Vec<Sample>)> {
-    let bad = |line: usize, what: String| Error::from(command::Error::Data { path: path.to_owned(), line: Some(line + 1), what });
+    let bad = |line: usize, what: String| {
+        Error::from(command::Error::Data { path: path.to_owned(), line: Some(line + 1), what })
+    };
     let mut lines = text.lines().enumerate();
     let (_, first) = lines.next().ok_or_else(|| bad(0, "is empty; a header is expected".to_owned()))?;
     let first: FirstLine =

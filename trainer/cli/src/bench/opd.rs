@@ -9,14 +9,14 @@ use serde_json::{Map, Value, json};
 use serve::Scope;
 
 use super::{BenchArgs, Report, prompt};
+use crate::{Error, Result};
 use command::limits::{MOST_TOKENS, between};
+use command::progress::Progress;
 use opd::memory::{self, Purpose};
 use opd::metrics::Metrics;
-use opd::run::{self, StepContext, StepReport};
-use command::progress::Progress;
 use opd::prompt::Example;
 use opd::recipe::{Override, Recipe};
-use crate::{Error, Result};
+use opd::run::{self, StepContext, StepReport};
 
 /// New tokens when `--new` does not say.
 const NEW: usize = 256;

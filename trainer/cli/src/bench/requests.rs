@@ -10,8 +10,8 @@ use serde::Deserialize;
 use serde_json::{Map, json};
 
 use super::{BenchArgs, Report, speed};
-use command::progress::Progress;
 use crate::{Error, Result};
+use command::progress::Progress;
 
 /// New tokens of a request before anything is timed.
 const WARM_UP: usize = 8;
@@ -68,7 +68,11 @@ fn read(path: &Path) -> Result<Vec<Request>> {
 fn check(path: &Path, requests: &[Request], vocab: usize) -> Result<()> {
     for (number, request) in requests.iter().enumerate() {
         let refuse = |what: String| {
-            Err(Error::from(command::Error::Data { path: path.to_owned(), line: None, what: format!("request {number}: {what}") }))
+            Err(Error::from(command::Error::Data {
+                path: path.to_owned(),
+                line: None,
+                what: format!("request {number}: {what}"),
+            }))
         };
         if request.prompt.is_empty() || request.max_tokens == 0 {
             let lengths = format!("{} prompt tokens and max_tokens {}", request.prompt.len(), request.max_tokens);

@@ -8,9 +8,9 @@ use runtime::{Generation, RuntimeHandle};
 use serde_json::{Map, json};
 
 use super::{BenchArgs, Report, prompt};
+use crate::{Error, Result};
 use command::limits::{MOST_RUNNING, MOST_TOKENS, between};
 use command::progress::Progress;
-use crate::{Error, Result};
 
 /// New tokens when `--new` does not say.
 const NEW: usize = 64;

@@ -6,8 +6,8 @@ use clap::{ArgGroup, Args};
 use runtime::memory::KvSize;
 
 use super::held_out::HeldOutArgs;
-use command::device::DeviceChoice;
 use ::eval::FEW_SHOT_SEED;
+use command::device::DeviceChoice;
 
 const EXAMPLES: &str = "Examples:
   arle eval --list
@@ -23,7 +23,7 @@ const EXAMPLES: &str = "Examples:
 Prompts, few-shot examples, answers and numbers are those of lm-evaluation-harness 0.4.13. --data names a folder with a folder
 for each task (gsm8k/test.jsonl, mmlu/test/*.csv, ...); files are checked by their SHA-256. hf: takes each task's own data set from
 the hub, hf:org/name one with the folder's files; what is downloaded is said, and nothing else is. A task of your own is a TOML file
-with its data beside it (trainer/src/eval/tasks/*.toml are examples).
+with its data beside it (trainer/eval/src/tasks/*.toml are examples).
 
 --teacher measures how far the model is from another one on a file of prompts, as `eval/...` of a training run: KL divergences both
 ways, agreement, the teacher's opinion of what the model writes. A run with the same rows, seed and limits has the same numbers.
@@ -55,7 +55,7 @@ const ASKING: [&str; 18] = [
 /// Benchmarks: lm-evaluation-harness' tasks through the batched scheduler, or against a server.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, group = ArgGroup::new("who").args(["model", "url", "list", "compare", "report"]).required(true))]
-pub(in crate) struct EvalArgs {
+pub(crate) struct EvalArgs {
     /// Model: a folder, a .gguf file, hf:org/name[@revision], pypi:package==version or random:config.json.
     #[arg(short, long, value_name = "MODEL")]
     pub(super) model: Option<String>,

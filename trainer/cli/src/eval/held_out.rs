@@ -6,12 +6,12 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::EvalArgs;
+use crate::{Error, Result};
 use ::eval::{Results, SampleCounts, TaskResult};
 use command::interrupt::Interrupt;
-use opd::run;
 use command::progress::Progress;
 use opd::recipe::{Override, Recipe};
-use crate::{Error, Result};
+use opd::run;
 
 /// Name of the measurements among results.
 const NAME: &str = "held_out";
@@ -56,7 +56,9 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let recipe = recipe(args)?;
     let measured = run::measure_held_out(&recipe, args.local.verbose, &Interrupt::default(), progress);
     let (rows, measured) = measured.map_err(|error| match error {
-        Error::Input(command::Error::Value { key, value, rule }) if key == "eval.prompts" => Error::value("--limit", value, rule),
+        Error::Input(command::Error::Value { key, value, rule }) if key == "eval.prompts" => {
+            Error::value("--limit", value, rule)
+        }
         other => other,
     })?;
     let values = measured.iter().flat_map(|&(name, value)| {

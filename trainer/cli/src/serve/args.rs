@@ -27,7 +27,7 @@ generation_config.json, or from OpenAI's defaults with --sampling-defaults opena
 /// Serve a model over HTTP: OpenAI's API, scoring, metrics.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(in crate) struct ServeArgs {
+pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(super) name: ModelName,
     /// Name that requests use; may be given several times [default: the last part of the source].

@@ -66,7 +66,7 @@ impl LocalSettings {
 }
 
 /// Answers by a model of this process.
-pub(in crate) struct Local {
+pub(crate) struct Local {
     runtime: RuntimeHandle,
     encoder: RequestEncoder,
     render: Box<Render>,
@@ -88,7 +88,7 @@ impl Local {
     ///
     /// # Errors
     /// A model without a tokenizer, or one that names no token to begin a text with.
-    pub(in crate) fn new(
+    pub(crate) fn new(
         runtime: RuntimeHandle,
         files: &Arc<ModelFiles>,
         settings: LocalSettings,

@@ -49,7 +49,7 @@ type RequestMessage = (usize, usize, Request);
 type ResponseMessage = (usize, usize, Result<(Vec<Response>, usize)>);
 
 /// Answers by a server.
-pub(in crate) struct Remote {
+pub(crate) struct Remote {
     settings: RemoteSettings,
     jobs: Sender<RequestMessage>,
     done: Receiver<ResponseMessage>,
@@ -60,7 +60,7 @@ pub(in crate) struct Remote {
 impl Remote {
     /// Threads that ask the server; they end with this value.
     #[must_use]
-    pub(in crate) fn new(settings: RemoteSettings) -> Self {
+    pub(crate) fn new(settings: RemoteSettings) -> Self {
         let (jobs, queue) = channel::<RequestMessage>();
         let (sender, done) = channel();
         let (queue, asker) = (Arc::new(Mutex::new(queue)), Arc::new(RequestSender::new(&settings)));

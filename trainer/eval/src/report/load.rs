@@ -91,7 +91,8 @@ impl Run {
 fn read(folder: &Path) -> Result<Results> {
     let path = folder.join("results.json");
     let text = read::text(&path, read::TEXT)?;
-    serde_json::from_str(&text).map_err(|e| Error::from(command::Error::RunFolder { path, what: format!("is no results.json: {e}") }))
+    serde_json::from_str(&text)
+        .map_err(|e| Error::from(command::Error::RunFolder { path, what: format!("is no results.json: {e}") }))
 }
 
 /// Every number of every task, with its 95 % interval: Wilson's where answers are right or wrong, else one that keeps to

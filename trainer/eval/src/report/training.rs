@@ -66,8 +66,9 @@ impl Training {
 fn lines(path: &Path) -> Result<Vec<Map<String, Value>>> {
     let Some(lines) = read::if_there(read::lines(path))? else { return Ok(Vec::new()) };
     let object = |(number, line): (usize, runtime::Result<String>)| {
-        let bad =
-            |e: serde_json::Error| Error::from(command::Error::Data { path: path.to_owned(), line: Some(number + 1), what: e.to_string() });
+        let bad = |e: serde_json::Error| {
+            Error::from(command::Error::Data { path: path.to_owned(), line: Some(number + 1), what: e.to_string() })
+        };
         serde_json::from_str(&line?).map_err(bad)
     };
     lines.enumerate().map(object).collect()

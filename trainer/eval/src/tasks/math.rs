@@ -124,7 +124,11 @@ impl Task for Mathematics {
         let test = data.json_lines(self.file(), fields)?;
         if let Some(index) = test.iter().position(|doc| self.gold(doc).is_empty()) {
             let what = "there is no final answer to compare with".to_owned();
-            return Err(Error::from(command::Error::Data { path: data.root().join(self.file()), line: Some(index + 1), what }));
+            return Err(Error::from(command::Error::Data {
+                path: data.root().join(self.file()),
+                line: Some(index + 1),
+                what,
+            }));
         }
         Ok(Docs { test, pool: Vec::new() })
     }

@@ -118,11 +118,13 @@ impl Subject {
     fn rows(&self, data: &DataFolder, split: &str) -> Result<Vec<Doc>> {
         let file = format!("mmlu/{split}/{}_{split}.csv", self.subject);
         let rows = data.csv_in(&format!("mmlu/{split}"), &file)?;
-        let bad = |index: usize, what: String| Error::from(command::Error::Data {
-            path: data.root().join(&file),
-            line: None,
-            what: format!("question {}: {what}", index + 1),
-        });
+        let bad = |index: usize, what: String| {
+            Error::from(command::Error::Data {
+                path: data.root().join(&file),
+                line: None,
+                what: format!("question {}: {what}", index + 1),
+            })
+        };
         for (index, row) in rows.iter().enumerate() {
             if let Some(field) = ["question", "choice0", "choice1", "choice2", "choice3", ANSWER]
                 .into_iter()

@@ -34,7 +34,9 @@ pub(super) fn write(path: &Path, tensors: &[NamedTensor], dtype: SavedDtype) -> 
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     serialize_to_file(views, Some(metadata), path).map_err(|e| match e {
-        safetensors::SafeTensorError::IoError(source) => Error::from(command::Error::Io { path: path.to_owned(), source }),
+        safetensors::SafeTensorError::IoError(source) => {
+            Error::from(command::Error::Io { path: path.to_owned(), source })
+        }
         other => malformed(path, other),
     })
 }

@@ -159,7 +159,10 @@ fn a_failed_write_leaves_everything_as_it_was() {
     checkpoints.save(&export(), &weights(0.1), &state(1)).expect("saves");
     let full = checkpoints.publish(2, None, &|folder: &Path| {
         fs::write(folder.join("half"), b"half").expect("written");
-        Err(Error::from(command::Error::Io { path: folder.join("half"), source: std::io::ErrorKind::StorageFull.into() }))
+        Err(Error::from(command::Error::Io {
+            path: folder.join("half"),
+            source: std::io::ErrorKind::StorageFull.into(),
+        }))
     });
     assert!(full.expect_err("fails").to_string().contains("half"));
     assert_eq!(names(&run.path().join("checkpoints")), ["latest", "step_000001"]);

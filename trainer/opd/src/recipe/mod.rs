@@ -26,10 +26,10 @@ pub use remote::{Api, Remote, RemoteRows};
 pub(crate) use resolve::learning_rate;
 pub use source::RecipeSource;
 
-use data::{Format, Message};
-use command::device::DeviceChoice;
 use crate::schedule::Schedule;
 use crate::{Error, Result};
+use command::device::DeviceChoice;
+use data::{Format, Message};
 
 /// A complete, checked run.
 #[derive(Debug, Clone)]
@@ -319,8 +319,12 @@ impl Recipe {
         let notes = shortened::apply(&mut table, &written, overrides);
         paths::make_absolute(&mut table, Path::new("."))?;
         keys::check(&table)?;
-        let syntax =
-            |e: toml::de::Error| Error::from(command::Error::Syntax { origin: origin.to_owned(), what: command::parse_errors::plain(&e.to_string()) });
+        let syntax = |e: toml::de::Error| {
+            Error::from(command::Error::Syntax {
+                origin: origin.to_owned(),
+                what: command::parse_errors::plain(&e.to_string()),
+            })
+        };
         let raw: raw::RawRecipe = table.try_into().map_err(syntax)?;
         Ok(Self { notes: notes.into_iter().collect(), ..resolve::resolve(raw, name)? })
     }

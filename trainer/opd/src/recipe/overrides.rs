@@ -20,7 +20,8 @@ impl Override {
     /// # Errors
     /// Without a `=`, or with an empty part in the key.
     pub fn parse(text: &str) -> Result<Self> {
-        let refuse = |what: &str| Error::from(command::Error::Syntax { origin: format!("--set {text}"), what: what.to_owned() });
+        let refuse =
+            |what: &str| Error::from(command::Error::Syntax { origin: format!("--set {text}"), what: what.to_owned() });
         let (key, value) =
             text.split_once('=').ok_or_else(|| refuse("expected KEY=VALUE, as in --set optim.lr=1e-4"))?;
         let path: Vec<String> = key.trim().split('.').map(str::to_owned).collect();
@@ -59,10 +60,12 @@ impl Override {
         let mut table = table;
         for section in sections {
             let entry = table.entry(section.clone()).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-            table = entry.as_table_mut().ok_or_else(|| Error::from(command::Error::Syntax {
-                origin: format!("--set {}", self.key()),
-                what: format!("`{section}` is a value, not a section"),
-            }))?;
+            table = entry.as_table_mut().ok_or_else(|| {
+                Error::from(command::Error::Syntax {
+                    origin: format!("--set {}", self.key()),
+                    what: format!("`{section}` is a value, not a section"),
+                })
+            })?;
         }
         table.insert(last.clone(), self.value.clone());
         Ok(())

@@ -10,10 +10,10 @@ use super::raw::{OneOrMany, RawRecipe};
 use runtime::request::{EngineConfig, Offload};
 
 use super::{Data, HeldOut, Objective, Recipe, Runtime, Student};
-use data::Format;
+use crate::{Error, Result};
 use command::device::DeviceChoice;
 use command::limits::{MOST_GIVEN, MOST_RANK, MOST_RUNNING, MOST_SEQUENCES, MOST_TOKENS, between};
-use crate::{Error, Result};
+use data::Format;
 
 /// Checks every range, refuses keys without effect, and fills the defaults in.
 pub(super) fn resolve(mut raw: RawRecipe, name: &str) -> Result<Recipe> {
@@ -267,7 +267,10 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
     if offload.teacher && raw.lora.is_some() && raw.teacher.as_ref().is_some_and(|t| t.kind.as_deref() == Some("self"))
     {
         let because = "with `teacher.kind = \"self\"` and [lora] (student and teacher share one set of weights)";
-        return Err(Error::from(command::Error::NoEffect { key: "teacher.offload".to_owned(), because: because.to_owned() }));
+        return Err(Error::from(command::Error::NoEffect {
+            key: "teacher.offload".to_owned(),
+            because: because.to_owned(),
+        }));
     }
     if runtime.merge_adapter && (!gpu || raw.lora.is_none()) {
         return Err(Error::value("runtime.merge_adapter", true, "false without a GPU and without a [lora]"));

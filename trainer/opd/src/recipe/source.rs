@@ -52,8 +52,9 @@ impl RecipeSource {
         let kept = folder.join(FILE);
         let mut given: Self = match read::if_there(read::text(&kept, read::CONFIGURATION))? {
             Some(text) => {
-                let damaged =
-                    |e: toml::de::Error| Error::from(command::Error::Syntax { origin: kept.display().to_string(), what: e.to_string() });
+                let damaged = |e: toml::de::Error| {
+                    Error::from(command::Error::Syntax { origin: kept.display().to_string(), what: e.to_string() })
+                };
                 toml::from_str(&text).map_err(damaged)?
             }
             // The run of an earlier version: there is the recipe with every default filled in.

@@ -215,7 +215,10 @@ fn a_key_without_effect_is_refused() {
     ];
     for (set, key) in cases {
         let error = load(MINIMAL, set).expect_err("idle key");
-        assert!(matches!(&error, Error::Input(command::Error::NoEffect { key: named, .. }) if named == key), "{set:?}: {error}");
+        assert!(
+            matches!(&error, Error::Input(command::Error::NoEffect { key: named, .. }) if named == key),
+            "{set:?}: {error}"
+        );
     }
     let both = MINIMAL.replace("max_steps = 10", "max_steps = 10\nepochs = 1");
     assert!(load(&both, &[]).expect_err("two lengths").to_string().contains("schedule.epochs"));

@@ -12,13 +12,13 @@ use serde_json::{Map, json};
 
 use super::folder::RunFolder;
 use super::setup::Setup;
-use eval::data::DataFolder;
-use eval::{self, LocalSettings, Options, Results, compare, tasks};
-use command::interrupt::Interrupt;
 use crate::metrics::Metrics;
-use command::progress::Progress;
 use crate::recipe::{Benchmark, Recipe};
 use crate::{Error, Result};
+use command::interrupt::Interrupt;
+use command::progress::Progress;
+use eval::data::DataFolder;
+use eval::{self, LocalSettings, Options, Results, compare, tasks};
 
 /// Asks tasks of the run's models.
 pub(super) struct Benchmarks<'a> {

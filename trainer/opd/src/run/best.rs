@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use super::eval_kl;
 use crate::checkpoint::Best;
-use eval::tasks;
 use crate::metrics::Metrics;
 use crate::recipe::Recipe;
 use crate::{Error, Result};
+use eval::tasks;
 
 /// The metric that tells the best checkpoint.
 #[derive(Debug)]

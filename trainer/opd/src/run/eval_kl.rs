@@ -23,13 +23,13 @@ use super::rollout::{RngStream, generate, params, request};
 use super::scored::{self, BatchTeacher};
 use super::setup::{RunKind, Setup};
 use super::step_metrics::LossSums;
-use command::interrupt::Interrupt;
 use crate::loss::HeldOut;
-use command::progress::Progress;
 use crate::prompt::Example;
 use crate::recipe::Recipe;
 use crate::teacher::RemoteTeacher;
 use crate::{Error, Result};
+use command::interrupt::Interrupt;
+use command::progress::Progress;
 
 /// What is measured, by name.
 pub(crate) type Measurements = Vec<(&'static str, f64)>;

@@ -9,12 +9,12 @@ use super::eval_kl::{EvalKl, prompt_of};
 use super::folder::RunFolder;
 use super::rollout::{generate, params, request};
 use super::setup::Setup;
-use command::interrupt::Interrupt;
 use crate::metrics::Metrics;
-use command::progress::Progress;
 use crate::prompt::Example;
 use crate::recipe::{Eval, Recipe, Sampling};
 use crate::{Error, Result};
+use command::interrupt::Interrupt;
+use command::progress::Progress;
 
 const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0 };
 
@@ -57,10 +57,12 @@ impl<'a> Evaluator<'a> {
             Some(bytes) => serde_json::from_slice(&bytes)
                 .ok()
                 .filter(|completions: &Vec<Vec<u32>>| completions.len() == setup.held_out.len())
-                .ok_or_else(|| Error::from(command::Error::RunFolder {
-                    path,
-                    what: "is not one list of token ids for every held-out row; delete it".to_owned(),
-                }))?,
+                .ok_or_else(|| {
+                    Error::from(command::Error::RunFolder {
+                        path,
+                        what: "is not one list of token ids for every held-out row; delete it".to_owned(),
+                    })
+                })?,
             None => {
                 let completions = evaluator.eval_kl.of_teacher()?;
                 write::replace(&path, json!(completions).to_string())?;

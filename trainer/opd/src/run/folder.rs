@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use runtime::write;
 
 use crate::checkpoint::Checkpoints;
-use command::folder_lock::FolderLock;
-use command::progress::Progress;
 use crate::recipe::{Recipe, RecipeSource};
 use crate::{Error, Result};
+use command::folder_lock::FolderLock;
+use command::progress::Progress;
 
 const CONFIG: &str = "config.toml";
 
@@ -153,7 +153,9 @@ impl RunFolder {
     pub(super) fn forget_teacher_completions(&self) -> Result<()> {
         let path = self.teacher_completions();
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::from(command::Error::Io { path, source: error })),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::from(command::Error::Io { path, source: error }))
+            }
             _ => Ok(()),
         }
     }

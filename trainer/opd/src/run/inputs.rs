@@ -7,9 +7,9 @@ use runtime::source::ModelSource;
 use runtime::{read, sums};
 
 use crate::checkpoint::{ADAPTER_WEIGHTS, Change, InputFile, Inputs};
-use command::progress::Progress;
 use crate::recipe::{HeldOut, Recipe, Teacher, TeacherWeights};
 use crate::{Error, Result};
+use command::progress::Progress;
 
 /// The key of the data of `eval.tasks`, whose files are known once they were read.
 pub(super) const TASK_DATA: &str = "eval.data";

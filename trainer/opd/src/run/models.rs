@@ -8,11 +8,11 @@ use runtime::request::ModelSpec;
 use runtime::source::ModelSource;
 
 use crate::checkpoint::ADAPTER_WEIGHTS;
-use command::interrupt::Interrupt;
-use command::progress::Progress;
 use crate::recipe::{Recipe, TeacherWeights};
 use crate::teacher::RemoteTeacher;
 use crate::{Error, Result, compatibility, turn_end};
+use command::interrupt::Interrupt;
+use command::progress::Progress;
 
 /// Student and teacher, which can be compared token by token.
 pub(super) struct Models {

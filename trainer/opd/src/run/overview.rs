@@ -2,9 +2,9 @@
 
 use super::setup::{Prepared, RunKind};
 use crate::memory;
-use command::progress::Progress;
 use crate::recipe::{Length, Recipe};
 use crate::{Result, run};
+use command::progress::Progress;
 
 /// Sizes that the recipe does not tell.
 pub(super) struct Sizes {

@@ -7,9 +7,9 @@ use runtime::request::{CompletionText, FinishReason, GenerateEvent, GenerateRequ
 use runtime::sampler::SamplingParams;
 use runtime::{Closed, RequestGuard, RuntimeHandle, Sink};
 
-use command::interrupt::{Interrupt, POLL_INTERVAL};
 use crate::recipe::Sampling;
 use crate::{Error, Result};
+use command::interrupt::{Interrupt, POLL_INTERVAL};
 
 /// What the random numbers of a completion are for; part of their key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

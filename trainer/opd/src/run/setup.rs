@@ -12,14 +12,14 @@ use super::models::Models;
 use crate::checkpoint::{AdapterConfig, Export, ModelExport, note_other_base};
 use data::Row;
 
-use crate::rows::Rows;
-use command::interrupt::Interrupt;
 use crate::memory::{self, Purpose};
-use command::progress::Progress;
 use crate::prompt::{Encoder, Example};
 use crate::recipe::{Recipe, TeacherWeights};
+use crate::rows::Rows;
 use crate::teacher::RemoteTeacher;
 use crate::{Error, Result, loss};
+use command::interrupt::Interrupt;
+use command::progress::Progress;
 
 /// Requests that may wait; far more than a step has.
 const MAX_WAITING: usize = 1 << 20;
@@ -320,7 +320,10 @@ impl RowLimits<'_> {
         }
         let objective = &self.recipe.objective;
         if objective.lmbda < 1.0 && !objective.off_policy.from_teacher && example.completion.is_none() {
-            return Err(Error::row(&row.origin, "no completion; `loss.lmbda` below 1 needs one in every row (or `loss.seq_kd = true`)"));
+            return Err(Error::row(
+                &row.origin,
+                "no completion; `loss.lmbda` below 1 needs one in every row (or `loss.seq_kd = true`)",
+            ));
         }
         Ok(())
     }

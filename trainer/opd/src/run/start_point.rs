@@ -9,8 +9,8 @@ use super::inputs::{self, TASK_DATA};
 use super::setup::Setup;
 use crate::Result;
 use crate::checkpoint::{Checkpoints, TrainerState};
-use command::progress::Progress;
 use crate::recipe::Recipe;
+use command::progress::Progress;
 
 /// Where a run begins.
 pub(super) struct StartPoint {

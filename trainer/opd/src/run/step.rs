@@ -16,11 +16,11 @@ use super::scored::{self, BatchTeacher};
 use super::step_metrics::{self, LossSums, RolloutStats};
 use super::timers::StepTimers;
 use crate::metrics::Metrics;
-use command::progress::Progress;
 use crate::prompt::Example;
 use crate::recipe::Recipe;
 use crate::teacher::RemoteTeacher;
 use crate::{Result, loss};
+use command::progress::Progress;
 
 /// Stream of the random numbers that choose between on-policy and other completions.
 const MIX: u64 = 0x4D49_5821;

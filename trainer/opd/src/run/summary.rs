@@ -9,13 +9,13 @@ use serde_json::{Map, Value, json};
 
 use super::timers::StepTimers;
 use crate::checkpoint::Best;
-use eval::compare;
 use crate::memory::Bytes;
 use crate::metrics::Metrics;
-use command::progress::say;
 use crate::recipe::Recipe;
-use command::terminal::visible_json;
 use crate::{Error, Result};
+use command::progress::say;
+use command::terminal::visible_json;
+use eval::compare;
 
 /// `step 3/40 ...`
 pub(super) fn step_line(metrics: &Metrics, total: u64) -> String {

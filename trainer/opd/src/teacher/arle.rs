@@ -9,9 +9,9 @@ use super::checks;
 use super::client::Client;
 use super::{RemoteCompletion, ScoreFormat, TeacherScoreRequest, TeacherScores};
 use crate::compatibility::{self, TokenizerInfo};
-use command::endpoint::HttpResponse;
 use crate::recipe::Remote;
 use crate::{Error, Result};
+use command::endpoint::HttpResponse;
 
 /// Bytes of an id with its log-probability in JSON, as the server counts them.
 const ENTRY_BYTES: usize = 36;

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::recipe::Remote;
+use crate::{Error, Result};
 use command::endpoint::{HttpResponse, TEACHER};
 use command::interrupt::Interrupt;
 use command::progress::Progress;
-use crate::recipe::Remote;
-use crate::{Error, Result};
 
 /// The first pause before a request is repeated; each is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);

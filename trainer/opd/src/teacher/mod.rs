@@ -20,13 +20,13 @@ use runtime::request::TrainSequence;
 use runtime::sampler::SamplingParams;
 use runtime::train::{GivenTeacher, Needs};
 
-use command::interrupt::Interrupt;
-use command::progress::Progress;
 use crate::recipe::{Api, Remote, RemoteRows};
 use crate::{Error, Result, compatibility};
 use arle::Arle;
 use batch_scores::BatchScores;
 use client::Client;
+use command::interrupt::Interrupt;
+use command::progress::Progress;
 use openai::OpenAi;
 
 /// A server that answers for the teacher.

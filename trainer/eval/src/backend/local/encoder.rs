@@ -30,7 +30,7 @@ pub(super) enum ResponseKind {
 
 /// A document's pieces, and which of them make which response.
 #[derive(Debug, Clone, Default)]
-pub(in crate) struct EncodedDocument {
+pub(crate) struct EncodedDocument {
     pub(super) pieces: Vec<EncodedRequest>,
     pub(super) responses: Vec<(ResponseKind, Range<usize>)>,
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::RemoteSettings;
-use command::endpoint::{EVALUATED, HttpFailure};
 use crate::question::Response;
 use crate::{Error, Result};
+use command::endpoint::{EVALUATED, HttpFailure};
 
 /// One server.
 pub(super) struct Client {
@@ -89,7 +89,10 @@ impl Client {
     }
 
     fn bad(&self, route: &str, what: &str) -> Error {
-        Error::from(command::Error::Server { url: format!("{}{route}", self.root), what: format!("the answer has no {what}") })
+        Error::from(command::Error::Server {
+            url: format!("{}{route}", self.root),
+            what: format!("the answer has no {what}"),
+        })
     }
 
     fn post(&self, route: &str, mut body: Map<String, Value>, most: usize) -> Result<Value> {

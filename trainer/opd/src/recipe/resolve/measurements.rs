@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use super::{at_least_one, idle};
-use eval::data::HUB;
-use command::limits::{MOST_TOKENS, between};
 use crate::recipe::raw::RawRecipe;
 use crate::recipe::{Benchmark, Eval};
 use crate::{Error, Result};
+use command::limits::{MOST_TOKENS, between};
+use eval::data::HUB;
 
 pub(super) fn resolve(raw: &mut RawRecipe, held_out: bool) -> Result<Option<Eval>> {
     let has_teacher = raw.teacher.is_some();

@@ -3,10 +3,10 @@
 use autograd::ops::Divergence;
 
 use super::{idle, positive, within};
-use command::limits::{MOST_SEQUENCES, between};
 use crate::recipe::raw::RawLoss;
 use crate::recipe::{LossKind, Objective, OffPolicy};
 use crate::{Error, Result};
+use command::limits::{MOST_SEQUENCES, between};
 
 /// The loss, with its own parameters filled in and the others refused.
 pub(super) fn objective(raw: &mut RawLoss, sampling_temperature: f64) -> Result<Objective> {

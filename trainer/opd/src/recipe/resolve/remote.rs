@@ -3,10 +3,10 @@
 use autograd::ops::{Divergence, Precision};
 
 use super::{at_least_one, idle, missing};
-use command::endpoint::TEACHER;
 use crate::recipe::raw::RawTeacher;
 use crate::recipe::{Api, LossKind, Objective, Remote, RemoteRows};
 use crate::{Error, Result};
+use command::endpoint::TEACHER;
 
 /// Refuses the keys of a remote teacher where there is none.
 pub(super) fn none(raw: &RawTeacher, because: &str) -> Result<()> {

@@ -97,7 +97,7 @@ class Table:
             self.row(title, "s", self.value(ours, "step"), self.value(peer, "step"), "TRL", False, aim)
             limit = {self.a.small: "0.45 s", self.a.large: "1.0 s"}.get(student, "") if mode in ("lora", "merged") else ""
             self.row(f"{title}: rollout", "s", self.value(ours, "rollout"), self.value(peer, "rollout"), "TRL", False, limit)
-            self.row(f"{title}: peak memory", "GiB", gib(self.value(ours, "card_peak_bytes")), gib(self.value(peer, "card_peak_bytes")),
+            self.row(f"{title}: peak memory", "GiB", gib(self.value(ours, "gpu_peak_bytes")), gib(self.value(peer, "gpu_peak_bytes")),
                      "TRL", False, "below")
             if mode != "merged":
                 self.training(title, mode, student, teacher, ours, torch)

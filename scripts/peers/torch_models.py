@@ -144,4 +144,4 @@ def measure(trainer, ids, micro, repeat):
         loss = trainer.step(ids, micro)
         steps.append({**trainer.clock, "step": time.perf_counter() - start, "loss": loss})
     middle = {k: statistics.median(s[k] for s in steps[1:]) for k in steps[0]}
-    return {**middle, "card_peak_bytes": peak(trainer.device)}
+    return {**middle, "gpu_peak_bytes": peak(trainer.device)}

@@ -133,4 +133,4 @@ def trl(job, device):
     with contextlib.redirect_stdout(sys.stderr):
         trainer.train()
     kept = clock.steps[job["warmup"]:]
-    return {**{k: statistics.median(s[k] for s in kept) for k in kept[0]}, "steps": len(kept), "card_peak_bytes": peak(device)}
+    return {**{k: statistics.median(s[k] for s in kept) for k in kept[0]}, "steps": len(kept), "gpu_peak_bytes": peak(device)}

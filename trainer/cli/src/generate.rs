@@ -21,7 +21,7 @@ const EXAMPLES: &str = "Examples:
   arle generate --model ./base --prompt \"Once upon a time\" --temperature 0 --max-tokens 40
   arle generate --model ./base --tokens 1,15043,29892 --json
 
-Without sampling options the model's own generation_config.json applies, and temperature 1 where it says nothing.
+Without sampling options the model's own generation_config.json applies, and temperature 1 where it has none.
 --temperature 0 is greedy. Equal --seed, prompt and options give equal tokens.";
 
 /// Continue a prompt, or answer a message.
@@ -135,7 +135,7 @@ impl SamplingArgs {
         let params = SamplingParams {
             temperature,
             top_p: self.top_p.or(unless_greedy(defaults.top_p)).unwrap_or(1.0),
-            // Configurations write 0 for "all tokens"; on the command line leaving the option out says so.
+            // Configurations write 0 for "all tokens"; on the command line the option is left out for that.
             top_k: self.top_k.or(defaults.top_k.filter(|&k| k > 0 && !greedy)),
             min_p: self.min_p.or(unless_greedy(defaults.min_p)).unwrap_or(0.0),
             repetition_penalty: self

@@ -10,7 +10,7 @@ use command::progress::Progress;
 use opd::memory::Bytes;
 
 const EXAMPLES: &str = "Examples:
-  arle kernels build                            for the card of this machine
+  arle kernels build                            for the GPU of this machine
   arle kernels build --arch sm_90a              for H100 and H200, on a machine without a GPU
   ARLE_CACHE=/image/cache arle kernels build --arch sm_80 --json
 
@@ -18,7 +18,7 @@ Kernels are compiled by NVRTC when a program first needs them, which takes a whi
 say, saves that. What is in the folder already is not compiled again. NVRTC comes with the CUDA toolkit or by
 `pip install nvidia-cuda-nvrtc`; programs use what was compiled by the version that they find.
 
-Cards: sm_80 A100, sm_86 A10 and RTX 30, sm_89 L4, L40 and RTX 40, sm_90a H100 and H200, sm_100a B200, sm_103a B300,
+GPUs: sm_80 A100, sm_86 A10 and RTX 30, sm_89 L4, L40 and RTX 40, sm_90a H100 and H200, sm_100a B200, sm_103a B300,
 sm_120a RTX 50. The folder is $ARLE_CACHE/kernels, else $XDG_CACHE_HOME/arle/kernels, else ~/.cache/arle/kernels.";
 
 /// Compiled GPU kernels.

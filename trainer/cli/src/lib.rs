@@ -18,7 +18,7 @@ use std::path::Path;
 use clap::{Parser, Subcommand};
 use serde_json::Value;
 
-use command::progress::say;
+use command::progress::eprint_line;
 use command::terminal::{visible, visible_json};
 pub(crate) use opd::{Error, Result};
 
@@ -62,7 +62,7 @@ enum Command {
 }
 
 impl Arle {
-    /// Does what was asked.
+    /// Runs the command.
     ///
     /// # Errors
     /// Whatever stops it.
@@ -80,14 +80,14 @@ impl Arle {
 
 /// Ends the program with the exit code of `result`; an error goes to stderr with its causes.
 pub fn finish(result: Result<()>) -> ! {
-    let code = result.map_or_else(|error| tell(&error), |()| 0);
+    let code = result.map_or_else(|error| report_error(&error), |()| 0);
     // SAFETY: ends the process at once. Everything that was written is with the system by now. The thread of the device
-    // may still run, and the driver's exit handlers, which are left out so, would take the card from under it.
+    // may still run, and the driver's exit handlers, which are left out so, would take the GPU from under it.
     unsafe { libc::_exit(i32::from(code)) }
 }
 
 /// Prints an error; its exit code.
-fn tell(error: &Error) -> u8 {
+fn report_error(error: &Error) -> u8 {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -98,7 +98,7 @@ fn tell(error: &Error) -> u8 {
         }
         cause = error.source();
     }
-    say(&if error.is_interrupt() { text } else { format!("error: {text}") });
+    eprint_line(&if error.is_interrupt() { text } else { format!("error: {text}") });
     error.exit_code()
 }
 

@@ -20,7 +20,7 @@ pub(super) fn start(format: Format) -> Result<()> {
     let filter = EnvFilter::try_new(&chosen)
         .map_err(|error| Error::value("RUST_LOG", &chosen, format!("such as info or serve=debug ({error})")))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    // A line that cannot be written would be complained about on stderr, where nobody reads either, and end the thread.
+    // A line that cannot be written would cause an error message on stderr, whose reader is gone too, and end the thread.
     let lines = lines.log_internal_errors(false);
     // Another subscriber is installed only where this is called twice.
     let _installed = match format {

@@ -141,9 +141,9 @@ impl ModelArgs {
         progress: Progress,
     ) -> Result<RuntimeHandle> {
         let gpu = matches!(self.device.device, Device::Cuda(_));
-        let (usual, most) = if gpu { (1 << 18, 256) } else { (1 << 14, 64) };
+        let (default, most) = if gpu { (1 << 18, 256) } else { (1 << 14, 64) };
         let tokens =
-            between("--batch-tokens", batch_tokens.unwrap_or_else(|| usual.max(longest)), MOST_TOKENS.max(longest))?;
+            between("--batch-tokens", batch_tokens.unwrap_or_else(|| default.max(longest)), MOST_TOKENS.max(longest))?;
         if tokens < longest {
             let rule = format!("at least --max-length, {longest}");
             return Err(Error::value("--batch-tokens", tokens, rule));
@@ -218,7 +218,7 @@ impl ModelArgs {
 struct LoadLimits {
     running: usize,
     waiting: usize,
-    /// `None` is the device's usual one.
+    /// `None` is the device's default one.
     token_budget: Option<usize>,
 }
 

@@ -20,7 +20,7 @@ use super::model::end_with;
 use super::{log, print};
 use crate::{Error, Result};
 use args::{LogprobsModeArg, MetricNamesArg, SamplingDefaultsArg};
-use command::progress::{Progress, say};
+use command::progress::{Progress, eprint_line};
 use opd::memory::{self, Bytes, Purpose};
 use opd::{compatibility, run};
 
@@ -66,7 +66,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<()> {
     let result = server.run(&stop);
     traces.end();
     result?;
-    say("stopped");
+    eprint_line("stopped");
     Ok(())
 }
 
@@ -101,8 +101,8 @@ impl ServeArgs {
             Device::Cpu | Device::Portable => 32,
         });
         let context = student.config.max_position_embeddings;
-        let usual = std::iter::repeat_n(DEFAULT_LENGTH.min(context), max_running.saturating_sub(1));
-        let lengths = || [context].into_iter().chain(usual).collect();
+        let others = std::iter::repeat_n(DEFAULT_LENGTH.min(context), max_running.saturating_sub(1));
+        let lengths = || [context].into_iter().chain(others).collect();
         let workload = Workload {
             kv: limits.kv_bytes.map_or_else(|| KvWish::Sequences(lengths()), KvWish::Size),
             longest: context,
@@ -207,7 +207,7 @@ fn listen_for_signals(stop: Stop) -> Result<()> {
         if stop.asked() {
             command::interrupt::exit_now("stopped at once; what ran is lost");
         }
-        say("stopping when what runs has ended (again: at once)");
+        eprint_line("stopping when what runs has ended (again: at once)");
         stop.ask();
     };
     Ok(ctrlc::set_handler(handler).map_err(command::Error::Signals)?)

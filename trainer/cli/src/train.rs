@@ -10,7 +10,7 @@ use super::print;
 use super::serve::DEFAULT_ANSWER;
 use crate::{Error, Result};
 use command::interrupt::{Interrupt, TRAINING};
-use command::progress::{Progress, say};
+use command::progress::{Progress, eprint_line};
 use opd::memory;
 use opd::recipe::{Override, RecipeSource};
 use opd::run::{self, Options, Resume};
@@ -81,7 +81,7 @@ pub struct TrainArgs {
 }
 
 impl TrainArgs {
-    /// Does what was asked.
+    /// Runs the command.
     ///
     /// # Errors
     /// Whatever stops it.
@@ -109,7 +109,7 @@ impl TrainArgs {
         let result = run::run(&options, &interrupt);
         let lost = traces.end();
         if lost > 0 && !self.json {
-            say(&format!("{lost} spans were not delivered to the OpenTelemetry collector"));
+            eprint_line(&format!("{lost} spans were not delivered to the OpenTelemetry collector"));
         }
         result
     }

@@ -1,5 +1,5 @@
-//! Servers of others that are asked over HTTP: a teacher, a model that is evaluated. An answer is as long as what was asked can
-//! make it, at most; whom to trust is what the user says; what cannot end otherwise is not asked again.
+//! Other servers, over HTTP: a remote teacher, a model that is evaluated. A response is at most as long as its request can
+//! make it; the user decides which certificates are trusted; a request that can only fail again is not repeated.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ impl HttpResponse {
 pub struct HttpFailure {
     /// What happened, for the user.
     pub what: String,
-    /// Whether another try may end otherwise, and after which pause the server wants it.
+    /// Whether another try may end otherwise, and after which pause, where the server names one.
     pub again: Option<Option<Duration>>,
 }
 
@@ -198,7 +198,7 @@ fn read_at_most(body: ureq::Body, most: u64) -> io::Result<Option<Vec<u8>>> {
     Ok((bytes.len() as u64 <= most).then_some(bytes))
 }
 
-/// What a refusal says: the message of OpenAI's envelope, or its beginning as it is.
+/// The text of a refusal: the message of OpenAI's envelope, or its beginning as it is.
 fn message(body: &[u8]) -> String {
     let parsed: Option<Value> = serde_json::from_slice(body).ok();
     let said = parsed.as_ref().and_then(|body| body["error"]["message"].as_str()).map(str::to_owned);

@@ -1,5 +1,5 @@
 //! The one error type of what a user gave: values, files, folders, servers. Every variant names the value, the limit and, where there
-//! is one, the remedy.
+//! is one, the hint.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ pub enum Error {
     Syntax {
         /// The file, or the override.
         origin: String,
-        /// What the parser said.
+        /// The parser's message.
         what: String,
     },
     /// A value outside its domain.
@@ -58,7 +58,7 @@ pub enum Error {
     RunFolder {
         /// The folder or file.
         path: PathBuf,
-        /// What is wrong, and the remedy.
+        /// What is wrong, and the hint.
         what: String,
     },
     /// A server refused, failed or did not answer as it should.
@@ -66,7 +66,7 @@ pub enum Error {
     Server {
         /// What was called.
         url: String,
-        /// What it said.
+        /// Its message.
         what: String,
     },
     /// A file could not be read or written.
@@ -74,7 +74,7 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// Handlers of Ctrl-C and SIGTERM cannot be installed.

@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::progress::say;
+use crate::progress::eprint_line;
 
 /// A wait looks this often whether it is to end.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Whether someone asked to stop.
+/// Whether a stop was requested.
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt(Arc<Flags>);
 
-/// What is said when Ctrl-C is pressed.
+/// What is printed when Ctrl-C is pressed.
 #[derive(Debug)]
 pub struct InterruptMessages {
     /// Before there is anything to save.
@@ -33,7 +33,7 @@ pub const TRAINING: InterruptMessages = InterruptMessages {
 
 #[derive(Debug, Default)]
 struct Flags {
-    /// There is a run folder, and someone who looks at `asked`.
+    /// There is a run folder, and someone who looks at `requested`.
     running: AtomicBool,
     requested: AtomicBool,
 }
@@ -53,7 +53,7 @@ impl Interrupt {
             if flags.requested.swap(true, Ordering::SeqCst) {
                 exit_now(words.at_once);
             }
-            say(&format!("\n{}", words.stopping));
+            eprint_line(&format!("\n{}", words.stopping));
         })?;
         Ok(interrupt)
     }
@@ -68,7 +68,7 @@ impl Interrupt {
         self.0.requested.store(true, Ordering::SeqCst);
     }
 
-    /// Waits; false as soon as someone asks to stop.
+    /// Waits; false as soon as a stop is requested.
     pub fn wait(&self, time: Duration) -> bool {
         let begun = Instant::now();
         while !self.is_requested() {
@@ -90,7 +90,7 @@ impl Interrupt {
 /// Ends the process where it stands. Nothing is run down, which could wait for a thread in the middle of a step; files
 /// under their final names are whole at any time, as after a kill.
 pub fn exit_now(text: &str) -> ! {
-    say(&format!("\n{text}"));
+    eprint_line(&format!("\n{text}"));
     // SAFETY: has no precondition.
     unsafe { libc::_exit(130) }
 }

@@ -1,4 +1,4 @@
-//! What a parser says, in the words of who wrote the file.
+//! Messages of parsers without names of Rust's types: an author of a file reads them.
 
 /// Names of Rust's types, and what they are in a file. Longer ones first.
 const TYPES: &[(&str, &str)] = &[

@@ -32,7 +32,7 @@ impl Progress {
     /// A line that stays.
     pub fn line(&self, text: &str) {
         if self.lines {
-            say(text);
+            eprint_line(text);
         }
     }
 
@@ -50,7 +50,7 @@ impl Progress {
         Bar { bar, _lines: lines }
     }
 
-    /// [`Progress::bar`] that says how long the rest will take.
+    /// [`Progress::bar`] with the time that is left.
     #[must_use]
     pub fn bar_with_time_left(&self, phase: &str, total: u64, unit: &str) -> Bar {
         let bar = self.bar(phase, total, unit);
@@ -67,7 +67,7 @@ impl Progress {
 #[derive(Debug)]
 pub struct Bar {
     bar: ProgressBar,
-    /// Closed when the bar is dropped, which ends the thread that tells.
+    /// Closed when the bar is dropped, which ends the thread that prints.
     _lines: Option<Sender<()>>,
 }
 
@@ -79,7 +79,7 @@ impl Deref for Bar {
     }
 }
 
-/// Where there is no terminal, a phase that takes longer tells how far it is after so many seconds, again and again.
+/// Where there is no terminal, a phase that takes longer prints how far it is every so many seconds.
 const BETWEEN_LINES: Duration = Duration::from_secs(5);
 
 fn tell_now_and_then(bar: ProgressBar, phase: String, unit: String) -> Sender<()> {
@@ -88,15 +88,15 @@ fn tell_now_and_then(bar: ProgressBar, phase: String, unit: String) -> Sender<()
         while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(BETWEEN_LINES) {
             let (done, of, seconds) = (bar.position(), bar.length().unwrap_or(0), bar.elapsed().as_secs());
             if !bar.is_finished() {
-                say(&format!("{phase:>10} {done} of {of} {unit} in {seconds} s"));
+                eprint_line(&format!("{phase:>10} {done} of {of} {unit} in {seconds} s"));
             }
         }
     });
     keep
 }
 
-/// A line on stderr. That nobody reads it any more (a closed terminal) must not stop a run, which would lose its
+/// A line on stderr. A reader that is gone (a closed terminal) must not stop a run, which would lose its
 /// checkpoint.
-pub fn say(text: &str) {
+pub fn eprint_line(text: &str) {
     let _unread = writeln!(std::io::stderr(), "{}", visible(text));
 }

@@ -14,11 +14,11 @@ use command::{Error, Result};
 pub(crate) const KEYS: [&str; 6] =
     ["prompt", "messages", "conversations", "completion", "tools", "chat_template_kwargs"];
 
-/// One turn of a conversation that a recipe or a task writes.
+/// One message of a conversation in a recipe or a task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Message {
-    /// `system`, `user`, `assistant`, or what the chat template knows.
+    /// `system`, `user`, `assistant`, or another role that the chat template has.
     pub role: String,
     /// The text.
     pub content: String,

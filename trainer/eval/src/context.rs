@@ -8,7 +8,7 @@ use crate::{Error, Result};
 pub(super) struct PromptStyle<'a> {
     /// A system prompt before the task's description.
     pub(super) system: Option<&'a str>,
-    /// How a conversation becomes a prompt; `None` writes plain text.
+    /// How a conversation becomes a prompt; `None`: plain text.
     pub(super) chat: Option<Chat<'a>>,
     /// New tokens of tasks that do not say how many.
     pub(super) max_tokens: usize,
@@ -16,7 +16,7 @@ pub(super) struct PromptStyle<'a> {
     pub(super) repeats: u64,
 }
 
-/// Who writes a conversation as text.
+/// Where a conversation becomes text.
 pub(super) enum Chat<'a> {
     /// The model's template, here.
     Render(&'a Render),
@@ -82,7 +82,7 @@ impl PromptStyle<'_> {
     /// Text of a prompt.
     ///
     /// # Errors
-    /// What the template refuses; a server's template, which writes no text for us.
+    /// What the template refuses; a server's template, whose text is not known here.
     fn text(&self, before: &PromptPrefix<'_>, question: &str) -> Result<String> {
         match self.chat {
             Some(Chat::Render(render)) => render(&before.messages(question)),

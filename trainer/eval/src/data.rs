@@ -50,7 +50,7 @@ enum DataSource {
     Here,
     /// A data set of the hub with the same files.
     Copy(Box<DataSet>, Progress),
-    /// The data sets of the hub that the library asks.
+    /// The data sets of the hub that the library uses.
     Own(Hub),
 }
 
@@ -73,7 +73,7 @@ impl DataFolder {
     }
 
     /// The same of a folder's path, or of `hf:org/name[@revision]`, whose files are downloaded as tasks read them and kept in the
-    /// hub's usual cache, or of `hf:`, where each task has the data set that lm-evaluation-harness takes, in any version.
+    /// hub's default cache, or of `hf:`, where each task has the data set that lm-evaluation-harness takes, in any version.
     ///
     /// # Errors
     /// A data set that cannot be had.

@@ -68,7 +68,7 @@ struct Data {
 #[serde(deny_unknown_fields, default)]
 struct PromptRules {
     description: String,
-    /// What is asked.
+    /// What is evaluated.
     question: String,
     /// Name of the field with the contexts to choose from, in place of `question`.
     contexts: Option<String>,
@@ -320,7 +320,7 @@ fn metrics(file: &File) -> Vec<Metric> {
     match file.kind {
         Kind::GenerateUntil if file.extract.is_empty() => vec![Metric::mean("exact_match")],
         Kind::GenerateUntil => file.extract.iter().map(|rule| Metric::filtered("exact_match", &rule.name)).collect(),
-        // The length of contexts says nothing about what follows them.
+        // The length of contexts does not bear on what follows them.
         Kind::MultipleChoice if file.prompt.contexts.is_some() => vec![Metric::mean("acc")],
         Kind::MultipleChoice => vec![Metric::mean("acc"), Metric::mean("acc_norm")],
         Kind::Loglikelihood => vec![Metric::low("perplexity", Aggregation::Perplexity), Metric::mean("acc")],

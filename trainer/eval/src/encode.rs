@@ -18,7 +18,7 @@ pub(super) fn move_spaces<'a>(context: &'a str, continuation: &str) -> (&'a str,
 }
 
 /// A continuation after its context: the whole is encoded once, and what the context alone does not cover is the
-/// continuation. `encode` adds the tokens that the tokenizer puts before every text when its second argument says so.
+/// continuation. `encode` adds the tokens that the tokenizer puts before every text when its second argument is true.
 ///
 /// # Errors
 /// What `encode` refuses.

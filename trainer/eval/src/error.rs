@@ -27,7 +27,7 @@ pub enum Error {
     /// Generated programs cannot be run, or not safely.
     #[error("the sandbox {what}")]
     Sandbox {
-        /// What does not work, and the remedy.
+        /// What does not work, and the hint.
         what: String,
     },
     /// The model has no token that an empty context could begin with.

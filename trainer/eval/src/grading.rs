@@ -9,7 +9,7 @@ use super::metric::{Aggregation, Metric, MetricValue};
 use super::question::Response;
 use super::sample::Outcome;
 
-/// What an answer is when a filter finds none, as lm-evaluation-harness writes it.
+/// What an answer is when a filter finds none, as in lm-evaluation-harness.
 pub(super) const INVALID: &str = "[invalid]";
 
 /// Which match of a filter's expression is the answer.
@@ -106,7 +106,7 @@ fn first_largest(values: &[f64]) -> usize {
     best
 }
 
-/// Perplexity of a continuation, and whether it is what greedy decoding writes.
+/// Perplexity of a continuation, and whether it is the greedy one.
 pub(super) fn continuation(gold: &str, responses: &[Response]) -> Outcome {
     let logprob = responses.first().map_or(f64::NAN, Response::logprob);
     let greedy = matches!(responses, [Response::LogLikelihood { greedy: true, .. }]);

@@ -1,4 +1,4 @@
-//! The data sets of the hub that lm-evaluation-harness 0.4.13 asks, as rows of the tasks' files.
+//! The data sets of the hub that lm-evaluation-harness 0.4.13 uses, as rows of the tasks' files.
 //!
 //! The hub keeps every public data set as Parquet too, whatever it was uploaded as: on the branch `refs/convert/parquet`, in
 //! a file `CONFIGURATION/SPLIT/0000.parquet`, and more where a part is larger than any of these.
@@ -86,7 +86,7 @@ fn read(split: &Split, folder: PathBuf, source: String) -> Result<Rows> {
     };
     let entries = fs::read_dir(&folder).map_err(|e| refuse(None, format!("the hub has no such part: {e}")))?;
     let files = entries.collect::<std::io::Result<Vec<_>>>().map_err(Error::io(&folder))?;
-    // Without the hub nobody could say whether all files of a larger part are in the cache.
+    // Without the hub it is not known whether all files of a larger part are in the cache.
     let [file] = files.as_slice() else {
         return Err(refuse(None, format!("is in {} files, must be in one", files.len())));
     };

@@ -62,7 +62,7 @@ pub use task::{Docs, FewShot, Task, TaskInfo};
 pub const FEW_SHOT_SEED: u64 = 1234;
 /// New tokens of tasks that do not say how many, unless a number is given.
 pub const NEW_TOKENS: usize = 256;
-/// Tokens of prompt and answer together where nothing says more, lm-evaluation-harness' number.
+/// Tokens of prompt and answer together where no limit is given, lm-evaluation-harness' number.
 pub const MAX_LENGTH: usize = 2048;
 
 /// Evaluates a model of this process.

@@ -4,16 +4,16 @@ use serde::{Deserialize, Serialize};
 
 pub use data::Message;
 
-/// What a task asks about one document; few-shot examples come before it later.
+/// A task's question about one document; few-shot examples are put before it later.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Question {
-    /// Write until one of these texts, or so many tokens.
+    /// Generate until one of these texts, or so many tokens.
     Generate {
         /// The question.
         question: String,
         /// Texts that end the answer; they are not part of it.
         until: Vec<String>,
-        /// New tokens at most; `None` is the run's usual number.
+        /// New tokens at most; `None` is the run's default number.
         max_tokens: Option<usize>,
     },
     /// How likely is `continuation` after `question`? Nothing is put between them.
@@ -56,7 +56,7 @@ pub enum Prompt {
 /// One piece of work for a backend.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Request {
-    /// Write after `prompt`.
+    /// Generate after `prompt`.
     GenerateUntil {
         /// Everything before the answer.
         prompt: Prompt,
@@ -98,7 +98,7 @@ pub enum Response {
         finish_reason: String,
         /// Tokens of the prompt, where they are known.
         prompt_tokens: usize,
-        /// Sampled tokens; empty where the server does not tell.
+        /// Sampled tokens; empty where the server does not return them.
         token_ids: Vec<u32>,
         /// ln p of each of them.
         logprobs: Vec<f64>,

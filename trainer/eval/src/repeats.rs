@@ -19,7 +19,7 @@ pub(super) fn grade(task: &dyn Task, doc: &Doc, responses: &[Response]) -> Resul
         let values: Vec<MetricValue> = outcomes.iter().map(|outcome| outcome.metrics[key]).collect();
         let mean = Aggregation::Mean.of(&values);
         let answers = values.len();
-        // Of one question's answers, the mean of `pass@1` says how many are right.
+        // Of one question's answers, the mean of `pass@1` gives how many are right.
         let several =
             key.strip_prefix("pass@").and_then(|rest| rest.split(',').next()?.parse().ok()).filter(|&k| k > 1);
         let right = (mean * answers as f64).round() as usize;

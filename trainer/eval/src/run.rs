@@ -40,7 +40,7 @@ pub struct Options {
     pub max_tokens_override: Option<usize>,
     /// Answers to each question.
     pub repeats: usize,
-    /// What a thinking model writes before its answer; only what follows is graded.
+    /// The end of a thinking model's reasoning; only what follows is graded.
     pub think_end: Option<String>,
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Run {
     pub(super) task: Box<dyn Task>,
     pub(super) docs: Docs,
     pub(super) shots: usize,
-    /// Documents that are asked.
+    /// Documents that are evaluated.
     pub(super) asked: usize,
     pub(super) hashes: Vec<String>,
     pub(super) config: Map<String, Value>,

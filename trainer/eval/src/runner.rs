@@ -53,7 +53,7 @@ pub(super) fn run<B: Backend>(
     Ok(aggregate::results(&runs, &options, &identity, truncated, began.elapsed()))
 }
 
-/// A document to ask: its run, its place, what is shown of it.
+/// A document to evaluate: its run, its place, what is shown of it.
 struct QueuedDocument<W> {
     run: usize,
     doc: usize,

@@ -1,4 +1,4 @@
-//! One graded sample, and the file of them: append-only JSON lines behind a header that says what they belong to.
+//! One graded sample, and the file of them: append-only JSON lines behind a header that names what they belong to.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -94,10 +94,10 @@ impl SampleFile {
         }
         let (found, samples) = parse(path, &text[..whole])?;
         if let Some(what) = difference(&found, header) {
-            let remedy = "choose another --out, or delete the file to start again";
+            let hint = "choose another --out, or delete the file to start again";
             return Err(Error::from(command::Error::RunFolder {
                 path: path.to_owned(),
-                what: format!("{what}; {remedy}"),
+                what: format!("{what}; {hint}"),
             }));
         }
         Ok((open, samples))

@@ -10,7 +10,7 @@ use crate::data::DataFolder;
 /// The documents of a task.
 #[derive(Debug, Clone, Default)]
 pub struct Docs {
-    /// What is asked.
+    /// What is evaluated.
     pub test: Vec<Doc>,
     /// What few-shot examples are drawn from; empty where the task has none or fixed ones.
     pub pool: Vec<Doc>,
@@ -21,7 +21,7 @@ pub struct Docs {
 pub enum FewShot {
     /// Drawn from the pool, anew for every document, with one stream of random numbers a task.
     Random,
-    /// Drawn from the tested documents themselves, without the one that is asked.
+    /// Drawn from the tested documents themselves, without the one that is evaluated.
     RandomOthers,
     /// The first ones of the pool.
     First,
@@ -46,7 +46,7 @@ pub struct TaskInfo {
     pub description: String,
     /// Where examples come from.
     pub few_shot: FewShot,
-    /// Examples unless the command line says otherwise.
+    /// Examples unless the command line has another number.
     pub shots: usize,
     /// What it reports, in this order. The first one is the task's score.
     pub metrics: Vec<Metric>,

@@ -27,7 +27,7 @@ const PROBES: [&str; 12] = [
 ];
 
 /// Refuses a teacher that reads texts differently from the student, or ends them differently unless the ends were `chosen`.
-/// Returns the ids that both have: what heads have beyond is padding, or a token that only one of them knows.
+/// Returns the ids that both have: what heads have beyond is padding, or a token that only one of them has.
 ///
 /// # Errors
 /// [`Error::TokenizersDiffer`] with the probe and both answers, [`Error::EndTokensDiffer`].
@@ -53,7 +53,7 @@ pub(crate) fn own_ids(files: &ModelFiles) -> Result<usize> {
     Ok(files.tokenizer()?.vocab_size().min(files.config.vocab_size))
 }
 
-/// What a server says of its model.
+/// A server's description of its model.
 pub(crate) struct TokenizerInfo<'a> {
     /// Sum over its tokenizer.
     pub(crate) fingerprint: &'a str,
@@ -67,7 +67,7 @@ pub(crate) struct TokenizerInfo<'a> {
     pub(crate) chat_template: Option<&'a str>,
 }
 
-/// [`compare`] with a teacher elsewhere; `tokenize` asks it for the tokens of a text.
+/// [`compare`] with a remote teacher; `tokenize` requests its tokens of a text.
 ///
 /// # Errors
 /// As [`compare`]; what `tokenize` returns.

@@ -1,4 +1,4 @@
-//! What a run tells its control plane, and what it is asked there.
+//! The control plane of a run: events and status for readers, requests of operators.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,13 +15,13 @@ use command::interrupt::Interrupt;
 /// Events that are kept; older ones are dropped.
 const KEPT: usize = 512;
 
-/// A pause is looked at again after this time.
+/// Time between two looks at Ctrl-C during a pause.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The run as the control plane sees it.
 pub struct Control {
     event_log: Mutex<EventLog>,
-    /// Told when something is asked for.
+    /// Notified of every request.
     changed: Condvar,
     bell: Bell,
     save: AtomicBool,
@@ -50,8 +50,8 @@ impl Control {
         self.event_log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps an event and wakes its readers.
-    fn tell(&self, kind: &'static str, step: Option<u64>, strings: Map<String, Value>, scalars: Map<String, Value>) {
+    /// Records an event and wakes its readers.
+    fn record(&self, kind: &'static str, step: Option<u64>, strings: Map<String, Value>, scalars: Map<String, Value>) {
         self.event_log().add(kind, step, strings, scalars);
         self.bell.ring();
     }
@@ -61,7 +61,7 @@ impl Control {
         let mut event_log = self.event_log();
         (event_log.status.iter, event_log.status.total_iters, event_log.status.started) = (step, total, true);
         drop(event_log);
-        self.tell("run_start", Some(step), texts(&[("run_id", name)]), Map::new());
+        self.record("run_start", Some(step), texts(&[("run_id", name)]), Map::new());
     }
 
     /// Numbers of a step.
@@ -75,20 +75,20 @@ impl Control {
         drop(event_log);
         let scalars = metrics.as_json().iter().filter(|(name, _)| *name != "step");
         let scalars = scalars.map(|(name, value)| (name.clone(), value.clone())).collect();
-        self.tell("metric", Some(step), Map::new(), scalars);
+        self.record("metric", Some(step), Map::new(), scalars);
     }
 
-    /// What a model wrote for a prompt: the texts of a line of samples.jsonl.
+    /// A model's completion of a prompt: the texts of a line of samples.jsonl.
     pub(crate) fn sample(&self, line: &Map<String, Value>) {
         let step = line.get("step").and_then(Value::as_u64);
         let texts = line.iter().filter(|(_, value)| value.is_string());
         let texts = texts.map(|(name, value)| (name.clone(), value.clone())).collect();
-        self.tell("sample", step, texts, Map::new());
+        self.record("sample", step, texts, Map::new());
     }
 
     /// A checkpoint was written.
     pub(crate) fn saved(&self, step: u64, path: &str) {
-        self.tell("checkpoint", Some(step), texts(&[("path", path)]), Map::new());
+        self.record("checkpoint", Some(step), texts(&[("path", path)]), Map::new());
     }
 
     /// The run ends: `completed`, `stopped` or `failed`.
@@ -97,7 +97,7 @@ impl Control {
         event_log.status.finished = true;
         let step = event_log.status.iter;
         drop(event_log);
-        self.tell("run_end", Some(step), texts(&[("status", status)]), Map::new());
+        self.record("run_end", Some(step), texts(&[("status", status)]), Map::new());
     }
 
     /// Whether a checkpoint was asked for since the last time.
@@ -112,22 +112,22 @@ impl Control {
 
     /// The steps after `step` have this learning rate at the top of their schedule.
     pub(crate) fn lr_changed(&self, step: u64, lr: f64) {
-        self.tell("status", Some(step), texts(&[("reason", "operator_request"), ("lr_changed", "true")]), rate(lr));
+        self.record("status", Some(step), texts(&[("reason", "operator_request"), ("lr_changed", "true")]), rate(lr));
     }
 
-    /// Whether the run is held and nobody stops it. Then it waits a moment, or until something is asked.
+    /// Whether the run is paused and not to stop. Then this waits for the next request, or [`POLL_INTERVAL`].
     pub(crate) fn is_paused(&self) -> bool {
         let event_log = self.event_log();
         if !event_log.status.paused || self.interrupt.is_requested() {
             return false;
         }
-        // Ctrl-C tells nobody, so it is looked for.
+        // Ctrl-C notifies nothing, so it is polled.
         drop(self.changed.wait_timeout(event_log, POLL_INTERVAL));
         true
     }
 
     fn ask(&self, what: &str, scalars: Map<String, Value>) {
-        self.tell("status", None, texts(&[("reason", "operator_request"), (what, "true")]), scalars);
+        self.record("status", None, texts(&[("reason", "operator_request"), (what, "true")]), scalars);
         self.changed.notify_all();
     }
 }

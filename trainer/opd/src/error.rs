@@ -1,4 +1,4 @@
-//! The one error type of a run. Every variant names the value, the limit and, where there is one, the remedy.
+//! The one error type of a run. Every variant names the value, the limit and, where there is one, the hint.
 
 use std::path::{Path, PathBuf};
 
@@ -132,7 +132,7 @@ pub enum Error {
         available: Bytes,
     },
     /// The run does not fit.
-    #[error("the run needs {need} but {have} is available on {device}; most of it, {bytes}, is {entry}: {remedy}")]
+    #[error("the run needs {need} but {have} is available on {device}; most of it, {bytes}, is {entry}: {hint}")]
     Memory {
         /// The plan.
         need: Bytes,
@@ -145,10 +145,10 @@ pub enum Error {
         /// Its size.
         bytes: Bytes,
         /// Which key to change.
-        remedy: &'static str,
+        hint: &'static str,
     },
     /// The longest sequence does not fit the memory that was given to keys and values.
-    #[error("the KV memory of each model is {got}, but one sequence of {longest} tokens needs {need}; {remedy}")]
+    #[error("the KV memory of each model is {got}, but one sequence of {longest} tokens needs {need}; {hint}")]
     KvTooSmall {
         /// The memory.
         got: Bytes,
@@ -157,7 +157,7 @@ pub enum Error {
         /// Its tokens.
         longest: usize,
         /// Which keys to change.
-        remedy: &'static str,
+        hint: &'static str,
     },
     /// Three steps in a row were not finite.
     #[error(
@@ -188,15 +188,15 @@ pub enum Error {
     /// Ctrl-C during a held-out measurement.
     #[error("interrupted in a held-out measurement")]
     MeasurementInterrupted,
-    /// A teacher elsewhere refused, or said what it was not asked.
+    /// A remote teacher refused, or returned something else than was requested.
     #[error("teacher {url}: {what}")]
     Teacher {
         /// Its server.
         url: String,
-        /// What it said.
+        /// Its message.
         what: String,
     },
-    /// A teacher elsewhere did not answer, however often it was asked.
+    /// A remote teacher did not answer, however often it was tried.
     #[error(
         "teacher {url} gave no answer in {tries} tries: {what}; nothing of the step that asked it was done. Start it again, or \
          raise `teacher.retries` or `teacher.timeout_s`"
@@ -209,7 +209,7 @@ pub enum Error {
         /// Tries.
         tries: u32,
     },
-    /// Ctrl-C while a teacher elsewhere was waited for.
+    /// Ctrl-C while a remote teacher was waited for.
     #[error("interrupted while the teacher {url} was waited for")]
     WaitInterrupted {
         /// Its server.
@@ -249,7 +249,7 @@ impl Error {
         }
     }
 
-    /// Whether someone stopped the program, which is no failure.
+    /// Whether an operator stopped the program, which is no failure.
     #[must_use]
     pub fn is_interrupt(&self) -> bool {
         match self {

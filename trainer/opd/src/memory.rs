@@ -12,7 +12,7 @@ use command::progress::Progress;
 
 pub use runtime::memory::Bytes;
 
-/// Whose memory is planned; says which keys or options change it.
+/// Whose memory is planned; this decides which keys or options a hint names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// A recipe.
@@ -49,13 +49,13 @@ pub(crate) fn show(
 ) -> Result<MemoryPlan> {
     let plan = MemoryPlan::of(spec, workload, available(spec.device)?).map_err(|error| match error {
         runtime::Error::KvTooSmall { got, need, longest } => {
-            let remedy = match purpose {
+            let hint = match purpose {
                 Purpose::Training => {
                     "raise `runtime.kv_bytes`, or lower `rollout.max_new_tokens`, `eval.max_new_tokens` or `eval.max_length`"
                 }
                 Purpose::Command => "raise --kv-bytes, or allow shorter sequences (fewer new tokens; --max-length of arle eval)",
             };
-            Error::KvTooSmall { got, need, longest, remedy }
+            Error::KvTooSmall { got, need, longest, hint }
         }
         other => other.into(),
     })?;
@@ -72,14 +72,14 @@ pub(crate) fn show(
 
 /// Refuses a plan for more than there is, naming the key that saves most.
 fn check(plan: &MemoryPlan, purpose: Purpose, means: Means) -> Result<()> {
-    let Err(excess) = plan.check() else { return Ok(()) };
+    let Err(overflow) = plan.check() else { return Ok(()) };
     Err(Error::Memory {
-        need: excess.need,
-        have: excess.have,
+        need: overflow.need,
+        have: overflow.have,
         device: plan.device,
-        entry: excess.entry.name(),
-        bytes: excess.bytes,
-        remedy: remedy(excess.entry, plan, purpose, means),
+        entry: overflow.entry.name(),
+        bytes: overflow.bytes,
+        hint: hint(overflow.entry, plan, purpose, means),
     })
 }
 
@@ -92,7 +92,7 @@ fn check_pinned(plan: &MemoryPlan) -> Result<()> {
         device: Device::Cpu,
         entry: "pinned memory for offloading",
         bytes: Bytes(plan.pinned),
-        remedy: "set `teacher.offload` or `optim.offload` to false",
+        hint: "set `teacher.offload` or `optim.offload` to false",
     })
 }
 
@@ -121,7 +121,7 @@ impl Means {
 }
 
 /// What to change so that `largest` becomes smaller.
-fn remedy(largest: Entry, plan: &MemoryPlan, purpose: Purpose, means: Means) -> &'static str {
+fn hint(largest: Entry, plan: &MemoryPlan, purpose: Purpose, means: Means) -> &'static str {
     // The optimizer keeps as many numbers twice, so these are what the adapter has of the weights.
     let bytes = |wanted| plan.entries().find(|(entry, _)| *entry == wanted).map_or(0, |(_, bytes)| bytes);
     let mostly_adapter = means.lower_rank && bytes(Entry::Gradients) > bytes(Entry::Weights) / 2;
@@ -156,7 +156,7 @@ fn remedy(largest: Entry, plan: &MemoryPlan, purpose: Purpose, means: Means) -> 
     }
 }
 
-/// Tells the binaries' allocator to keep freed pages for the next step instead of giving them back to the system, until
+/// Lets the binaries' allocator keep freed pages for the next step instead of giving them back to the system, until
 /// [`release_freed_pages`].
 ///
 /// A training step frees and allocates the same gigabyte of activations; faulting it in again was measured at 4.5 s
@@ -167,7 +167,7 @@ pub fn keep_freed_pages() {
     keep_freed_pages_for(YEAR);
 }
 
-/// Tells the allocator to give freed pages back to the system once they have not been used for so long: a server's steps are
+/// Lets the allocator give freed pages back to the system once they have not been used for so long: a server's steps are
 /// small, and what its requests take is to be free for others afterwards. Called before other threads run.
 pub fn keep_freed_pages_for(time: Duration) {
     /// Index of `mi_option_purge_delay` in `mimalloc.h`: milliseconds. With -1 (never) freed pages would not even be listed.
@@ -183,10 +183,10 @@ pub fn release_freed_pages() {
     unsafe { libmimalloc_sys::mi_collect(true) };
 }
 
-/// `cpu`, `portable`, or a card's number and name.
+/// `cpu`, `portable`, or a GPU's number and name.
 ///
 /// # Errors
-/// A card that cannot be used.
+/// A GPU that cannot be used.
 pub fn describe(device: Device) -> Result<String> {
     Ok(match device {
         Device::Cpu | Device::Portable => device.to_string(),
@@ -194,10 +194,10 @@ pub fn describe(device: Device) -> Result<String> {
     })
 }
 
-/// Bytes that can be had on `device` now, on the host without swapping; `None` where the system does not tell.
+/// Bytes that can be had on `device` now, on the host without swapping; `None` where the system does not report it.
 ///
 /// # Errors
-/// A card that cannot be used.
+/// A GPU that cannot be used.
 pub fn available(device: Device) -> Result<Option<u64>> {
     Ok(match device {
         Device::Cpu | Device::Portable => available_on_host(),
@@ -229,14 +229,14 @@ pub fn peak() -> u64 {
     u64::try_from(maximum).unwrap_or(0) * unit
 }
 
-/// Counters of the memory of `device`, when it is a card.
+/// Counters of the memory of `device`, when it is a GPU.
 #[must_use]
-pub fn on_card(device: Device) -> Option<MemoryStats> {
+pub fn on_gpu(device: Device) -> Option<MemoryStats> {
     let Device::Cuda(ordinal) = device else { return None };
     Gpu::get(ordinal).ok().map(Gpu::memory)
 }
 
-/// Forgets the peak of a card so far.
+/// Forgets the peak of a GPU so far.
 pub fn count_peak_from_now(device: Device) {
     if let Device::Cuda(ordinal) = device
         && let Ok(gpu) = Gpu::get(ordinal)
@@ -289,7 +289,7 @@ mod tests {
         let help = |recomputed| {
             let mut plan = planned(1 << 20, 1 << 30);
             plan.recomputed = recomputed;
-            remedy(Entry::Activations, &plan, Purpose::Training, Means::default())
+            hint(Entry::Activations, &plan, Purpose::Training, Means::default())
         };
         assert!(help([2, 4]).contains("gradient_checkpointing"));
         assert!(!help([3, 4]).contains("gradient_checkpointing"));
@@ -301,7 +301,7 @@ mod tests {
         let plan = planned(1 << 20, 1 << 30);
         for lower_rank in [false, true] {
             let means = Means { lower_rank, ..Means::default() };
-            let help = remedy(Entry::Optimizer, &plan, Purpose::Training, means);
+            let help = hint(Entry::Optimizer, &plan, Purpose::Training, means);
             assert_eq!((help.contains("a [lora]"), help.contains("`lora.r`")), (!lower_rank, lower_rank), "{help}");
         }
     }

@@ -9,7 +9,7 @@ use crate::Error;
 use crate::prompt::render;
 use data::Message;
 
-/// What an answer says while its end is looked for.
+/// An answer whose end is looked for.
 const ANSWER: &str = "Hello.";
 
 /// The token that ends an answer, where it is none of the model's end-of-sequence tokens.

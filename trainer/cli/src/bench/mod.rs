@@ -95,16 +95,16 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     if args.json { print_json(&report.values.into()) } else { print(&report.text) }
 }
 
-/// The most memory that was used, of the host and of the card.
+/// The most memory that was used, of the host and of the GPU.
 fn add_memory(report: &mut Report, args: &BenchArgs) {
     report.values.insert("peak_memory_bytes".to_owned(), json!(memory::peak()));
     report.text += &format!("peak memory     {}", Bytes(memory::peak()));
-    if let Some(card) = memory::on_card(args.model.device.device) {
-        report.values.insert("card_peak_bytes".to_owned(), json!(card.peak_in_use));
-        report.values.insert("card_reserved_bytes".to_owned(), json!(card.peak_reserved));
-        report.values.insert("card_allocations".to_owned(), json!(card.driver_allocations));
-        let [used, reserved] = [card.peak_in_use, card.peak_reserved].map(|bytes| Bytes(bytes as u64));
-        report.text += &format!(", on the card {used} of {reserved} reserved");
+    if let Some(gpu) = memory::on_gpu(args.model.device.device) {
+        report.values.insert("gpu_peak_bytes".to_owned(), json!(gpu.peak_in_use));
+        report.values.insert("gpu_reserved_bytes".to_owned(), json!(gpu.peak_reserved));
+        report.values.insert("gpu_allocations".to_owned(), json!(gpu.driver_allocations));
+        let [used, reserved] = [gpu.peak_in_use, gpu.peak_reserved].map(|bytes| Bytes(bytes as u64));
+        report.text += &format!(", on the GPU {used} of {reserved} reserved");
     }
     report.text.push('\n');
 }

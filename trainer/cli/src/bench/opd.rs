@@ -35,7 +35,7 @@ pub(super) struct OpdArgs {
     /// Measure steps of on-policy distillation instead: rollout, teacher, forward, backward, AdamW, publish.
     #[arg(long, requires = "teacher")]
     pub(super) opd: bool,
-    /// --opd: the model that grades.
+    /// --opd: the model that scores.
     #[arg(long, value_name = "MODEL", requires = "opd")]
     teacher: Option<String>,
     /// --opd: train every weight instead of a LoRA of rank 32 on all linear layers.

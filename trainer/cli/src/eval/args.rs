@@ -22,11 +22,11 @@ const EXAMPLES: &str = "Examples:
 
 Prompts, few-shot examples, answers and numbers are those of lm-evaluation-harness 0.4.13. --data names a folder with a folder
 for each task (gsm8k/test.jsonl, mmlu/test/*.csv, ...); files are checked by their SHA-256. hf: takes each task's own data set from
-the hub, hf:org/name one with the folder's files; what is downloaded is said, and nothing else is. A task of your own is a TOML file
+the hub, hf:org/name one with the folder's files; what is downloaded is printed, and nothing else is. A task of your own is a TOML file
 with its data beside it (trainer/eval/src/tasks/*.toml are examples).
 
 --teacher measures how far the model is from another one on a file of prompts, as `eval/...` of a training run: KL divergences both
-ways, agreement, the teacher's opinion of what the model writes. A run with the same rows, seed and limits has the same numbers.
+ways, agreement, the teacher's log-probabilities of the model's completions. A run with the same rows, seed and limits has the same numbers.
 
 --out keeps results.json and one samples_TASK.jsonl a task. The same command with the same --out goes on where it was stopped.";
 
@@ -171,7 +171,7 @@ pub(super) struct LocalArgs {
     pub(super) verbose: bool,
 }
 
-/// How a --url is asked.
+/// How a --url is evaluated.
 #[derive(Debug, Args)]
 #[group(conflicts_with_all = ["model", "list", "compare", "report"])]
 pub(super) struct RemoteArgs {

@@ -23,7 +23,7 @@ use crate::question::{Message, Request, Response};
 use crate::{Error, Result};
 use encoder::{EncodedDocument, EncodedRequest, RequestEncoder, ResponseKind};
 
-/// How a resident model is asked.
+/// How a resident model is evaluated.
 #[derive(Debug, Clone)]
 pub struct LocalSettings {
     /// Which model of the runtime.
@@ -84,7 +84,7 @@ pub(crate) struct Local {
 const MOST_PIECES: usize = 1024;
 
 impl Local {
-    /// Asks `runtime`, whose model has these files. `identity` says which it is.
+    /// Requests go to `runtime`, whose model has these files and this `identity`.
     ///
     /// # Errors
     /// A model without a tokenizer, or one that names no token to begin a text with.

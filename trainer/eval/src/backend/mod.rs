@@ -15,7 +15,7 @@ pub use local::LocalSettings;
 pub(super) use remote::Remote;
 pub use remote::RemoteSettings;
 
-/// Writes a conversation as text.
+/// Renders a conversation as text.
 pub(super) type Render = dyn Fn(&[Message]) -> Result<String>;
 
 /// Answers documents' requests, many at a time.
@@ -44,7 +44,7 @@ pub(super) trait Backend {
     /// A request that failed.
     fn next(&mut self, wait: Duration) -> Result<Option<(usize, Vec<Response>)>>;
 
-    /// A conversation as the model's chat template writes it; `None` when the server does it itself.
+    /// A conversation as the model's chat template renders it; `None` when the server does it itself.
     ///
     /// # Errors
     /// A model without a template; what the template refuses.

@@ -16,7 +16,7 @@ use crate::length_limit::{LengthOverflow, LongPrompt};
 use crate::question::{Prompt, Request, Response};
 use client::Client;
 
-/// How a server is asked.
+/// How a server is evaluated.
 #[derive(Debug, Clone)]
 pub struct RemoteSettings {
     /// Its address as it was given.
@@ -58,7 +58,7 @@ pub(crate) struct Remote {
 }
 
 impl Remote {
-    /// Threads that ask the server; they end with this value.
+    /// Threads that send requests to the server; they end with this value.
     #[must_use]
     pub(crate) fn new(settings: RemoteSettings) -> Self {
         let (jobs, queue) = channel::<RequestMessage>();
@@ -222,7 +222,7 @@ impl RequestSender {
         Ok((responses, truncated))
     }
 
-    /// ln p of the end of a sequence, and whether it is what greedy decoding writes.
+    /// ln p of the end of a sequence, and whether it is the greedy one.
     fn score(&self, tail: &Tail) -> Result<(Vec<f64>, bool)> {
         self.client.score(&tail.tokens, tail.from)
     }

@@ -28,7 +28,7 @@ pub fn last_boxed(text: &str) -> Option<&str> {
                 open -= 1;
                 if open == 0 {
                     let start = start?;
-                    // `\boxed` wants its brace next to it.
+                    // `\boxed` needs its brace next to it.
                     let command = &text[from..start - 1];
                     return (command == r"\boxed" || command == r"\fbox").then(|| &text[start..at]);
                 }
@@ -52,7 +52,7 @@ pub fn final_answer(response: &str) -> Option<String> {
     FINAL_ANSWER.captures(&whole).map(|found| found[1].trim().to_owned())
 }
 
-/// What a response says once it has thought: all behind the last `</think>`; of a response that began to think (as
+/// What follows a response's reasoning: all behind the last `</think>`; of a response that began to think (as
 /// `thinking` says, or `<think>` does) and never stopped, nothing; else all of it.
 #[must_use]
 pub fn after_thinking(response: &str, thinking: bool) -> &str {

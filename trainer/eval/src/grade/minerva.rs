@@ -9,7 +9,7 @@ use regex::Regex;
 use super::boxed::{final_answer, last_boxed};
 use super::latex::{self, Dialect};
 
-/// What lm-evaluation-harness says where there is no final answer.
+/// lm-evaluation-harness' answer where there is no final one.
 pub const INVALID: &str = "[invalidanswer]";
 
 /// The normalised answer of a response: what "Final Answer: The final answer is" names, or [`INVALID`].

@@ -1,7 +1,7 @@
 //! A report for people: one HTML file that needs nothing else.
 //!
 //! It shows what a folder holds: scores with intervals, calibration, lengths, and examples; of a training run's folder also
-//! loss, divergences and scores by step, what the student wrote and the recipe; of two folders their differences.
+//! loss, divergences and scores by step, the student's samples and the recipe; of two folders their differences.
 
 mod calibration;
 mod chart;

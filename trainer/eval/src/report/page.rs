@@ -1,4 +1,4 @@
-//! HTML: text is escaped on its way in, and the page needs nothing from elsewhere.
+//! HTML: text is escaped on its way in, and the page needs no other file.
 
 use std::fmt::{Display, Write};
 

@@ -1,4 +1,4 @@
-//! What a training run's folder says besides scores: how loss and divergences came down, what the student wrote, and the
+//! What a training run's folder has besides scores: how loss and divergences came down, the student's samples, and the
 //! recipe.
 
 use std::collections::BTreeMap;
@@ -104,7 +104,7 @@ fn samples(path: &Path) -> Result<Vec<(String, Written)>> {
     Ok(all)
 }
 
-/// What the student wrote before and after.
+/// The student's samples before and after.
 pub(super) fn written(runs: &[Run]) -> String {
     let mut body = String::new();
     for (run, training) in of(runs) {

@@ -1,4 +1,4 @@
-//! Runs generated Python programs where they can do no harm, and says whether they came to their end.
+//! Runs generated Python programs where they can do no harm, and reports whether they came to their end.
 //!
 //! Each program is one `python3` in namespaces of its own (user, mount, network, process, IPC, host name): a root that holds
 //! the interpreter and the system's libraries read-only and an empty `/tmp` in memory, no interface but an idle loopback, no
@@ -15,7 +15,7 @@
 //! `hostile.py` holds programs that try more; the tests run them as root and as an ordinary user.
 //!
 //! What it does not bound: memory of all processes of one program together is at most `processes` times `memory`; there is
-//! no control group. A program that is told its own password can claim to have passed; it would have to look for it on
+//! no control group. A program that has its own password can claim to have passed; it would have to look for it on
 //! purpose in the frames above it.
 
 mod isolate;
@@ -216,7 +216,7 @@ fn find_python() -> Result<Python> {
     let output = Command::new("python3").args(["-c", ask]).output();
     let output = output.map_err(|source| missing(format!("it does not start: {source}")))?;
     if !output.status.success() {
-        return Err(missing(format!("it says {}", String::from_utf8_lossy(&output.stderr).trim())));
+        return Err(missing(format!("its error is {}", String::from_utf8_lossy(&output.stderr).trim())));
     }
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut lines = text.lines().map(PathBuf::from);

@@ -26,7 +26,7 @@ pub(super) fn run(sandbox: &Sandbox, program: &str) -> io::Result<Verdict> {
     let mut running = RunningProcess { child: command.spawn()? };
     let password = password(running.child.id());
     if let Some(mut input) = running.child.stdin.take() {
-        // A program that is gone already has closed its end; how it ended says why.
+        // A program that is gone already has closed its end; its exit status has the reason.
         let _ = input.write_all(format!("{password}\n{program}").as_bytes());
     }
     let watched = watch(&mut running.child, deadline, sandbox.limits.output)?;
@@ -89,7 +89,7 @@ fn resources(limits: ResourceLimits) -> [(RlimitResource, u64); 6] {
     ]
 }
 
-/// What only this program knows: the process, the moment, and where the kernel put things.
+/// A value that only this program has: the process, the moment, and where the kernel put things.
 fn password(id: u32) -> String {
     use sha2::Digest as _;
     let place = std::ptr::from_ref(&id) as usize;
@@ -143,7 +143,7 @@ impl RunningProcess {
     }
 }
 
-/// What a program said.
+/// A program's output.
 struct ProcessOutput {
     result: Vec<u8>,
     tail: Vec<u8>,

@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// Which of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Set {
-    /// MATH-500 with four worked examples, as lm-evaluation-harness asks base models.
+    /// MATH-500 with four worked examples, as lm-evaluation-harness prompts base models.
     Minerva,
     /// MATH-500 without examples: the answer in a box.
     Boxed,

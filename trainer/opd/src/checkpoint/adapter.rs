@@ -1,4 +1,4 @@
-//! `adapter_config.json` as PEFT writes it.
+//! `adapter_config.json` in PEFT's format.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::recipe::{Lora, Recipe};
 use crate::{Error, Result};
 
-/// What the file says about an adapter.
+/// The file's description of an adapter.
 #[derive(Debug, Clone)]
 pub struct AdapterConfig {
     /// The base by the name that PEFT and llama.cpp's converter look for, and its revision. `None` of a student with only
@@ -92,7 +92,7 @@ fn whole_if_possible(alpha: f64) -> Value {
     if alpha.fract() == 0.0 && alpha.abs() < 1e15 { json!(alpha as i64) } else { json!(alpha) }
 }
 
-/// Says where the adapter in `folder` names another base than `source`. The shapes decide whether it fits, as in PEFT, and
+/// Notes where the adapter in `folder` names another base than `source`. The shapes decide whether it fits, as in PEFT, and
 /// a model may have several names, so this is no error; nor is what the loader will refuse.
 pub(crate) fn note_other_base(folder: &Path, source: &str, note: &dyn Fn(&str)) {
     let Ok(config) = read::json::<Value>(&folder.join("adapter_config.json")) else { return };

@@ -25,7 +25,7 @@ const AT_ONCE: usize = 4;
 pub struct InputFile {
     /// The key of the recipe that names it, such as `student.model`.
     pub key: String,
-    /// Its name below what that key names. Moving all of it elsewhere changes nothing.
+    /// Its name below what that key names. Moving all of it to another folder changes nothing.
     pub name: String,
     /// Where it is.
     pub path: PathBuf,
@@ -187,7 +187,7 @@ impl fmt::Display for Input {
     }
 }
 
-/// What tells a file that nobody touched.
+/// What changes when a file is touched.
 fn stamp(stat: &Metadata) -> String {
     let (mtime, ctime) = ((stat.mtime(), stat.mtime_nsec()), (stat.ctime(), stat.ctime_nsec()));
     format!("{} {} {}.{:09} {}.{:09}", stat.dev(), stat.ino(), mtime.0, mtime.1, ctime.0, ctime.1)

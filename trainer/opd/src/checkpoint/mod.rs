@@ -5,7 +5,7 @@
 //!                            optimizer.safetensors   trainer_state.json   checkpoint.sha256: the sums of all of them
 //!                            master_weights.safetensors   (where the model's weights are not saved in f32)
 //! checkpoints/latest         a link to the newest
-//! checkpoints/best           a link to the best, where `checkpoint.best` says what that is
+//! checkpoints/best           a link to the best, where `checkpoint.best` names its metric
 //! ```
 
 mod adapter;

@@ -69,7 +69,7 @@ impl ModelExport {
         config
     }
 
-    /// The source's own, or what a GGUF file says.
+    /// The source's own, or a GGUF file's.
     fn generation(&self) -> Value {
         if let Some(generation) = &self.files.hf_generation {
             return generation.clone();

@@ -1,4 +1,4 @@
-//! What a run knows besides its weights.
+//! A run's state besides its weights.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -48,7 +48,7 @@ pub struct TrainerState {
     /// The teacher's scores on `eval.tasks`, for the summary.
     #[serde(default)]
     pub teacher_scores: BTreeMap<String, f64>,
-    /// The best step up to now, where the recipe says what is best.
+    /// The best step up to now, where the recipe names a metric for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best: Option<Best>,
     /// Numbers of this step that are not written yet, because its held-out measurement was stopped.

@@ -7,7 +7,7 @@ use runtime::train::{Loss, LossBatch, LossValue, Needs};
 use super::encoding::{Tag, encode};
 
 /// Both KL divergences, agreement of the most likely token, and both models' log-probabilities, all at temperature 1; the last
-/// alone where the teacher says no more.
+/// alone where the teacher returns no more.
 #[derive(Debug, Clone, Copy)]
 pub struct HeldOut;
 

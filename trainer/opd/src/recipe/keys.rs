@@ -61,7 +61,7 @@ impl<'de> Deserializer<'de> for Probe<'_> {
     }
 }
 
-/// Refuses the first key that no section knows.
+/// Refuses the first key that no section has.
 pub(crate) fn check(table: &toml::Table) -> Result<()> {
     let sections = sections();
     known(table, "", &sections)?;

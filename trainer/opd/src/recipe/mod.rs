@@ -1,7 +1,7 @@
 //! Recipes: TOML in, checked and complete settings out.
 //!
-//! [`raw`] is the file with its defaults, `resolve` checks every range and refuses idle keys, and the result knows
-//! how to write itself as a recipe again ([`Recipe::to_toml`]).
+//! [`raw`] is the file with its defaults, `resolve` checks every range and refuses idle keys, and the result can
+//! write itself as a recipe again ([`Recipe::to_toml`]).
 
 mod differences;
 pub(crate) mod keys;
@@ -38,13 +38,13 @@ pub struct Recipe {
     pub name: String,
     /// The model that learns.
     pub student: Student,
-    /// The model that grades, when the loss needs one.
+    /// The model that scores, when the loss needs one.
     pub teacher: Option<Teacher>,
     /// `None` trains every weight.
     pub lora: Option<Lora>,
     /// Where prompts come from.
     pub data: Data,
-    /// How the student writes.
+    /// How the student generates.
     pub rollout: Rollout,
     /// What is minimized.
     pub objective: Objective,
@@ -83,7 +83,7 @@ pub struct Student {
     pub eos_tokens: Vec<String>,
 }
 
-/// The model that grades.
+/// The model that scores.
 #[derive(Debug, Clone)]
 pub struct Teacher {
     /// Its weights.
@@ -121,7 +121,7 @@ pub struct TeacherContext {
 pub struct Data {
     /// Files.
     pub paths: Vec<PathBuf>,
-    /// Their format; `None` tells it from each name.
+    /// Their format; `None` infers it from each name.
     pub format: Option<Format>,
     /// A column that is used besides prompts and completions.
     pub context_column: Option<String>,
@@ -345,7 +345,7 @@ impl Recipe {
         toml::to_string_pretty(&self.filled).expect("a recipe holds only what TOML can write")
     }
 
-    /// What the runtime has to train; the memory plan says how many layers run again.
+    /// What the runtime has to train; the memory plan decides how many layers are recomputed.
     #[must_use]
     pub fn training(&self) -> Training {
         let trainable = match &self.lora {

@@ -18,7 +18,7 @@ pub use training::{RawLoss, RawOptim, RawSchedule};
 
 macro_rules! sections {
     ($($name:literal => $type:ty),* $(,)?) => {
-        /// Dotted path of every section, with the keys it knows.
+        /// Dotted path of every section, with its keys.
         pub(crate) fn sections() -> Vec<(&'static str, &'static [&'static str])> {
             vec![$(($name, super::keys::fields_of::<$type>())),*]
         }
@@ -45,7 +45,7 @@ pub struct RawRecipe {
     pub lora: Option<Lora>,
     /// Prompts, and what is held out of them.
     pub data: RawData,
-    /// How the student writes.
+    /// How the student generates.
     pub rollout: Rollout,
     /// What is minimized.
     pub loss: RawLoss,

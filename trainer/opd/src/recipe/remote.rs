@@ -7,7 +7,7 @@ use std::path::PathBuf;
 pub struct Remote {
     /// `http://HOST:PORT`, without `/v1` and without a slash at its end.
     pub url: String,
-    /// What it speaks.
+    /// Its protocol.
     pub api: Api,
     /// Which of its models; `None`: its first.
     pub served_model: Option<String>,
@@ -25,7 +25,7 @@ pub struct Remote {
     pub rows: Option<RemoteRows>,
 }
 
-/// What a teacher's server speaks.
+/// The protocol of a remote teacher's server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Api {
     /// That of `arle serve`.

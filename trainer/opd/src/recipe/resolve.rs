@@ -245,7 +245,7 @@ fn data(raw: &mut RawRecipe) -> Result<Data> {
     })
 }
 
-/// A key that moves something from a card to the host; without a card there is nothing to move.
+/// A key that moves something from a GPU to the host; without a GPU there is nothing to move.
 fn on_gpu_only(key: &str, value: Option<bool>, gpu: bool) -> Result<bool> {
     match value {
         Some(true) if !gpu => Err(Error::value(key, true, "false unless the run is on a GPU (`runtime.device`)")),
@@ -292,12 +292,12 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
     )?;
     let longest = raw.rollout.max_prompt_tokens + raw.rollout.max_new_tokens;
     // Larger ones are 3 % faster and take 3 GB more (0.6B on an H200); where every weight is trained, that is missed.
-    let usual = match (gpu, &raw.lora) {
+    let default = match (gpu, &raw.lora) {
         (false, _) => 2048,
         (true, Some(_)) => 8192,
         (true, None) => 4096,
     };
-    let tokens_per_microbatch = *runtime.tokens_per_microbatch.get_or_insert(longest.max(usual));
+    let tokens_per_microbatch = *runtime.tokens_per_microbatch.get_or_insert(longest.max(default));
     if tokens_per_microbatch < longest {
         let rule = format!(
             "at least `rollout.max_prompt_tokens` + `rollout.max_new_tokens` ({longest}), one sequence of full length"

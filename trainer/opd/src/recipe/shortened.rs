@@ -6,7 +6,7 @@ use super::Override;
 use super::source::alternative;
 
 /// Removes the other way to give a length where one is changed, and shortens a warm-up that the recipe made for more steps, in
-/// proportion. Says so.
+/// proportion. Returns a note about it.
 pub(super) fn apply(table: &mut Table, written: &Table, changes: &[Override]) -> Option<String> {
     let changed = |key: &str| changes.iter().any(|change| change.key() == key);
     for key in ["schedule.max_steps", "schedule.epochs"] {

@@ -294,16 +294,16 @@ fn a_url_is_a_teacher() {
         TeacherWeights::Remote(remote) => remote,
         other => panic!("{other:?}"),
     };
-    let usual = remote(&["teacher.api_key_file=key.txt"]);
+    let default = remote(&["teacher.api_key_file=key.txt"]);
     assert_eq!(
-        (usual.url.as_str(), usual.timeout_s, usual.retries, usual.concurrency),
+        (default.url.as_str(), default.timeout_s, default.retries, default.concurrency),
         ("https://teacher:8000", 300, 8, 4)
     );
-    assert_eq!((usual.api, usual.rows), (Api::Arle, Some(RemoteRows::Logits(autograd::ops::Precision::Bf16))));
-    assert!(usual.api_key_file.is_some_and(|path| path.is_absolute()));
-    let usual = remote(&["teacher.ca_file=ca.pem", "teacher.url=https://teacher:8000/v1"]);
-    assert_eq!(usual.url, "https://teacher:8000");
-    assert!(usual.ca_file.is_some_and(|path| path.is_absolute()));
+    assert_eq!((default.api, default.rows), (Api::Arle, Some(RemoteRows::Logits(autograd::ops::Precision::Bf16))));
+    assert!(default.api_key_file.is_some_and(|path| path.is_absolute()));
+    let default = remote(&["teacher.ca_file=ca.pem", "teacher.url=https://teacher:8000/v1"]);
+    assert_eq!(default.url, "https://teacher:8000");
+    assert!(default.ca_file.is_some_and(|path| path.is_absolute()));
     assert_eq!(remote(&["teacher.top_k=7"]).rows, Some(RemoteRows::Top(7)));
     let refusal = |set: &[&str]| load(&served, set).expect_err("must be refused").to_string();
     for (set, words) in [

@@ -20,7 +20,7 @@ use command::progress::Progress;
 use eval::data::DataFolder;
 use eval::{self, LocalSettings, Options, Results, compare, tasks};
 
-/// Asks tasks of the run's models.
+/// Runs tasks on the run's models.
 pub(super) struct Benchmarks<'a> {
     recipe: &'a Recipe,
     benchmark: &'a Benchmark,

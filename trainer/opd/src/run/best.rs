@@ -9,7 +9,7 @@ use crate::recipe::Recipe;
 use crate::{Error, Result};
 use eval::tasks;
 
-/// The metric that tells the best checkpoint.
+/// The metric that decides which checkpoint is the best.
 #[derive(Debug)]
 pub(super) struct BestMetric {
     name: String,
@@ -33,7 +33,7 @@ impl BestMetric {
         }
     }
 
-    /// Refuses measurements that lack it: a teacher elsewhere may not tell what it needs.
+    /// Refuses measurements that lack it: a remote teacher may not return what it needs.
     ///
     /// # Errors
     /// Names those that there are.
@@ -55,7 +55,7 @@ impl BestMetric {
     }
 }
 
-/// Whether what a recipe says of measurements can be, as far as that is known without its models.
+/// Whether a recipe's measurements are possible, as far as that is known without its models.
 ///
 /// # Errors
 /// A task that nothing has; a best checkpoint by what is not measured.

@@ -9,7 +9,7 @@
 //! | `kl_teacher_samples` | completions of the teacher's | KL(teacher ‖ student) |
 //! | `perplexity` | the same | exp of the student's mean -ln q |
 //!
-//! Of a teacher that only says what it thinks of given tokens, `kl` is its estimate by the student's samples, and what needs
+//! Where a remote teacher only scores given tokens, `kl` is the estimate by the student's samples, and what needs
 //! its distributions or its own completions is left out.
 
 use std::sync::Arc;
@@ -67,7 +67,7 @@ impl<'a> EvalKl<'a> {
         Self { recipe, setup, max_new_tokens, interrupt, progress }
     }
 
-    /// Whether the teacher can write completions.
+    /// Whether the teacher can generate completions.
     pub(super) fn teacher_generates(&self) -> bool {
         self.setup.remote.as_ref().is_none_or(RemoteTeacher::generates)
     }
@@ -173,7 +173,7 @@ impl<'a> EvalKl<'a> {
     }
 }
 
-/// What the model in `model` is asked.
+/// The prompt of `model`.
 pub(super) fn prompt_of(example: &Example, model: ModelId) -> Vec<u32> {
     match model {
         ModelId::TEACHER => example.teacher_prompt.as_ref().unwrap_or(&example.prompt).clone(),
@@ -181,7 +181,7 @@ pub(super) fn prompt_of(example: &Example, model: ModelId) -> Vec<u32> {
     }
 }
 
-/// Measures a recipe's models without training them, telling the memory plan where `verbose`.
+/// Measures a recipe's models without training them, printing the memory plan where `verbose`.
 ///
 /// # Errors
 /// What the recipe's data, models or teacher refuse; more memory than there is.

@@ -26,13 +26,13 @@ pub(super) struct Evaluator<'a> {
     eval_kl: EvalKl<'a>,
     interrupt: &'a Interrupt,
     progress: Progress,
-    /// What the teacher wrote at the start, a completion for every held-out row; nothing when it cannot be asked to.
+    /// The teacher's completion of every held-out row, from the start of the run; empty when it does not generate.
     teacher_completions: Vec<Vec<u32>>,
     samples: Vec<(String, Example)>,
 }
 
 impl<'a> Evaluator<'a> {
-    /// Lets the teacher write its completions, or reads those that the run started with.
+    /// Lets the teacher generate its completions, or reads those that the run started with.
     ///
     /// # Errors
     /// What the runtime refuses; a damaged file.

@@ -34,7 +34,7 @@ const FREE: [&str; 21] = [
     ROUNDED[0],
     ROUNDED[1],
     ROUNDED[2],
-    // How a teacher elsewhere is reached.
+    // How a remote teacher is reached.
     "teacher.url",
     "teacher.api_key_file",
     "teacher.timeout_s",
@@ -117,7 +117,7 @@ impl RunFolder {
         Ok(Self { root: root.to_owned(), _lock: lock, checkpoints, resume_from, moved })
     }
 
-    /// Refuses files that are elsewhere than before, where there are no checksums to know them by.
+    /// Refuses files that have another path than before, where there are no checksums to know them by.
     ///
     /// # Errors
     /// [`Error::RunFolder`] names their keys.
@@ -146,7 +146,7 @@ impl RunFolder {
         self.file("teacher_completions.json")
     }
 
-    /// Removes the teacher's completions, so that it writes others.
+    /// Removes the teacher's completions, so that it generates others.
     ///
     /// # Errors
     /// When they cannot be removed.

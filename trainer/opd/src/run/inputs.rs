@@ -122,7 +122,7 @@ fn of_task(path: &Path) -> Vec<(String, PathBuf)> {
     [(name(path), path.to_owned())].into_iter().chain(data).collect()
 }
 
-/// Refuses inputs that are not those of the run, or tells of them where they are `accepted`.
+/// Refuses inputs that are not those of the run, or prints them where they are `accepted`.
 ///
 /// # Errors
 /// [`Error::RunFolder`] names each of them.

@@ -95,7 +95,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     let mut position = StartPoint::find(recipe, reopened.as_ref(), options.accept_changed_inputs, progress)?;
     let setup = Setup::new(recipe, RunKind::Training { served: options.serve.is_some() }, interrupt, progress)?;
     let sizes = Sizes { parameters: setup.plan.parameters, rows: setup.train.len(), held_out: setup.held_out.len() };
-    overview::tell(recipe, &sizes, progress)?;
+    overview::print(recipe, &sizes, progress)?;
     let best_metric = BestMetric::of(recipe, !setup.held_out.is_empty())?;
     let unknown = position.unknown.then(|| inputs::files(recipe, progress)).transpose()?;
     interrupt.begin();
@@ -177,7 +177,7 @@ struct Run<'a> {
     /// The checksums of the run's inputs, where the state has none.
     unknown: Option<PendingChecksums>,
     accept_changed_inputs: bool,
-    /// What tells the best checkpoint.
+    /// The metric of the best checkpoint.
     best_metric: Option<BestMetric>,
     /// The newest metrics with held-out measurements.
     last: Option<Metrics>,

@@ -20,11 +20,11 @@ pub(super) struct Models {
     pub(super) student: ModelSpec,
     /// A teacher that the runtime holds; one that is the student itself shares its files, and so its weights.
     pub(super) teacher: Option<ModelSpec>,
-    /// A teacher that is elsewhere.
+    /// A remote teacher.
     pub(super) remote: Option<RemoteTeacher>,
 }
 
-/// Opens a model source, telling what takes time.
+/// Opens a model source, printing what takes time.
 ///
 /// # Errors
 /// A source that cannot be had, or files that are damaged.
@@ -37,7 +37,7 @@ fn open_alone(source: &str, progress: Progress) -> Result<ModelFiles> {
 }
 
 impl Models {
-    /// Opens the models of a recipe. Waiting for a teacher elsewhere ends with `interrupt`; without one it is not connected to.
+    /// Opens the models of a recipe. Waiting for a remote teacher ends with `interrupt`; without one it is not connected to.
     ///
     /// # Errors
     /// Models that cannot be had, or that read or end texts differently.
@@ -59,7 +59,7 @@ impl Models {
             Some(TeacherWeights::Model(source)) => other = Some(open_alone(source, progress)?),
             Some(TeacherWeights::Remote(to)) => {
                 let Some(interrupt) = interrupt else {
-                    progress.line(&format!("note       the teacher at {} is not asked now", to.url));
+                    progress.line(&format!("note       the teacher at {} is not contacted now", to.url));
                     return Ok(Self {
                         student: ModelSpec {
                             files: Arc::new(student),

@@ -1,4 +1,4 @@
-//! What a run is going to do, told before it does it.
+//! What a run is going to do, printed before it begins.
 
 use super::setup::{Prepared, RunKind};
 use crate::memory;
@@ -6,7 +6,7 @@ use crate::recipe::{Length, Recipe};
 use crate::{Result, run};
 use command::progress::Progress;
 
-/// Sizes that the recipe does not tell.
+/// Sizes that are not in the recipe.
 pub(super) struct Sizes {
     /// Values that are trained, and all of the student's.
     pub(super) parameters: [u64; 2],
@@ -19,8 +19,8 @@ pub(super) struct Sizes {
 /// Tells what is trained, on what, for how long and where.
 ///
 /// # Errors
-/// A card that cannot be used.
-pub(super) fn tell(recipe: &Recipe, sizes: &Sizes, progress: Progress) -> Result<()> {
+/// A GPU that cannot be used.
+pub(super) fn print(recipe: &Recipe, sizes: &Sizes, progress: Progress) -> Result<()> {
     let Sizes { parameters: [trained, all], rows, held_out } = *sizes;
     let what = match &recipe.lora {
         None => format!("every weight of the student, {} (there is no [lora] table)", count(all)),
@@ -109,7 +109,7 @@ pub fn dry_run(recipe: &Recipe, progress: Progress) -> Result<()> {
     }
     let plan = memory::show(&prepared.spec, &prepared.workload, prepared.purpose, progress)?;
     let (rows, held_out) = (prepared.train.len(), prepared.held_out.len());
-    tell(recipe, &Sizes { parameters: plan.parameters, rows, held_out }, progress)
+    print(recipe, &Sizes { parameters: plan.parameters, rows, held_out }, progress)
 }
 
 #[cfg(test)]

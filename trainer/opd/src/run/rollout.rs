@@ -48,7 +48,7 @@ pub(super) fn params(sampling: &Sampling, max_tokens: usize, seed: u64) -> Sampl
 }
 
 /// Submits every request, waits for all, and returns the answers in the order of the requests. Where there is an `interrupt`
-/// that someone asks for, all are given up at once.
+/// that is requested, all are cancelled at once.
 ///
 /// # Errors
 /// The first request that fails; [`Error::MeasurementInterrupted`].
@@ -78,7 +78,7 @@ pub(super) fn generate(
                 }
                 continue;
             }
-            // The device thread has ended and says why.
+            // The device thread has ended and has the reason.
             Err(RecvTimeoutError::Disconnected) => return Err(runtime.stats().err().map_or_else(lost, Error::from)),
         };
         if interrupt.is_some_and(Interrupt::is_requested) {

@@ -1,4 +1,4 @@
-//! When a run writes a checkpoint, and what it has to know for that.
+//! When a run writes a checkpoint, and what goes into it.
 
 use std::path::PathBuf;
 

@@ -9,7 +9,7 @@ use serve::{ServeConfig, ServedModel, Server, Stop};
 use super::setup::Setup;
 use crate::Result;
 use crate::control::Control;
-use command::progress::{Progress, say};
+use command::progress::{Progress, eprint_line};
 
 /// A server beside the run; it stops when this is dropped.
 pub(super) struct RunServer {
@@ -41,7 +41,7 @@ impl RunServer {
         let asked = stop.clone();
         let run = move || {
             if let Err(error) = server.run(&asked) {
-                say(&format!("the server ended, the run goes on: {error}"));
+                eprint_line(&format!("the server ended, the run goes on: {error}"));
             }
         };
         let thread = std::thread::Builder::new().name("serve".to_owned()).spawn(run).map_err(serve::Error::from)?;
@@ -53,7 +53,7 @@ impl Drop for RunServer {
     fn drop(&mut self) {
         self.stop.ask();
         if let Some(thread) = self.thread.take() {
-            // A thread that panicked has said so.
+            // A thread that panicked has printed it.
             let _ended = thread.join();
         }
     }

@@ -26,7 +26,7 @@ const MAX_WAITING: usize = 1 << 20;
 
 /// A recipe, ready to run.
 pub(super) struct Setup {
-    /// The one door to the device.
+    /// The one entrypoint to the device.
     pub(super) runtime: RuntimeHandle,
     /// Rows into tokens.
     pub(super) encoder: Encoder,
@@ -40,7 +40,7 @@ pub(super) struct Setup {
     pub(super) student: Arc<ModelFiles>,
     /// The teacher's, when the runtime holds it.
     pub(super) teacher: Option<Arc<ModelFiles>>,
-    /// A teacher that is elsewhere.
+    /// A remote teacher.
     pub(super) remote: Option<RemoteTeacher>,
     /// The memory that was planned.
     pub(super) plan: MemoryPlan,
@@ -65,12 +65,12 @@ pub(super) struct Prepared {
 pub(super) enum RunKind {
     /// Steps; `served`: the teacher answers requests too.
     Training { served: bool },
-    /// Its held-out rows are measured, nothing is trained; `verbose`: the memory plan is told.
+    /// Its held-out rows are measured, nothing is trained; `verbose`: the memory plan is printed.
     Measuring { verbose: bool },
 }
 
 impl Setup {
-    /// Loads everything. Waiting for a teacher elsewhere ends with `interrupt`.
+    /// Loads everything. Waiting for a remote teacher ends with `interrupt`.
     ///
     /// # Errors
     /// Models that cannot be compared, rows that do not fit, more memory than there is.
@@ -88,7 +88,7 @@ impl Setup {
 }
 
 impl Prepared {
-    /// Opens and compares the models, encodes the rows, and says what will be asked of the runtime. A teacher elsewhere is
+    /// Opens and compares the models, encodes the rows, and says what will be asked of the runtime. A remote teacher is
     /// connected to where an `interrupt` can end the waiting.
     ///
     /// # Errors
@@ -107,7 +107,7 @@ impl Prepared {
         if matches!(kind, RunKind::Training { .. }) {
             refuse_dropout(&student)?;
             warn_if_nothing_to_learn(recipe, progress);
-            say_what_rollouts_are(&student, progress);
+            note_generation_config(&student, progress);
         }
         if let Some(adapter) = &recipe.student.adapter {
             note_other_base(adapter, &recipe.student.model, &|note| progress.line(note));
@@ -160,7 +160,7 @@ impl Prepared {
 }
 
 /// On-policy means the student's own distribution, so nothing of `generation_config.json` changes a rollout.
-fn say_what_rollouts_are(student: &ModelFiles, progress: Progress) {
+fn note_generation_config(student: &ModelFiles, progress: Progress) {
     let left_out = student.generation.changes();
     if !left_out.is_empty() {
         let keys = left_out.join(", ");
@@ -242,7 +242,7 @@ fn longest(recipe: &Recipe, train: &[Example], held_out: &[Example]) -> usize {
     train.iter().chain(held_out).map(prompt).max().unwrap_or(0) + longest_completion(recipe)
 }
 
-/// Bytes of what a teacher elsewhere says of one token.
+/// Bytes of a remote teacher's scores of one token.
 fn given_bytes(recipe: &Recipe, vocab: usize) -> usize {
     match recipe.teacher.as_ref().map(|teacher| &teacher.weights) {
         Some(TeacherWeights::Remote(remote)) => remote.rows.map_or(size_of::<f32>(), |rows| rows.bytes(vocab)),

@@ -29,7 +29,7 @@ const MIX: u64 = 0x4D49_5821;
 pub struct StepContext<'a> {
     recipe: &'a Recipe,
     runtime: &'a RuntimeHandle,
-    /// A teacher that is not in the runtime.
+    /// A remote teacher.
     remote: Option<&'a RemoteTeacher>,
     /// Rows to train on.
     train: &'a [Example],

@@ -13,7 +13,7 @@ use crate::memory::Bytes;
 use crate::metrics::Metrics;
 use crate::recipe::Recipe;
 use crate::{Error, Result};
-use command::progress::say;
+use command::progress::eprint_line;
 use command::terminal::visible_json;
 use eval::compare;
 
@@ -97,7 +97,7 @@ pub(super) struct Summary<'a> {
     pub(super) after: Option<&'a Metrics>,
     /// The teacher's scores on tasks.
     pub(super) teacher: &'a BTreeMap<String, f64>,
-    /// The tasks before and after, question by question; why not, where that cannot be said.
+    /// The tasks before and after, question by question; or the reason why they cannot be compared.
     pub(super) compared: std::result::Result<Vec<compare::Row>, String>,
     /// The best step by `checkpoint.best`.
     pub(super) best: Option<&'a Best>,
@@ -142,7 +142,7 @@ impl Summary<'_> {
                 &format!("  best       {} (step {}, {} {:.4})\n", path.display(), best.step, best.metric, best.value);
         }
         text += &format!("  try it     {}", self.next_command());
-        say(&text);
+        eprint_line(&text);
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use command::endpoint::HttpResponse;
 
 /// Bytes of an id with its log-probability in JSON, as the server counts them.
 const ENTRY_BYTES: usize = 36;
-/// Bytes of an answer besides its lists, and of what it says of the tokenizer.
+/// Bytes of an answer besides its lists, and of a description of the tokenizer.
 const ENVELOPE_BYTES: usize = 64 << 10;
 const INFO_BYTES: u64 = 16 << 20;
 /// Ids of a head that the student does not have, at most: each is named in every request for a completion.
@@ -36,7 +36,7 @@ pub(super) struct Arle {
     token_ids: usize,
 }
 
-/// What the server says of the model and its tokenizer.
+/// The server's description of the model and its tokenizer.
 #[derive(Debug, Deserialize)]
 struct Info {
     fingerprint: String,
@@ -81,7 +81,7 @@ impl Arle {
         })?;
         let info: Info = serde_json::from_slice(&answer.body).map_err(|e| foreign(&e.to_string()))?;
         if !(1..=LARGEST_VOCABULARY).contains(&info.model_vocab_size) {
-            let what = format!("/tokenizer_info says model_vocab_size = {}, which no model has", info.model_vocab_size);
+            let what = format!("/tokenizer_info has model_vocab_size = {}, which no model has", info.model_vocab_size);
             return Err(client.error(what));
         }
         let described = TokenizerInfo {
@@ -132,7 +132,7 @@ impl Arle {
         }
     }
 
-    /// What the model says of some sequences, in one request.
+    /// Scores of some sequences, in one HTTP request.
     pub(super) fn score(&self, group: &[TeacherScoreRequest], format: ScoreFormat) -> Result<Vec<TeacherScores>> {
         let input: Vec<&[u32]> = group.iter().map(|request| &request.tokens[..request.positions.end]).collect();
         let positions: Vec<[usize; 2]> =
@@ -180,13 +180,13 @@ impl Arle {
             return Ok(vec![TeacherScores::Logits(answer.body)]);
         }
         let mut rest = &answer.body[..];
-        let mut said = Vec::with_capacity(group.len());
+        let mut scores = Vec::with_capacity(group.len());
         for request in group {
             let (own, later) = rest.split_at(request.positions.len() * row);
-            said.push(TeacherScores::Logits(own.to_vec()));
+            scores.push(TeacherScores::Logits(own.to_vec()));
             rest = later;
         }
-        Ok(said)
+        Ok(scores)
     }
 
     fn wrong(&self, what: &str) -> Error {
@@ -243,7 +243,7 @@ impl Arle {
         let text = choice["text"].as_str().unwrap_or_default().to_owned();
         let tokens = serde_json::from_value(choice["token_ids"].take());
         let tokens: Vec<u32> = tokens.map_err(|e| self.client.error(format!("/v1/completions gave no tokens: {e}")))?;
-        checks::written(&tokens, params.max_tokens, self.vocab())
+        checks::completion(&tokens, params.max_tokens, self.vocab())
             .map_err(|what| self.client.error(format!("/v1/completions: {what}")))?;
         Ok(RemoteCompletion { tokens, text, truncated })
     }

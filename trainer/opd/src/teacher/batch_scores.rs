@@ -1,4 +1,4 @@
-//! What was said of the parts of a micro-batch, put together as its loss wants it.
+//! Scores of the parts of a micro-batch, put together in the format of its loss.
 
 use std::sync::Arc;
 
@@ -23,9 +23,9 @@ impl BatchScores {
     }
 
     /// Appends the rows of an ask whose tokens have these weights; a row without a weight is left out.
-    pub(super) fn push(&mut self, said: TeacherScores, weights: &[f32]) {
+    pub(super) fn push(&mut self, scores: TeacherScores, weights: &[f32]) {
         let kept = || weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0).map(|(row, _)| row);
-        match said {
+        match scores {
             TeacherScores::Logits(bytes) if weights.iter().all(|weight| *weight != 0.0) => self.bytes.extend(bytes),
             TeacherScores::Logits(bytes) => {
                 let row = bytes.len() / weights.len().max(1);

@@ -1,4 +1,4 @@
-//! What a teacher elsewhere says is what a distribution can say: otherwise it would be trained on in silence.
+//! Checks of a remote teacher's log-probabilities: those that no distribution has would be trained on in silence.
 
 use std::collections::BTreeSet;
 
@@ -54,9 +54,9 @@ pub(super) fn logits(bytes: &[u8], precision: Precision) -> Result<(), String> {
 }
 
 /// A completion.
-pub(super) fn written(tokens: &[u32], most: usize, vocab: usize) -> Result<(), String> {
+pub(super) fn completion(tokens: &[u32], most: usize, vocab: usize) -> Result<(), String> {
     if tokens.is_empty() || tokens.len() > most {
-        return Err(format!("{} tokens were written, 1 to {most} were asked for", tokens.len()));
+        return Err(format!("{} tokens were generated, 1 to {most} were asked for", tokens.len()));
     }
     match tokens.iter().find(|&&id| id as usize >= vocab) {
         None => Ok(()),

@@ -1,4 +1,4 @@
-//! HTTP with patience: what may pass is asked again, what will not is an error at once.
+//! HTTP with retries: a request that may pass is repeated, one that will not is an error at once.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use command::progress::Progress;
 
 /// The first pause before a request is repeated; each is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// No pause is longer, whatever the server asks for.
+/// No pause is longer, whatever the server requests.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// One server.
@@ -110,7 +110,7 @@ impl Client {
     }
 }
 
-/// What the server asks for, else the usual pause; never longer than [`LONGEST_PAUSE`].
-pub(super) fn pause_before_next(wanted: Option<Duration>, usual: Duration) -> Duration {
-    wanted.unwrap_or(usual).min(LONGEST_PAUSE)
+/// What the server asks for, else the default pause; never longer than [`LONGEST_PAUSE`].
+pub(super) fn pause_before_next(wanted: Option<Duration>, default: Duration) -> Duration {
+    wanted.unwrap_or(default).min(LONGEST_PAUSE)
 }

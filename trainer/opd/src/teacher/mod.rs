@@ -1,4 +1,4 @@
-//! A teacher that another process serves: what it says of a student's tokens comes over HTTP, a micro-batch at a time.
+//! A remote teacher, served by another process: it scores a student's tokens over HTTP, a micro-batch at a time.
 //!
 //! Only the positions that are trained on travel. Requests are bounded in number and in the length of their answers, lost ones
 //! are repeated, and an error leaves the step that needed it undone.
@@ -70,7 +70,7 @@ enum TeacherScores {
     LogProbs { own: Vec<f32>, ids: Vec<u32>, logprobs: Vec<f32>, tails: Vec<f32> },
 }
 
-/// A completion that the teacher wrote.
+/// A completion that the teacher generated.
 pub(crate) struct RemoteCompletion {
     /// Its tokens, the end of sequence included.
     pub(crate) tokens: Vec<u32>,
@@ -81,7 +81,7 @@ pub(crate) struct RemoteCompletion {
 }
 
 impl RemoteTeacher {
-    /// Asks the server what it is, and whether it reads and ends texts as the student does. No pause between two tries outlasts
+    /// Connects to the server and checks that its model tokenizes and ends texts as the student does. No pause between two tries outlasts
     /// `interrupt`.
     ///
     /// # Errors
@@ -130,7 +130,7 @@ impl RemoteTeacher {
         matches!(self.server, Server::Arle(_))
     }
 
-    /// What it says of the weighted tokens of a micro-batch.
+    /// Scores of the weighted tokens of a micro-batch.
     ///
     /// # Errors
     /// The server is lost, or refuses.
@@ -168,7 +168,7 @@ impl RemoteTeacher {
         prompts: &[(Vec<u32>, u64)],
         params: &SamplingParams,
     ) -> Result<Vec<RemoteCompletion>> {
-        let Server::Arle(arle) = &self.server else { unreachable!("the recipe lets only arle's servers write") };
+        let Server::Arle(arle) = &self.server else { unreachable!("the recipe lets only arle's servers generate") };
         in_parallel(prompts, self.concurrency, |(prompt, index)| {
             let key = philox(params.seed, [*index as u32, (*index >> 32) as u32, 0, 0]);
             arle.generate(prompt, params, u64::from(key[0]) << 31 | u64::from(key[1] >> 1))

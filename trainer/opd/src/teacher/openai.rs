@@ -78,7 +78,7 @@ impl OpenAi {
         &self.model
     }
 
-    /// What the model says of a sequence's own tokens.
+    /// Log-probabilities of a sequence's own tokens.
     pub(super) fn score(&self, request: &TeacherScoreRequest) -> Result<TeacherScores> {
         let tokens = &request.tokens[..request.positions.end];
         let echo = self.echo(&json!(tokens), tokens.len())?;

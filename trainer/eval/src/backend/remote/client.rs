@@ -21,7 +21,7 @@ pub(super) struct Client {
 
 /// Longest pause before another attempt.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// Bytes of an answer besides its lists, and of what a server says of its tokenizer.
+/// Bytes of an answer besides its lists, and of a server's description of its tokenizer.
 const ENVELOPE_BYTES: usize = 64 << 10;
 const INFO_BYTES: usize = 64 << 20;
 /// Bytes of a token in JSON: its text a few times, escaped, its log-probability and its place.
@@ -39,7 +39,7 @@ impl Client {
     pub(super) fn new(settings: &RemoteSettings) -> Self {
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(Duration::from_secs(settings.timeout)))
-            // The body of a refusal says why.
+            // The body of a refusal has the reason.
             .http_status_as_error(false)
             .tls_config(settings.tls.clone());
         Self {
@@ -180,7 +180,7 @@ impl Client {
     }
 }
 
-/// Bytes of an answer of as many tokens as `body` asks for.
+/// Bytes of a response of as many tokens as `body` requests.
 fn asked_for(body: &Map<String, Value>) -> usize {
     let tokens = body.get("max_tokens").and_then(Value::as_u64).unwrap_or(0);
     about(usize::try_from(tokens).unwrap_or(usize::MAX))

@@ -1,4 +1,4 @@
-//! Mathematics as LaTeX writes it: parsed, and compared exactly where that is possible.
+//! Mathematics in LaTeX: parsed, and compared exactly where that is possible.
 //!
 //! Two [`Dialect`]s share the tokens, the tree and the evaluator:
 //!

@@ -10,7 +10,7 @@ const MAX_DEPTH: usize = 64;
 /// Longest text that is read, in bytes.
 const MAX_LEN: usize = 4096;
 
-/// The expression that `text` writes, or nothing where the dialect cannot read it.
+/// The expression in `text`, or nothing where the dialect cannot read it.
 pub fn parse(text: &str, dialect: Dialect) -> Option<Expr> {
     if text.len() > MAX_LEN {
         return None;

@@ -108,7 +108,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_sched_get_priority_max, libc::SYS_sched_get_priority_min, libc::SYS_sched_rr_get_interval,
     libc::SYS_getpriority, libc::SYS_setpriority, libc::SYS_prlimit64, libc::SYS_getrlimit, libc::SYS_setrlimit,
     libc::SYS_getrusage, libc::SYS_times, libc::SYS_seccomp,
-    // Who, when and where; a user of its own has nobody to become.
+    // Who, when and where; a user of its own cannot change its identity.
     libc::SYS_getuid, libc::SYS_geteuid, libc::SYS_getgid, libc::SYS_getegid, libc::SYS_getresuid, libc::SYS_getresgid,
     libc::SYS_getgroups, libc::SYS_setuid, libc::SYS_setgid, libc::SYS_setreuid, libc::SYS_setregid, libc::SYS_setresuid,
     libc::SYS_setresgid, libc::SYS_setgroups, libc::SYS_capget, libc::SYS_capset, libc::SYS_uname, libc::SYS_sysinfo,

@@ -6,7 +6,7 @@ use runtime::memory::Checkpointing;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::{Serialize, Serializer};
 
-/// Which layers run twice, as a recipe writes it.
+/// Which layers are recomputed in the backward pass, as in a recipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct GradientCheckpointing(pub Checkpointing);
 

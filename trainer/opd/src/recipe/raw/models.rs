@@ -29,7 +29,7 @@ pub struct RawStudent {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawTeacher {
-    /// `model`, `self`, `checkpoint` or `remote`; told from `model` / `path` / `url` when absent.
+    /// `model`, `self`, `checkpoint` or `remote`; inferred from `model` / `path` / `url` when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// A model source, for `kind = "model"`.
@@ -74,7 +74,7 @@ pub struct RawTeacher {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
     /// Keep the teacher's layers in the host's memory; each forward pass moves them to the GPU one after another. Saves
-    /// the card's memory, costs time, most of it where the teacher writes (`loss.seq_kd`, held-out samples). Default false.
+    /// the GPU's memory, costs time, most of it where the teacher generates (`loss.seq_kd`, held-out samples). Default false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offload: Option<bool>,
     /// A system prompt that only the teacher sees.

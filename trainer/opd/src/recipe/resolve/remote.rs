@@ -75,7 +75,7 @@ fn rows(raw: &mut RawTeacher, objective: &Objective) -> Result<RemoteRows> {
     Precision::from_name(name).map(RemoteRows::Logits).ok_or_else(unknown)
 }
 
-/// Such a server says what it thinks of given tokens, at temperature 1, and no more.
+/// Such a server returns log-probabilities of given tokens, at temperature 1, and nothing else.
 fn check_openai(raw: &RawTeacher, objective: &Objective, sampling_temperature: f64) -> Result<()> {
     let because = "with `teacher.api = \"openai\"` (such a server gives log-probabilities of given tokens only)";
     idle("teacher.rows", raw.rows.as_ref(), because)?;

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::metric::MetricValue;
-use super::sample::{Header, Sample, read_samples};
-use super::stats::paired::{self, Comparison};
+use crate::run::sample::{Header, Sample, read_samples};
+use crate::stats::metric::MetricValue;
+use crate::stats::paired::{self, Comparison};
 use crate::{Error, Result};
 
 /// Confidence of the intervals, which also say what is noise.

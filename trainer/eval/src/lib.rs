@@ -7,33 +7,17 @@
 //! Numbers are those of lm-evaluation-harness 0.4.13 on the same data, model and options; `scripts/check/eval_lm_eval`
 //! compares them.
 
-mod aggregate;
 mod backend;
 pub mod compare;
-mod context;
 pub mod data;
-mod definition;
-mod doc;
-mod encode;
 mod error;
 pub mod grade;
-mod grading;
-mod hub;
-mod length_limit;
-mod metric;
-mod question;
+mod prompt;
 mod random;
-mod repeats;
 pub mod report;
-mod results;
 mod run;
-mod runner;
-mod sample;
 pub mod sandbox;
-mod shots;
 pub mod stats;
-pub mod stderr;
-mod table;
 mod task;
 pub mod tasks;
 
@@ -47,15 +31,16 @@ use serde_json::{Map, Value};
 pub use backend::{LocalSettings, RemoteSettings};
 use command::interrupt::Interrupt;
 use command::progress::Progress;
-pub use doc::Doc;
+pub use data::doc::Doc;
 pub use error::{Error, Result};
-pub use metric::{Aggregation, Metric, MetricValue};
-pub use question::{Message, Prompt, Question, Request, Response};
 pub use random::PythonRandom;
-pub use results::{Group, Results, SampleCounts, TaskResult};
 pub use run::Options;
-pub use sample::{Header, Outcome, Sample, SampleFile, read_samples};
-pub use table::table;
+pub use run::results::{Group, Results, SampleCounts, TaskResult};
+pub use run::sample::{Header, Sample, SampleFile, read_samples};
+pub use run::table::table;
+pub use stats::metric::{Aggregation, Metric, MetricValue};
+pub use task::outcome::Outcome;
+pub use task::question::{Message, Prompt, Question, Request, Response};
 pub use task::{Docs, FewShot, Task, TaskInfo};
 
 /// Seed of the few-shot examples unless one is given, lm-evaluation-harness' number.
@@ -79,7 +64,7 @@ pub fn evaluate_model(
     progress: Progress,
 ) -> Result<Results> {
     let backend = backend::Local::new(runtime, files, settings, identity)?;
-    runner::run(options, backend, interrupt, progress)
+    run::runner::run(options, backend, interrupt, progress)
 }
 
 /// Evaluates a model behind a server.
@@ -92,7 +77,7 @@ pub fn evaluate_server(
     interrupt: &Interrupt,
     progress: Progress,
 ) -> Result<Results> {
-    runner::run(options, backend::Remote::new(settings), interrupt, progress)
+    run::runner::run(options, backend::Remote::new(settings), interrupt, progress)
 }
 
 /// Writes `results.json`.

@@ -17,9 +17,10 @@ use runtime::sampler::SamplingParams;
 use runtime::{Closed, RequestGuard, RuntimeHandle, Sink};
 use serde_json::{Map, Value, json};
 
-use super::{Backend, Render};
-use crate::length_limit::LengthOverflow;
-use crate::question::{Message, Request, Response};
+use crate::backend::Backend;
+use crate::prompt::context::Render;
+use crate::prompt::length_limit::LengthOverflow;
+use crate::task::question::{Message, Request, Response};
 use crate::{Error, Result};
 use encoder::{EncodedDocument, EncodedRequest, RequestEncoder, ResponseKind};
 

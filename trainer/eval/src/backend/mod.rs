@@ -7,16 +7,14 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::question::{Message, Request, Response};
 use crate::Result;
+use crate::prompt::context::Render;
+use crate::task::question::{Request, Response};
 
 pub(super) use local::Local;
 pub use local::LocalSettings;
 pub(super) use remote::Remote;
 pub use remote::RemoteSettings;
-
-/// Renders a conversation as text.
-pub(super) type Render = dyn Fn(&[Message]) -> Result<String>;
 
 /// Answers documents' requests, many at a time.
 pub(super) trait Backend {

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{Backend, Render};
 use crate::Result;
-use crate::encode::{self, Tail};
-use crate::length_limit::{LengthOverflow, LongPrompt};
-use crate::question::{Prompt, Request, Response};
+use crate::backend::Backend;
+use crate::prompt::context::Render;
+use crate::prompt::encode::{self, Tail};
+use crate::prompt::length_limit::{LengthOverflow, LongPrompt};
+use crate::task::question::{Prompt, Request, Response};
 use client::Client;
 
 /// How a server is evaluated.

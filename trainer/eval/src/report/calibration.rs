@@ -1,7 +1,7 @@
 //! How often a model is right when it is so sure of its answer.
 
-use crate::question::Response;
-use crate::sample::Sample;
+use crate::run::sample::Sample;
+use crate::task::question::Response;
 
 /// Bins of confidence between 0 and 1.
 const BINS: usize = 10;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::page::escape;
+use crate::report::page::escape;
 
 const WIDTH: f64 = 460.0;
 const HEIGHT: f64 = 250.0;

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use runtime::read;
 
-use super::chart::Point;
-use super::training::Training;
 use crate::compare::{self, Samples, samples_of};
-use crate::results::Results;
+use crate::report::chart::Point;
+use crate::report::training::Training;
+use crate::run::results::Results;
 use crate::stats;
 use crate::{Error, Result};
 

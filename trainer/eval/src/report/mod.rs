@@ -14,8 +14,8 @@ use std::path::Path;
 
 use runtime::write;
 
-use super::compare;
 use crate::Result;
+use crate::compare;
 use load::Run;
 
 /// Writes the report of one folder, or of two beside each other. Each is an evaluation's `--out`, or a training run's folder

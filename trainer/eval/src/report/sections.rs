@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::calibration::{self, answers};
-use super::chart::{Chart, Point, Series};
-use super::load::{Key, Run, scores as values_of, stderr_of};
-use super::page::{details, escape, labelled, paragraph, section, table};
 use crate::compare::Row;
-use crate::question::Response;
-use crate::sample::Sample;
+use crate::report::calibration::{self, answers};
+use crate::report::chart::{Chart, Point, Series};
+use crate::report::load::{Key, Run, scores as values_of, stderr_of};
+use crate::report::page::{details, escape, labelled, paragraph, section, table};
+use crate::run::sample::Sample;
+use crate::task::question::Response;
 
 /// Examples of one kind that are shown of a task, at most.
 const SHOWN: usize = 20;

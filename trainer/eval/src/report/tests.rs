@@ -1,9 +1,9 @@
 use serde_json::json;
 
-use super::calibration::answers;
-use super::page::{escape, page, table};
-use super::sections::histogram;
-use crate::sample::Sample;
+use crate::report::calibration::answers;
+use crate::report::page::{escape, page, table};
+use crate::report::sections::histogram;
+use crate::run::sample::Sample;
 
 #[test]
 fn text_cannot_become_markup() {

@@ -7,9 +7,9 @@ use std::path::Path;
 use runtime::read;
 use serde_json::{Map, Value};
 
-use super::chart::Point;
-use super::load::{Key, Run};
-use super::page::{details, escape, labelled, section};
+use crate::report::chart::Point;
+use crate::report::load::{Key, Run};
+use crate::report::page::{details, escape, labelled, section};
 use crate::{Error, Result};
 
 /// Names in metrics.jsonl that are drawn by step.

@@ -3,8 +3,8 @@
 //! The documents are the pairs: what one question costs both runs cancels, so that a paired test sees smaller differences
 //! than two intervals that do not overlap would.
 
-use super::super::random::PythonRandom;
-use super::{Interval, binomial_two_sided, mean, mean_interval, mean_stderr, normal_quantile, t_two_sided};
+use crate::random::PythonRandom;
+use crate::stats::{Interval, binomial_two_sided, mean, mean_interval, mean_stderr, normal_quantile, t_two_sided};
 
 /// The comparison of B with A.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::{Isolation, Programs, Task, find};
 use crate::data::DataFolder;
-use crate::doc::Doc;
-use crate::question::Response;
-use crate::sample::Outcome;
+use crate::data::doc::Doc;
+use crate::task::outcome::Outcome;
+use crate::task::question::Response;
+use crate::tasks::{Isolation, Programs, Task, find};
 
 fn task(name: &str) -> Box<dyn Task> {
     find(&[name.to_owned()], Programs::default()).expect("a task").remove(0)

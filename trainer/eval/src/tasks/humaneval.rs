@@ -2,15 +2,15 @@
 
 use std::sync::OnceLock;
 
-use super::super::data::DataFolder;
-use super::super::doc::Doc;
-use super::super::metric::{Metric, MetricValue};
-use super::super::question::{Question, Response};
-use super::super::sample::Outcome;
-use super::super::sandbox::{Isolation, ResourceLimits, Sandbox};
-use super::super::task::{Docs, FewShot, Task, TaskInfo};
-use super::Programs;
 use crate::Result;
+use crate::data::DataFolder;
+use crate::data::doc::Doc;
+use crate::sandbox::{Isolation, ResourceLimits, Sandbox};
+use crate::stats::metric::{Metric, MetricValue};
+use crate::task::outcome::Outcome;
+use crate::task::question::{Question, Response};
+use crate::task::{Docs, FewShot, Task, TaskInfo};
+use crate::tasks::Programs;
 
 const FILE: &str = "humaneval/HumanEval.jsonl";
 /// The library's name for what joins prompt and completion.

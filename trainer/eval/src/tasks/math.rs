@@ -3,13 +3,13 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::data::DataFolder;
-use super::super::doc::Doc;
-use super::super::grade::{answer, boxed, competition, hendrycks, minerva};
-use super::super::metric::{Metric, MetricValue};
-use super::super::question::{Question, Response};
-use super::super::sample::Outcome;
-use super::super::task::{Docs, FewShot, Task, TaskInfo};
+use crate::data::DataFolder;
+use crate::data::doc::Doc;
+use crate::grade::{answer, boxed, competition, hendrycks, minerva};
+use crate::stats::metric::{Metric, MetricValue};
+use crate::task::outcome::Outcome;
+use crate::task::question::{Question, Response};
+use crate::task::{Docs, FewShot, Task, TaskInfo};
 use crate::{Error, Result};
 
 /// Which of them.

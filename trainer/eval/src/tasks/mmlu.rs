@@ -1,12 +1,12 @@
 //! MMLU: 57 subjects with four lettered answers each, and the groups that they belong to.
 
-use super::super::data::DataFolder;
-use super::super::doc::Doc;
-use super::super::grading;
-use super::super::metric::Metric;
-use super::super::question::{Question, Response};
-use super::super::sample::Outcome;
-use super::super::task::{Docs, FewShot, Task, TaskInfo};
+use crate::data::DataFolder;
+use crate::data::doc::Doc;
+use crate::stats::metric::Metric;
+use crate::task::grading;
+use crate::task::outcome::Outcome;
+use crate::task::question::{Question, Response};
+use crate::task::{Docs, FewShot, Task, TaskInfo};
 use crate::{Error, Result};
 
 /// Groups of subjects, as lm-evaluation-harness has them.

@@ -9,9 +9,9 @@ use std::path::Path;
 
 use runtime::read;
 
-use super::definition::Definition;
-use super::sandbox::Isolation;
-use super::task::Task;
+use crate::sandbox::Isolation;
+use crate::task::Task;
+use crate::task::definition::Definition;
 use crate::{Error, Result};
 
 /// Tasks that are described in TOML.

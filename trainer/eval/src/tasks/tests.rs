@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::data::DataFolder;
-use crate::doc::Doc;
-use crate::question::{Question, Response};
+use crate::data::doc::Doc;
+use crate::task::question::{Question, Response};
 
 fn doc(value: Value) -> Doc {
     value.as_object().expect("an object").clone()
@@ -198,7 +198,7 @@ fn humaneval_runs_the_tests() {
     }
     let answers: Vec<Response> =
         (0..10).flat_map(|i| text(if i < 2 { "    return 2 * x" } else { "    return 0" })).collect();
-    let outcome = crate::repeats::grade(&*task, &row, &answers).expect("graded");
+    let outcome = crate::run::repeats::grade(&*task, &row, &answers).expect("graded");
     assert_eq!(outcome.metrics["pass@1,create_test"].number(), 0.2);
     assert_eq!(outcome.metrics["pass@10,create_test"].number(), 1.0, "one of the ten is right");
 }

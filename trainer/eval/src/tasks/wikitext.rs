@@ -5,12 +5,12 @@ use std::borrow::Cow;
 use regex::Regex;
 use serde_json::json;
 
-use super::super::data::DataFolder;
-use super::super::doc::Doc;
-use super::super::grading;
-use super::super::question::{Question, Response};
-use super::super::sample::Outcome;
-use super::super::task::{Docs, FewShot, Task, TaskInfo};
+use crate::data::DataFolder;
+use crate::data::doc::Doc;
+use crate::task::grading;
+use crate::task::outcome::Outcome;
+use crate::task::question::{Question, Response};
+use crate::task::{Docs, FewShot, Task, TaskInfo};
 use crate::{Error, Result};
 
 const FILE: &str = "wikitext2/test.txt";

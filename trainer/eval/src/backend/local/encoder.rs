@@ -6,11 +6,11 @@ use std::sync::Arc;
 use runtime::sampler::SamplingParams;
 use runtime::text::Tokenizer;
 
-use super::LocalSettings;
 use crate::Result;
-use crate::encode::{self, Tail};
-use crate::length_limit::{LengthOverflow, LongPrompt};
-use crate::question::{Prompt, Request};
+use crate::backend::local::LocalSettings;
+use crate::prompt::encode::{self, Tail};
+use crate::prompt::length_limit::{LengthOverflow, LongPrompt};
+use crate::task::question::{Prompt, Request};
 
 /// One piece of a document's work.
 #[derive(Debug, Clone)]

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::RemoteSettings;
-use crate::question::Response;
+use crate::backend::remote::RemoteSettings;
+use crate::task::question::Response;
 use crate::{Error, Result};
 use command::endpoint::{EVALUATED, HttpFailure};
 

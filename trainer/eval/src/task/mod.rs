@@ -1,11 +1,16 @@
 //! What a task is.
 
-use super::doc::Doc;
-use super::metric::Metric;
-use super::question::{Question, Response};
-use super::sample::Outcome;
+pub(crate) mod definition;
+pub(crate) mod grading;
+pub(crate) mod outcome;
+pub(crate) mod question;
+
 use crate::Result;
 use crate::data::DataFolder;
+use crate::data::doc::Doc;
+use crate::stats::metric::Metric;
+use crate::task::outcome::Outcome;
+use crate::task::question::{Question, Response};
 
 /// The documents of a task.
 #[derive(Debug, Clone, Default)]

@@ -4,18 +4,18 @@ use crate::{Error, Result};
 
 /// One of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct LongPrompt {
+pub(crate) struct LongPrompt {
     /// Its tokens.
-    pub(super) prompt: usize,
+    pub(crate) prompt: usize,
     /// Tokens to generate after them.
-    pub(super) new: usize,
+    pub(crate) new: usize,
     /// The limit on their sum.
-    pub(super) limit: usize,
+    pub(crate) limit: usize,
 }
 
 /// All of them that were found.
 #[derive(Debug, Default)]
-pub(super) struct LengthOverflow {
+pub(crate) struct LengthOverflow {
     /// Documents looked at.
     documents: usize,
     /// Documents with such prompts.
@@ -28,13 +28,13 @@ pub(super) struct LengthOverflow {
 
 impl LengthOverflow {
     /// What comes belongs to one more document.
-    pub(super) fn next_document(&mut self) -> &mut Self {
+    pub(crate) fn next_document(&mut self) -> &mut Self {
         self.documents += 1;
         self.counted = false;
         self
     }
 
-    pub(super) fn found(&mut self, prompt: LongPrompt) {
+    pub(crate) fn found(&mut self, prompt: LongPrompt) {
         self.first.get_or_insert((self.documents - 1, prompt));
         self.longest = self.longest.max(prompt.prompt + prompt.new);
         self.too_long += usize::from(!self.counted);
@@ -42,7 +42,7 @@ impl LengthOverflow {
     }
 
     /// Adds what was found in the documents after these.
-    pub(super) fn add(&mut self, later: Self) {
+    pub(crate) fn add(&mut self, later: Self) {
         let first = later.first.map(|(doc, prompt)| (doc + self.documents, prompt));
         self.first = self.first.or(first);
         self.documents += later.documents;
@@ -52,7 +52,7 @@ impl LengthOverflow {
 
     /// # Errors
     /// When there is one.
-    pub(super) fn refuse(&self) -> Result<()> {
+    pub(crate) fn refuse(&self) -> Result<()> {
         let Some((doc, LongPrompt { prompt, new, limit })) = self.first else { return Ok(()) };
         let (too_long, documents, longest) = (self.too_long, self.documents, self.longest);
         Err(Error::DoNotFit { too_long, documents, doc, prompt, new, limit, longest })

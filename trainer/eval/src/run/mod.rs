@@ -1,19 +1,25 @@
 //! What is evaluated, and a task of it with its documents, requests and samples.
 
+mod aggregate;
+pub(crate) mod repeats;
+pub(crate) mod results;
+pub(crate) mod runner;
+pub(crate) mod sample;
+pub(crate) mod table;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use runtime::sums;
 use serde_json::{Map, Value, json};
 
-use super::context::PromptStyle;
-use super::data::DataFolder;
-use super::doc::Doc;
-use super::question::{Request, Response};
-use super::repeats;
-use super::sample::{Header, Sample, SampleFile};
-use super::shots::Shots;
-use super::task::{Docs, Task};
+use crate::data::DataFolder;
+use crate::data::doc::Doc;
+use crate::prompt::context::PromptStyle;
+use crate::prompt::shots::Shots;
+use crate::run::sample::{Header, Sample, SampleFile};
+use crate::task::question::{Request, Response};
+use crate::task::{Docs, Task};
 use crate::{Error, Result};
 
 /// What to evaluate, and how.
@@ -45,21 +51,21 @@ pub struct Options {
 }
 
 /// A task with its documents and what is known of them so far.
-pub(super) struct Run {
-    pub(super) task: Box<dyn Task>,
-    pub(super) docs: Docs,
-    pub(super) shots: usize,
+pub(crate) struct Run {
+    pub(crate) task: Box<dyn Task>,
+    pub(crate) docs: Docs,
+    pub(crate) shots: usize,
     /// Documents that are evaluated.
-    pub(super) asked: usize,
-    pub(super) hashes: Vec<String>,
-    pub(super) config: Map<String, Value>,
-    pub(super) samples: Vec<Option<Sample>>,
+    pub(crate) asked: usize,
+    pub(crate) hashes: Vec<String>,
+    pub(crate) config: Map<String, Value>,
+    pub(crate) samples: Vec<Option<Sample>>,
     file: Option<SampleFile>,
 }
 
 impl Run {
     /// Loads a task's documents.
-    pub(super) fn new(task: Box<dyn Task>, options: &Options) -> Result<Self> {
+    pub(crate) fn new(task: Box<dyn Task>, options: &Options) -> Result<Self> {
         let docs = task.load(&options.data)?;
         let asked = options.limit.map_or(docs.test.len(), |limit| limit.min(docs.test.len()));
         let shots = options.shots.unwrap_or(task.info().shots);
@@ -70,13 +76,13 @@ impl Run {
     }
 
     /// The requests of every document, in order: the examples' random numbers go on from one to the next.
-    pub(super) fn requests(&self, options: &Options, style: &PromptStyle<'_>) -> Result<Vec<Vec<Request>>> {
+    pub(crate) fn requests(&self, options: &Options, style: &PromptStyle<'_>) -> Result<Vec<Vec<Request>>> {
         let info = self.task.info();
         let mut shots = Shots::new(&*self.task, &self.docs, self.shots, options.seed)?;
         let mut all = Vec::with_capacity(self.asked);
         for doc in &self.docs.test[..self.asked] {
             let mut ask = self.task.question(doc);
-            if let (super::Question::Generate { max_tokens, .. }, Some(_)) = (&mut ask, options.max_tokens_override) {
+            if let (crate::Question::Generate { max_tokens, .. }, Some(_)) = (&mut ask, options.max_tokens_override) {
                 *max_tokens = options.max_tokens_override;
             }
             all.push(style.requests(&info.description, &shots.of(doc), ask)?);
@@ -85,7 +91,7 @@ impl Run {
     }
 
     /// Opens its file, which pins everything that decides the answers, and takes what is there.
-    pub(super) fn open(&mut self, options: &Options, identity: &Map<String, Value>) -> Result<()> {
+    pub(crate) fn open(&mut self, options: &Options, identity: &Map<String, Value>) -> Result<()> {
         let info = self.task.info();
         let mut config = identity.clone();
         for (key, value) in [
@@ -121,7 +127,7 @@ impl Run {
     }
 
     /// Grades a document's answers and keeps the sample.
-    pub(super) fn take(
+    pub(crate) fn take(
         &mut self,
         doc: usize,
         shown: ShownPrompt,
@@ -134,7 +140,7 @@ impl Run {
         } else {
             self.task.grade(&self.docs.test[doc], &graded)?
         };
-        let correct = self.task.info().metrics.iter().find(|m| m.aggregation == super::Aggregation::Mean);
+        let correct = self.task.info().metrics.iter().find(|m| m.aggregation == crate::Aggregation::Mean);
         let correct = correct.and_then(|metric| outcome.metrics.get(&metric.key()));
         let sample = Sample {
             doc_id: doc,
@@ -156,17 +162,17 @@ impl Run {
 }
 
 /// What a sample shows of its requests.
-pub(super) struct ShownPrompt {
+pub(crate) struct ShownPrompt {
     prompt: String,
     choices: Vec<String>,
 }
 
 impl ShownPrompt {
-    pub(super) fn of(requests: &[Request]) -> Self {
+    pub(crate) fn of(requests: &[Request]) -> Self {
         let none = Vec::new;
         let (prompt, choices) = match requests.first() {
-            Some(Request::GenerateUntil { prompt: super::Prompt::Text(text), .. }) => (text.clone(), none()),
-            Some(Request::GenerateUntil { prompt: super::Prompt::Chat(messages), .. }) => {
+            Some(Request::GenerateUntil { prompt: crate::Prompt::Text(text), .. }) => (text.clone(), none()),
+            Some(Request::GenerateUntil { prompt: crate::Prompt::Chat(messages), .. }) => {
                 (json!(messages).to_string(), none())
             }
             Some(Request::LogLikelihood { context, continuation }) => (context.clone(), vec![continuation.clone()]),

@@ -1,7 +1,7 @@
 //! Standard errors as lm-evaluation-harness 0.4.13 computes them.
 
-use super::metric::{Aggregation, MetricValue};
-use super::random::PythonRandom;
+use crate::random::PythonRandom;
+use crate::stats::metric::{Aggregation, MetricValue};
 
 /// Resamples of a bootstrap.
 pub const BOOTSTRAP_ITERATIONS: usize = 100_000;

@@ -9,20 +9,9 @@ use runtime::read;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::metric::MetricValue;
-use super::question::Response;
+use crate::stats::metric::MetricValue;
+use crate::task::question::Response;
 use crate::{Error, Result};
-
-/// What grading found.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Outcome {
-    /// The answer that was read out of the response, by filter (`strict-match`, `none`, ...).
-    pub extracted: BTreeMap<String, String>,
-    /// The right answer.
-    pub gold: String,
-    /// Values by the metrics' keys (`exact_match,strict-match`).
-    pub metrics: BTreeMap<String, MetricValue>,
-}
 
 /// One graded sample: a line of `samples_TASK.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -5,33 +5,33 @@ use std::collections::BTreeMap;
 use regex::Regex;
 use serde::Deserialize;
 
-use super::metric::{Aggregation, Metric, MetricValue};
-use super::question::Response;
-use super::sample::Outcome;
+use crate::stats::metric::{Aggregation, Metric, MetricValue};
+use crate::task::outcome::Outcome;
+use crate::task::question::Response;
 
 /// What an answer is when a filter finds none, as in lm-evaluation-harness.
-pub(super) const INVALID: &str = "[invalid]";
+pub(crate) const INVALID: &str = "[invalid]";
 
 /// Which match of a filter's expression is the answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum ChosenMatch {
+pub(crate) enum ChosenMatch {
     #[default]
     First,
     Last,
 }
 
 /// A filter: reads an answer out of a text.
-pub(super) struct Extract {
-    pub(super) name: String,
-    pub(super) regex: Regex,
-    pub(super) take: ChosenMatch,
+pub(crate) struct Extract {
+    pub(crate) name: String,
+    pub(crate) regex: Regex,
+    pub(crate) take: ChosenMatch,
 }
 
 impl Extract {
     /// The first group that took part in the chosen match (or all of it, where there are no groups), without white space
     /// around.
-    pub(super) fn of(&self, text: &str) -> String {
+    pub(crate) fn of(&self, text: &str) -> String {
         let mut matches = self.regex.captures_iter(text);
         let found = match self.take {
             ChosenMatch::First => matches.next(),
@@ -47,20 +47,20 @@ impl Extract {
 }
 
 /// What does not matter when two answers are compared.
-pub(super) struct Normal {
-    pub(super) ignore: Vec<Regex>,
-    pub(super) ignore_case: bool,
+pub(crate) struct Normal {
+    pub(crate) ignore: Vec<Regex>,
+    pub(crate) ignore_case: bool,
 }
 
 impl Normal {
-    pub(super) fn of(&self, text: &str) -> String {
+    pub(crate) fn of(&self, text: &str) -> String {
         let text = self.ignore.iter().fold(text.to_owned(), |text, regex| regex.replace_all(&text, "").into_owned());
         if self.ignore_case { text.to_lowercase() } else { text }
     }
 }
 
 /// Whether the text, through every filter, is the right answer.
-pub(super) fn exact_match(gold: &str, responses: &[Response], extract: &[Extract], normal: &Normal) -> Outcome {
+pub(crate) fn exact_match(gold: &str, responses: &[Response], extract: &[Extract], normal: &Normal) -> Outcome {
     let wanted = normal.of(gold);
     let mut outcome = Outcome { gold: gold.to_owned(), ..Outcome::default() };
     let text = responses.first().map_or("", Response::text);
@@ -77,7 +77,7 @@ pub(super) fn exact_match(gold: &str, responses: &[Response], extract: &[Extract
 }
 
 /// The likeliest choice, and with `lengths` the likeliest a character.
-pub(super) fn choice(choices: &[String], gold: usize, responses: &[Response], lengths: bool) -> Outcome {
+pub(crate) fn choice(choices: &[String], gold: usize, responses: &[Response], lengths: bool) -> Outcome {
     let mut outcome = Outcome { gold: choices.get(gold).cloned().unwrap_or_default(), ..Outcome::default() };
     let logprobs: Vec<f64> = responses.iter().map(Response::logprob).collect();
     let mut take = |metric: &str, filter: &str, values: &[f64]| {
@@ -107,7 +107,7 @@ fn first_largest(values: &[f64]) -> usize {
 }
 
 /// Perplexity of a continuation, and whether it is the greedy one.
-pub(super) fn continuation(gold: &str, responses: &[Response]) -> Outcome {
+pub(crate) fn continuation(gold: &str, responses: &[Response]) -> Outcome {
     let logprob = responses.first().map_or(f64::NAN, Response::logprob);
     let greedy = matches!(responses, [Response::LogLikelihood { greedy: true, .. }]);
     let metrics = [("perplexity,none", logprob), ("acc,none", f64::from(u8::from(greedy)))];
@@ -119,7 +119,7 @@ pub(super) fn continuation(gold: &str, responses: &[Response]) -> Outcome {
 }
 
 /// What a rolling log-likelihood reports.
-pub(super) fn rolling_metrics() -> Vec<Metric> {
+pub(crate) fn rolling_metrics() -> Vec<Metric> {
     vec![
         Metric::low("word_perplexity", Aggregation::WeightedPerplexity),
         Metric::low("byte_perplexity", Aggregation::WeightedPerplexity),
@@ -128,7 +128,7 @@ pub(super) fn rolling_metrics() -> Vec<Metric> {
 }
 
 /// A text's log-probability over its words and bytes.
-pub(super) fn rolling(responses: &[Response], words: usize, bytes: usize) -> BTreeMap<String, MetricValue> {
+pub(crate) fn rolling(responses: &[Response], words: usize, bytes: usize) -> BTreeMap<String, MetricValue> {
     let logprob = responses.first().map_or(f64::NAN, Response::logprob);
     let over = |count: usize| MetricValue::Weighted(logprob, count as f64);
     let values = [

@@ -6,16 +6,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use runtime::sums;
 use serde_json::{Map, Value, json};
 
-use super::metric::{Aggregation, MetricValue};
-use super::results::{Results, SampleCounts, TaskResult};
-use super::run::{Options, Run};
-use super::sample::Sample;
-use super::stats;
-use super::stderr::{self, BOOTSTRAP_ITERATIONS};
-use super::tasks;
+use crate::run::results::{Results, SampleCounts, TaskResult};
+use crate::run::sample::Sample;
+use crate::run::{Options, Run};
+use crate::stats;
+use crate::stats::metric::{Aggregation, MetricValue};
+use crate::stats::stderr::{self, BOOTSTRAP_ITERATIONS};
+use crate::tasks;
 
 /// The results of runs whose samples are all there.
-pub(super) fn results(
+pub(crate) fn results(
     runs: &[Run],
     options: &Options,
     identity: &Map<String, Value>,

@@ -1,23 +1,25 @@
 //! From a question and its examples to requests: as one text, or as a conversation.
 
-use super::backend::Render;
-use super::question::{Message, Prompt, Question, Request};
+use crate::task::question::{Message, Prompt, Question, Request};
 use crate::{Error, Result};
 
+/// Renders a conversation as text.
+pub(crate) type Render = dyn Fn(&[Message]) -> Result<String>;
+
 /// How prompts are written.
-pub(super) struct PromptStyle<'a> {
+pub(crate) struct PromptStyle<'a> {
     /// A system prompt before the task's description.
-    pub(super) system: Option<&'a str>,
+    pub(crate) system: Option<&'a str>,
     /// How a conversation becomes a prompt; `None`: plain text.
-    pub(super) chat: Option<Chat<'a>>,
+    pub(crate) chat: Option<Chat<'a>>,
     /// New tokens of tasks that do not say how many.
-    pub(super) max_tokens: usize,
+    pub(crate) max_tokens: usize,
     /// Answers to each question.
-    pub(super) repeats: u64,
+    pub(crate) repeats: u64,
 }
 
 /// Where a conversation becomes text.
-pub(super) enum Chat<'a> {
+pub(crate) enum Chat<'a> {
     /// The model's template, here.
     Render(&'a Render),
     /// The server.
@@ -34,7 +36,7 @@ impl PromptStyle<'_> {
     ///
     /// # Errors
     /// What the chat template refuses.
-    pub(super) fn requests(
+    pub(crate) fn requests(
         &self,
         description: &str,
         shots: &[(String, String)],

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::results::{Results, TaskResult};
+use crate::run::results::{Results, TaskResult};
 
 const HEADINGS: [&str; 9] = ["task", "version", "filter", "n-shot", "metric", "value", "stderr", "95 % (Wilson)", "n"];
 

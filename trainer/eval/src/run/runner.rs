@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use indicatif::ProgressBar;
 use serde_json::{Map, Value};
 
-use super::aggregate;
-use super::backend::Backend;
-use super::context::{Chat, PromptStyle};
-use super::results::Results;
-use super::run::{Options, Run, ShownPrompt};
+use crate::backend::Backend;
+use crate::prompt::context::{Chat, PromptStyle};
+use crate::run::aggregate;
+use crate::run::results::Results;
+use crate::run::{Options, Run, ShownPrompt};
 use crate::{Error, Result};
 use command::folder_lock::FolderLock;
 use command::interrupt::Interrupt;
@@ -22,7 +22,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 ///
 /// # Errors
 /// Data or settings that cannot be used; what the backend refuses; [`Error::Interrupted`] after Ctrl-C.
-pub(super) fn run<B: Backend>(
+pub(crate) fn run<B: Backend>(
     options: Options,
     mut backend: B,
     interrupt: &Interrupt,

@@ -1,15 +1,15 @@
 //! Several answers to one question.
 
-use super::doc::Doc;
-use super::metric::{Aggregation, MetricValue};
-use super::question::Response;
-use super::sample::Outcome;
-use super::stats;
-use super::task::Task;
 use crate::Result;
+use crate::data::doc::Doc;
+use crate::stats;
+use crate::stats::metric::{Aggregation, MetricValue};
+use crate::task::Task;
+use crate::task::outcome::Outcome;
+use crate::task::question::Response;
 
 /// Grades several answers to one question: every metric is its mean over them, and the first answer is shown.
-pub(super) fn grade(task: &dyn Task, doc: &Doc, responses: &[Response]) -> Result<Outcome> {
+pub(crate) fn grade(task: &dyn Task, doc: &Doc, responses: &[Response]) -> Result<Outcome> {
     let outcomes = responses
         .iter()
         .map(|response| task.grade(doc, std::slice::from_ref(response)))

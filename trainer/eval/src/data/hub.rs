@@ -13,7 +13,7 @@ use runtime::source::DataSet;
 use runtime::{read, sums};
 use serde_json::{Value, json};
 
-use super::doc::Doc;
+use crate::data::doc::Doc;
 use crate::{Error, Result};
 use command::progress::Progress;
 use data::parquet;
@@ -33,22 +33,22 @@ struct Split {
 }
 
 /// Rows and where they are from.
-pub(super) struct Rows {
-    pub(super) docs: Vec<Doc>,
+pub(crate) struct Rows {
+    pub(crate) docs: Vec<Doc>,
     /// `hf:org/name@commit/configuration/split`.
-    pub(super) source: String,
+    pub(crate) source: String,
     /// SHA-256 of its file.
-    pub(super) sum: String,
+    pub(crate) sum: String,
 }
 
 /// The tasks' data sets, each opened once.
-pub(super) struct Hub {
+pub(crate) struct Hub {
     sets: Mutex<BTreeMap<&'static str, DataSet>>,
     progress: Progress,
 }
 
 impl Hub {
-    pub(super) fn new(progress: Progress) -> Self {
+    pub(crate) fn new(progress: Progress) -> Self {
         Self { sets: Mutex::default(), progress }
     }
 
@@ -56,7 +56,7 @@ impl Hub {
     ///
     /// # Errors
     /// A file that no data set of the hub stands for; one that cannot be had, or has other columns.
-    pub(super) fn rows(&self, file: &str) -> Result<Rows> {
+    pub(crate) fn rows(&self, file: &str) -> Result<Rows> {
         let split = split(file).ok_or_else(|| {
             let what = "no data set of the hub is known to have it; name a folder that does with --data (`eval.data`)";
             Error::from(command::Error::Data { path: PathBuf::from(file), line: None, what: what.to_owned() })

@@ -1,5 +1,8 @@
 //! The folder that tasks read: known files by their sums, JSON lines, CSV, text.
 
+pub(crate) mod doc;
+mod hub;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,8 +13,8 @@ use runtime::{read, sums};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::doc::Doc;
-use super::hub::Hub;
+use crate::data::doc::Doc;
+use crate::data::hub::Hub;
 use crate::{Error, Result};
 use command::progress::Progress;
 
@@ -101,7 +104,7 @@ impl DataFolder {
     ///
     /// # Errors
     /// A file that no data set stands for; rows that cannot be had, or have other columns.
-    pub(super) fn hub_rows(&self, file: &str) -> Result<Option<Vec<Doc>>> {
+    pub(crate) fn hub_rows(&self, file: &str) -> Result<Option<Vec<Doc>>> {
         let DataSource::Own(hub) = &self.place else { return Ok(None) };
         let rows = hub.rows(file)?;
         self.sums.lock().unwrap_or_else(PoisonError::into_inner).insert(rows.source, rows.sum);

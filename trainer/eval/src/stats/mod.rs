@@ -5,7 +5,9 @@
 //! `scripts/fixtures/make_stats.py` with scipy and statsmodels.
 
 mod distribution;
+pub(crate) mod metric;
 pub mod paired;
+pub mod stderr;
 
 pub use distribution::{binomial_two_sided, normal_quantile, t_quantile, t_two_sided};
 

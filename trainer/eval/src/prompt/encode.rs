@@ -2,15 +2,15 @@
 
 /// A sequence whose tokens from `from` on are scored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Tail {
-    pub(super) tokens: Vec<u32>,
-    pub(super) from: usize,
+pub(crate) struct Tail {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) from: usize,
     /// Tokens at the beginning that were left out to fit.
-    pub(super) cut: usize,
+    pub(crate) cut: usize,
 }
 
 /// The parts of a text pair as they are encoded: white space between belongs to the continuation.
-pub(super) fn move_spaces<'a>(context: &'a str, continuation: &str) -> (&'a str, String) {
+pub(crate) fn move_spaces<'a>(context: &'a str, continuation: &str) -> (&'a str, String) {
     // Python's white space has these four separators besides Unicode's.
     let space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
     let kept = context.trim_end_matches(space);
@@ -22,7 +22,7 @@ pub(super) fn move_spaces<'a>(context: &'a str, continuation: &str) -> (&'a str,
 ///
 /// # Errors
 /// What `encode` refuses.
-pub(super) fn pair<E>(
+pub(crate) fn pair<E>(
     context: &str,
     continuation: &str,
     prefix: u32,
@@ -42,12 +42,12 @@ pub(super) fn pair<E>(
 
 impl Tail {
     /// Whether a model that sees `limit` tokens at once can score it: nothing is predicted from the last token.
-    pub(super) fn fits(&self, limit: usize) -> bool {
+    pub(crate) fn fits(&self, limit: usize) -> bool {
         self.tokens.len() <= limit + 1
     }
 
     /// Its end that fits; `None` when that would cut into what is scored.
-    pub(super) fn cut_to(mut self, limit: usize) -> Option<Self> {
+    pub(crate) fn cut_to(mut self, limit: usize) -> Option<Self> {
         let cut = self.tokens.len().saturating_sub(limit + 1);
         if cut >= self.from {
             return None;
@@ -60,7 +60,7 @@ impl Tail {
 
 /// Windows of at most `limit` tokens to predict that cover a text; each begins with the token before it, the first with
 /// `prefix`. The last one is filled up with context on the left.
-pub(super) fn windows(tokens: &[u32], prefix: u32, limit: usize) -> Vec<Tail> {
+pub(crate) fn windows(tokens: &[u32], prefix: u32, limit: usize) -> Vec<Tail> {
     let mut windows = Vec::new();
     let mut done = 0;
     while done < tokens.len() {

@@ -1,12 +1,12 @@
 //! Few-shot examples of each document, chosen as lm-evaluation-harness 0.4.13 chooses them.
 
-use super::doc::Doc;
-use super::random::PythonRandom;
-use super::task::{Docs, FewShot, Task};
+use crate::data::doc::Doc;
+use crate::random::PythonRandom;
+use crate::task::{Docs, FewShot, Task};
 use crate::{Error, Result};
 
 /// Chooses examples for one document after another; the random numbers go on from document to document.
-pub(super) struct Shots<'a> {
+pub(crate) struct Shots<'a> {
     task: &'a dyn Task,
     docs: &'a Docs,
     count: usize,
@@ -18,7 +18,7 @@ impl<'a> Shots<'a> {
     ///
     /// # Errors
     /// A task that has no examples, or fewer.
-    pub(super) fn new(task: &'a dyn Task, docs: &'a Docs, count: usize, seed: u64) -> Result<Self> {
+    pub(crate) fn new(task: &'a dyn Task, docs: &'a Docs, count: usize, seed: u64) -> Result<Self> {
         let info = task.info();
         let available = match &info.few_shot {
             FewShot::Random | FewShot::First => docs.pool.len(),
@@ -37,7 +37,7 @@ impl<'a> Shots<'a> {
     }
 
     /// (question, answer) of every example for `doc`.
-    pub(super) fn of(&mut self, doc: &Doc) -> Vec<(String, String)> {
+    pub(crate) fn of(&mut self, doc: &Doc) -> Vec<(String, String)> {
         if self.count == 0 {
             return Vec::new();
         }

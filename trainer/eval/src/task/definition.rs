@@ -12,13 +12,13 @@ use regex::Regex;
 use runtime::text::{TemplateError, Templates};
 use serde::Deserialize;
 
-use super::data::DataFolder;
-use super::doc::Doc;
-use super::grading::{self, ChosenMatch, Extract, Normal};
-use super::metric::{Aggregation, Metric};
-use super::question::{Question, Response};
-use super::sample::Outcome;
-use super::task::{Docs, FewShot, Task, TaskInfo};
+use crate::data::DataFolder;
+use crate::data::doc::Doc;
+use crate::stats::metric::{Aggregation, Metric};
+use crate::task::grading::{self, ChosenMatch, Extract, Normal};
+use crate::task::outcome::Outcome;
+use crate::task::question::{Question, Response};
+use crate::task::{Docs, FewShot, Task, TaskInfo};
 use crate::{Error, Result};
 use command::parse_errors::plain;
 
@@ -140,7 +140,7 @@ struct Compare {
 }
 
 /// A task from a TOML file.
-pub(super) struct Definition {
+pub(crate) struct Definition {
     info: TaskInfo,
     file: File,
     templates: Templates,
@@ -159,7 +159,7 @@ impl Definition {
     ///
     /// # Errors
     /// TOML that is not a task, by key.
-    pub(super) fn parse(text: &str, origin: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str, origin: &str) -> Result<Self> {
         let error = |what: String| Error::from(command::Error::Syntax { origin: origin.to_owned(), what });
         let file: File = toml::from_str(text).map_err(|e| error(plain(&e.to_string())))?;
         check(&file).map_err(error)?;
@@ -176,7 +176,7 @@ impl Definition {
     }
 
     /// The same, with data in `folder`.
-    pub(super) fn with_data_in(self, folder: &Path) -> Self {
+    pub(crate) fn with_data_in(self, folder: &Path) -> Self {
         Self { folder: Some(folder.to_owned()), ..self }
     }
 

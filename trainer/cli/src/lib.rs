@@ -1,4 +1,12 @@
-//! The command lines, and what they have in common.
+//! The command lines of `arle` and `arle-train`, and what they have in common.
+//!
+//! ```
+//! use clap::Parser;
+//!
+//! # fn main() -> opd::Result<()> {
+//! cli::Arle::try_parse_from(["arle", "eval", "--list"]).expect("a command line").run()
+//! # }
+//! ```
 
 mod bench;
 mod eval;

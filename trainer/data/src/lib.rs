@@ -1,4 +1,20 @@
 //! Rows of prompts and completions, from JSONL and Parquet files.
+//!
+//! ```
+//! use data::{Cursor, Prompt};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("prompts.jsonl");
+//! std::fs::write(&path, "{\"prompt\": \"Why is the sky blue?\"}\n{\"prompt\": \"What is a volcano?\"}\n")?;
+//! let rows = data::read(&path, None, None)?;
+//! assert_eq!(rows[1].prompt, Prompt::Text("What is a volcano?".to_owned()));
+//! // The order of an epoch depends on the seed alone.
+//! let mut cursor = Cursor::new(rows.len(), Some(7), 0);
+//! assert_eq!(cursor.take(2), Cursor::new(rows.len(), Some(7), 0).take(2));
+//! # Ok(())
+//! # }
+//! ```
 
 mod cursor;
 mod jsonl;

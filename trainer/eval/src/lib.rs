@@ -6,6 +6,14 @@
 //!
 //! Numbers are those of lm-evaluation-harness 0.4.13 on the same data, model and options; `scripts/check/eval_lm_eval`
 //! compares them.
+//!
+//! ```
+//! use eval::grade::{answer, boxed};
+//!
+//! let response = r"<think>Half of one.</think> So the answer is $\boxed{\frac{1}{2}}$.";
+//! let found = boxed::last_boxed(boxed::after_thinking(response, false)).expect("an answer");
+//! assert!(answer::math_equal(found, "0.5"));
+//! ```
 
 mod backend;
 pub mod compare;

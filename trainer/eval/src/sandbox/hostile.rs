@@ -126,7 +126,7 @@ fn hostile_programs_of_an_ordinary_user_get_nothing() {
     let program = folder.path().join("tests");
     fs::copy(std::env::current_exe().expect("a path"), &program).expect("copied");
     let mut command = Command::new(&program);
-    command.args(["--exact", "eval::sandbox::hostile::hostile_programs_get_nothing", "--nocapture"]);
+    command.args(["--exact", "sandbox::hostile::hostile_programs_get_nothing", "--nocapture"]);
     command.uid(ORDINARY).gid(ORDINARY).env_clear().env("PATH", "/usr/bin:/bin").current_dir("/");
     let output = command.output().expect("it starts");
     let (printed, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -151,7 +151,7 @@ fn waits_for_a_program_that_sleeps() {
 fn a_killed_starter_takes_its_program_along() {
     for without in [false, true] {
         let mut command = Command::new(std::env::current_exe().expect("a path"));
-        command.args(["--ignored", "--exact", "eval::sandbox::hostile::waits_for_a_program_that_sleeps"]);
+        command.args(["--ignored", "--exact", "sandbox::hostile::waits_for_a_program_that_sleeps"]);
         if without {
             command.env(WITHOUT, "1");
         }

@@ -45,7 +45,7 @@ impl Watch<'_> {
 }
 
 /// Tokens to run and the rows whose next token is scored.
-struct PackedKv {
+struct PackedBatch {
     ids: Index,
     sequences: Sequences,
     rows: Index,
@@ -126,13 +126,13 @@ pub(super) fn run(
 }
 
 /// Hidden states of the rows that predict a scored token.
-fn rows_of(decoder: &Decoder, tape: &mut Tape, pass: &ModelParams, packed: &PackedKv) -> Result<Tensor> {
+fn rows_of(decoder: &Decoder, tape: &mut Tape, pass: &ModelParams, packed: &PackedBatch) -> Result<Tensor> {
     let hidden = decoder.forward_packed(tape, pass, &packed.ids, &packed.sequences)?;
     Ok(ops::select_rows(tape, &hidden, &packed.rows)?)
 }
 
 /// All sequences without their last token, which predicts nothing. `prompt` may replace a sequence's prompt.
-fn pack<'a>(sequences: &'a [TrainSequence], prompt: impl Fn(&'a TrainSequence) -> Option<&'a [u32]>) -> PackedKv {
+fn pack<'a>(sequences: &'a [TrainSequence], prompt: impl Fn(&'a TrainSequence) -> Option<&'a [u32]>) -> PackedBatch {
     let (mut ids, mut lengths, mut rows) = (Vec::new(), Vec::new(), Vec::new());
     for s in sequences {
         let first = ids.len();
@@ -144,7 +144,7 @@ fn pack<'a>(sequences: &'a [TrainSequence], prompt: impl Fn(&'a TrainSequence) -
         let predicting = first + prompt.len() - 1;
         rows.extend(weighted(s).map(|i| (predicting + i) as u32));
     }
-    PackedKv { ids: ids.into(), sequences: Sequences::from_lengths(&lengths), rows: rows.into() }
+    PackedBatch { ids: ids.into(), sequences: Sequences::from_lengths(&lengths), rows: rows.into() }
 }
 
 /// Indices of completion tokens that have a weight.

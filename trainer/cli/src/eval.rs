@@ -16,7 +16,7 @@ use super::{print, print_json};
 use crate::{Error, Result};
 use ::eval::data::{DataFolder, HUB};
 use ::eval::sandbox::Isolation;
-use ::eval::{self, LocalSettings, Options, RemoteSettings, Results, compare, report, tasks};
+use ::eval::{self, EvalOptions, LocalSettings, RemoteSettings, Results, compare, report, tasks};
 use command::endpoint::EVALUATED;
 use command::interrupt::{Interrupt, InterruptMessages};
 use command::progress::Progress;
@@ -119,7 +119,7 @@ impl EvalArgs {
         idle("--top-p", greedy && self.top_p.is_some(), "with --temperature 0 (greedy)")
     }
 
-    fn options(&self, progress: Progress) -> Result<Options> {
+    fn options(&self, progress: Progress) -> Result<EvalOptions> {
         let isolation = if self.allow_unsandboxed_code { Isolation::None } else { Isolation::Namespaces };
         let tasks = tasks::find(&self.tasks, tasks::Programs { isolation, answers: self.repeats })?;
         let needs_data = self.tasks.iter().any(|name| !name.ends_with(".toml"));
@@ -128,7 +128,7 @@ impl EvalArgs {
                        unasked";
             return Err(Error::from(command::Error::Missing { key: "--data".to_owned(), why: why.to_owned() }));
         }
-        Ok(Options {
+        Ok(EvalOptions {
             tasks,
             data: Arc::new(DataFolder::open(self.data.as_deref().unwrap_or(Path::new("")), self.any_data, progress)?),
             limit: self.limit,
@@ -171,7 +171,7 @@ impl EvalArgs {
         })
     }
 
-    fn evaluate_model(&self, options: Options, interrupt: &Interrupt, progress: Progress) -> Result<Results> {
+    fn evaluate_model(&self, options: EvalOptions, interrupt: &Interrupt, progress: Progress) -> Result<Results> {
         let model = self.model_args();
         let files = model.open(progress)?;
         if self.apply_chat_template {

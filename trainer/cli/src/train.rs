@@ -13,7 +13,7 @@ use command::interrupt::{Interrupt, TRAINING};
 use command::progress::{Progress, eprint_line};
 use opd::memory;
 use opd::recipe::{Override, RecipeSource};
-use opd::run::{self, Options, Resume};
+use opd::run::{self, Resume, RunOptions};
 
 const EXAMPLES: &str = "Examples:
   arle-train recipes/quickstart.toml                            run a recipe; results go to runs/quickstart
@@ -96,7 +96,7 @@ impl TrainArgs {
         let interrupt = Interrupt::listen(&TRAINING).map_err(command::Error::Signals)?;
         let traces = Traces::from_environment(self.otlp_endpoint.as_deref(), "arle-train")?;
         let serve = self.serving(&traces)?;
-        let options = Options {
+        let options = RunOptions {
             recipe,
             given,
             folder,

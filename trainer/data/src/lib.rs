@@ -8,7 +8,7 @@
 //! let path = folder.path().join("prompts.jsonl");
 //! std::fs::write(&path, "{\"prompt\": \"Why is the sky blue?\"}\n{\"prompt\": \"What is a volcano?\"}\n")?;
 //! let rows = data::read(&path, None, None)?;
-//! assert_eq!(rows[1].prompt, Prompt::Text("What is a volcano?".to_owned()));
+//! assert_eq!(rows[1].prompt, RowPrompt::Text("What is a volcano?".to_owned()));
 //! // The order of an epoch depends on the seed alone.
 //! let mut cursor = Cursor::new(rows.len(), Some(7), 0);
 //! assert_eq!(cursor.take(2), Cursor::new(rows.len(), Some(7), 0).take(2));
@@ -24,20 +24,20 @@ mod row;
 use std::path::Path;
 
 pub use cursor::Cursor;
-pub use row::{Completion, Message, Origin, Prompt, Row};
+pub use row::{Completion, Message, Origin, Row, RowPrompt};
 
 use command::{Error, Result};
 
 /// A data file's format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum FileFormat {
     /// One JSON object a line.
     Jsonl,
     /// Apache Parquet.
     Parquet,
 }
 
-impl Format {
+impl FileFormat {
     /// The format of that name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
@@ -62,10 +62,10 @@ impl Format {
 ///
 /// # Errors
 /// When it is missing, empty or malformed.
-pub fn read(path: &Path, format: Option<Format>, column: Option<&str>) -> Result<Vec<Row>> {
-    let rows = match format.map_or_else(|| Format::of(path), Ok)? {
-        Format::Jsonl => jsonl::read(path)?,
-        Format::Parquet => {
+pub fn read(path: &Path, format: Option<FileFormat>, column: Option<&str>) -> Result<Vec<Row>> {
+    let rows = match format.map_or_else(|| FileFormat::of(path), Ok)? {
+        FileFormat::Jsonl => jsonl::read(path)?,
+        FileFormat::Parquet => {
             let wanted: Vec<&str> = row::KEYS.into_iter().chain(column).collect();
             parquet::read(path, &wanted)?
         }

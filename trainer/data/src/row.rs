@@ -34,7 +34,7 @@ impl Message {
 
 /// What the student is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Prompt {
+pub enum RowPrompt {
     /// A text.
     Text(String),
     /// A conversation that the assistant continues.
@@ -72,7 +72,7 @@ impl Origin {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     /// What the student is asked.
-    pub prompt: Prompt,
+    pub prompt: RowPrompt,
     /// A given answer.
     pub completion: Option<Completion>,
     /// Definitions of functions, for the chat template.
@@ -117,8 +117,8 @@ impl Row {
             (None, Some(messages)) => split_messages(messages),
         };
         match &prompt {
-            Prompt::Text(text) if text.is_empty() => return Err(origin.error("`prompt` is empty")),
-            Prompt::Chat(messages) if messages.is_empty() => {
+            RowPrompt::Text(text) if text.is_empty() => return Err(origin.error("`prompt` is empty")),
+            RowPrompt::Chat(messages) if messages.is_empty() => {
                 return Err(origin.error("no message before the completion"));
             }
             _ => {}
@@ -141,13 +141,13 @@ fn present(object: &mut Map<String, Value>, key: &str) -> Option<Value> {
     object.shift_remove(key).filter(|value| !value.is_null())
 }
 
-fn parse_prompt(value: Value, origin: &Origin) -> Result<Prompt> {
+fn parse_prompt(value: Value, origin: &Origin) -> Result<RowPrompt> {
     match value {
-        Value::String(text) => Ok(Prompt::Text(text)),
+        Value::String(text) => Ok(RowPrompt::Text(text)),
         Value::Array(_) => {
             let messages = parse_messages(value, "prompt", origin)?;
             let open = messages.last().is_some_and(|last| last.role() == "assistant");
-            Ok(if open { Prompt::Open(messages) } else { Prompt::Chat(messages) })
+            Ok(if open { RowPrompt::Open(messages) } else { RowPrompt::Chat(messages) })
         }
         other => Err(origin.error(format!("`prompt` must be a string or a list of messages, not {other}"))),
     }
@@ -244,12 +244,12 @@ fn share_gpt(value: Value) -> Result<Vec<ChatMessage>, String> {
 }
 
 /// The last assistant turn is the completion.
-fn split_messages(mut messages: Vec<ChatMessage>) -> (Prompt, Option<Completion>) {
+fn split_messages(mut messages: Vec<ChatMessage>) -> (RowPrompt, Option<Completion>) {
     let completion = match messages.last() {
         Some(last) if last.role() == "assistant" => messages.pop().map(Completion::Message),
         _ => None,
     };
-    (Prompt::Chat(messages), completion)
+    (RowPrompt::Chat(messages), completion)
 }
 
 fn as_text(value: Value) -> Option<String> {

@@ -32,8 +32,8 @@ fn every_form_of_a_row_is_read() {
         "{\"prompt\": [{\"role\": \"user\", \"content\": \"Why?\"}], \"completion\": [{\"role\": \"assistant\", \"content\": \"So.\"}]}\n",
     ))
     .expect("valid");
-    let chat = Prompt::Chat(vec![ChatMessage::new("user", "Why?")]);
-    assert_eq!(rows[0].prompt, Prompt::Text("Why?".to_owned()));
+    let chat = RowPrompt::Chat(vec![ChatMessage::new("user", "Why?")]);
+    assert_eq!(rows[0].prompt, RowPrompt::Text("Why?".to_owned()));
     assert_eq!(rows[0].columns.get("hint").map(String::as_str), Some("because"));
     assert_eq!(rows[0].columns.get("weight").map(String::as_str), Some("2"));
     assert!(!rows[0].columns.contains_key("none"));
@@ -69,7 +69,7 @@ fn a_null_key_is_absent_and_other_forms_of_a_conversation_are_read() {
     let Some(Completion::Message(message)) = row.completion else { panic!("a message") };
     assert_eq!(message.fields()["tool_calls"][0]["function"]["arguments"], json!({"a": 1}));
     let open = json!({"prompt": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "y"}], "completion": "o"});
-    assert!(matches!(jsonl(&open.to_string()).expect("valid")[0].prompt, Prompt::Open(_)));
+    assert!(matches!(jsonl(&open.to_string()).expect("valid")[0].prompt, RowPrompt::Open(_)));
     let from = json!({"conversations": [{"from": "bing", "value": "hi"}]}).to_string();
     assert!(refusal(&from).contains("\"bing\""));
     assert!(refusal(&json!({"prompt": "x", "tools": 3}).to_string()).contains("`tools` must be a list"));
@@ -122,7 +122,7 @@ fn parquet_rows_are_read() {
 
     let rows = read(file.path(), None, Some("score")).expect("valid");
     assert_eq!(rows.len(), 2);
-    assert_eq!(rows[1].prompt, Prompt::Text("two".to_owned()));
+    assert_eq!(rows[1].prompt, RowPrompt::Text("two".to_owned()));
     assert_eq!(rows[0].columns.get("score").map(String::as_str), Some("0.5"));
     assert!(rows[1].columns.is_empty());
 
@@ -208,7 +208,7 @@ fn every_codec_is_read() {
     for codec in codecs {
         let file = with_column("", codec, |_| ());
         let rows = read(file.path(), None, None).unwrap_or_else(|e| panic!("{codec:?}: {e}"));
-        assert_eq!(rows[2].prompt, Prompt::Text("three".to_owned()), "{codec:?}");
+        assert_eq!(rows[2].prompt, RowPrompt::Text("three".to_owned()), "{codec:?}");
     }
 }
 

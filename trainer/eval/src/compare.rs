@@ -16,7 +16,7 @@ pub(super) const LEVEL: f64 = 0.95;
 
 /// One metric of one task in both runs.
 #[derive(Debug)]
-pub struct Row {
+pub struct ComparisonRow {
     pub(super) task: String,
     pub(super) metric: String,
     pub(super) compared: Comparison,
@@ -29,7 +29,7 @@ pub struct Row {
 ///
 /// # Errors
 /// Folders without a common task, runs that are not complete, or that asked other documents.
-pub fn compare(a: &Path, b: &Path) -> Result<Vec<Row>> {
+pub fn compare(a: &Path, b: &Path) -> Result<Vec<ComparisonRow>> {
     compare_samples([a, b], &samples_of(a)?, &samples_of(b)?)
 }
 
@@ -37,7 +37,7 @@ pub fn compare(a: &Path, b: &Path) -> Result<Vec<Row>> {
 ///
 /// # Errors
 /// As [`compare`].
-pub(super) fn compare_samples(folders: [&Path; 2], first: &Samples, second: &Samples) -> Result<Vec<Row>> {
+pub(super) fn compare_samples(folders: [&Path; 2], first: &Samples, second: &Samples) -> Result<Vec<ComparisonRow>> {
     let mut rows = Vec::new();
     for (task, first) in first {
         if let Some(second) = second.get(task) {
@@ -93,7 +93,7 @@ fn check(task: &str, first: &Run, second: &Run, folders: [&Path; 2]) -> Result<(
     Err(Error::from(command::Error::RunFolder { path: a.to_owned(), what }))
 }
 
-fn rows_of(task: &str, first: &[Sample], second: &[Sample]) -> Vec<Row> {
+fn rows_of(task: &str, first: &[Sample], second: &[Sample]) -> Vec<ComparisonRow> {
     let keys = first.first().map(|sample| sample.metrics.keys().cloned().collect::<Vec<String>>()).unwrap_or_default();
     let row = |metric: String| {
         let values = |samples: &[Sample]| -> Option<Vec<f64>> {
@@ -106,14 +106,14 @@ fn rows_of(task: &str, first: &[Sample], second: &[Sample]) -> Vec<Row> {
             let differs = |(_, (a, b)): &(usize, (&f64, &f64))| binary && *b - *a == sign;
             a.iter().zip(&b).enumerate().filter(differs).map(|(doc, _)| doc).collect()
         };
-        Some(Row { task: task.to_owned(), gained: places(1.0), lost: places(-1.0), metric, compared })
+        Some(ComparisonRow { task: task.to_owned(), gained: places(1.0), lost: places(-1.0), metric, compared })
     };
     keys.into_iter().filter_map(row).collect()
 }
 
 /// The comparison for people.
 #[must_use]
-pub fn text(rows: &[Row]) -> String {
+pub fn text(rows: &[ComparisonRow]) -> String {
     let mut text = format!(
         "{:<20} {:<28} {:>6} {:>9} {:>9} {:>9} {:>20} {:>8} {:>6} {:>6}\n",
         "task", "metric", "n", "A", "B", "B - A", "95 % interval", "p", "gained", "lost"
@@ -134,8 +134,8 @@ pub fn text(rows: &[Row]) -> String {
 
 /// The comparison for programs, with the documents that changed sides.
 #[must_use]
-pub fn json(rows: &[Row]) -> Value {
-    let one = |row: &Row| {
+pub fn json(rows: &[ComparisonRow]) -> Value {
+    let one = |row: &ComparisonRow| {
         let c = &row.compared;
         json!({
             "task": row.task,

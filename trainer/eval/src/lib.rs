@@ -1,7 +1,7 @@
 //! Evaluation on held-out sets: tasks with lm-evaluation-harness' definitions, run through the batched scheduler.
 //!
-//! A [`Task`] turns a document into a [`Question`]; the runner puts few-shot examples before it, which makes [`Request`]s;
-//! a backend answers them with [`Response`]s; the task grades these, which makes a [`Sample`], one line of a file; the
+//! A [`Task`] turns a document into a [`TaskQuestion`]; the runner puts few-shot examples before it, which makes [`EvalRequest`]s;
+//! a backend answers them with [`EvalResponse`]s; the task grades these, which makes a [`Sample`], one line of a file; the
 //! samples' metrics are aggregated into [`Results`].
 //!
 //! Numbers are those of lm-evaluation-harness 0.4.13 on the same data, model and options; `scripts/check/eval_lm_eval`
@@ -42,13 +42,13 @@ use command::progress::Progress;
 pub use data::doc::Doc;
 pub use error::{Error, Result};
 pub use random::PythonRandom;
-pub use run::Options;
+pub use run::EvalOptions;
 pub use run::results::{Group, Results, SampleCounts, TaskResult};
 pub use run::sample::{Header, Sample, SampleFile, read_samples};
 pub use run::table::table;
 pub use stats::metric::{Aggregation, Metric, MetricValue};
-pub use task::outcome::Outcome;
-pub use task::question::{Message, Prompt, Question, Request, Response};
+pub use task::outcome::Grade;
+pub use task::question::{EvalRequest, EvalResponse, Message, Prompt, TaskQuestion};
 pub use task::{Docs, FewShot, Task, TaskInfo};
 
 /// Seed of the few-shot examples unless one is given, lm-evaluation-harness' number.
@@ -63,7 +63,7 @@ pub const MAX_LENGTH: usize = 2048;
 /// # Errors
 /// Whatever stops it; [`Error::Interrupted`] after Ctrl-C, with what is graded kept.
 pub fn evaluate_model(
-    options: Options,
+    options: EvalOptions,
     runtime: RuntimeHandle,
     files: &Arc<ModelFiles>,
     settings: LocalSettings,
@@ -71,7 +71,7 @@ pub fn evaluate_model(
     interrupt: &Interrupt,
     progress: Progress,
 ) -> Result<Results> {
-    let backend = backend::Local::new(runtime, files, settings, identity)?;
+    let backend = backend::LocalBackend::new(runtime, files, settings, identity)?;
     run::runner::run(options, backend, interrupt, progress)
 }
 
@@ -80,12 +80,12 @@ pub fn evaluate_model(
 /// # Errors
 /// As [`evaluate_model`].
 pub fn evaluate_server(
-    options: Options,
+    options: EvalOptions,
     settings: RemoteSettings,
     interrupt: &Interrupt,
     progress: Progress,
 ) -> Result<Results> {
-    run::runner::run(options, backend::Remote::new(settings), interrupt, progress)
+    run::runner::run(options, backend::RemoteBackend::new(settings), interrupt, progress)
 }
 
 /// Writes `results.json`.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value};
 use serve::{Bell, TrainControl, TrainEvent, TrainStatus};
 
-use crate::metrics::Metrics;
+use crate::metrics::StepMetrics;
 use crate::recipe;
 use command::interrupt::Interrupt;
 
@@ -65,7 +65,7 @@ impl Control {
     }
 
     /// Numbers of a step.
-    pub(crate) fn metrics(&self, metrics: &Metrics) {
+    pub(crate) fn metrics(&self, metrics: &StepMetrics) {
         let mut event_log = self.event_log();
         let step = metrics.get("step").unwrap_or(0.0) as u64;
         event_log.status.iter = step;
@@ -200,7 +200,7 @@ mod tests {
         let control = Control::new(Interrupt::default());
         control.start("run", 0, 9);
         for step in 1..=600 {
-            let mut metrics = Metrics::at(step);
+            let mut metrics = StepMetrics::at(step);
             metrics.set("loss", 1.0 / step as f64);
             metrics.set("optim/grad_norm", f64::NAN);
             control.metrics(&metrics);

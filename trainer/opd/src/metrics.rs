@@ -13,9 +13,9 @@ use crate::{Error, Result};
 /// Named numbers of one step, in the order they were added.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Metrics(Map<String, Value>);
+pub struct StepMetrics(Map<String, Value>);
 
-impl Metrics {
+impl StepMetrics {
     /// Starts with `step`.
     #[must_use]
     pub fn at(step: u64) -> Self {
@@ -109,12 +109,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("metrics.jsonl");
         let mut lines = JsonLines::open(&path, 0).expect("opens");
-        lines.write(Metrics::at(1).as_json()).expect("written");
+        lines.write(StepMetrics::at(1).as_json()).expect("written");
         let kept = lines.bytes();
-        lines.write(Metrics::at(2).as_json()).expect("written");
+        lines.write(StepMetrics::at(2).as_json()).expect("written");
         drop(lines);
         let mut lines = JsonLines::open(&path, kept).expect("opens");
-        let mut again = Metrics::at(2);
+        let mut again = StepMetrics::at(2);
         again.set("loss", f64::NAN);
         lines.write(again.as_json()).expect("written");
         assert_eq!(std::fs::read_to_string(&path).expect("text"), "{\"step\":1}\n{\"step\":2,\"loss\":null}\n");

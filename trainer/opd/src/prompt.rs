@@ -9,7 +9,7 @@ use serde_json::Map;
 
 use crate::recipe::TeacherContext;
 use crate::{Error, Result};
-use data::{Completion, Message, Origin, Prompt, Row};
+use data::{Completion, Message, Origin, Row, RowPrompt};
 
 /// Roles that chat templates know; one that a template names is known, too.
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
@@ -34,7 +34,7 @@ pub struct Example {
 }
 
 /// Turns rows into token ids.
-pub struct Encoder {
+pub struct PromptEncoder {
     tokenizer: Arc<Tokenizer>,
     files: Arc<ModelFiles>,
     /// String prompts become user messages.
@@ -43,7 +43,7 @@ pub struct Encoder {
     context: Option<TeacherContext>,
 }
 
-impl Encoder {
+impl PromptEncoder {
     /// `chat`: whether string prompts become user messages; `None` means when the model has a chat template.
     ///
     /// # Errors
@@ -78,10 +78,10 @@ impl Encoder {
 
     fn encode_with(&self, row: &Row, context: Option<&TeacherContext>) -> Result<Example> {
         let (messages, ending) = match &row.prompt {
-            Prompt::Text(text) if !self.chat => return self.encode_text(text, row, context),
-            Prompt::Text(text) => (vec![ChatMessage::new("user", text)], Ending::Answer),
-            Prompt::Chat(messages) => (messages.clone(), Ending::Answer),
-            Prompt::Open(messages) => (messages.clone(), Ending::Continue),
+            RowPrompt::Text(text) if !self.chat => return self.encode_text(text, row, context),
+            RowPrompt::Text(text) => (vec![ChatMessage::new("user", text)], Ending::Answer),
+            RowPrompt::Chat(messages) => (messages.clone(), Ending::Answer),
+            RowPrompt::Open(messages) => (messages.clone(), Ending::Continue),
         };
         self.check(&messages, row)?;
         let shown = messages.last().map(ChatMessage::text).unwrap_or_default();
@@ -115,7 +115,7 @@ impl Encoder {
     /// What the chat template or the tokenizer refuse.
     pub fn encode_prompt(&self, text: &str) -> Result<Example> {
         let row = Row {
-            prompt: Prompt::Text(text.to_owned()),
+            prompt: RowPrompt::Text(text.to_owned()),
             completion: None,
             tools: None,
             variables: Map::new(),
@@ -334,7 +334,7 @@ mod tests {
 
     fn row(columns: &[(&str, &str)]) -> Row {
         Row {
-            prompt: Prompt::Text("Why?".to_owned()),
+            prompt: RowPrompt::Text("Why?".to_owned()),
             completion: None,
             tools: None,
             variables: Map::new(),

@@ -7,14 +7,14 @@ use crate::{Error, Result};
 
 /// The rows of a run.
 #[derive(Debug, Clone)]
-pub struct Rows {
+pub struct RunRows {
     /// Trained on.
     pub train: Vec<Row>,
     /// Never trained on.
     pub held_out: Vec<Row>,
 }
 
-impl Rows {
+impl RunRows {
     /// Reads what `[data]` names.
     ///
     /// # Errors
@@ -47,7 +47,7 @@ impl Rows {
 mod tests {
     use std::io::Write;
 
-    use data::Prompt;
+    use data::RowPrompt;
 
     use super::*;
 
@@ -68,10 +68,10 @@ mod tests {
             limit: Some(3),
             held_out: Some(HeldOut::LastRows(2)),
         };
-        let rows = Rows::load(&data).expect("valid");
+        let rows = RunRows::load(&data).expect("valid");
         assert_eq!((rows.train.len(), rows.held_out.len()), (3, 2));
-        assert_eq!(rows.held_out[1].prompt, Prompt::Text("p9".to_owned()));
+        assert_eq!(rows.held_out[1].prompt, RowPrompt::Text("p9".to_owned()));
         data.held_out = Some(HeldOut::LastRows(10));
-        assert!(Rows::load(&data).expect_err("nothing left").to_string().contains("data.eval_rows"));
+        assert!(RunRows::load(&data).expect_err("nothing left").to_string().contains("data.eval_rows"));
     }
 }

@@ -61,12 +61,12 @@ pub(super) struct BenchArgs {
 }
 
 /// What was measured: numbers by name, and the same for people.
-struct Report {
+struct BenchReport {
     values: Map<String, Value>,
     text: String,
 }
 
-impl Report {
+impl BenchReport {
     /// The memory plan that was kept to.
     fn add_plan(&mut self, plan: &MemoryPlan) {
         self.values.insert("memory_plan".to_owned(), plan_json(plan));
@@ -96,7 +96,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
 }
 
 /// The most memory that was used, of the host and of the GPU.
-fn add_memory(report: &mut Report, args: &BenchArgs) {
+fn add_memory(report: &mut BenchReport, args: &BenchArgs) {
     report.values.insert("peak_memory_bytes".to_owned(), json!(memory::peak()));
     report.text += &format!("peak memory     {}", Bytes(memory::peak()));
     if let Some(gpu) = memory::on_gpu(args.model.device.device) {

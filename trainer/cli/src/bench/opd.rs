@@ -8,12 +8,12 @@ use runtime::request::{ModelSpec, RuntimeSpec};
 use serde_json::{Map, Value, json};
 use serve::Scope;
 
-use super::{BenchArgs, Report, prompt};
+use super::{BenchArgs, BenchReport, prompt};
 use crate::{Error, Result};
 use command::limits::{MOST_TOKENS, between};
 use command::progress::Progress;
 use opd::memory::{self, Purpose};
-use opd::metrics::Metrics;
+use opd::metrics::StepMetrics;
 use opd::prompt::Example;
 use opd::recipe::{Override, Recipe};
 use opd::run::{self, StepContext, StepReport};
@@ -55,7 +55,7 @@ pub(super) struct OpdArgs {
     set: Vec<String>,
 }
 
-pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
+pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<BenchReport> {
     if args.opd.steps == 0 {
         return Err(Error::value("--steps", 0, "at least 1"));
     }
@@ -183,13 +183,13 @@ fn spec(args: &BenchArgs, recipe: &Recipe, progress: Progress) -> Result<Runtime
     Ok(spec)
 }
 
-fn step_line(step: usize, metrics: &Metrics) -> String {
+fn step_line(step: usize, metrics: &StepMetrics) -> String {
     let phases = PHASES.map(|(name, key)| format!("{name} {:.3}", metrics.get(key).unwrap_or(0.0)));
     format!("step {}   {:.3} s   {}", step + 1, metrics.get("time/step").unwrap_or(0.0), phases.join("   "))
 }
 
 /// Medians over the steps.
-fn report(args: &BenchArgs, recipe: &Recipe, steps: &[StepReport]) -> Report {
+fn report(args: &BenchArgs, recipe: &Recipe, steps: &[StepReport]) -> BenchReport {
     let of = |key: &str| median(steps.iter().filter_map(|step| step.metrics.get(key)).collect());
     let step = of("time/step");
     let phases = PHASES.map(|(name, key)| (name, of(key)));
@@ -225,7 +225,7 @@ fn report(args: &BenchArgs, recipe: &Recipe, steps: &[StepReport]) -> Report {
         of("mismatch_kl"),
         of("mismatch_max")
     );
-    Report { values, text }
+    BenchReport { values, text }
 }
 
 /// The middle value, the mean of the two middle ones of an even number; NaN of none.

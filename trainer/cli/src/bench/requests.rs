@@ -9,7 +9,7 @@ use runtime::request::{CompletionText, GenerateRequest, ModelId};
 use serde::Deserialize;
 use serde_json::{Map, json};
 
-use super::{BenchArgs, Report, speed};
+use super::{BenchArgs, BenchReport, speed};
 use crate::{Error, Result};
 use command::progress::Progress;
 
@@ -19,12 +19,12 @@ const WARM_UP: usize = 8;
 /// One request of the file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Request {
+struct BenchRequest {
     prompt: Vec<u32>,
     max_tokens: usize,
 }
 
-pub(super) fn run(args: &BenchArgs, path: &Path, progress: Progress) -> Result<Report> {
+pub(super) fn run(args: &BenchArgs, path: &Path, progress: Progress) -> Result<BenchReport> {
     let requests = read(path)?;
     let files = args.model.open(progress)?;
     let vocab = files.config.vocab_size;
@@ -52,20 +52,20 @@ pub(super) fn run(args: &BenchArgs, path: &Path, progress: Progress) -> Result<R
     let text = format!(
         "{count:>4} requests    {prompt_tokens} prompt and {tokens} output tokens in {seconds:.2} s   {rate:.1} output tok/s\n"
     );
-    let mut report = Report { values: Map::from_iter(values.as_object().cloned().unwrap_or_default()), text };
+    let mut report = BenchReport { values: Map::from_iter(values.as_object().cloned().unwrap_or_default()), text };
     report.add_plan(&plan);
     report.add_steps(&runtime)?;
     Ok(report)
 }
 
-fn read(path: &Path) -> Result<Vec<Request>> {
+fn read(path: &Path) -> Result<Vec<BenchRequest>> {
     let text = read::bytes(path, read::TEXT)?;
     let refuse = |what: String| Error::from(command::Error::Data { path: path.to_owned(), line: None, what });
-    let requests: Vec<Request> = serde_json::from_slice(&text).map_err(|e| refuse(e.to_string()))?;
+    let requests: Vec<BenchRequest> = serde_json::from_slice(&text).map_err(|e| refuse(e.to_string()))?;
     if requests.is_empty() { Err(refuse("there is no request in it".to_owned())) } else { Ok(requests) }
 }
 
-fn check(path: &Path, requests: &[Request], vocab: usize) -> Result<()> {
+fn check(path: &Path, requests: &[BenchRequest], vocab: usize) -> Result<()> {
     for (number, request) in requests.iter().enumerate() {
         let refuse = |what: String| {
             Err(Error::from(command::Error::Data {
@@ -86,16 +86,16 @@ fn check(path: &Path, requests: &[Request], vocab: usize) -> Result<()> {
 }
 
 /// The same length with every id changed.
-fn warm_up(request: &Request, vocab: usize) -> Request {
+fn warm_up(request: &BenchRequest, vocab: usize) -> BenchRequest {
     let prompt = request.prompt.iter().map(|&id| (id + 1) % vocab as u32).collect();
-    Request { prompt, max_tokens: request.max_tokens.min(WARM_UP) }
+    BenchRequest { prompt, max_tokens: request.max_tokens.min(WARM_UP) }
 }
 
 /// Submits all and waits for the last; how many tokens came.
-fn complete(runtime: &RuntimeHandle, requests: Vec<Request>, temperature: f32, vocab: usize) -> Result<usize> {
+fn complete(runtime: &RuntimeHandle, requests: Vec<BenchRequest>, temperature: f32, vocab: usize) -> Result<usize> {
     let running: Vec<_> = (0u64..)
         .zip(requests)
-        .map(|(index, Request { prompt, max_tokens })| {
+        .map(|(index, BenchRequest { prompt, max_tokens })| {
             let params = speed::params(temperature, max_tokens, vocab)?;
             Ok(runtime.generate(GenerateRequest {
                 model: ModelId::STUDENT,

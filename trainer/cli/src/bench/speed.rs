@@ -7,7 +7,7 @@ use runtime::sampler::SamplingParams;
 use runtime::{Generation, RuntimeHandle};
 use serde_json::{Map, json};
 
-use super::{BenchArgs, Report, prompt};
+use super::{BenchArgs, BenchReport, prompt};
 use crate::{Error, Result};
 use command::limits::{MOST_RUNNING, MOST_TOKENS, between};
 use command::progress::Progress;
@@ -22,7 +22,7 @@ struct Speed {
     seconds: f64,
 }
 
-pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
+pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<BenchReport> {
     let new = args.new.unwrap_or(NEW);
     if args.prompt_len == 0 || new < 2 || args.sequences.contains(&0) || args.sequences.is_empty() {
         let given = format!("--prompt-len {} --new {new} --sequences {:?}", args.prompt_len, args.sequences);
@@ -45,7 +45,7 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<Report> {
     };
     // Memory is touched and threads are started before anything is timed.
     measure(1)?;
-    let mut report = Report { values: Map::new(), text: String::new() };
+    let mut report = BenchReport { values: Map::new(), text: String::new() };
     for &sequences in &args.sequences {
         let speed = measure(sequences)?;
         if sequences == most {

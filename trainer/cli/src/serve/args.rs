@@ -135,8 +135,8 @@ pub(super) struct ServeLimits {
 #[derive(Debug, Args)]
 pub(super) struct ObservabilityArgs {
     /// How lines of the log are written.
-    #[arg(long, value_enum, default_value_t = log::Format::Text)]
-    pub(super) log_format: log::Format,
+    #[arg(long, value_enum, default_value_t = log::LogFormat::Text)]
+    pub(super) log_format: log::LogFormat,
     /// OpenTelemetry collector for traces (OTLP over HTTP), such as http://localhost:4318 [default: the environment's].
     #[arg(long, value_name = "URL")]
     pub(super) otlp_endpoint: Option<String>,

@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 use crate::backend::Backend;
 use crate::prompt::context::Render;
 use crate::prompt::length_limit::LengthOverflow;
-use crate::task::question::{Message, Request, Response};
+use crate::task::question::{EvalRequest, EvalResponse, Message};
 use crate::{Error, Result};
 use encoder::{EncodedDocument, EncodedRequest, RequestEncoder, ResponseKind};
 
@@ -67,7 +67,7 @@ impl LocalSettings {
 }
 
 /// Answers by a model of this process.
-pub(crate) struct Local {
+pub(crate) struct LocalBackend {
     runtime: RuntimeHandle,
     encoder: RequestEncoder,
     render: Box<Render>,
@@ -84,7 +84,7 @@ pub(crate) struct Local {
 /// Pieces in flight at most: enough to keep any batch full, and little to lose.
 const MOST_PIECES: usize = 1024;
 
-impl Local {
+impl LocalBackend {
     /// Requests go to `runtime`, whose model has these files and this `identity`.
     ///
     /// # Errors
@@ -172,12 +172,12 @@ impl OpenDocument {
         Ok(true)
     }
 
-    fn responses(mut self) -> Vec<Response> {
+    fn responses(mut self) -> Vec<EvalResponse> {
         let EncodedDocument { pieces, responses } = self.work;
         let response = |(shape, range): (ResponseKind, Range<usize>)| match (shape, &pieces[range.clone()]) {
             (ResponseKind::Text, [EncodedRequest::Generate { prompt, .. }]) => {
                 let answer = std::mem::take(&mut self.answers[range.start]);
-                Response::Text {
+                EvalResponse::Text {
                     text: answer.text,
                     finish_reason: answer.reason.to_owned(),
                     prompt_tokens: prompt.len(),
@@ -187,7 +187,7 @@ impl OpenDocument {
             }
             (ResponseKind::Pair, [EncodedRequest::Score(tail)]) => {
                 let answer = std::mem::take(&mut self.answers[range.start]);
-                Response::LogLikelihood {
+                EvalResponse::LogLikelihood {
                     logprob: answer.logprobs.iter().sum(),
                     greedy: answer.greedy,
                     token_ids: tail.tokens[tail.from..].to_vec(),
@@ -196,7 +196,7 @@ impl OpenDocument {
             }
             (ResponseKind::Windows, _) => {
                 let windows = &self.answers[range];
-                Response::Rolling {
+                EvalResponse::Rolling {
                     logprob: windows.iter().map(|window| window.logprobs.iter().sum::<f64>()).sum(),
                     tokens: windows.iter().map(|window| window.logprobs.len()).sum(),
                 }
@@ -207,19 +207,19 @@ impl OpenDocument {
     }
 }
 
-impl Backend for Local {
+impl Backend for LocalBackend {
     type EncodedDocument = EncodedDocument;
 
-    fn prepare(&self, requests: Vec<Vec<Request>>) -> Result<Vec<EncodedDocument>> {
+    fn prepare(&self, requests: Vec<Vec<EvalRequest>>) -> Result<Vec<EncodedDocument>> {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let share = requests.len().div_ceil(threads).max(1);
-        let mut shares: Vec<Vec<Vec<Request>>> = Vec::new();
+        let mut shares: Vec<Vec<Vec<EvalRequest>>> = Vec::new();
         let mut requests = requests.into_iter();
         while requests.len() > 0 {
             shares.push(requests.by_ref().take(share).collect());
         }
         let encoder = &self.encoder;
-        let encoded = |docs: Vec<Vec<Request>>| {
+        let encoded = |docs: Vec<Vec<EvalRequest>>| {
             let mut overflow = LengthOverflow::default();
             let work = docs
                 .into_iter()
@@ -292,7 +292,7 @@ impl Backend for Local {
         Ok(())
     }
 
-    fn next(&mut self, wait: Duration) -> Result<Option<(usize, Vec<Response>)>> {
+    fn next(&mut self, wait: Duration) -> Result<Option<(usize, Vec<EvalResponse>)>> {
         loop {
             if let Some(doc) = self.ready.pop() {
                 let open = self.open.remove(&doc).expect("a document is ready once");

@@ -9,11 +9,11 @@ use serde_json::{Map, Value};
 
 use crate::Result;
 use crate::prompt::context::Render;
-use crate::task::question::{Request, Response};
+use crate::task::question::{EvalRequest, EvalResponse};
 
-pub(super) use local::Local;
+pub(super) use local::LocalBackend;
 pub use local::LocalSettings;
-pub(super) use remote::Remote;
+pub(super) use remote::RemoteBackend;
 pub use remote::RemoteSettings;
 
 /// Answers documents' requests, many at a time.
@@ -25,7 +25,7 @@ pub(super) trait Backend {
     ///
     /// # Errors
     /// Requests that the model cannot see at once, all of them in one message; what the tokenizer refuses.
-    fn prepare(&self, requests: Vec<Vec<Request>>) -> Result<Vec<Self::EncodedDocument>>;
+    fn prepare(&self, requests: Vec<Vec<EvalRequest>>) -> Result<Vec<Self::EncodedDocument>>;
 
     /// Whether another document should wait for answers first.
     fn is_full(&self) -> bool;
@@ -40,7 +40,7 @@ pub(super) trait Backend {
     ///
     /// # Errors
     /// A request that failed.
-    fn next(&mut self, wait: Duration) -> Result<Option<(usize, Vec<Response>)>>;
+    fn next(&mut self, wait: Duration) -> Result<Option<(usize, Vec<EvalResponse>)>>;
 
     /// A conversation as the model's chat template renders it; `None` when the server does it itself.
     ///

@@ -12,10 +12,10 @@ use serde_json::{Map, Value, json};
 use crate::Result;
 use crate::backend::Backend;
 use crate::prompt::context::Render;
-use crate::prompt::encode::{self, Tail};
+use crate::prompt::encode::{self, ScoredTail};
 use crate::prompt::length_limit::{LengthOverflow, LongPrompt};
-use crate::task::question::{Prompt, Request, Response};
-use client::Client;
+use crate::task::question::{EvalRequest, EvalResponse, Prompt};
+use client::EvalClient;
 
 /// How a server is evaluated.
 #[derive(Debug, Clone)]
@@ -45,20 +45,20 @@ pub struct RemoteSettings {
 }
 
 /// One request of a document: document, place, request.
-type RequestMessage = (usize, usize, Request);
+type RequestMessage = (usize, usize, EvalRequest);
 /// Its answers, and of how many prompts something was left out.
-type ResponseMessage = (usize, usize, Result<(Vec<Response>, usize)>);
+type ResponseMessage = (usize, usize, Result<(Vec<EvalResponse>, usize)>);
 
 /// Answers by a server.
-pub(crate) struct Remote {
+pub(crate) struct RemoteBackend {
     settings: RemoteSettings,
     jobs: Sender<RequestMessage>,
     done: Receiver<ResponseMessage>,
-    open: BTreeMap<usize, Vec<Option<Vec<Response>>>>,
+    open: BTreeMap<usize, Vec<Option<Vec<EvalResponse>>>>,
     truncated: usize,
 }
 
-impl Remote {
+impl RemoteBackend {
     /// Threads that send requests to the server; they end with this value.
     #[must_use]
     pub(crate) fn new(settings: RemoteSettings) -> Self {
@@ -81,10 +81,10 @@ impl Remote {
     }
 }
 
-impl Backend for Remote {
-    type EncodedDocument = Vec<Request>;
+impl Backend for RemoteBackend {
+    type EncodedDocument = Vec<EvalRequest>;
 
-    fn prepare(&self, requests: Vec<Vec<Request>>) -> Result<Vec<Vec<Request>>> {
+    fn prepare(&self, requests: Vec<Vec<EvalRequest>>) -> Result<Vec<Vec<EvalRequest>>> {
         Ok(requests)
     }
 
@@ -92,7 +92,7 @@ impl Backend for Remote {
         self.open.len() >= 2 * self.settings.concurrency
     }
 
-    fn submit(&mut self, doc: usize, work: Vec<Request>) -> Result<()> {
+    fn submit(&mut self, doc: usize, work: Vec<EvalRequest>) -> Result<()> {
         self.open.insert(doc, work.iter().map(|_| None).collect());
         for (place, request) in work.into_iter().enumerate() {
             self.jobs.send((doc, place, request)).expect("the threads live as long as this");
@@ -100,7 +100,7 @@ impl Backend for Remote {
         Ok(())
     }
 
-    fn next(&mut self, wait: Duration) -> Result<Option<(usize, Vec<Response>)>> {
+    fn next(&mut self, wait: Duration) -> Result<Option<(usize, Vec<EvalResponse>)>> {
         loop {
             let (doc, place, answers) = match self.done.recv_timeout(wait) {
                 Ok(done) => done,
@@ -141,7 +141,7 @@ impl Backend for Remote {
 
 /// Turns requests into calls.
 struct RequestSender {
-    client: Client,
+    client: EvalClient,
     settings: RemoteSettings,
     /// The token before a text without a context; asked for once.
     prefix: Mutex<Option<u32>>,
@@ -149,27 +149,27 @@ struct RequestSender {
 
 impl RequestSender {
     fn new(settings: &RemoteSettings) -> Self {
-        Self { client: Client::new(settings), settings: settings.clone(), prefix: Mutex::new(None) }
+        Self { client: EvalClient::new(settings), settings: settings.clone(), prefix: Mutex::new(None) }
     }
 
-    fn ask(&self, request: Request) -> Result<(Vec<Response>, usize)> {
+    fn ask(&self, request: EvalRequest) -> Result<(Vec<EvalResponse>, usize)> {
         match request {
-            Request::GenerateUntil { prompt, until, max_tokens, repeat } => {
+            EvalRequest::GenerateUntil { prompt, until, max_tokens, repeat } => {
                 Ok((vec![self.generate(prompt, &until, max_tokens, repeat)?], 0))
             }
-            Request::LogLikelihood { context, continuation } => self.pairs(&[(context, continuation)]),
-            Request::MultipleChoice { pairs } => self.pairs(&pairs),
-            Request::Rolling { text } => {
+            EvalRequest::LogLikelihood { context, continuation } => self.pairs(&[(context, continuation)]),
+            EvalRequest::MultipleChoice { pairs } => self.pairs(&pairs),
+            EvalRequest::Rolling { text } => {
                 let tokens = self.client.tokenize(&text)?;
                 let windows = encode::windows(&tokens, self.prefix()?, self.settings.max_length);
                 let scores = windows.iter().map(|tail| self.score(tail)).collect::<Result<Vec<_>>>()?;
                 let logprob = scores.iter().map(|(logprobs, _)| logprobs.iter().sum::<f64>()).sum();
-                Ok((vec![Response::Rolling { logprob, tokens: tokens.len() }], 0))
+                Ok((vec![EvalResponse::Rolling { logprob, tokens: tokens.len() }], 0))
             }
         }
     }
 
-    fn generate(&self, prompt: Prompt, until: &[String], max_tokens: usize, repeat: u64) -> Result<Response> {
+    fn generate(&self, prompt: Prompt, until: &[String], max_tokens: usize, repeat: u64) -> Result<EvalResponse> {
         let mut body = self.settings.sampling.clone();
         if let Some(seed) = body.get("seed").and_then(Value::as_u64) {
             body.insert("seed".to_owned(), json!(seed + repeat));
@@ -196,7 +196,7 @@ impl RequestSender {
         }
     }
 
-    fn pairs(&self, pairs: &[(String, String)]) -> Result<(Vec<Response>, usize)> {
+    fn pairs(&self, pairs: &[(String, String)]) -> Result<(Vec<EvalResponse>, usize)> {
         let limit = self.settings.max_length;
         let (mut responses, mut truncated) = (Vec::new(), 0);
         let encode = |text: &str, _: bool| self.client.tokenize(text);
@@ -218,13 +218,13 @@ impl RequestSender {
             let (logprobs, greedy) = self.score(&tail)?;
             let token_ids = tail.tokens[tail.from..].to_vec();
             let logprob = logprobs.iter().sum();
-            responses.push(Response::LogLikelihood { logprob, greedy, token_ids, logprobs });
+            responses.push(EvalResponse::LogLikelihood { logprob, greedy, token_ids, logprobs });
         }
         Ok((responses, truncated))
     }
 
     /// ln p of the end of a sequence, and whether it is the greedy one.
-    fn score(&self, tail: &Tail) -> Result<(Vec<f64>, bool)> {
+    fn score(&self, tail: &ScoredTail) -> Result<(Vec<f64>, bool)> {
         self.client.score(&tail.tokens, tail.from)
     }
 }

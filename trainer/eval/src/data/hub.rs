@@ -33,7 +33,7 @@ struct Split {
 }
 
 /// Rows and where they are from.
-pub(crate) struct Rows {
+pub(crate) struct HubRows {
     pub(crate) docs: Vec<Doc>,
     /// `hf:org/name@commit/configuration/split`.
     pub(crate) source: String,
@@ -56,7 +56,7 @@ impl Hub {
     ///
     /// # Errors
     /// A file that no data set of the hub stands for; one that cannot be had, or has other columns.
-    pub(crate) fn rows(&self, file: &str) -> Result<Rows> {
+    pub(crate) fn rows(&self, file: &str) -> Result<HubRows> {
         let split = split(file).ok_or_else(|| {
             let what = "no data set of the hub is known to have it; name a folder that does with --data (`eval.data`)";
             Error::from(command::Error::Data { path: PathBuf::from(file), line: None, what: what.to_owned() })
@@ -80,7 +80,7 @@ impl std::fmt::Debug for Hub {
     }
 }
 
-fn read(split: &Split, folder: PathBuf, source: String) -> Result<Rows> {
+fn read(split: &Split, folder: PathBuf, source: String) -> Result<HubRows> {
     let refuse = |line: Option<usize>, what: String| {
         Error::from(command::Error::Data { path: PathBuf::from(&source), line, what })
     };
@@ -99,7 +99,7 @@ fn read(split: &Split, folder: PathBuf, source: String) -> Result<Rows> {
     if docs.is_empty() {
         return Err(refuse(None, "has no rows".to_owned()));
     }
-    Ok(Rows { docs, source, sum })
+    Ok(HubRows { docs, source, sum })
 }
 
 fn split(file: &str) -> Option<Split> {

@@ -19,7 +19,7 @@ mod shape;
 
 use super::latex::{self, Dialect, Expr};
 use clean::{Cleaned, clean};
-use shape::Shape;
+use shape::AnswerShape;
 
 /// Longest text that is read, in bytes; longer ones are equal only where they are the same.
 const MAX_LEN: usize = 4096;
@@ -50,61 +50,70 @@ fn letters(text: &str) -> String {
     inner.filter(|inner| inner.len() == 1).map_or(bare.clone(), str::to_owned)
 }
 
-fn per_cent(shape: Shape, of: &Cleaned) -> Shape {
+fn per_cent(shape: AnswerShape, of: &Cleaned) -> AnswerShape {
     match shape {
-        Shape::Value(value) if of.percent => Shape::Value(Expr::Quotient(Box::new(value), Box::new(Expr::whole(100)))),
+        AnswerShape::Value(value) if of.percent => {
+            AnswerShape::Value(Expr::Quotient(Box::new(value), Box::new(Expr::whole(100))))
+        }
         other => other,
     }
 }
 
-fn same(a: &Shape, b: &Shape) -> bool {
+fn same(a: &AnswerShape, b: &AnswerShape) -> bool {
     match (a, b) {
-        (Shape::Value(a), Shape::Value(b)) => {
+        (AnswerShape::Value(a), AnswerShape::Value(b)) => {
             latex::equal(a, b, Dialect::Answer) || latex::rounds_to(a, b) || latex::rounds_to(b, a)
         }
-        (Shape::Infinite(a), Shape::Infinite(b)) => a == b,
-        (Shape::Unread(a), Shape::Unread(b)) => a == b,
-        (Shape::Named(name, value), Shape::Named(other, right)) => {
+        (AnswerShape::Infinite(a), AnswerShape::Infinite(b)) => a == b,
+        (AnswerShape::Unread(a), AnswerShape::Unread(b)) => a == b,
+        (AnswerShape::Named(name, value), AnswerShape::Named(other, right)) => {
             (name == other && same(value, right)) || same_equation(a, b)
         }
-        (Shape::Named(_, value), other) | (other, Shape::Named(_, value)) if !matches!(other, Shape::Equation(..)) => {
+        (AnswerShape::Named(_, value), other) | (other, AnswerShape::Named(_, value))
+            if !matches!(other, AnswerShape::Equation(..)) =>
+        {
             same(value, other)
         }
-        (Shape::Named(..) | Shape::Equation(..), Shape::Named(..) | Shape::Equation(..)) => same_equation(a, b),
-        (Shape::Ordered(open, close, left), Shape::Ordered(other_open, other_close, right)) => {
+        (AnswerShape::Named(..) | AnswerShape::Equation(..), AnswerShape::Named(..) | AnswerShape::Equation(..)) => {
+            same_equation(a, b)
+        }
+        (AnswerShape::Ordered(open, close, left), AnswerShape::Ordered(other_open, other_close, right)) => {
             open == other_open && close == other_close && in_order(left, right)
         }
-        (Shape::Set(left), Shape::Set(right))
-        | (Shape::List(left), Shape::List(right))
-        | (Shape::Set(left), Shape::List(right))
-        | (Shape::List(left), Shape::Set(right))
-        | (Shape::Union(left), Shape::Union(right)) => in_any_order(left, right),
-        (Shape::Matrix(left), Shape::Matrix(right)) => {
+        (AnswerShape::Set(left), AnswerShape::Set(right))
+        | (AnswerShape::List(left), AnswerShape::List(right))
+        | (AnswerShape::Set(left), AnswerShape::List(right))
+        | (AnswerShape::List(left), AnswerShape::Set(right))
+        | (AnswerShape::Union(left), AnswerShape::Union(right)) => in_any_order(left, right),
+        (AnswerShape::Matrix(left), AnswerShape::Matrix(right)) => {
             left.len() == right.len() && left.iter().zip(right).all(|(left, right)| in_order(left, right))
         }
-        (Shape::InBase(digits, base), Shape::InBase(other, other_base)) => digits == other && base == other_base,
-        (Shape::InBase(digits, _), Shape::Value(value)) | (Shape::Value(value), Shape::InBase(digits, _)) => {
+        (AnswerShape::InBase(digits, base), AnswerShape::InBase(other, other_base)) => {
+            digits == other && base == other_base
+        }
+        (AnswerShape::InBase(digits, _), AnswerShape::Value(value))
+        | (AnswerShape::Value(value), AnswerShape::InBase(digits, _)) => {
             matches!(value, Expr::Number { digits: written, decimals: 0 } if written == digits)
         }
         // `x > 2` is the interval from 2, so it equals that interval and any way to write it.
-        (Shape::Compared(left), Shape::Compared(right)) => {
+        (AnswerShape::Compared(left), AnswerShape::Compared(right)) => {
             left.name == right.name && same(&left.interval, &right.interval)
         }
-        (Shape::Compared(one), other) | (other, Shape::Compared(one)) => same(&one.interval, other),
+        (AnswerShape::Compared(one), other) | (other, AnswerShape::Compared(one)) => same(&one.interval, other),
         _ => false,
     }
 }
 
-fn in_order(left: &[Shape], right: &[Shape]) -> bool {
+fn in_order(left: &[AnswerShape], right: &[AnswerShape]) -> bool {
     left.len() == right.len() && left.iter().zip(right).all(|(left, right)| same(left, right))
 }
 
 /// Each on the left has a partner of its own on the right.
-fn in_any_order(left: &[Shape], right: &[Shape]) -> bool {
+fn in_any_order(left: &[AnswerShape], right: &[AnswerShape]) -> bool {
     if left.len() != right.len() {
         return false;
     }
-    let mut free: Vec<&Shape> = right.iter().collect();
+    let mut free: Vec<&AnswerShape> = right.iter().collect();
     left.iter().all(|one| {
         let found = free.iter().position(|other| same(one, other));
         found.map(|at| free.swap_remove(at)).is_some()
@@ -112,7 +121,7 @@ fn in_any_order(left: &[Shape], right: &[Shape]) -> bool {
 }
 
 /// `2x = 4y` and `x - 2y = 0`: the differences of the sides have a constant quotient.
-fn same_equation(a: &Shape, b: &Shape) -> bool {
+fn same_equation(a: &AnswerShape, b: &AnswerShape) -> bool {
     let (Some(a), Some(b)) = (a.difference(), b.difference()) else { return false };
     let quotient = |a: Expr, b: Expr| Expr::Quotient(Box::new(a), Box::new(b));
     let elsewhere = quotient(moved(&a), moved(&b));

@@ -1,6 +1,6 @@
 //! From a question and its examples to requests: as one text, or as a conversation.
 
-use crate::task::question::{Message, Prompt, Question, Request};
+use crate::task::question::{EvalRequest, Message, Prompt, TaskQuestion};
 use crate::{Error, Result};
 
 /// Renders a conversation as text.
@@ -11,7 +11,7 @@ pub(crate) struct PromptStyle<'a> {
     /// A system prompt before the task's description.
     pub(crate) system: Option<&'a str>,
     /// How a conversation becomes a prompt; `None`: plain text.
-    pub(crate) chat: Option<Chat<'a>>,
+    pub(crate) chat: Option<ChatRendering<'a>>,
     /// New tokens of tasks that do not say how many.
     pub(crate) max_tokens: usize,
     /// Answers to each question.
@@ -19,7 +19,7 @@ pub(crate) struct PromptStyle<'a> {
 }
 
 /// Where a conversation becomes text.
-pub(crate) enum Chat<'a> {
+pub(crate) enum ChatRendering<'a> {
     /// The model's template, here.
     Render(&'a Render),
     /// The server.
@@ -40,16 +40,16 @@ impl PromptStyle<'_> {
         &self,
         description: &str,
         shots: &[(String, String)],
-        ask: Question,
-    ) -> Result<Vec<Request>> {
+        ask: TaskQuestion,
+    ) -> Result<Vec<EvalRequest>> {
         let before = PromptPrefix { system: joined(self.system.unwrap_or_default(), description), shots };
         // A template puts its own marks before the answer.
         let delimiter = if self.chat.is_some() { "" } else { BEFORE_ANSWER };
         Ok(match ask {
-            Question::Generate { question, until, max_tokens } => {
+            TaskQuestion::Generate { question, until, max_tokens } => {
                 let prompt = self.prompt(&before, &question)?;
                 let max_tokens = max_tokens.unwrap_or(self.max_tokens);
-                let one = |repeat| Request::GenerateUntil {
+                let one = |repeat| EvalRequest::GenerateUntil {
                     prompt: prompt.clone(),
                     until: until.clone(),
                     max_tokens,
@@ -57,27 +57,27 @@ impl PromptStyle<'_> {
                 };
                 (0..self.repeats).map(one).collect()
             }
-            Question::Continue { question, continuation } => {
-                vec![Request::LogLikelihood { context: self.text(&before, &question)?, continuation }]
+            TaskQuestion::Continue { question, continuation } => {
+                vec![EvalRequest::LogLikelihood { context: self.text(&before, &question)?, continuation }]
             }
-            Question::Choose { question, choices } => {
+            TaskQuestion::Choose { question, choices } => {
                 let context = self.text(&before, &question)?;
                 let pair = |choice: String| (context.clone(), format!("{delimiter}{choice}"));
-                vec![Request::MultipleChoice { pairs: choices.into_iter().map(pair).collect() }]
+                vec![EvalRequest::MultipleChoice { pairs: choices.into_iter().map(pair).collect() }]
             }
-            Question::ChooseContext { questions, continuation } => {
+            TaskQuestion::ChooseContext { questions, continuation } => {
                 let pair =
                     |question: &String| Ok((self.text(&before, question)?, format!("{delimiter}{continuation}")));
-                vec![Request::MultipleChoice { pairs: questions.iter().map(pair).collect::<Result<_>>()? }]
+                vec![EvalRequest::MultipleChoice { pairs: questions.iter().map(pair).collect::<Result<_>>()? }]
             }
-            Question::Rolling { text } => vec![Request::Rolling { text }],
+            TaskQuestion::Rolling { text } => vec![EvalRequest::Rolling { text }],
         })
     }
 
     fn prompt(&self, before: &PromptPrefix<'_>, question: &str) -> Result<Prompt> {
         match self.chat {
-            Some(Chat::Send) => Ok(Prompt::Chat(before.messages(question))),
-            Some(Chat::Render(_)) | None => self.text(before, question).map(Prompt::Text),
+            Some(ChatRendering::Send) => Ok(Prompt::Chat(before.messages(question))),
+            Some(ChatRendering::Render(_)) | None => self.text(before, question).map(Prompt::Text),
         }
     }
 
@@ -87,8 +87,8 @@ impl PromptStyle<'_> {
     /// What the template refuses; a server's template, whose text is not known here.
     fn text(&self, before: &PromptPrefix<'_>, question: &str) -> Result<String> {
         match self.chat {
-            Some(Chat::Render(render)) => render(&before.messages(question)),
-            Some(Chat::Send) => {
+            Some(ChatRendering::Render(render)) => render(&before.messages(question)),
+            Some(ChatRendering::Send) => {
                 let because = "with --url for tasks that score given texts: a chat route returns no log-probabilities \
                                of them"
                     .to_owned();
@@ -144,10 +144,12 @@ mod tests {
 
     #[test]
     fn a_text_has_description_examples_and_question() {
-        let ask =
-            Question::Choose { question: "Q: 2?\nA:".to_owned(), choices: vec!["two".to_owned(), "three".to_owned()] };
+        let ask = TaskQuestion::Choose {
+            question: "Q: 2?\nA:".to_owned(),
+            choices: vec!["two".to_owned(), "three".to_owned()],
+        };
         let requests = style().requests("About numbers.\n\n", &shots(), ask).expect("text");
-        let [Request::MultipleChoice { pairs }] = &requests[..] else { panic!("{requests:?}") };
+        let [EvalRequest::MultipleChoice { pairs }] = &requests[..] else { panic!("{requests:?}") };
         assert_eq!(pairs[1], ("About numbers.\n\nQ: 1?\nA: one\n\nQ: 2?\nA:".to_owned(), " three".to_owned()));
     }
 
@@ -156,21 +158,23 @@ mod tests {
         let render = |messages: &[Message]| {
             Ok(messages.iter().map(|message| format!("<{}>{}", message.role, message.content)).collect())
         };
-        let style = PromptStyle { system: Some("Be brief."), chat: Some(Chat::Render(&render)), ..style() };
-        let ask =
-            Question::ChooseContext { questions: vec!["a".to_owned(), "b".to_owned()], continuation: "c".to_owned() };
+        let style = PromptStyle { system: Some("Be brief."), chat: Some(ChatRendering::Render(&render)), ..style() };
+        let ask = TaskQuestion::ChooseContext {
+            questions: vec!["a".to_owned(), "b".to_owned()],
+            continuation: "c".to_owned(),
+        };
         let requests = style.requests("Numbers.", &shots(), ask).expect("rendered");
-        let [Request::MultipleChoice { pairs }] = &requests[..] else { panic!("{requests:?}") };
+        let [EvalRequest::MultipleChoice { pairs }] = &requests[..] else { panic!("{requests:?}") };
         let before = "<system>Be brief.\n\nNumbers.<user>Q: 1?\nA:<assistant>one";
         assert_eq!(pairs[1], (format!("{before}<user>b"), "c".to_owned()));
     }
 
     #[test]
     fn repeats_are_requests_of_their_own() {
-        let style = PromptStyle { chat: Some(Chat::Send), repeats: 2, ..style() };
-        let ask = Question::Generate { question: "q".to_owned(), until: vec!["\n".to_owned()], max_tokens: None };
+        let style = PromptStyle { chat: Some(ChatRendering::Send), repeats: 2, ..style() };
+        let ask = TaskQuestion::Generate { question: "q".to_owned(), until: vec!["\n".to_owned()], max_tokens: None };
         let requests = style.requests("", &[], ask).expect("messages");
-        let [_, Request::GenerateUntil { prompt: Prompt::Chat(messages), max_tokens: 9, repeat: 1, .. }] =
+        let [_, EvalRequest::GenerateUntil { prompt: Prompt::Chat(messages), max_tokens: 9, repeat: 1, .. }] =
             &requests[..]
         else {
             panic!("{requests:?}")

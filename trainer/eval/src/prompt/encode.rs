@@ -2,7 +2,7 @@
 
 /// A sequence whose tokens from `from` on are scored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Tail {
+pub(crate) struct ScoredTail {
     pub(crate) tokens: Vec<u32>,
     pub(crate) from: usize,
     /// Tokens at the beginning that were left out to fit.
@@ -27,20 +27,20 @@ pub(crate) fn pair<E>(
     continuation: &str,
     prefix: u32,
     mut encode: impl FnMut(&str, bool) -> Result<Vec<u32>, E>,
-) -> Result<Tail, E> {
+) -> Result<ScoredTail, E> {
     let (context, continuation) = move_spaces(context, continuation);
     if context.is_empty() {
         let ids = encode(&continuation, false)?;
         // Something has to come first.
         let tokens = if ids.first() == Some(&prefix) { ids } else { [vec![prefix], ids].concat() };
-        return Ok(Tail { tokens, from: 1, cut: 0 });
+        return Ok(ScoredTail { tokens, from: 1, cut: 0 });
     }
     let tokens = encode(&format!("{context}{continuation}"), true)?;
     let from = encode(context, true)?.len().min(tokens.len());
-    Ok(Tail { tokens, from, cut: 0 })
+    Ok(ScoredTail { tokens, from, cut: 0 })
 }
 
-impl Tail {
+impl ScoredTail {
     /// Whether a model that sees `limit` tokens at once can score it: nothing is predicted from the last token.
     pub(crate) fn fits(&self, limit: usize) -> bool {
         self.tokens.len() <= limit + 1
@@ -60,17 +60,17 @@ impl Tail {
 
 /// Windows of at most `limit` tokens to predict that cover a text; each begins with the token before it, the first with
 /// `prefix`. The last one is filled up with context on the left.
-pub(crate) fn windows(tokens: &[u32], prefix: u32, limit: usize) -> Vec<Tail> {
+pub(crate) fn windows(tokens: &[u32], prefix: u32, limit: usize) -> Vec<ScoredTail> {
     let mut windows = Vec::new();
     let mut done = 0;
     while done < tokens.len() {
         let predicted = limit.min(tokens.len() - done);
         let end = done + predicted;
         let tail = if done == 0 {
-            Tail { tokens: [&[prefix], &tokens[..end]].concat(), from: 1, cut: 0 }
+            ScoredTail { tokens: [&[prefix], &tokens[..end]].concat(), from: 1, cut: 0 }
         } else {
             let first = end - limit - 1;
-            Tail { tokens: tokens[first..end].to_vec(), from: limit + 1 - predicted, cut: 0 }
+            ScoredTail { tokens: tokens[first..end].to_vec(), from: limit + 1 - predicted, cut: 0 }
         };
         windows.push(tail);
         done = end;
@@ -89,7 +89,7 @@ mod tests {
         Ok(start.into_iter().chain(ids.chars().map(u32::from)).collect())
     }
 
-    fn spelled(tail: &Tail) -> (usize, String) {
+    fn spelled(tail: &ScoredTail) -> (usize, String) {
         (tail.from, tail.tokens.iter().map(|&id| char::from_u32(id).expect("a character")).collect())
     }
 
@@ -114,10 +114,10 @@ mod tests {
 
     #[test]
     fn a_tail_is_cut_from_the_left_and_never_into_what_is_scored() {
-        let tail = Tail { tokens: vec![1, 2, 3, 4, 5], from: 3, cut: 0 };
+        let tail = ScoredTail { tokens: vec![1, 2, 3, 4, 5], from: 3, cut: 0 };
         assert!(tail.fits(4) && !tail.fits(3));
         let cut = tail.clone().cut_to(2).expect("fits");
-        assert_eq!(cut, Tail { tokens: vec![3, 4, 5], from: 1, cut: 2 });
+        assert_eq!(cut, ScoredTail { tokens: vec![3, 4, 5], from: 1, cut: 2 });
         assert_eq!(tail.cut_to(1), None);
     }
 

@@ -1,7 +1,7 @@
 //! How often a model is right when it is so sure of its answer.
 
 use crate::run::sample::Sample;
-use crate::task::question::Response;
+use crate::task::question::EvalResponse;
 
 /// Bins of confidence between 0 and 1.
 const BINS: usize = 10;
@@ -47,11 +47,11 @@ pub(super) fn answers(samples: &[Sample]) -> Vec<(f64, bool)> {
 
 fn confidence(sample: &Sample) -> Option<f64> {
     match &sample.responses[..] {
-        [Response::Text { logprobs, .. }, ..] if !logprobs.is_empty() => {
+        [EvalResponse::Text { logprobs, .. }, ..] if !logprobs.is_empty() => {
             Some((logprobs.iter().sum::<f64>() / logprobs.len() as f64).exp())
         }
-        [Response::LogLikelihood { .. }, _, ..] => {
-            let logprobs: Vec<f64> = sample.responses.iter().map(Response::logprob).collect();
+        [EvalResponse::LogLikelihood { .. }, _, ..] => {
+            let logprobs: Vec<f64> = sample.responses.iter().map(EvalResponse::logprob).collect();
             let best = logprobs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             best.is_finite().then(|| 1.0 / logprobs.iter().map(|logprob| (logprob - best).exp()).sum::<f64>())
         }

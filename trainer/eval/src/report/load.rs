@@ -8,7 +8,7 @@ use runtime::read;
 
 use crate::compare::{self, Samples, samples_of};
 use crate::report::chart::Point;
-use crate::report::training::Training;
+use crate::report::training::TrainingHistory;
 use crate::run::results::Results;
 use crate::stats;
 use crate::{Error, Result};
@@ -18,7 +18,7 @@ pub(super) type Key = (String, String);
 
 /// One folder.
 #[derive(Default)]
-pub(super) struct Run {
+pub(super) struct LoadedRun {
     pub(super) name: String,
     folder: PathBuf,
     /// Where the newest answers are; a training run without tasks has none.
@@ -31,10 +31,10 @@ pub(super) struct Run {
     /// The teacher's scores under the same names.
     pub(super) teacher: BTreeMap<Key, f64>,
     /// What else a training run's folder holds.
-    pub(super) training: Option<Training>,
+    pub(super) training: Option<TrainingHistory>,
 }
 
-impl Run {
+impl LoadedRun {
     pub(super) fn load(folder: &Path) -> Result<Self> {
         let name = folder.canonicalize().map_err(Error::io(folder))?;
         let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -43,7 +43,7 @@ impl Run {
             run.take_answers(folder)?;
         } else if folder.join("metrics.jsonl").is_file() {
             run.take_steps()?;
-            run.training = Some(Training::load(folder, &mut run.curves)?);
+            run.training = Some(TrainingHistory::load(folder, &mut run.curves)?);
         } else {
             let what =
                 "holds neither results.json (of `arle eval --out`) nor metrics.jsonl (of a training run)".to_owned();

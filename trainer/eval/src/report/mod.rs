@@ -16,7 +16,7 @@ use runtime::write;
 
 use crate::Result;
 use crate::compare;
-use load::Run;
+use load::LoadedRun;
 
 /// Writes the report of one folder, or of two beside each other. Each is an evaluation's `--out`, or a training run's folder
 /// (its last scores, and how they came about).
@@ -24,7 +24,7 @@ use load::Run;
 /// # Errors
 /// Folders that are neither; two whose tasks are not comparable; a file that cannot be written.
 pub fn write(file: &Path, folders: &[&Path]) -> Result<()> {
-    let runs = folders.iter().map(|folder| Run::load(folder)).collect::<Result<Vec<Run>>>()?;
+    let runs = folders.iter().map(|folder| LoadedRun::load(folder)).collect::<Result<Vec<LoadedRun>>>()?;
     let compared = match &runs[..] {
         [a, b] => match (&a.answers, &b.answers) {
             (Some(first), Some(second)) => compare::compare_samples([first, second], &a.samples, &b.samples)?,

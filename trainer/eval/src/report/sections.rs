@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::compare::Row;
+use crate::compare::ComparisonRow;
 use crate::report::calibration::{self, answers};
 use crate::report::chart::{Chart, Point, Series};
-use crate::report::load::{Key, Run, scores as values_of, stderr_of};
+use crate::report::load::{Key, LoadedRun, scores as values_of, stderr_of};
 use crate::report::page::{details, escape, labelled, paragraph, section, table};
 use crate::run::sample::Sample;
-use crate::task::question::Response;
+use crate::task::question::EvalResponse;
 
 /// Examples of one kind that are shown of a task, at most.
 const SHOWN: usize = 20;
@@ -26,7 +26,7 @@ fn charts(figures: Vec<String>) -> String {
 }
 
 /// What was evaluated.
-pub(super) fn about(runs: &[Run]) -> String {
+pub(super) fn about(runs: &[LoadedRun]) -> String {
     let mut rows = Vec::new();
     for run in runs {
         let Some(results) = &run.results else { continue };
@@ -57,7 +57,7 @@ pub(super) fn about(runs: &[Run]) -> String {
 }
 
 /// Scores with intervals; of a run the last ones.
-pub(super) fn scores(runs: &[Run]) -> String {
+pub(super) fn scores(runs: &[LoadedRun]) -> String {
     let mut rows = Vec::new();
     for run in runs {
         let Some(results) = &run.results else { continue };
@@ -87,7 +87,7 @@ pub(super) fn scores(runs: &[Run]) -> String {
 }
 
 /// Paired differences of two runs.
-pub(super) fn differences([a, b]: [&Run; 2], compared: &[Row]) -> String {
+pub(super) fn differences([a, b]: [&LoadedRun; 2], compared: &[ComparisonRow]) -> String {
     let mut rows = Vec::new();
     for row in compared {
         let c = &row.compared;
@@ -117,10 +117,10 @@ pub(super) fn differences([a, b]: [&Run; 2], compared: &[Row]) -> String {
 }
 
 /// Values by step.
-pub(super) fn curves(runs: &[Run]) -> String {
+pub(super) fn curves(runs: &[LoadedRun]) -> String {
     let keys: BTreeSet<&Key> = runs.iter().flat_map(|run| run.curves.keys()).collect();
     let figure = |key: &Key| {
-        let with = |run: &&Run| run.curves.get(key).is_some_and(|points| points.len() > 1);
+        let with = |run: &&LoadedRun| run.curves.get(key).is_some_and(|points| points.len() > 1);
         let series: Vec<Series> = runs.iter().filter(with).map(|run| curve(run, key)).collect();
         let teacher = runs.iter().find_map(|run| run.teacher.get(key));
         let rules = teacher.map(|&value| ("teacher".to_owned(), value)).into_iter().collect();
@@ -132,13 +132,13 @@ pub(super) fn curves(runs: &[Run]) -> String {
     if figures.is_empty() { figures } else { section("By step of training", &figures) }
 }
 
-fn curve(run: &Run, key: &Key) -> Series {
+fn curve(run: &LoadedRun, key: &Key) -> Series {
     let points = run.curves[key].iter().map(|p| Point { x: p.x, y: p.y, interval: p.interval });
     Series { name: run.name.clone(), points: points.collect() }
 }
 
 /// Confidence against right answers.
-pub(super) fn calibration(runs: &[Run]) -> String {
+pub(super) fn calibration(runs: &[LoadedRun]) -> String {
     let (mut figures, mut rows) = (Vec::new(), Vec::new());
     for task in tasks(runs) {
         let mut series = Vec::new();
@@ -173,15 +173,15 @@ pub(super) fn calibration(runs: &[Run]) -> String {
     section("Calibration", &body)
 }
 
-fn tasks(runs: &[Run]) -> BTreeSet<&String> {
+fn tasks(runs: &[LoadedRun]) -> BTreeSet<&String> {
     runs.iter().flat_map(|run| run.samples.keys()).collect()
 }
 
 /// How long written answers are, and how many were cut.
-pub(super) fn lengths(runs: &[Run]) -> String {
+pub(super) fn lengths(runs: &[LoadedRun]) -> String {
     let (mut figures, mut rows) = (Vec::new(), Vec::new());
     for task in tasks(runs) {
-        let written: Vec<(&Run, Vec<(usize, bool)>)> = runs
+        let written: Vec<(&LoadedRun, Vec<(usize, bool)>)> = runs
             .iter()
             .filter_map(|run| Some((run, lengths_of(&run.samples.get(task)?.1))))
             .filter(|(_, written)| !written.is_empty())
@@ -222,7 +222,7 @@ fn longest_of(all: &[(usize, bool)]) -> usize {
 /// Tokens of every written answer, and whether the limit ended it.
 fn lengths_of(samples: &[Sample]) -> Vec<(usize, bool)> {
     let written = samples.iter().flat_map(|sample| &sample.responses).filter_map(|response| match response {
-        Response::Text { token_ids, finish_reason, .. } => Some((token_ids.len(), finish_reason == "length")),
+        EvalResponse::Text { token_ids, finish_reason, .. } => Some((token_ids.len(), finish_reason == "length")),
         _ => None,
     });
     written.collect()
@@ -238,7 +238,7 @@ pub(super) fn histogram(lengths: impl Iterator<Item = usize>, longest: usize) ->
 }
 
 /// Documents that one run answers rightly and the other wrongly.
-pub(super) fn changed([a, b]: [&Run; 2], compared: &[Row]) -> String {
+pub(super) fn changed([a, b]: [&LoadedRun; 2], compared: &[ComparisonRow]) -> String {
     let mut body = String::new();
     let mut seen = BTreeSet::new();
     for row in compared {
@@ -263,7 +263,7 @@ pub(super) fn changed([a, b]: [&Run; 2], compared: &[Row]) -> String {
 }
 
 /// Some documents that a run answers rightly, and some wrongly.
-pub(super) fn examples(run: &Run) -> String {
+pub(super) fn examples(run: &LoadedRun) -> String {
     let mut body = String::new();
     for (task, (_, samples)) in &run.samples {
         for (verdict, word) in [(Some(false), "wrong"), (Some(true), "right")] {
@@ -285,7 +285,7 @@ fn example(task: &str, asked: &Sample, answers: &[(&String, &Sample)]) -> String
     }
     for (name, sample) in answers {
         let said: Vec<String> = match &sample.responses[..] {
-            responses @ [Response::Text { .. }, ..] => responses.iter().map(|r| r.text().to_owned()).collect(),
+            responses @ [EvalResponse::Text { .. }, ..] => responses.iter().map(|r| r.text().to_owned()).collect(),
             responses => responses.iter().map(|r| format!("ln p = {:.4}", r.logprob())).collect(),
         };
         body += &labelled(name, &said.join("\n"));

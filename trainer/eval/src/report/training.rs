@@ -8,7 +8,7 @@ use runtime::read;
 use serde_json::{Map, Value};
 
 use crate::report::chart::Point;
-use crate::report::load::{Key, Run};
+use crate::report::load::{Key, LoadedRun};
 use crate::report::page::{details, escape, labelled, section};
 use crate::{Error, Result};
 
@@ -34,13 +34,13 @@ type Written = Vec<(String, String)>;
 
 /// A run's folder but for its evaluations.
 #[derive(Default)]
-pub(super) struct Training {
+pub(super) struct TrainingHistory {
     recipe: Option<String>,
     /// In the order of the file.
     samples: Vec<(String, Written)>,
 }
 
-impl Training {
+impl TrainingHistory {
     /// Reads what is there, and adds the curves to `curves`.
     pub(super) fn load(folder: &Path, curves: &mut BTreeMap<Key, Vec<Point>>) -> Result<Self> {
         for line in lines(&folder.join("metrics.jsonl"))? {
@@ -105,7 +105,7 @@ fn samples(path: &Path) -> Result<Vec<(String, Written)>> {
 }
 
 /// The student's samples before and after.
-pub(super) fn written(runs: &[Run]) -> String {
+pub(super) fn written(runs: &[LoadedRun]) -> String {
     let mut body = String::new();
     for (run, training) in of(runs) {
         let shown = training.samples.iter().map(|(prompt, written)| {
@@ -121,7 +121,7 @@ pub(super) fn written(runs: &[Run]) -> String {
 }
 
 /// The recipe with every default.
-pub(super) fn recipes(runs: &[Run]) -> String {
+pub(super) fn recipes(runs: &[LoadedRun]) -> String {
     let body: String = of(runs)
         .filter_map(|(run, training)| {
             Some(details(&format!("{}: config.toml", run.name), &labelled("", training.recipe.as_ref()?)))
@@ -130,7 +130,7 @@ pub(super) fn recipes(runs: &[Run]) -> String {
     if body.is_empty() { body } else { section("Recipe", &body) }
 }
 
-fn of(runs: &[Run]) -> impl Iterator<Item = (&Run, &Training)> {
+fn of(runs: &[LoadedRun]) -> impl Iterator<Item = (&LoadedRun, &TrainingHistory)> {
     runs.iter().filter_map(|run| Some((run, run.training.as_ref()?)))
 }
 
@@ -151,7 +151,7 @@ mod tests {
         };
         std::fs::write(folder.path().join("samples.jsonl"), (0..5).map(line).collect::<String>()).expect("written");
         let mut curves = BTreeMap::new();
-        let training = Training::load(folder.path(), &mut curves).expect("a run");
+        let training = TrainingHistory::load(folder.path(), &mut curves).expect("a run");
         let names: Vec<&str> = curves.keys().map(|(_, name)| name.as_str()).collect();
         assert_eq!(names, ["kl", "loss"]);
         let loss = &curves[&("training".to_owned(), "loss".to_owned())];

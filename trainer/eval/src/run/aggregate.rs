@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::run::results::{Results, SampleCounts, TaskResult};
 use crate::run::sample::Sample;
-use crate::run::{Options, Run};
+use crate::run::{EvalOptions, TaskRun};
 use crate::stats;
 use crate::stats::metric::{Aggregation, MetricValue};
 use crate::stats::stderr::{self, BOOTSTRAP_ITERATIONS};
@@ -16,8 +16,8 @@ use crate::tasks;
 
 /// The results of runs whose samples are all there.
 pub(crate) fn results(
-    runs: &[Run],
-    options: &Options,
+    runs: &[TaskRun],
+    options: &EvalOptions,
     identity: &Map<String, Value>,
     truncated: usize,
     took: Duration,
@@ -60,7 +60,7 @@ pub(crate) fn results(
     results
 }
 
-fn config(options: &Options, identity: &Map<String, Value>, truncated: usize) -> Map<String, Value> {
+fn config(options: &EvalOptions, identity: &Map<String, Value>, truncated: usize) -> Map<String, Value> {
     let mut config = identity.clone();
     for (key, value) in [
         ("limit", json!(options.limit)),
@@ -80,7 +80,7 @@ fn version(text: &str) -> Value {
     text.parse::<f64>().map_or_else(|_| json!(text), |number| json!(number))
 }
 
-fn definition(run: &Run) -> Value {
+fn definition(run: &TaskRun) -> Value {
     let info = run.task.info();
     let metrics: Vec<Value> = info
         .metrics
@@ -104,11 +104,11 @@ fn definition(run: &Run) -> Value {
     })
 }
 
-fn values(run: &Run, key: &str) -> Vec<MetricValue> {
+fn values(run: &TaskRun, key: &str) -> Vec<MetricValue> {
     run.samples.iter().flatten().filter_map(|sample: &Sample| sample.metrics.get(key).copied()).collect()
 }
 
-fn task_result(run: &Run) -> TaskResult {
+fn task_result(run: &TaskRun) -> TaskResult {
     let info = run.task.info();
     let mut result = TaskResult { alias: info.name.clone(), sample_len: run.asked, values: Map::new() };
     for metric in &info.metrics {
@@ -121,7 +121,7 @@ fn task_result(run: &Run) -> TaskResult {
 }
 
 /// Wilson's intervals of the metrics that are means of right and wrong.
-fn intervals(run: &Run) -> BTreeMap<String, [f64; 2]> {
+fn intervals(run: &TaskRun) -> BTreeMap<String, [f64; 2]> {
     let means = run.task.info().metrics.iter().filter(|metric| metric.aggregation == Aggregation::Mean);
     let scores = means.map(|metric| (metric.key(), values(run, &metric.key())));
     scores.filter_map(|(key, values)| Some((key, proportion(&values)?))).collect()

@@ -18,12 +18,12 @@ use crate::data::doc::Doc;
 use crate::prompt::context::PromptStyle;
 use crate::prompt::shots::Shots;
 use crate::run::sample::{Header, Sample, SampleFile};
-use crate::task::question::{Request, Response};
+use crate::task::question::{EvalRequest, EvalResponse};
 use crate::task::{Docs, Task};
 use crate::{Error, Result};
 
 /// What to evaluate, and how.
-pub struct Options {
+pub struct EvalOptions {
     /// The tasks.
     pub tasks: Vec<Box<dyn Task>>,
     /// Their data.
@@ -51,7 +51,7 @@ pub struct Options {
 }
 
 /// A task with its documents and what is known of them so far.
-pub(crate) struct Run {
+pub(crate) struct TaskRun {
     pub(crate) task: Box<dyn Task>,
     pub(crate) docs: Docs,
     pub(crate) shots: usize,
@@ -63,9 +63,9 @@ pub(crate) struct Run {
     file: Option<SampleFile>,
 }
 
-impl Run {
+impl TaskRun {
     /// Loads a task's documents.
-    pub(crate) fn new(task: Box<dyn Task>, options: &Options) -> Result<Self> {
+    pub(crate) fn new(task: Box<dyn Task>, options: &EvalOptions) -> Result<Self> {
         let docs = task.load(&options.data)?;
         let asked = options.limit.map_or(docs.test.len(), |limit| limit.min(docs.test.len()));
         let shots = options.shots.unwrap_or(task.info().shots);
@@ -76,13 +76,14 @@ impl Run {
     }
 
     /// The requests of every document, in order: the examples' random numbers go on from one to the next.
-    pub(crate) fn requests(&self, options: &Options, style: &PromptStyle<'_>) -> Result<Vec<Vec<Request>>> {
+    pub(crate) fn requests(&self, options: &EvalOptions, style: &PromptStyle<'_>) -> Result<Vec<Vec<EvalRequest>>> {
         let info = self.task.info();
         let mut shots = Shots::new(&*self.task, &self.docs, self.shots, options.seed)?;
         let mut all = Vec::with_capacity(self.asked);
         for doc in &self.docs.test[..self.asked] {
             let mut ask = self.task.question(doc);
-            if let (crate::Question::Generate { max_tokens, .. }, Some(_)) = (&mut ask, options.max_tokens_override) {
+            if let (crate::TaskQuestion::Generate { max_tokens, .. }, Some(_)) = (&mut ask, options.max_tokens_override)
+            {
                 *max_tokens = options.max_tokens_override;
             }
             all.push(style.requests(&info.description, &shots.of(doc), ask)?);
@@ -91,7 +92,7 @@ impl Run {
     }
 
     /// Opens its file, which pins everything that decides the answers, and takes what is there.
-    pub(crate) fn open(&mut self, options: &Options, identity: &Map<String, Value>) -> Result<()> {
+    pub(crate) fn open(&mut self, options: &EvalOptions, identity: &Map<String, Value>) -> Result<()> {
         let info = self.task.info();
         let mut config = identity.clone();
         for (key, value) in [
@@ -131,11 +132,11 @@ impl Run {
         &mut self,
         doc: usize,
         shown: ShownPrompt,
-        responses: Vec<Response>,
-        options: &Options,
+        responses: Vec<EvalResponse>,
+        options: &EvalOptions,
     ) -> Result<()> {
         let graded = graded(&responses, options.think_end.as_deref());
-        let outcome = if options.repeats > 1 && matches!(responses[..], [Response::Text { .. }, ..]) {
+        let outcome = if options.repeats > 1 && matches!(responses[..], [EvalResponse::Text { .. }, ..]) {
             repeats::grade(&*self.task, &self.docs.test[doc], &graded)?
         } else {
             self.task.grade(&self.docs.test[doc], &graded)?
@@ -168,19 +169,19 @@ pub(crate) struct ShownPrompt {
 }
 
 impl ShownPrompt {
-    pub(crate) fn of(requests: &[Request]) -> Self {
+    pub(crate) fn of(requests: &[EvalRequest]) -> Self {
         let none = Vec::new;
         let (prompt, choices) = match requests.first() {
-            Some(Request::GenerateUntil { prompt: crate::Prompt::Text(text), .. }) => (text.clone(), none()),
-            Some(Request::GenerateUntil { prompt: crate::Prompt::Chat(messages), .. }) => {
+            Some(EvalRequest::GenerateUntil { prompt: crate::Prompt::Text(text), .. }) => (text.clone(), none()),
+            Some(EvalRequest::GenerateUntil { prompt: crate::Prompt::Chat(messages), .. }) => {
                 (json!(messages).to_string(), none())
             }
-            Some(Request::LogLikelihood { context, continuation }) => (context.clone(), vec![continuation.clone()]),
-            Some(Request::MultipleChoice { pairs }) => {
+            Some(EvalRequest::LogLikelihood { context, continuation }) => (context.clone(), vec![continuation.clone()]),
+            Some(EvalRequest::MultipleChoice { pairs }) => {
                 let context = pairs.first().map_or_else(String::new, |(context, _)| context.clone());
                 (context, pairs.iter().map(|(_, continuation)| continuation.clone()).collect())
             }
-            Some(Request::Rolling { text }) => (text.clone(), none()),
+            Some(EvalRequest::Rolling { text }) => (text.clone(), none()),
             None => (String::new(), none()),
         };
         Self { prompt, choices }
@@ -188,10 +189,10 @@ impl ShownPrompt {
 }
 
 /// The answers as they are graded: without a thinking model's thoughts.
-fn graded(responses: &[Response], think_end: Option<&str>) -> Vec<Response> {
+fn graded(responses: &[EvalResponse], think_end: Option<&str>) -> Vec<EvalResponse> {
     let mut responses = responses.to_vec();
     for response in &mut responses {
-        if let (Response::Text { text, .. }, Some(end)) = (response, think_end)
+        if let (EvalResponse::Text { text, .. }, Some(end)) = (response, think_end)
             && let Some(place) = text.rfind(end)
         {
             *text = text[place + end.len()..].trim_start().to_owned();

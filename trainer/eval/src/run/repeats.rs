@@ -5,15 +5,15 @@ use crate::data::doc::Doc;
 use crate::stats;
 use crate::stats::metric::{Aggregation, MetricValue};
 use crate::task::Task;
-use crate::task::outcome::Outcome;
-use crate::task::question::Response;
+use crate::task::outcome::Grade;
+use crate::task::question::EvalResponse;
 
 /// Grades several answers to one question: every metric is its mean over them, and the first answer is shown.
-pub(crate) fn grade(task: &dyn Task, doc: &Doc, responses: &[Response]) -> Result<Outcome> {
+pub(crate) fn grade(task: &dyn Task, doc: &Doc, responses: &[EvalResponse]) -> Result<Grade> {
     let outcomes = responses
         .iter()
         .map(|response| task.grade(doc, std::slice::from_ref(response)))
-        .collect::<Result<Vec<Outcome>>>()?;
+        .collect::<Result<Vec<Grade>>>()?;
     let mut first = outcomes.first().cloned().unwrap_or_default();
     for (key, value) in &mut first.metrics {
         let values: Vec<MetricValue> = outcomes.iter().map(|outcome| outcome.metrics[key]).collect();

@@ -6,10 +6,10 @@ use indicatif::ProgressBar;
 use serde_json::{Map, Value};
 
 use crate::backend::Backend;
-use crate::prompt::context::{Chat, PromptStyle};
+use crate::prompt::context::{ChatRendering, PromptStyle};
 use crate::run::aggregate;
 use crate::run::results::Results;
-use crate::run::{Options, Run, ShownPrompt};
+use crate::run::{EvalOptions, ShownPrompt, TaskRun};
 use crate::{Error, Result};
 use command::folder_lock::FolderLock;
 use command::interrupt::Interrupt;
@@ -23,7 +23,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// # Errors
 /// Data or settings that cannot be used; what the backend refuses; [`Error::Interrupted`] after Ctrl-C.
 pub(crate) fn run<B: Backend>(
-    options: Options,
+    options: EvalOptions,
     mut backend: B,
     interrupt: &Interrupt,
     progress: Progress,
@@ -31,7 +31,7 @@ pub(crate) fn run<B: Backend>(
     let began = Instant::now();
     let mut options = options;
     let tasks = std::mem::take(&mut options.tasks);
-    let mut runs = tasks.into_iter().map(|task| Run::new(task, &options)).collect::<Result<Vec<_>>>()?;
+    let mut runs = tasks.into_iter().map(|task| TaskRun::new(task, &options)).collect::<Result<Vec<_>>>()?;
     let identity = backend.identity();
     if let Some(out) = &options.out {
         std::fs::create_dir_all(out).map_err(Error::io(out))?;
@@ -63,16 +63,16 @@ struct QueuedDocument<W> {
 
 /// Every document that has no sample yet.
 fn queue<B: Backend>(
-    runs: &mut [Run],
-    options: &Options,
+    runs: &mut [TaskRun],
+    options: &EvalOptions,
     backend: &B,
     identity: &Map<String, Value>,
 ) -> Result<Vec<QueuedDocument<B::EncodedDocument>>> {
     let render = backend.render();
     let chat = match (options.chat, render) {
         (false, _) => None,
-        (true, Some(render)) => Some(Chat::Render(render)),
-        (true, None) => Some(Chat::Send),
+        (true, Some(render)) => Some(ChatRendering::Render(render)),
+        (true, None) => Some(ChatRendering::Send),
     };
     let system = options.system.as_deref();
     let style = PromptStyle { system, chat, max_tokens: options.max_tokens, repeats: options.repeats as u64 };
@@ -92,8 +92,8 @@ fn queue<B: Backend>(
 
 fn answer<B: Backend>(
     queue: &mut Vec<QueuedDocument<B::EncodedDocument>>,
-    runs: &mut [Run],
-    options: &Options,
+    runs: &mut [TaskRun],
+    options: &EvalOptions,
     backend: &mut B,
     interrupt: &Interrupt,
     bar: &ProgressBar,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::stats::metric::MetricValue;
-use crate::task::question::Response;
+use crate::task::question::EvalResponse;
 use crate::{Error, Result};
 
 /// One graded sample: a line of `samples_TASK.jsonl`.
@@ -27,7 +27,7 @@ pub struct Sample {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub choices: Vec<String>,
     /// The answers: one, one for every choice, or one for every repeat.
-    pub responses: Vec<Response>,
+    pub responses: Vec<EvalResponse>,
     /// The answer that was read out of the response, by filter.
     pub extracted: BTreeMap<String, String>,
     /// The right answer.
@@ -175,7 +175,7 @@ mod tests {
             doc_hash: "0".to_owned(),
             prompt: "p".to_owned(),
             choices: Vec::new(),
-            responses: vec![Response::Rolling { logprob: -1.5, tokens: 2 }],
+            responses: vec![EvalResponse::Rolling { logprob: -1.5, tokens: 2 }],
             extracted: BTreeMap::new(),
             gold: "g".to_owned(),
             correct: None,

@@ -16,8 +16,8 @@ use crate::data::DataFolder;
 use crate::data::doc::Doc;
 use crate::stats::metric::{Aggregation, Metric};
 use crate::task::grading::{self, ChosenMatch, Extract, Normal};
-use crate::task::outcome::Outcome;
-use crate::task::question::{Question, Response};
+use crate::task::outcome::Grade;
+use crate::task::question::{EvalResponse, TaskQuestion};
 use crate::task::{Docs, FewShot, Task, TaskInfo};
 use crate::{Error, Result};
 use command::parse_errors::plain;
@@ -25,14 +25,14 @@ use command::parse_errors::plain;
 /// The file as it is written.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+struct TaskFile {
     name: String,
     version: String,
     about: String,
-    kind: Kind,
+    kind: TaskKind,
     #[serde(default)]
     group: Option<String>,
-    data: Data,
+    data: TaskData,
     prompt: PromptRules,
     #[serde(default)]
     few_shot: Shots,
@@ -47,7 +47,7 @@ struct File {
 /// What is asked, lm-evaluation-harness' `output_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Kind {
+enum TaskKind {
     GenerateUntil,
     MultipleChoice,
     Loglikelihood,
@@ -56,7 +56,7 @@ enum Kind {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Data {
+struct TaskData {
     /// JSON lines that are asked.
     test: String,
     /// JSON lines that examples are drawn from.
@@ -91,7 +91,7 @@ enum Choices {
 #[serde(deny_unknown_fields, default)]
 struct Shots {
     count: usize,
-    rule: Rule,
+    rule: TaskRule,
     /// Fixed examples.
     examples: Vec<Example>,
 }
@@ -105,7 +105,7 @@ struct Example {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Rule {
+enum TaskRule {
     /// Drawn from `data.few_shot`, or from the other rows of `data.test`.
     #[default]
     Random,
@@ -142,7 +142,7 @@ struct Compare {
 /// A task from a TOML file.
 pub(crate) struct Definition {
     info: TaskInfo,
-    file: File,
+    file: TaskFile,
     templates: Templates,
     extract: Vec<Extract>,
     normal: Normal,
@@ -161,7 +161,7 @@ impl Definition {
     /// TOML that is not a task, by key.
     pub(crate) fn parse(text: &str, origin: &str) -> Result<Self> {
         let error = |what: String| Error::from(command::Error::Syntax { origin: origin.to_owned(), what });
-        let file: File = toml::from_str(text).map_err(|e| error(plain(&e.to_string())))?;
+        let file: TaskFile = toml::from_str(text).map_err(|e| error(plain(&e.to_string())))?;
         check(&file).map_err(error)?;
         let regex = |text: &String| Regex::new(text).map_err(|e| error(e.to_string()));
         let extract = file
@@ -222,7 +222,7 @@ impl Definition {
         if self.file.prompt.example_answer.is_some() {
             self.render(EXAMPLE_ANSWER, doc).map_err(text)?;
         }
-        if self.file.kind != Kind::MultipleChoice {
+        if self.file.kind != TaskKind::MultipleChoice {
             return Ok(());
         }
         for field in [&self.file.prompt.contexts, &field_of(&self.file.prompt.choices)].into_iter().flatten() {
@@ -273,8 +273,8 @@ fn templates(prompt: &PromptRules) -> Result<Templates, TemplateError> {
 }
 
 /// Keys that contradict each other.
-fn check(file: &File) -> std::result::Result<(), String> {
-    let choice = file.kind == Kind::MultipleChoice;
+fn check(file: &TaskFile) -> std::result::Result<(), String> {
+    let choice = file.kind == TaskKind::MultipleChoice;
     let chooses = usize::from(file.prompt.contexts.is_some()) + usize::from(file.prompt.choices.is_some());
     if choice && chooses != 1 {
         return Err("a multiple_choice needs either prompt.choices or prompt.contexts".to_owned());
@@ -282,27 +282,27 @@ fn check(file: &File) -> std::result::Result<(), String> {
     if !choice && chooses > 0 {
         return Err("prompt.choices and prompt.contexts are for kind = \"multiple_choice\"".to_owned());
     }
-    if file.kind != Kind::GenerateUntil && !(file.extract.is_empty() && file.generate.until.is_empty()) {
+    if file.kind != TaskKind::GenerateUntil && !(file.extract.is_empty() && file.generate.until.is_empty()) {
         return Err("[[extract]] and [generate] are for kind = \"generate_until\"".to_owned());
     }
-    let first = file.few_shot.count > 0 && file.few_shot.rule == Rule::First;
+    let first = file.few_shot.count > 0 && file.few_shot.rule == TaskRule::First;
     if first && file.few_shot.examples.is_empty() && file.data.few_shot.is_none() {
         return Err("few_shot.rule = \"first\" needs data.few_shot or [[few_shot.examples]]".to_owned());
     }
-    if !file.few_shot.examples.is_empty() && file.few_shot.rule != Rule::First {
+    if !file.few_shot.examples.is_empty() && file.few_shot.rule != TaskRule::First {
         return Err("[[few_shot.examples]] need few_shot.rule = \"first\"".to_owned());
     }
     Ok(())
 }
 
-fn info(file: &File) -> TaskInfo {
+fn info(file: &TaskFile) -> TaskInfo {
     let pairs = file.few_shot.examples.iter().map(|e| (e.question.clone(), e.answer.clone())).collect::<Vec<_>>();
     let few_shot = match (file.few_shot.rule, pairs.is_empty(), &file.data.few_shot) {
-        _ if file.kind == Kind::LoglikelihoodRolling => FewShot::None,
+        _ if file.kind == TaskKind::LoglikelihoodRolling => FewShot::None,
         (_, false, _) => FewShot::Fixed(pairs),
-        (Rule::First, ..) => FewShot::First,
-        (Rule::Random, _, Some(_)) => FewShot::Random,
-        (Rule::Random, _, None) => FewShot::RandomOthers,
+        (TaskRule::First, ..) => FewShot::First,
+        (TaskRule::Random, _, Some(_)) => FewShot::Random,
+        (TaskRule::Random, _, None) => FewShot::RandomOthers,
     };
     TaskInfo {
         name: file.name.clone(),
@@ -316,15 +316,17 @@ fn info(file: &File) -> TaskInfo {
     }
 }
 
-fn metrics(file: &File) -> Vec<Metric> {
+fn metrics(file: &TaskFile) -> Vec<Metric> {
     match file.kind {
-        Kind::GenerateUntil if file.extract.is_empty() => vec![Metric::mean("exact_match")],
-        Kind::GenerateUntil => file.extract.iter().map(|rule| Metric::filtered("exact_match", &rule.name)).collect(),
+        TaskKind::GenerateUntil if file.extract.is_empty() => vec![Metric::mean("exact_match")],
+        TaskKind::GenerateUntil => {
+            file.extract.iter().map(|rule| Metric::filtered("exact_match", &rule.name)).collect()
+        }
         // The length of contexts does not bear on what follows them.
-        Kind::MultipleChoice if file.prompt.contexts.is_some() => vec![Metric::mean("acc")],
-        Kind::MultipleChoice => vec![Metric::mean("acc"), Metric::mean("acc_norm")],
-        Kind::Loglikelihood => vec![Metric::low("perplexity", Aggregation::Perplexity), Metric::mean("acc")],
-        Kind::LoglikelihoodRolling => grading::rolling_metrics(),
+        TaskKind::MultipleChoice if file.prompt.contexts.is_some() => vec![Metric::mean("acc")],
+        TaskKind::MultipleChoice => vec![Metric::mean("acc"), Metric::mean("acc_norm")],
+        TaskKind::Loglikelihood => vec![Metric::low("perplexity", Aggregation::Perplexity), Metric::mean("acc")],
+        TaskKind::LoglikelihoodRolling => grading::rolling_metrics(),
     }
 }
 
@@ -343,20 +345,24 @@ impl Task for Definition {
         Ok(Docs { test: self.rows(data, &self.file.data.test)?, pool })
     }
 
-    fn question(&self, doc: &Doc) -> Question {
+    fn question(&self, doc: &Doc) -> TaskQuestion {
         let generate = &self.file.generate;
         match self.file.kind {
-            Kind::GenerateUntil => Question::Generate {
+            TaskKind::GenerateUntil => TaskQuestion::Generate {
                 question: self.question(doc),
                 until: generate.until.clone(),
                 max_tokens: generate.max_tokens,
             },
-            Kind::MultipleChoice if self.file.prompt.contexts.is_some() => {
-                Question::ChooseContext { questions: self.choices(doc), continuation: self.answer(doc) }
+            TaskKind::MultipleChoice if self.file.prompt.contexts.is_some() => {
+                TaskQuestion::ChooseContext { questions: self.choices(doc), continuation: self.answer(doc) }
             }
-            Kind::MultipleChoice => Question::Choose { question: self.question(doc), choices: self.choices(doc) },
-            Kind::Loglikelihood => Question::Continue { question: self.question(doc), continuation: self.answer(doc) },
-            Kind::LoglikelihoodRolling => Question::Rolling { text: self.answer(doc) },
+            TaskKind::MultipleChoice => {
+                TaskQuestion::Choose { question: self.question(doc), choices: self.choices(doc) }
+            }
+            TaskKind::Loglikelihood => {
+                TaskQuestion::Continue { question: self.question(doc), continuation: self.answer(doc) }
+            }
+            TaskKind::LoglikelihoodRolling => TaskQuestion::Rolling { text: self.answer(doc) },
         }
     }
 
@@ -367,25 +373,25 @@ impl Task for Definition {
         }
         let answer = match (self.file.kind, &self.file.prompt.example_answer) {
             (_, Some(_)) => self.render(EXAMPLE_ANSWER, doc).unwrap_or_default(),
-            (Kind::MultipleChoice, None) => self.choices(doc).get(self.gold(doc)).cloned().unwrap_or_default(),
+            (TaskKind::MultipleChoice, None) => self.choices(doc).get(self.gold(doc)).cloned().unwrap_or_default(),
             (_, None) => self.answer(doc),
         };
         (self.question(doc), answer)
     }
 
-    fn grade(&self, doc: &Doc, responses: &[Response]) -> Result<Outcome> {
+    fn grade(&self, doc: &Doc, responses: &[EvalResponse]) -> Result<Grade> {
         Ok(match self.file.kind {
-            Kind::GenerateUntil => grading::exact_match(&self.answer(doc), responses, &self.extract, &self.normal),
-            Kind::MultipleChoice => {
+            TaskKind::GenerateUntil => grading::exact_match(&self.answer(doc), responses, &self.extract, &self.normal),
+            TaskKind::MultipleChoice => {
                 let lengths = self.file.prompt.contexts.is_none();
                 grading::choice(&self.choices(doc), self.gold(doc), responses, lengths)
             }
-            Kind::Loglikelihood => grading::continuation(&self.answer(doc), responses),
-            Kind::LoglikelihoodRolling => {
+            TaskKind::Loglikelihood => grading::continuation(&self.answer(doc), responses),
+            TaskKind::LoglikelihoodRolling => {
                 let text = self.answer(doc);
                 let words = text.split_whitespace().count();
                 let metrics = grading::rolling(responses, words, text.len());
-                Outcome { extracted: BTreeMap::new(), gold: String::new(), metrics }
+                Grade { extracted: BTreeMap::new(), gold: String::new(), metrics }
             }
         })
     }

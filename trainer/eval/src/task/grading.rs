@@ -6,8 +6,8 @@ use regex::Regex;
 use serde::Deserialize;
 
 use crate::stats::metric::{Aggregation, Metric, MetricValue};
-use crate::task::outcome::Outcome;
-use crate::task::question::Response;
+use crate::task::outcome::Grade;
+use crate::task::question::EvalResponse;
 
 /// What an answer is when a filter finds none, as in lm-evaluation-harness.
 pub(crate) const INVALID: &str = "[invalid]";
@@ -60,10 +60,10 @@ impl Normal {
 }
 
 /// Whether the text, through every filter, is the right answer.
-pub(crate) fn exact_match(gold: &str, responses: &[Response], extract: &[Extract], normal: &Normal) -> Outcome {
+pub(crate) fn exact_match(gold: &str, responses: &[EvalResponse], extract: &[Extract], normal: &Normal) -> Grade {
     let wanted = normal.of(gold);
-    let mut outcome = Outcome { gold: gold.to_owned(), ..Outcome::default() };
-    let text = responses.first().map_or("", Response::text);
+    let mut outcome = Grade { gold: gold.to_owned(), ..Grade::default() };
+    let text = responses.first().map_or("", EvalResponse::text);
     let found: Vec<(String, String)> = match extract {
         [] => vec![("none".to_owned(), text.to_owned())],
         filters => filters.iter().map(|filter| (filter.name.clone(), filter.of(text))).collect(),
@@ -77,9 +77,9 @@ pub(crate) fn exact_match(gold: &str, responses: &[Response], extract: &[Extract
 }
 
 /// The likeliest choice, and with `lengths` the likeliest a character.
-pub(crate) fn choice(choices: &[String], gold: usize, responses: &[Response], lengths: bool) -> Outcome {
-    let mut outcome = Outcome { gold: choices.get(gold).cloned().unwrap_or_default(), ..Outcome::default() };
-    let logprobs: Vec<f64> = responses.iter().map(Response::logprob).collect();
+pub(crate) fn choice(choices: &[String], gold: usize, responses: &[EvalResponse], lengths: bool) -> Grade {
+    let mut outcome = Grade { gold: choices.get(gold).cloned().unwrap_or_default(), ..Grade::default() };
+    let logprobs: Vec<f64> = responses.iter().map(EvalResponse::logprob).collect();
     let mut take = |metric: &str, filter: &str, values: &[f64]| {
         let chosen = first_largest(values);
         let right = f64::from(u8::from(chosen == gold));
@@ -107,11 +107,11 @@ fn first_largest(values: &[f64]) -> usize {
 }
 
 /// Perplexity of a continuation, and whether it is the greedy one.
-pub(crate) fn continuation(gold: &str, responses: &[Response]) -> Outcome {
-    let logprob = responses.first().map_or(f64::NAN, Response::logprob);
-    let greedy = matches!(responses, [Response::LogLikelihood { greedy: true, .. }]);
+pub(crate) fn continuation(gold: &str, responses: &[EvalResponse]) -> Grade {
+    let logprob = responses.first().map_or(f64::NAN, EvalResponse::logprob);
+    let greedy = matches!(responses, [EvalResponse::LogLikelihood { greedy: true, .. }]);
     let metrics = [("perplexity,none", logprob), ("acc,none", f64::from(u8::from(greedy)))];
-    Outcome {
+    Grade {
         extracted: BTreeMap::new(),
         gold: gold.to_owned(),
         metrics: metrics.into_iter().map(|(name, value)| (name.to_owned(), MetricValue::Number(value))).collect(),
@@ -128,8 +128,8 @@ pub(crate) fn rolling_metrics() -> Vec<Metric> {
 }
 
 /// A text's log-probability over its words and bytes.
-pub(crate) fn rolling(responses: &[Response], words: usize, bytes: usize) -> BTreeMap<String, MetricValue> {
-    let logprob = responses.first().map_or(f64::NAN, Response::logprob);
+pub(crate) fn rolling(responses: &[EvalResponse], words: usize, bytes: usize) -> BTreeMap<String, MetricValue> {
+    let logprob = responses.first().map_or(f64::NAN, EvalResponse::logprob);
     let over = |count: usize| MetricValue::Weighted(logprob, count as f64);
     let values = [
         ("word_perplexity,none", over(words)),
@@ -143,8 +143,8 @@ pub(crate) fn rolling(responses: &[Response], words: usize, bytes: usize) -> BTr
 mod tests {
     use super::*;
 
-    fn scored(logprobs: &[f64]) -> Vec<Response> {
-        let one = |&logprob: &f64| Response::LogLikelihood {
+    fn scored(logprobs: &[f64]) -> Vec<EvalResponse> {
+        let one = |&logprob: &f64| EvalResponse::LogLikelihood {
             logprob,
             greedy: false,
             token_ids: Vec::new(),
@@ -153,7 +153,7 @@ mod tests {
         logprobs.iter().map(one).collect()
     }
 
-    fn number(outcome: &Outcome, metric: &str) -> f64 {
+    fn number(outcome: &Grade, metric: &str) -> f64 {
         outcome.metrics[metric].number()
     }
 

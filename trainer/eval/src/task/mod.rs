@@ -9,8 +9,8 @@ use crate::Result;
 use crate::data::DataFolder;
 use crate::data::doc::Doc;
 use crate::stats::metric::Metric;
-use crate::task::outcome::Outcome;
-use crate::task::question::{Question, Response};
+use crate::task::outcome::Grade;
+use crate::task::question::{EvalResponse, TaskQuestion};
 
 /// The documents of a task.
 #[derive(Debug, Clone, Default)]
@@ -69,7 +69,7 @@ pub trait Task: Send + Sync {
     fn load(&self, data: &DataFolder) -> Result<Docs>;
 
     /// What is asked about a document.
-    fn question(&self, doc: &Doc) -> Question;
+    fn question(&self, doc: &Doc) -> TaskQuestion;
 
     /// A document as a few-shot example: its question and its answer.
     fn example(&self, doc: &Doc) -> (String, String);
@@ -78,5 +78,5 @@ pub trait Task: Send + Sync {
     ///
     /// # Errors
     /// When a grader cannot do its work (a sandbox that does not start); a wrong answer is no error.
-    fn grade(&self, doc: &Doc, responses: &[Response]) -> Result<Outcome>;
+    fn grade(&self, doc: &Doc, responses: &[EvalResponse]) -> Result<Grade>;
 }

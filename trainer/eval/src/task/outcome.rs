@@ -6,7 +6,7 @@ use crate::stats::metric::MetricValue;
 
 /// What grading found.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Outcome {
+pub struct Grade {
     /// The answer that was read out of the response, by filter (`strict-match`, `none`, ...).
     pub extracted: BTreeMap<String, String>,
     /// The right answer.

@@ -6,7 +6,7 @@ pub use data::Message;
 
 /// A task's question about one document; few-shot examples are put before it later.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Question {
+pub enum TaskQuestion {
     /// Generate until one of these texts, or so many tokens.
     Generate {
         /// The question.
@@ -55,7 +55,7 @@ pub enum Prompt {
 
 /// One piece of work for a backend.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Request {
+pub enum EvalRequest {
     /// Generate after `prompt`.
     GenerateUntil {
         /// Everything before the answer.
@@ -74,7 +74,7 @@ pub enum Request {
         /// The text whose probability is asked for.
         continuation: String,
     },
-    /// [`Request::LogLikelihood`] of several pairs, most of which share their context; one answer a pair.
+    /// [`EvalRequest::LogLikelihood`] of several pairs, most of which share their context; one answer a pair.
     MultipleChoice {
         /// (context, continuation) of every choice.
         pairs: Vec<(String, String)>,
@@ -89,7 +89,7 @@ pub enum Request {
 /// The answer to a request, or to one pair of a multiple choice.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Response {
+pub enum EvalResponse {
     /// What was written.
     Text {
         /// Without the text that ended it.
@@ -123,7 +123,7 @@ pub enum Response {
     },
 }
 
-impl Response {
+impl EvalResponse {
     /// The text that was written; empty for other kinds.
     #[must_use]
     pub fn text(&self) -> &str {

@@ -7,17 +7,18 @@ use serde_json::{Value, json};
 
 use crate::data::DataFolder;
 use crate::data::doc::Doc;
-use crate::task::outcome::Outcome;
-use crate::task::question::Response;
+use crate::task::outcome::Grade;
+use crate::task::question::EvalResponse;
 use crate::tasks::{Isolation, Programs, Task, find};
 
 fn task(name: &str) -> Box<dyn Task> {
     find(&[name.to_owned()], Programs::default()).expect("a task").remove(0)
 }
 
-fn graded(task: &dyn Task, doc: &Doc, response: &str) -> Outcome {
+fn graded(task: &dyn Task, doc: &Doc, response: &str) -> Grade {
     let (text, finish_reason) = (response.to_owned(), "stop".to_owned());
-    let said = Response::Text { text, finish_reason, prompt_tokens: 1, token_ids: Vec::new(), logprobs: Vec::new() };
+    let said =
+        EvalResponse::Text { text, finish_reason, prompt_tokens: 1, token_ids: Vec::new(), logprobs: Vec::new() };
     task.grade(doc, &[said]).expect("graded")
 }
 

@@ -7,8 +7,8 @@ use crate::data::DataFolder;
 use crate::data::doc::Doc;
 use crate::sandbox::{Isolation, ResourceLimits, Sandbox};
 use crate::stats::metric::{Metric, MetricValue};
-use crate::task::outcome::Outcome;
-use crate::task::question::{Question, Response};
+use crate::task::outcome::Grade;
+use crate::task::question::{EvalResponse, TaskQuestion};
 use crate::task::{Docs, FewShot, Task, TaskInfo};
 use crate::tasks::Programs;
 
@@ -66,21 +66,21 @@ impl Task for HumanEval {
         Ok(Docs { test: data.json_lines(FILE, &FIELDS)?, pool: Vec::new() })
     }
 
-    fn question(&self, doc: &Doc) -> Question {
+    fn question(&self, doc: &Doc) -> TaskQuestion {
         let until = ["\nclass", "\ndef", "\n#", "\nif", "\nprint"].map(str::to_owned).to_vec();
-        Question::Generate { question: text(doc, "prompt").to_owned(), until, max_tokens: Some(1024) }
+        TaskQuestion::Generate { question: text(doc, "prompt").to_owned(), until, max_tokens: Some(1024) }
     }
 
     fn example(&self, doc: &Doc) -> (String, String) {
         (text(doc, "prompt").to_owned(), text(doc, "canonical_solution").to_owned())
     }
 
-    fn grade(&self, doc: &Doc, responses: &[Response]) -> Result<Outcome> {
-        let solution = format!("{}{}", text(doc, "prompt"), responses.first().map_or("", Response::text));
+    fn grade(&self, doc: &Doc, responses: &[EvalResponse]) -> Result<Grade> {
+        let solution = format!("{}{}", text(doc, "prompt"), responses.first().map_or("", EvalResponse::text));
         let check = format!("{}\ncheck({})", text(doc, "test"), text(doc, "entry_point"));
         let verdict = self.sandbox()?.run(&format!("{solution}\n{check}"))?;
         let passed = MetricValue::Number(f64::from(u8::from(verdict.passed())));
-        Ok(Outcome {
+        Ok(Grade {
             extracted: [(FILTER.to_owned(), verdict.to_string())].into(),
             gold: "passed".to_owned(),
             metrics: self.info.metrics.iter().map(|metric| (metric.key(), passed)).collect(),

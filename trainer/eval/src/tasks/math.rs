@@ -7,8 +7,8 @@ use crate::data::DataFolder;
 use crate::data::doc::Doc;
 use crate::grade::{answer, boxed, competition, hendrycks, minerva};
 use crate::stats::metric::{Metric, MetricValue};
-use crate::task::outcome::Outcome;
-use crate::task::question::{Question, Response};
+use crate::task::outcome::Grade;
+use crate::task::question::{EvalResponse, TaskQuestion};
 use crate::task::{Docs, FewShot, Task, TaskInfo};
 use crate::{Error, Result};
 
@@ -133,22 +133,22 @@ impl Task for Mathematics {
         Ok(Docs { test, pool: Vec::new() })
     }
 
-    fn question(&self, doc: &Doc) -> Question {
+    fn question(&self, doc: &Doc) -> TaskQuestion {
         let (until, max_tokens): (&[&str], _) = match self.set {
             Set::Minerva => (&["Problem:"], None),
             Set::Boxed => (&["</s>", "<|im_end|>", "<|eot_id|>"], Some(2048)),
             Set::Aime | Set::Amc => (&["Question:", "</s>", "<|im_end|>", "<|eot_id|>"], Some(32768)),
         };
         let until = until.iter().map(|stop| (*stop).to_owned()).collect();
-        Question::Generate { question: self.question(doc), until, max_tokens }
+        TaskQuestion::Generate { question: self.question(doc), until, max_tokens }
     }
 
     fn example(&self, doc: &Doc) -> (String, String) {
         (self.question(doc), text(doc, "solution"))
     }
 
-    fn grade(&self, doc: &Doc, responses: &[Response]) -> Result<Outcome> {
-        let response = responses.first().map_or("", Response::text);
+    fn grade(&self, doc: &Doc, responses: &[EvalResponse]) -> Result<Grade> {
+        let response = responses.first().map_or("", EvalResponse::text);
         let gold = self.gold(doc);
         let extracted = match self.set {
             Set::Minerva => minerva::extract(response),
@@ -156,7 +156,7 @@ impl Task for Mathematics {
             Set::Aime | Set::Amc => hendrycks::boxed_or_dollars(response).to_owned(),
         };
         let number = |right: bool| MetricValue::Number(f64::from(u8::from(right)));
-        let mut outcome = Outcome { gold: gold.clone(), ..Outcome::default() };
+        let mut outcome = Grade { gold: gold.clone(), ..Grade::default() };
         let mut report = |metric: &str, right: bool| outcome.metrics.insert(format!("{metric},none"), number(right));
         match self.set {
             Set::Minerva => {

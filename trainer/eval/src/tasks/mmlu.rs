@@ -4,8 +4,8 @@ use crate::data::DataFolder;
 use crate::data::doc::Doc;
 use crate::stats::metric::Metric;
 use crate::task::grading;
-use crate::task::outcome::Outcome;
-use crate::task::question::{Question, Response};
+use crate::task::outcome::Grade;
+use crate::task::question::{EvalResponse, TaskQuestion};
 use crate::task::{Docs, FewShot, Task, TaskInfo};
 use crate::{Error, Result};
 
@@ -160,15 +160,15 @@ impl Task for Subject {
         Ok(Docs { test: self.rows(data, "test")?, pool: self.rows(data, "dev")? })
     }
 
-    fn question(&self, doc: &Doc) -> Question {
-        Question::Choose { question: question(doc), choices: LETTERS.map(str::to_owned).to_vec() }
+    fn question(&self, doc: &Doc) -> TaskQuestion {
+        TaskQuestion::Choose { question: question(doc), choices: LETTERS.map(str::to_owned).to_vec() }
     }
 
     fn example(&self, doc: &Doc) -> (String, String) {
         (question(doc), LETTERS[gold(doc)].to_owned())
     }
 
-    fn grade(&self, doc: &Doc, responses: &[Response]) -> Result<Outcome> {
+    fn grade(&self, doc: &Doc, responses: &[EvalResponse]) -> Result<Grade> {
         Ok(grading::choice(&LETTERS.map(str::to_owned), gold(doc), responses, false))
     }
 }

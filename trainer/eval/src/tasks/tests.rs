@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::data::DataFolder;
 use crate::data::doc::Doc;
-use crate::task::question::{Question, Response};
+use crate::task::question::{EvalResponse, TaskQuestion};
 
 fn doc(value: Value) -> Doc {
     value.as_object().expect("an object").clone()
@@ -17,14 +17,14 @@ fn task(name: &str) -> Box<dyn Task> {
     find(&[name.to_owned()], Programs::default()).expect("a task").remove(0)
 }
 
-fn text(text: &str) -> Vec<Response> {
+fn text(text: &str) -> Vec<EvalResponse> {
     let (text, finish_reason) = (text.to_owned(), "stop".to_owned());
-    vec![Response::Text { text, finish_reason, prompt_tokens: 1, token_ids: Vec::new(), logprobs: Vec::new() }]
+    vec![EvalResponse::Text { text, finish_reason, prompt_tokens: 1, token_ids: Vec::new(), logprobs: Vec::new() }]
 }
 
 /// Answers in which the choice `best` is the likeliest.
-fn likely(best: usize, of: usize) -> Vec<Response> {
-    let one = |index| Response::LogLikelihood {
+fn likely(best: usize, of: usize) -> Vec<EvalResponse> {
+    let one = |index| EvalResponse::LogLikelihood {
         logprob: if index == best { -1.0 } else { -200.0 },
         greedy: index == best,
         token_ids: Vec::new(),
@@ -34,7 +34,7 @@ fn likely(best: usize, of: usize) -> Vec<Response> {
 }
 
 #[track_caller]
-fn score(task: &dyn Task, doc: &Doc, responses: &[Response]) -> Vec<f64> {
+fn score(task: &dyn Task, doc: &Doc, responses: &[EvalResponse]) -> Vec<f64> {
     let outcome = task.grade(doc, responses).expect("graded");
     let keys: BTreeSet<String> = outcome.metrics.keys().cloned().collect();
     let wanted: BTreeSet<String> = task.info().metrics.iter().map(|metric| metric.key()).collect();
@@ -48,7 +48,7 @@ const DUCKS: &str = "She has 16 - 3 = <<16-3=13>>13.\n#### 1,013";
 fn gsm8k_reads_the_marked_number_and_the_last_one() {
     let task = task("gsm8k");
     let doc = doc(json!({"question": "How many?", "answer": DUCKS}));
-    let Question::Generate { question, until, .. } = task.question(&doc) else { panic!("a generation") };
+    let TaskQuestion::Generate { question, until, .. } = task.question(&doc) else { panic!("a generation") };
     assert_eq!((question.as_str(), until[0].as_str()), ("Question: How many?\nAnswer:", "Question:"));
     assert_eq!(task.example(&doc).1, DUCKS);
     for (answer, strict, flexible) in [
@@ -100,7 +100,7 @@ fn multiple_choices_take_the_likeliest() {
     ];
     for (name, row, wanted) in rows {
         let (task, doc) = (task(name), doc(row));
-        let Question::Choose { question, choices } = task.question(&doc) else { panic!("{name}: a choice") };
+        let TaskQuestion::Choose { question, choices } = task.question(&doc) else { panic!("{name}: a choice") };
         assert_eq!(question, wanted, "{name}");
         assert_eq!(score(&*task, &doc, &likely(1, choices.len())), [1.0, 1.0], "{name}");
         assert_eq!(score(&*task, &doc, &likely(0, choices.len())), [0.0, 0.0], "{name}");
@@ -113,7 +113,7 @@ fn winogrande_chooses_between_contexts() {
     let task = task("winogrande");
     let doc = doc(json!({"context_options": ["so Sarah", "so Maria"], "continuation": "won.", "gold": 0}));
     let questions = vec!["so Sarah".to_owned(), "so Maria".to_owned()];
-    assert_eq!(task.question(&doc), Question::ChooseContext { questions, continuation: "won.".to_owned() });
+    assert_eq!(task.question(&doc), TaskQuestion::ChooseContext { questions, continuation: "won.".to_owned() });
     assert_eq!(score(&*task, &doc, &likely(0, 2)), [1.0]);
     assert_eq!(score(&*task, &doc, &likely(1, 2)), [0.0]);
     assert_eq!(task.example(&doc), ("so Sarah".to_owned(), "won.".to_owned()));
@@ -123,7 +123,7 @@ fn winogrande_chooses_between_contexts() {
 fn lambada_wants_the_last_word_greedily() {
     let task = task("lambada");
     let doc = doc(json!({"context": "I don't care about", "continuation": "signs"}));
-    let Question::Continue { continuation, .. } = task.question(&doc) else { panic!("a continuation") };
+    let TaskQuestion::Continue { continuation, .. } = task.question(&doc) else { panic!("a continuation") };
     assert_eq!(continuation, " signs");
     assert_eq!(score(&*task, &doc, &likely(0, 1)), [-1.0, 1.0]);
     assert_eq!(score(&*task, &doc, &likely(1, 1)), [-200.0, 0.0]);
@@ -135,7 +135,7 @@ fn mmlu_letters_its_choices() {
     let doc = doc(json!({
         "question": " What? ", "choice0": "w", "choice1": "x", "choice2": "y", "choice3": "z", "answer": "2"
     }));
-    let Question::Choose { question, choices } = task.question(&doc) else { panic!("a choice") };
+    let TaskQuestion::Choose { question, choices } = task.question(&doc) else { panic!("a choice") };
     assert_eq!(question, "What?\nA. w\nB. x\nC. y\nD. z\nAnswer:");
     assert_eq!(choices, ["A", "B", "C", "D"]);
     assert!(task.info().description.contains("about college physics."));
@@ -148,8 +148,8 @@ fn mmlu_letters_its_choices() {
 fn wikitext_counts_the_words_of_the_original() {
     let task = task("wikitext");
     let doc = doc(json!({"page": " = T = \n a , b\n"}));
-    assert_eq!(task.question(&doc), Question::Rolling { text: " = T =\na, b\n".to_owned() });
-    let metrics = task.grade(&doc, &[Response::Rolling { logprob: -16.0, tokens: 4 }]).expect("graded").metrics;
+    assert_eq!(task.question(&doc), TaskQuestion::Rolling { text: " = T =\na, b\n".to_owned() });
+    let metrics = task.grade(&doc, &[EvalResponse::Rolling { logprob: -16.0, tokens: 4 }]).expect("graded").metrics;
     assert_eq!(metrics["word_perplexity,none"].number(), -2.0, "8 pieces, two of them empty");
     assert_eq!(metrics["byte_perplexity,none"].number(), -16.0 / 15.0);
 }
@@ -165,7 +165,7 @@ fn mathematics_reads_final_answers() {
         json!({"problem": "What is it?", "solution": "So it is $\\boxed{\\frac{1}{2}}$.", "answer": "\\frac{1}{2}"}),
     );
     let minerva = task("minerva_math500");
-    let Question::Generate { question, until, .. } = minerva.question(&row) else { panic!("a generation") };
+    let TaskQuestion::Generate { question, until, .. } = minerva.question(&row) else { panic!("a generation") };
     assert_eq!((question.as_str(), until[0].as_str()), ("Problem:\nWhat is it?\n\nSolution:", "Problem:"));
     let crate::task::FewShot::Fixed(pairs) = &minerva.info().few_shot else { panic!("fixed examples") };
     assert!(pairs.len() == 4 && pairs[3].1.contains("I hope it is correct."));
@@ -196,7 +196,7 @@ fn humaneval_runs_the_tests() {
     for wrong in ["    return 3 * x", "    return", "  syntax error", "    raise SystemExit(0)"] {
         assert_eq!(score(&*task, &row, &text(wrong)), [0.0, 0.0], "{wrong}");
     }
-    let answers: Vec<Response> =
+    let answers: Vec<EvalResponse> =
         (0..10).flat_map(|i| text(if i < 2 { "    return 2 * x" } else { "    return 0" })).collect();
     let outcome = crate::run::repeats::grade(&*task, &row, &answers).expect("graded");
     assert_eq!(outcome.metrics["pass@1,create_test"].number(), 0.2);

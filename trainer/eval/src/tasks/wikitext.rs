@@ -8,8 +8,8 @@ use serde_json::json;
 use crate::data::DataFolder;
 use crate::data::doc::Doc;
 use crate::task::grading;
-use crate::task::outcome::Outcome;
-use crate::task::question::{Question, Response};
+use crate::task::outcome::Grade;
+use crate::task::question::{EvalResponse, TaskQuestion};
 use crate::task::{Docs, FewShot, Task, TaskInfo};
 use crate::{Error, Result};
 
@@ -110,20 +110,20 @@ impl Task for WikiText {
         Ok(Docs { test: articles.into_iter().map(doc).collect(), pool: Vec::new() })
     }
 
-    fn question(&self, doc: &Doc) -> Question {
-        Question::Rolling { text: detokenize(page(doc)) }
+    fn question(&self, doc: &Doc) -> TaskQuestion {
+        TaskQuestion::Rolling { text: detokenize(page(doc)) }
     }
 
     fn example(&self, doc: &Doc) -> (String, String) {
         (String::new(), page(doc).to_owned())
     }
 
-    fn grade(&self, doc: &Doc, responses: &[Response]) -> Result<Outcome> {
+    fn grade(&self, doc: &Doc, responses: &[EvalResponse]) -> Result<Grade> {
         let page = page(doc);
         // Pieces between runs of white space, the empty ones at both ends included, as the library counts.
         let words = Regex::new(r"\s+").expect("a fixed expression").split(page).count();
         let metrics = grading::rolling(responses, words, page.len());
-        Ok(Outcome { metrics, ..Outcome::default() })
+        Ok(Grade { metrics, ..Grade::default() })
     }
 }
 

@@ -34,12 +34,12 @@ pub struct InputFile {
 /// Checksums by key and name.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Inputs(BTreeMap<String, BTreeMap<String, Input>>);
+pub struct InputChecksums(BTreeMap<String, BTreeMap<String, InputChecksum>>);
 
 /// What is known of a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Input {
+struct InputChecksum {
     sha256: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     bytes: Option<u64>,
@@ -62,7 +62,7 @@ impl fmt::Display for Change {
     }
 }
 
-impl Inputs {
+impl InputChecksums {
     /// Reads all files, `at_once` of them at the same time.
     ///
     /// # Errors
@@ -75,7 +75,7 @@ impl Inputs {
     fn look(&self, files: &[InputFile], at_once: usize) -> Result<Self> {
         let stats = files.iter().map(|file| fs::metadata(&file.path).map_err(Error::io(&file.path)));
         let stats: Vec<Metadata> = stats.collect::<Result<_>>()?;
-        let known: Vec<Option<&Input>> =
+        let known: Vec<Option<&InputChecksum>> =
             files.iter().zip(&stats).map(|(file, stat)| self.untouched(file, stat)).collect();
         // Student and teacher are often one model.
         let unknown: BTreeSet<&PathBuf> =
@@ -86,7 +86,7 @@ impl Inputs {
         for ((file, stat), known) in files.iter().zip(&stats).zip(known) {
             let input = match known {
                 Some(input) => input.clone(),
-                None => Input {
+                None => InputChecksum {
                     sha256: sums[&file.path].clone(),
                     bytes: Some(stat.len()),
                     stamp: settled(stat).then(|| stamp(stat)),
@@ -97,7 +97,7 @@ impl Inputs {
         Ok(inputs)
     }
 
-    fn untouched(&self, file: &InputFile, stat: &Metadata) -> Option<&Input> {
+    fn untouched(&self, file: &InputFile, stat: &Metadata) -> Option<&InputChecksum> {
         let input = self.0.get(&file.key)?.get(&file.name)?;
         let same = stat.len() > READ_AGAIN && input.stamp.as_ref() == Some(&stamp(stat));
         same.then_some(input)
@@ -153,7 +153,7 @@ impl Inputs {
         let recorded = self.0.entry(key.to_owned()).or_default();
         let mut changes = Vec::new();
         for (name, sha256) in sums {
-            let now = Input { sha256, bytes: None, stamp: None };
+            let now = InputChecksum { sha256, bytes: None, stamp: None };
             match recorded.get(&name) {
                 None => drop(recorded.insert(name, now)),
                 Some(before) if before.sha256 == now.sha256 => {}
@@ -177,7 +177,7 @@ impl Inputs {
     }
 }
 
-impl fmt::Display for Input {
+impl fmt::Display for InputChecksum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sum = self.sha256.get(..12).unwrap_or(&self.sha256);
         match self.bytes {
@@ -218,7 +218,7 @@ mod tests {
             fs::write(other.path().join(name), text).expect("written");
         }
         let files = |folder: &Path| vec![file(folder, "student.model", "a"), file(folder, "student.model", "b")];
-        let before = Inputs::read(&files(folder.path()), 2).expect("read");
+        let before = InputChecksums::read(&files(folder.path()), 2).expect("read");
         assert_eq!(before.compare(&files(other.path())).expect("read").1, []);
         fs::write(other.path().join("b"), "3").expect("written");
         fs::write(other.path().join("c"), "new").expect("written");
@@ -237,7 +237,8 @@ mod tests {
 
     #[test]
     fn a_pipe_has_no_sum() {
-        let error = Inputs::read(&[file(Path::new("/dev"), "data.path", "null")], 1).expect_err("no file").to_string();
+        let error =
+            InputChecksums::read(&[file(Path::new("/dev"), "data.path", "null")], 1).expect_err("no file").to_string();
         assert!(error.contains("/dev/null") && error.contains("regular file"), "{error}");
     }
 
@@ -247,12 +248,12 @@ mod tests {
         let input = file(folder.path(), "student.model", "weights");
         let handle = fs::File::create(&input.path).expect("made");
         handle.set_len(READ_AGAIN + 1).expect("long");
-        let mut before = Inputs::read(std::slice::from_ref(&input), 1).expect("read");
+        let mut before = InputChecksums::read(std::slice::from_ref(&input), 1).expect("read");
         let stat = fs::metadata(&input.path).expect("there");
         assert!(!settled(&stat), "it was changed a moment ago");
         let mut compared = |stamp: Option<String>| {
             let known = before.0.get_mut("student.model").and_then(|files| files.get_mut("weights"));
-            *known.expect("recorded") = Input { sha256: "another".to_owned(), bytes: None, stamp };
+            *known.expect("recorded") = InputChecksum { sha256: "another".to_owned(), bytes: None, stamp };
             before.compare(std::slice::from_ref(&input)).expect("read").1.len()
         };
         // A stamp that fits stands for the sum, whatever that is; one that does not fit does not.

@@ -23,7 +23,7 @@ use runtime::sums;
 pub use adapter::AdapterConfig;
 pub(crate) use adapter::note_other_base;
 pub use folder::Checkpoints;
-pub use inputs::{Change, InputFile, Inputs};
+pub use inputs::{Change, InputChecksums, InputFile};
 pub use model::ModelExport;
 pub use state::{Best, TrainerState};
 

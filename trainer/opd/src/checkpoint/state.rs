@@ -7,8 +7,8 @@ use std::path::Path;
 use runtime::read;
 use serde::{Deserialize, Serialize};
 
-use super::Inputs;
-use crate::metrics::Metrics;
+use super::InputChecksums;
+use crate::metrics::StepMetrics;
 use crate::{Error, Result};
 
 /// Name of the file.
@@ -37,8 +37,8 @@ pub struct TrainerState {
     /// SHA-256 of the resolved recipe.
     pub recipe_sha256: String,
     /// Checksums of the files that the recipe names; nothing in checkpoints of earlier versions.
-    #[serde(default, skip_serializing_if = "Inputs::is_empty")]
-    pub inputs: Inputs,
+    #[serde(default, skip_serializing_if = "InputChecksums::is_empty")]
+    pub inputs: InputChecksums,
     /// Length of metrics.jsonl at this step.
     pub metrics_bytes: u64,
     /// Length of samples.jsonl at this step.
@@ -53,7 +53,7 @@ pub struct TrainerState {
     pub best: Option<Best>,
     /// Numbers of this step that are not written yet, because its held-out measurement was stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pending: Option<Metrics>,
+    pub pending: Option<StepMetrics>,
     /// Seconds by phase up to now, for the summary.
     pub seconds: BTreeMap<String, f64>,
 }
@@ -83,7 +83,7 @@ impl TrainerState {
             non_finite: 0,
             seed,
             recipe_sha256,
-            inputs: Inputs::default(),
+            inputs: InputChecksums::default(),
             metrics_bytes: 0,
             samples_bytes: 0,
             held_out_before: BTreeMap::new(),

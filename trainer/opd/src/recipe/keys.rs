@@ -22,27 +22,27 @@ struct Probe<'a> {
 }
 
 #[derive(Debug)]
-struct Stop;
+struct StopProbe;
 
-impl fmt::Display for Stop {
+impl fmt::Display for StopProbe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("probed")
     }
 }
 
-impl std::error::Error for Stop {}
+impl std::error::Error for StopProbe {}
 
-impl serde::de::Error for Stop {
+impl serde::de::Error for StopProbe {
     fn custom<M: fmt::Display>(_: M) -> Self {
         Self
     }
 }
 
 impl<'de> Deserializer<'de> for Probe<'_> {
-    type Error = Stop;
+    type Error = StopProbe;
 
-    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Stop> {
-        Err(Stop)
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, StopProbe> {
+        Err(StopProbe)
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -50,9 +50,9 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         _: &'static str,
         fields: &'static [&'static str],
         _: V,
-    ) -> Result<V::Value, Stop> {
+    ) -> Result<V::Value, StopProbe> {
         *self.fields = fields;
-        Err(Stop)
+        Err(StopProbe)
     }
 
     forward_to_deserialize_any! {

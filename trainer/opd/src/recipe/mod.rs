@@ -29,7 +29,7 @@ pub use source::RecipeSource;
 use crate::schedule::Schedule;
 use crate::{Error, Result};
 use command::device::DeviceChoice;
-use data::{Format, Message};
+use data::{FileFormat, Message};
 
 /// A complete, checked run.
 #[derive(Debug, Clone)]
@@ -122,7 +122,7 @@ pub struct Data {
     /// Files.
     pub paths: Vec<PathBuf>,
     /// Their format; `None` infers it from each name.
-    pub format: Option<Format>,
+    pub format: Option<FileFormat>,
     /// A column that is used besides prompts and completions.
     pub context_column: Option<String>,
     /// System prompt that the student sees.

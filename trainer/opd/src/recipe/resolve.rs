@@ -13,7 +13,7 @@ use super::{Data, HeldOut, Objective, Recipe, Runtime, Student};
 use crate::{Error, Result};
 use command::device::DeviceChoice;
 use command::limits::{MOST_GIVEN, MOST_RANK, MOST_RUNNING, MOST_SEQUENCES, MOST_TOKENS, between};
-use data::Format;
+use data::FileFormat;
 
 /// Checks every range, refuses keys without effect, and fills the defaults in.
 pub(super) fn resolve(mut raw: RawRecipe, name: &str) -> Result<Recipe> {
@@ -209,7 +209,7 @@ fn data(raw: &mut RawRecipe) -> Result<Data> {
     let format = match data.format.as_str() {
         "auto" => None,
         name => Some(
-            Format::from_name(name)
+            FileFormat::from_name(name)
                 .ok_or_else(|| Error::value("data.format", format!("{name:?}"), "one of auto, jsonl, parquet"))?,
         ),
     };

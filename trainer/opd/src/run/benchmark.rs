@@ -12,13 +12,13 @@ use serde_json::{Map, json};
 
 use super::folder::RunFolder;
 use super::setup::Setup;
-use crate::metrics::Metrics;
+use crate::metrics::StepMetrics;
 use crate::recipe::{Benchmark, Recipe};
 use crate::{Error, Result};
 use command::interrupt::Interrupt;
 use command::progress::Progress;
 use eval::data::DataFolder;
-use eval::{self, LocalSettings, Options, Results, compare, tasks};
+use eval::{self, EvalOptions, LocalSettings, Results, compare, tasks};
 
 /// Runs tasks on the run's models.
 pub(super) struct Benchmarks<'a> {
@@ -51,7 +51,7 @@ impl<'a> Benchmarks<'a> {
     ///
     /// # Errors
     /// Data that cannot be used; what the runtime refuses; [`Error::EvaluationInterrupted`].
-    pub(super) fn measure(&self, step: u64, metrics: &mut Metrics) -> Result<()> {
+    pub(super) fn measure(&self, step: u64, metrics: &mut StepMetrics) -> Result<()> {
         let results = self.ask(ModelId::STUDENT, &folder_of(step))?;
         for (name, value) in scores(&results) {
             metrics.set(&name, value);
@@ -116,9 +116,9 @@ impl<'a> Benchmarks<'a> {
         fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
     }
 
-    fn options(&self, out: PathBuf) -> Result<Options> {
+    fn options(&self, out: PathBuf) -> Result<EvalOptions> {
         let b = self.benchmark;
-        Ok(Options {
+        Ok(EvalOptions {
             tasks: tasks::find(&b.tasks, tasks::Programs::default())?,
             data: Arc::clone(&self.data),
             limit: b.limit,
@@ -154,7 +154,7 @@ pub(super) fn max_length(benchmark: &Benchmark, student: &ModelFiles) -> Result<
 ///
 /// # Errors
 /// As [`compare::compare`].
-pub(super) fn compared(folder: &RunFolder, last: u64) -> Result<Vec<compare::Row>> {
+pub(super) fn compared(folder: &RunFolder, last: u64) -> Result<Vec<compare::ComparisonRow>> {
     let [before, after] = [0, last].map(|step| folder.file("eval").join(folder_of(step)));
     let both = last > 0 && before.is_dir() && after.is_dir();
     if both { Ok(compare::compare(&before, &after)?) } else { Ok(Vec::new()) }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::eval_kl;
 use crate::checkpoint::Best;
-use crate::metrics::Metrics;
+use crate::metrics::StepMetrics;
 use crate::recipe::Recipe;
 use crate::{Error, Result};
 use eval::tasks;
@@ -37,7 +37,7 @@ impl BestMetric {
     ///
     /// # Errors
     /// Names those that there are.
-    pub(super) fn check(&self, metrics: &Metrics) -> Result<()> {
+    pub(super) fn check(&self, metrics: &StepMetrics) -> Result<()> {
         let measured = metrics.as_json();
         if measured.contains_key(&self.name) {
             return Ok(());
@@ -47,7 +47,7 @@ impl BestMetric {
     }
 
     /// What `metrics` has of it, where that is better than `before`; of equals the earlier stays.
-    pub(super) fn improved(&self, metrics: &Metrics, step: u64, before: Option<&Best>) -> Option<Best> {
+    pub(super) fn improved(&self, metrics: &StepMetrics, step: u64, before: Option<&Best>) -> Option<Best> {
         let value = metrics.get(&self.name)?;
         let better = |before: &Best| if self.higher { value > before.value } else { value < before.value };
         let before = before.filter(|before| before.metric == self.name);
@@ -89,8 +89,8 @@ fn known(recipe: &Recipe, held_out: bool) -> Result<BTreeMap<String, bool>> {
 mod tests {
     use super::*;
 
-    fn metrics(value: f64) -> Metrics {
-        let mut metrics = Metrics::at(4);
+    fn metrics(value: f64) -> StepMetrics {
+        let mut metrics = StepMetrics::at(4);
         metrics.set("eval/kl", value);
         metrics
     }

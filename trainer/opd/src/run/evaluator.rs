@@ -9,7 +9,7 @@ use super::eval_kl::{EvalKl, prompt_of};
 use super::folder::RunFolder;
 use super::rollout::{generate, params, request};
 use super::setup::Setup;
-use crate::metrics::Metrics;
+use crate::metrics::StepMetrics;
 use crate::prompt::Example;
 use crate::recipe::{Eval, Recipe, Sampling};
 use crate::{Error, Result};
@@ -19,7 +19,7 @@ use command::progress::Progress;
 const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0 };
 
 /// Measures on held-out rows.
-pub(super) struct Evaluator<'a> {
+pub(super) struct HeldOutEvaluator<'a> {
     recipe: &'a Recipe,
     eval: &'a Eval,
     setup: &'a Setup,
@@ -31,7 +31,7 @@ pub(super) struct Evaluator<'a> {
     samples: Vec<(String, Example)>,
 }
 
-impl<'a> Evaluator<'a> {
+impl<'a> HeldOutEvaluator<'a> {
     /// Lets the teacher generate its completions, or reads those that the run started with.
     ///
     /// # Errors
@@ -76,7 +76,7 @@ impl<'a> Evaluator<'a> {
     ///
     /// # Errors
     /// What the runtime refuses.
-    pub(super) fn measure(&self, metrics: &mut Metrics) -> Result<()> {
+    pub(super) fn measure(&self, metrics: &mut StepMetrics) -> Result<()> {
         for (name, value) in self.eval_kl.measure(&self.teacher_completions)? {
             metrics.set(&format!("eval/{name}"), value);
         }

@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use runtime::source::ModelSource;
 use runtime::{read, sums};
 
-use crate::checkpoint::{ADAPTER_WEIGHTS, Change, InputFile, Inputs};
+use crate::checkpoint::{ADAPTER_WEIGHTS, Change, InputChecksums, InputFile};
 use crate::recipe::{HeldOut, Recipe, Teacher, TeacherWeights};
 use crate::{Error, Result};
 use command::progress::Progress;
@@ -18,19 +18,19 @@ const ACCEPT: &str = "--accept-changed-inputs";
 
 /// The checksums of a run's inputs, which are read beside its first steps: nothing waits for those of large weights
 /// before the first checkpoint, which keeps them.
-pub(super) struct PendingChecksums(JoinHandle<Result<Inputs>>);
+pub(super) struct PendingChecksums(JoinHandle<Result<InputChecksums>>);
 
 impl PendingChecksums {
     /// Begins to read them.
     pub(super) fn begin(files: Vec<InputFile>) -> Self {
-        Self(thread::spawn(move || Inputs::read(&files, 1)))
+        Self(thread::spawn(move || InputChecksums::read(&files, 1)))
     }
 
     /// The sums.
     ///
     /// # Errors
     /// A file that cannot be read (any more).
-    pub(super) fn wait(self) -> Result<Inputs> {
+    pub(super) fn wait(self) -> Result<InputChecksums> {
         self.0.join().expect("reading files does not panic")
     }
 }

@@ -8,7 +8,7 @@ use super::benchmark::Benchmarks;
 use super::inputs::{self, TASK_DATA};
 use super::timers::StepTimers;
 use super::{MAX_NON_FINITE, Run, summary};
-use crate::metrics::Metrics;
+use crate::metrics::StepMetrics;
 use crate::{Error, Result};
 
 impl Run<'_> {
@@ -55,7 +55,7 @@ impl Run<'_> {
         if let Some(benchmarks) = &self.benchmarks {
             self.state.teacher_scores = self.stoppable(benchmarks.of_teacher())?;
         }
-        let mut metrics = Metrics::at(0);
+        let mut metrics = StepMetrics::at(0);
         let scope = self.span("held_out", 0);
         self.measure(&mut metrics, &scope)?;
         let numbers = metrics.named().filter(|(name, _)| name.starts_with("eval/"));
@@ -65,7 +65,7 @@ impl Run<'_> {
 
     /// Measures what is due after a step, and writes the step's numbers. A measurement that is stopped is left to the run's
     /// continuation.
-    pub(super) fn conclude(&mut self, mut metrics: Metrics, scope: &Scope) -> Result<()> {
+    pub(super) fn conclude(&mut self, mut metrics: StepMetrics, scope: &Scope) -> Result<()> {
         if self.is_eval_due() {
             let of_step = metrics.clone();
             if let Err(error) = self.measure(&mut metrics, scope) {
@@ -92,7 +92,7 @@ impl Run<'_> {
         periodic || (eval.at_end && self.is_over())
     }
 
-    fn measure(&mut self, metrics: &mut Metrics, scope: &Scope) -> Result<()> {
+    fn measure(&mut self, metrics: &mut StepMetrics, scope: &Scope) -> Result<()> {
         let mut timers = StepTimers::within(scope);
         let measured = timers.time("eval", || {
             let samples = match &self.evaluator {

@@ -38,7 +38,7 @@ pub use step::{OpdStep, StepContext, StepReport, Update};
 
 use crate::checkpoint::TrainerState;
 use crate::control::Control;
-use crate::metrics::{JsonLines, Metrics};
+use crate::metrics::{JsonLines, StepMetrics};
 use crate::recipe::{Recipe, RecipeSource};
 use crate::{Error, Result};
 use benchmark::Benchmarks;
@@ -46,7 +46,7 @@ use best::BestMetric;
 use command::interrupt::Interrupt;
 use command::progress::Progress;
 use data::Cursor;
-use evaluator::Evaluator;
+use evaluator::HeldOutEvaluator;
 use folder::RunFolder;
 use inputs::PendingChecksums;
 use overview::Sizes;
@@ -61,7 +61,7 @@ use timers::StepTimers;
 const MAX_NON_FINITE: u32 = 3;
 
 /// What to run, and where.
-pub struct Options {
+pub struct RunOptions {
     /// The recipe.
     pub recipe: Recipe,
     /// What it was made of.
@@ -84,7 +84,7 @@ pub struct Options {
 ///
 /// # Errors
 /// Whatever stops it; [`Error::Interrupted`] after Ctrl-C, with a checkpoint written.
-pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
+pub fn run(options: &RunOptions, interrupt: &Interrupt) -> Result<()> {
     let recipe = &options.recipe;
     let progress = Progress::new(options.json);
     recipe.notes.iter().for_each(|note| progress.line(note));
@@ -118,7 +118,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
             .eval
             .as_ref()
             .filter(|_| !setup.held_out.is_empty())
-            .map(|eval| Evaluator::new(recipe, eval, &setup, &folder, interrupt, progress))
+            .map(|eval| HeldOutEvaluator::new(recipe, eval, &setup, &folder, interrupt, progress))
             .transpose()?,
         benchmarks: recipe
             .eval
@@ -166,7 +166,7 @@ struct Run<'a> {
     traces: &'a Traces,
     interrupt: &'a Interrupt,
     steps: &'a StepContext<'a>,
-    evaluator: Option<Evaluator<'a>>,
+    evaluator: Option<HeldOutEvaluator<'a>>,
     benchmarks: Option<Benchmarks<'a>>,
     metrics: JsonLines,
     samples: JsonLines,
@@ -180,7 +180,7 @@ struct Run<'a> {
     /// The metric of the best checkpoint.
     best_metric: Option<BestMetric>,
     /// The newest metrics with held-out measurements.
-    last: Option<Metrics>,
+    last: Option<StepMetrics>,
     /// Step and operator's learning rate of the newest checkpoint.
     saved: Option<(u64, Option<f64>)>,
 }
@@ -218,7 +218,7 @@ impl Run<'_> {
         self.state.step >= self.total || self.recipe.max_seconds.is_some_and(|most| taken >= most)
     }
 
-    fn write(&mut self, metrics: &Metrics) -> Result<()> {
+    fn write(&mut self, metrics: &StepMetrics) -> Result<()> {
         self.metrics.write(metrics.as_json())?;
         self.control.metrics(metrics);
         if self.json { summary::print_line(metrics.as_json()) } else { Ok(()) }

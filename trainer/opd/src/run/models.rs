@@ -15,7 +15,7 @@ use command::interrupt::Interrupt;
 use command::progress::Progress;
 
 /// Student and teacher, which can be compared token by token.
-pub(super) struct Models {
+pub(super) struct OpenedModels {
     /// The student.
     pub(super) student: ModelSpec,
     /// A teacher that the runtime holds; one that is the student itself shares its files, and so its weights.
@@ -36,7 +36,7 @@ fn open_alone(source: &str, progress: Progress) -> Result<ModelFiles> {
     Ok(ModelSource::parse(source)?.open(&|line| progress.line(line))?)
 }
 
-impl Models {
+impl OpenedModels {
     /// Opens the models of a recipe. Waiting for a remote teacher ends with `interrupt`; without one it is not connected to.
     ///
     /// # Errors

@@ -95,7 +95,7 @@ pub fn dry_run(recipe: &Recipe, progress: Progress) -> Result<()> {
     run::check_measurements(recipe)?;
     recipe.notes.iter().for_each(|note| progress.line(note));
     if let Some(source) = run::models::not_here(recipe)? {
-        crate::rows::Rows::load(&recipe.data)?;
+        crate::rows::RunRows::load(&recipe.data)?;
         progress.line(&format!(
             "note       {source} is not on this machine yet, a run fetches it; until then recipe and rows are checked alone"
         ));

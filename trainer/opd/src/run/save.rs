@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::Run;
 use super::inputs::{PendingChecksums, TASK_DATA};
 use crate::Result;
-use crate::metrics::Metrics;
+use crate::metrics::StepMetrics;
 
 impl Run<'_> {
     /// Writes the checkpoint that `checkpoint.every` asks for.
@@ -18,7 +18,7 @@ impl Run<'_> {
     }
 
     /// Keeps a checkpoint of this step where no step before it measured better.
-    pub(super) fn keep_if_best(&mut self, metrics: &Metrics) -> Result<()> {
+    pub(super) fn keep_if_best(&mut self, metrics: &StepMetrics) -> Result<()> {
         let Some(by) = &self.best_metric else { return Ok(()) };
         let Some(best) = by.improved(metrics, self.state.step, self.state.best.as_ref()) else { return Ok(()) };
         self.progress.line(&format!("best       {} {:.4}", best.metric, best.value));

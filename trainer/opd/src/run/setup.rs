@@ -8,14 +8,14 @@ use runtime::memory::{KvWish, MemoryPlan, Workload};
 use runtime::request::{ModelSpec, RuntimeSpec, Training};
 
 use super::benchmark;
-use super::models::Models;
+use super::models::OpenedModels;
 use crate::checkpoint::{AdapterConfig, Export, ModelExport, note_other_base};
 use data::Row;
 
 use crate::memory::{self, Purpose};
-use crate::prompt::{Encoder, Example};
+use crate::prompt::{Example, PromptEncoder};
 use crate::recipe::{Recipe, TeacherWeights};
-use crate::rows::Rows;
+use crate::rows::RunRows;
 use crate::teacher::RemoteTeacher;
 use crate::{Error, Result, loss};
 use command::interrupt::Interrupt;
@@ -29,7 +29,7 @@ pub(super) struct Setup {
     /// The one entrypoint to the device.
     pub(super) runtime: RuntimeHandle,
     /// Rows into tokens.
-    pub(super) encoder: Encoder,
+    pub(super) encoder: PromptEncoder,
     /// Training rows.
     pub(super) train: Vec<Example>,
     /// Held-out rows.
@@ -51,7 +51,7 @@ pub(super) struct Prepared {
     pub(super) spec: RuntimeSpec,
     pub(super) workload: Workload,
     pub(super) purpose: Purpose,
-    encoder: Encoder,
+    encoder: PromptEncoder,
     pub(super) train: Vec<Example>,
     pub(super) held_out: Vec<Example>,
     export: Export,
@@ -99,9 +99,9 @@ impl Prepared {
         interrupt: Option<&Interrupt>,
         progress: Progress,
     ) -> Result<Self> {
-        let rows = Rows::load(&recipe.data)?;
-        let Models { student: student_spec, teacher: teacher_spec, remote } =
-            Models::open(recipe, interrupt, progress)?;
+        let rows = RunRows::load(&recipe.data)?;
+        let OpenedModels { student: student_spec, teacher: teacher_spec, remote } =
+            OpenedModels::open(recipe, interrupt, progress)?;
         let student = Arc::clone(&student_spec.files);
         let context = recipe.teacher.as_ref().and_then(|teacher| teacher.context.clone());
         if matches!(kind, RunKind::Training { .. }) {
@@ -112,7 +112,8 @@ impl Prepared {
         if let Some(adapter) = &recipe.student.adapter {
             note_other_base(adapter, &recipe.student.model, &|note| progress.line(note));
         }
-        let encoder = Encoder::new(Arc::clone(&student), recipe.data.chat, recipe.data.system_prompt.clone(), context)?;
+        let encoder =
+            PromptEncoder::new(Arc::clone(&student), recipe.data.chat, recipe.data.system_prompt.clone(), context)?;
         let fits = RowLimits { recipe, student: &student };
         let train = match kind {
             RunKind::Training { .. } => fits.encode(&encoder, &rows.train, recipe.rollout.max_new_tokens)?,
@@ -281,7 +282,7 @@ struct RowLimits<'a> {
 }
 
 impl RowLimits<'_> {
-    fn encode(&self, encoder: &Encoder, rows: &[Row], max_new_tokens: usize) -> Result<Vec<Example>> {
+    fn encode(&self, encoder: &PromptEncoder, rows: &[Row], max_new_tokens: usize) -> Result<Vec<Example>> {
         rows.iter()
             .map(|row| {
                 let example = encoder.encode(row)?;

@@ -15,7 +15,7 @@ use super::rollout::{RngStream, generate, params, request};
 use super::scored::{self, BatchTeacher};
 use super::step_metrics::{self, LossSums, RolloutStats};
 use super::timers::StepTimers;
-use crate::metrics::Metrics;
+use crate::metrics::StepMetrics;
 use crate::prompt::Example;
 use crate::recipe::Recipe;
 use crate::teacher::RemoteTeacher;
@@ -61,7 +61,7 @@ pub struct Update {
 /// The numbers of a step that is done.
 pub struct StepReport {
     /// Its metrics.
-    pub metrics: Metrics,
+    pub metrics: StepMetrics,
     /// Its seconds.
     pub(super) timers: StepTimers,
     /// Whether the weights changed: loss and gradients were finite.
@@ -242,7 +242,7 @@ impl OpdStep<'_> {
         // The update's time belongs to this phase and not to the next rollout.
         recipe.runtime.device.device.synchronize().map_err(runtime::Error::from)?;
         self.timers.add("optim", *started, started.elapsed().as_secs_f64(), Vec::new());
-        let mut metrics = Metrics::at(self.number + 1);
+        let mut metrics = StepMetrics::at(self.number + 1);
         self.losses.report(&mut metrics);
         self.rollouts.report(&mut metrics);
         step_metrics::report_optim(&mut metrics, *lr, report);

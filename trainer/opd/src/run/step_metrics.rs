@@ -7,7 +7,7 @@ use runtime::request::{ModelId, OptimReport, RuntimeStats, TrainReport};
 use super::micro_batch::{Completion, CompletionSource};
 use super::timers::StepTimers;
 use crate::memory;
-use crate::metrics::Metrics;
+use crate::metrics::StepMetrics;
 
 /// Sums over micro-batches; each name with the tokens that it was summed over.
 #[derive(Debug, Default)]
@@ -44,7 +44,7 @@ impl LossSums {
         self.by_name.get(name).map(|(sum, tokens)| sum / tokens)
     }
 
-    pub(super) fn report(&self, metrics: &mut Metrics) {
+    pub(super) fn report(&self, metrics: &mut StepMetrics) {
         metrics.set("loss", self.loss);
         for name in ["teacher_kl", "forward_kl", "entropy", "teacher_entropy", "agreement"] {
             if let Some(mean) = self.mean(name) {
@@ -58,7 +58,7 @@ impl LossSums {
     }
 
     /// Adds what the training pass took.
-    pub(super) fn report_costs(&self, metrics: &mut Metrics) {
+    pub(super) fn report_costs(&self, metrics: &mut StepMetrics) {
         metrics.set("time/forward", self.forward_seconds);
         metrics.set("time/backward", self.backward_seconds);
         metrics.set("perf/activation_bytes", self.activation_bytes as f64);
@@ -86,7 +86,7 @@ impl RolloutStats {
         }
     }
 
-    pub(super) fn report(&self, metrics: &mut Metrics) {
+    pub(super) fn report(&self, metrics: &mut StepMetrics) {
         let count = self.count as f64;
         metrics.set("completions/mean_length", self.tokens as f64 / count);
         metrics.set("completions/tokens", self.tokens as f64);
@@ -96,14 +96,14 @@ impl RolloutStats {
 }
 
 /// What the optimizer did.
-pub(super) fn report_optim(metrics: &mut Metrics, lr: f64, report: &OptimReport) {
+pub(super) fn report_optim(metrics: &mut StepMetrics, lr: f64, report: &OptimReport) {
     metrics.set("optim/lr", lr);
     metrics.set("optim/grad_norm", report.grad_norm);
     metrics.set("optim/skipped", f64::from(u8::from(!report.applied)));
 }
 
 /// Seconds and rates of a step of `seconds`.
-pub(super) fn report_speed(metrics: &mut Metrics, timers: &StepTimers, seconds: f64, rollouts: &RolloutStats) {
+pub(super) fn report_speed(metrics: &mut StepMetrics, timers: &StepTimers, seconds: f64, rollouts: &RolloutStats) {
     for (phase, seconds) in timers.seconds() {
         metrics.set(&format!("time/{phase}"), *seconds);
     }
@@ -114,7 +114,7 @@ pub(super) fn report_speed(metrics: &mut Metrics, timers: &StepTimers, seconds: 
 }
 
 /// Counters of a GPU.
-pub(super) fn report_gpu(metrics: &mut Metrics, stats: &RuntimeStats) {
+pub(super) fn report_gpu(metrics: &mut StepMetrics, stats: &RuntimeStats) {
     if let Some(gpu) = &stats.gpu {
         for (name, value) in stats.models[&ModelId::STUDENT].steps.named() {
             metrics.set(&format!("engine/{name}"), value);

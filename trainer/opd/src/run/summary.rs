@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::timers::StepTimers;
 use crate::checkpoint::Best;
 use crate::memory::Bytes;
-use crate::metrics::Metrics;
+use crate::metrics::StepMetrics;
 use crate::recipe::Recipe;
 use crate::{Error, Result};
 use command::progress::eprint_line;
@@ -18,7 +18,7 @@ use command::terminal::visible_json;
 use eval::compare;
 
 /// `step 3/40 ...`
-pub(super) fn step_line(metrics: &Metrics, total: u64) -> String {
+pub(super) fn step_line(metrics: &StepMetrics, total: u64) -> String {
     let get = |name: &str| metrics.get(name).unwrap_or(f64::NAN);
     let width = total.to_string().len();
     let kl = metrics.get("teacher_kl").map_or_else(String::new, |kl| format!("kl {kl:.4}  "));
@@ -40,7 +40,7 @@ pub(super) fn step_line(metrics: &Metrics, total: u64) -> String {
 }
 
 /// `held-out   KL 0.51 (-43 %) ...`
-pub(super) fn held_out_line(metrics: &Metrics, before: &BTreeMap<String, f64>) -> String {
+pub(super) fn held_out_line(metrics: &StepMetrics, before: &BTreeMap<String, f64>) -> String {
     let shown = [
         ("kl", "eval/kl"),
         ("kl on teacher samples", "eval/kl_teacher_samples"),
@@ -57,7 +57,7 @@ pub(super) fn held_out_line(metrics: &Metrics, before: &BTreeMap<String, f64>) -
 
 /// `scores     gsm8k/exact_match,strict-match 0.41 (+12 %, teacher 0.62) ...`, the first metric of each task.
 pub(super) fn scores_line(
-    metrics: &Metrics,
+    metrics: &StepMetrics,
     before: &BTreeMap<String, f64>,
     teacher: &BTreeMap<String, f64>,
 ) -> String {
@@ -94,11 +94,11 @@ pub(super) struct Summary<'a> {
     pub(super) checkpoint: &'a Path,
     pub(super) folder: &'a Path,
     pub(super) before: &'a BTreeMap<String, f64>,
-    pub(super) after: Option<&'a Metrics>,
+    pub(super) after: Option<&'a StepMetrics>,
     /// The teacher's scores on tasks.
     pub(super) teacher: &'a BTreeMap<String, f64>,
     /// The tasks before and after, question by question; or the reason why they cannot be compared.
-    pub(super) compared: std::result::Result<Vec<compare::Row>, String>,
+    pub(super) compared: std::result::Result<Vec<compare::ComparisonRow>, String>,
     /// The best step by `checkpoint.best`.
     pub(super) best: Option<&'a Best>,
     pub(super) timers: &'a StepTimers,

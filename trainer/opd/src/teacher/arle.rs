@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::checks;
-use super::client::Client;
+use super::client::TeacherClient;
 use super::{RemoteCompletion, ScoreFormat, TeacherScoreRequest, TeacherScores};
 use crate::compatibility::{self, TokenizerInfo};
 use crate::recipe::Remote;
@@ -29,7 +29,7 @@ const LARGEST_VOCABULARY: usize = 1 << 24;
 
 /// One served model.
 pub(super) struct Arle {
-    client: Client,
+    client: TeacherClient,
     model: Option<String>,
     info: Info,
     /// The ids that student and teacher share.
@@ -64,7 +64,12 @@ struct Score {
 
 impl Arle {
     /// Compares the server's tokenizer with the student's.
-    pub(super) fn connect(client: Client, remote: &Remote, student: &ModelFiles, ends_chosen: bool) -> Result<Self> {
+    pub(super) fn connect(
+        client: TeacherClient,
+        remote: &Remote,
+        student: &ModelFiles,
+        ends_chosen: bool,
+    ) -> Result<Self> {
         let model = remote.served_model.clone();
         let foreign = |why: &str| {
             client.error(format!(

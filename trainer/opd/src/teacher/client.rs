@@ -16,7 +16,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// One server.
-pub(super) struct Client {
+pub(super) struct TeacherClient {
     agent: ureq::Agent,
     url: String,
     key: Option<String>,
@@ -25,7 +25,7 @@ pub(super) struct Client {
     progress: Progress,
 }
 
-impl Client {
+impl TeacherClient {
     /// # Errors
     /// A key file that cannot be read, or has no key; the same of one with certificates.
     pub(super) fn new(remote: &Remote, interrupt: Interrupt, progress: Progress) -> Result<Self> {

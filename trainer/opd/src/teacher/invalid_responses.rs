@@ -34,8 +34,8 @@ fn response(head: &str, body: &str) -> String {
     format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n{head}connection: close\r\n\r\n{body}", body.len())
 }
 
-fn client(url: &str) -> Client {
-    Client::new(&remote(url), Interrupt::default(), Progress::new(true)).expect("a client")
+fn client(url: &str) -> TeacherClient {
+    TeacherClient::new(&remote(url), Interrupt::default(), Progress::new(true)).expect("a client")
 }
 
 /// Asks a server that is truthful about its tokenizer, and then answers `lie`.

@@ -24,21 +24,21 @@ use crate::recipe::{Api, Remote, RemoteRows};
 use crate::{Error, Result, compatibility};
 use arle::Arle;
 use batch_scores::BatchScores;
-use client::Client;
+use client::TeacherClient;
 use command::interrupt::Interrupt;
 use command::progress::Progress;
 use openai::OpenAi;
 
 /// A server that answers for the teacher.
 pub struct RemoteTeacher {
-    server: Server,
+    server: TeacherServer,
     rows: Option<RemoteRows>,
     concurrency: usize,
     /// Ids of the student's tokens.
     own_ids: usize,
 }
 
-enum Server {
+enum TeacherServer {
     Arle(Arle),
     OpenAi(OpenAi),
 }
@@ -93,14 +93,16 @@ impl RemoteTeacher {
         interrupt: &Interrupt,
         progress: Progress,
     ) -> Result<Self> {
-        let client = Client::new(remote, interrupt.clone(), progress)?;
+        let client = TeacherClient::new(remote, interrupt.clone(), progress)?;
         let server = match remote.api {
-            Api::Arle => Server::Arle(Arle::connect(client, remote, student, ends_chosen)?),
-            Api::OpenAi => Server::OpenAi(OpenAi::connect(client, remote, student)?),
+            Api::Arle => TeacherServer::Arle(Arle::connect(client, remote, student, ends_chosen)?),
+            Api::OpenAi => TeacherServer::OpenAi(OpenAi::connect(client, remote, student)?),
         };
         let name = match &server {
-            Server::Arle(_) => remote.served_model.as_deref().map_or_else(String::new, |name| format!(" {name}")),
-            Server::OpenAi(openai) => format!(" {}", openai.name()),
+            TeacherServer::Arle(_) => {
+                remote.served_model.as_deref().map_or_else(String::new, |name| format!(" {name}"))
+            }
+            TeacherServer::OpenAi(openai) => format!(" {}", openai.name()),
         };
         let what =
             remote.rows.map_or_else(|| "log-probabilities of the student's tokens".to_owned(), |rows| rows.to_string());
@@ -112,22 +114,22 @@ impl RemoteTeacher {
     /// Longest sequence that the teacher can see; `None` when it did not say.
     pub(crate) fn context(&self) -> Option<usize> {
         match &self.server {
-            Server::Arle(arle) => Some(arle.context()),
-            Server::OpenAi(_) => None,
+            TeacherServer::Arle(arle) => Some(arle.context()),
+            TeacherServer::OpenAi(_) => None,
         }
     }
 
     /// The first so many ids are tokens of both models.
     pub(crate) fn token_ids(&self) -> usize {
         match &self.server {
-            Server::Arle(arle) => arle.vocab(),
-            Server::OpenAi(_) => self.own_ids,
+            TeacherServer::Arle(arle) => arle.vocab(),
+            TeacherServer::OpenAi(_) => self.own_ids,
         }
     }
 
     /// Whether it continues prompts of token ids.
     pub(crate) fn generates(&self) -> bool {
-        matches!(self.server, Server::Arle(_))
+        matches!(self.server, TeacherServer::Arle(_))
     }
 
     /// Scores of the weighted tokens of a micro-batch.
@@ -168,7 +170,9 @@ impl RemoteTeacher {
         prompts: &[(Vec<u32>, u64)],
         params: &SamplingParams,
     ) -> Result<Vec<RemoteCompletion>> {
-        let Server::Arle(arle) = &self.server else { unreachable!("the recipe lets only arle's servers generate") };
+        let TeacherServer::Arle(arle) = &self.server else {
+            unreachable!("the recipe lets only arle's servers generate")
+        };
         in_parallel(prompts, self.concurrency, |(prompt, index)| {
             let key = philox(params.seed, [*index as u32, (*index >> 32) as u32, 0, 0]);
             arle.generate(prompt, params, u64::from(key[0]) << 31 | u64::from(key[1] >> 1))
@@ -188,16 +192,16 @@ impl RemoteTeacher {
 
     fn vocab(&self) -> usize {
         match &self.server {
-            Server::Arle(arle) => arle.vocab(),
-            Server::OpenAi(_) => 0,
+            TeacherServer::Arle(arle) => arle.vocab(),
+            TeacherServer::OpenAi(_) => 0,
         }
     }
 
     /// Cuts positions into parts whose answers are as long as the server allows.
     fn parts(&self, positions: Range<usize>, format: ScoreFormat) -> Vec<Range<usize>> {
         let most = match &self.server {
-            Server::Arle(arle) => (arle.limit() / arle.row_bytes(format)).max(1),
-            Server::OpenAi(_) => usize::MAX,
+            TeacherServer::Arle(arle) => (arle.limit() / arle.row_bytes(format)).max(1),
+            TeacherServer::OpenAi(_) => usize::MAX,
         };
         let end = positions.end;
         positions.step_by(most).map(|start| start..start.saturating_add(most).min(end)).collect()
@@ -205,7 +209,7 @@ impl RemoteTeacher {
 
     /// Groups what one HTTP request holds: the server runs them side by side.
     fn groups<'a>(&self, requests: &'a [TeacherScoreRequest], format: ScoreFormat) -> Vec<&'a [TeacherScoreRequest]> {
-        let Server::Arle(arle) = &self.server else { return requests.chunks(1).collect() };
+        let TeacherServer::Arle(arle) = &self.server else { return requests.chunks(1).collect() };
         let (mut groups, mut first, mut used) = (Vec::new(), 0, [0, 0]);
         for (place, request) in requests.iter().enumerate() {
             let more = [request.tokens.len(), request.positions.len() * arle.row_bytes(format)];
@@ -224,8 +228,8 @@ impl RemoteTeacher {
 
     fn score_group(&self, group: &[TeacherScoreRequest], format: ScoreFormat) -> Result<Vec<TeacherScores>> {
         match &self.server {
-            Server::Arle(arle) => arle.score(group, format),
-            Server::OpenAi(openai) => group.iter().map(|request| openai.score(request)).collect(),
+            TeacherServer::Arle(arle) => arle.score(group, format),
+            TeacherServer::OpenAi(openai) => group.iter().map(|request| openai.score(request)).collect(),
         }
     }
 }

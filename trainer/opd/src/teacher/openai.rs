@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::checks;
-use super::client::Client;
+use super::client::TeacherClient;
 use super::{TeacherScoreRequest, TeacherScores};
 use crate::recipe::Remote;
 use crate::{Error, Result};
@@ -23,7 +23,7 @@ const TOKEN_BYTES: usize = 4 << 10;
 
 /// One served model.
 pub(super) struct OpenAi {
-    client: Client,
+    client: TeacherClient,
     model: String,
 }
 
@@ -36,7 +36,7 @@ struct Echo {
 
 impl OpenAi {
     /// Finds the model, and compares how it reads texts with how the student does.
-    pub(super) fn connect(client: Client, remote: &Remote, student: &ModelFiles) -> Result<Self> {
+    pub(super) fn connect(client: TeacherClient, remote: &Remote, student: &ModelFiles) -> Result<Self> {
         let model = match &remote.served_model {
             Some(name) => name.clone(),
             None => {
@@ -70,7 +70,7 @@ impl OpenAi {
 
     /// A model whose tokenizer is known to be the student's.
     #[cfg(test)]
-    pub(super) fn served(client: Client, model: &str) -> Self {
+    pub(super) fn served(client: TeacherClient, model: &str) -> Self {
         Self { client, model: model.to_owned() }
     }
 

@@ -56,7 +56,7 @@ pub(super) fn remote(url: &str) -> Remote {
 }
 
 fn post(url: &str) -> Result<String> {
-    let client = Client::new(&remote(url), Interrupt::default(), Progress::new(true))?;
+    let client = TeacherClient::new(&remote(url), Interrupt::default(), Progress::new(true))?;
     client.post("/v1/score", &serde_json::json!({}), 1000).map(|answer| String::from_utf8(answer.body).expect("text"))
 }
 
@@ -129,7 +129,7 @@ fn a_key_is_sent_as_a_bearer() {
     let (url, server) = scripted(vec![OK]);
     let client = |path: &std::path::Path| {
         let remote = Remote { api_key_file: Some(path.to_owned()), ..remote(&url) };
-        Client::new(&remote, Interrupt::default(), Progress::new(true))
+        TeacherClient::new(&remote, Interrupt::default(), Progress::new(true))
     };
     client(&path).expect("a key").get("/x", Some(("model", "a b")), 1000).expect("answered");
     let head = server.join().expect("it ends").remove(0).to_ascii_lowercase();

@@ -8,15 +8,15 @@ use runtime::text::Tokenizer;
 
 use crate::Result;
 use crate::backend::local::LocalSettings;
-use crate::prompt::encode::{self, Tail};
+use crate::prompt::encode::{self, ScoredTail};
 use crate::prompt::length_limit::{LengthOverflow, LongPrompt};
-use crate::task::question::{Prompt, Request};
+use crate::task::question::{EvalRequest, Prompt};
 
 /// One piece of a document's work.
 #[derive(Debug, Clone)]
 pub(super) enum EncodedRequest {
     Generate { prompt: Vec<u32>, params: Box<SamplingParams>, index: u64, cut: usize },
-    Score(Tail),
+    Score(ScoredTail),
 }
 
 /// What becomes one response.
@@ -68,27 +68,27 @@ impl RequestEncoder {
 
     pub(super) fn encode_document(
         &self,
-        requests: Vec<Request>,
+        requests: Vec<EvalRequest>,
         overflow: &mut LengthOverflow,
     ) -> Result<EncodedDocument> {
         let mut work = EncodedDocument::default();
         for request in requests {
             match request {
-                Request::GenerateUntil { prompt, until, max_tokens, repeat } => {
+                EvalRequest::GenerateUntil { prompt, until, max_tokens, repeat } => {
                     let piece = self.generate(prompt, until, max_tokens, repeat, overflow)?;
                     work.push(ResponseKind::Text, [piece]);
                 }
-                Request::LogLikelihood { context, continuation } => {
+                EvalRequest::LogLikelihood { context, continuation } => {
                     let tail = self.pair(&context, &continuation, overflow)?;
                     work.push(ResponseKind::Pair, [EncodedRequest::Score(tail)]);
                 }
-                Request::MultipleChoice { pairs } => {
+                EvalRequest::MultipleChoice { pairs } => {
                     for (context, continuation) in pairs {
                         let tail = self.pair(&context, &continuation, overflow)?;
                         work.push(ResponseKind::Pair, [EncodedRequest::Score(tail)]);
                     }
                 }
-                Request::Rolling { text } => {
+                EvalRequest::Rolling { text } => {
                     let tokens = self.encode(&text, &self.first[0])?;
                     let windows = encode::windows(&tokens, self.prefix, self.settings.max_length);
                     work.push(ResponseKind::Windows, windows.into_iter().map(EncodedRequest::Score));
@@ -98,7 +98,7 @@ impl RequestEncoder {
         Ok(work)
     }
 
-    fn pair(&self, context: &str, continuation: &str, overflow: &mut LengthOverflow) -> Result<Tail> {
+    fn pair(&self, context: &str, continuation: &str, overflow: &mut LengthOverflow) -> Result<ScoredTail> {
         let encode = |text: &str, special: bool| {
             if special { self.encode(text, &self.first[0]) } else { Ok(self.tokenizer.encode(text, false)?) }
         };

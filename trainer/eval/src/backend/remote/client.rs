@@ -5,12 +5,12 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use crate::backend::remote::RemoteSettings;
-use crate::task::question::Response;
+use crate::task::question::EvalResponse;
 use crate::{Error, Result};
 use command::endpoint::{EVALUATED, HttpFailure};
 
 /// One server.
-pub(super) struct Client {
+pub(super) struct EvalClient {
     agent: ureq::Agent,
     /// Without `/v1` and without a slash at the end.
     root: String,
@@ -35,7 +35,7 @@ fn about(tokens: usize) -> usize {
     tokens.saturating_add(16).saturating_mul(TOKEN_BYTES).saturating_add(ENVELOPE_BYTES)
 }
 
-impl Client {
+impl EvalClient {
     pub(super) fn new(settings: &RemoteSettings) -> Self {
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(Duration::from_secs(settings.timeout)))
@@ -101,7 +101,7 @@ impl Client {
     }
 
     /// A completion.
-    pub(super) fn complete(&self, body: Map<String, Value>) -> Result<Response> {
+    pub(super) fn complete(&self, body: Map<String, Value>) -> Result<EvalResponse> {
         const ROUTE: &str = "/v1/completions";
         let most = asked_for(&body);
         let answer = self.post(ROUTE, body, most)?;
@@ -111,7 +111,7 @@ impl Client {
     }
 
     /// An answer to a conversation.
-    pub(super) fn chat(&self, body: Map<String, Value>) -> Result<Response> {
+    pub(super) fn chat(&self, body: Map<String, Value>) -> Result<EvalResponse> {
         const ROUTE: &str = "/v1/chat/completions";
         let most = asked_for(&body);
         let answer = self.post(ROUTE, body, most)?;
@@ -186,8 +186,8 @@ fn asked_for(body: &Map<String, Value>) -> usize {
     about(usize::try_from(tokens).unwrap_or(usize::MAX))
 }
 
-fn written(text: &str, choice: &Value, answer: &Value) -> Response {
-    Response::Text {
+fn written(text: &str, choice: &Value, answer: &Value) -> EvalResponse {
+    EvalResponse::Text {
         text: text.to_owned(),
         finish_reason: choice["finish_reason"].as_str().unwrap_or_default().to_owned(),
         prompt_tokens: answer["usage"]["prompt_tokens"].as_u64().unwrap_or(0) as usize,

@@ -7,20 +7,20 @@ const MAX_DEPTH: usize = 6;
 
 /// An answer's shape.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Shape {
+pub(super) enum AnswerShape {
     Value(Expr),
     /// Plus (true) or minus infinity.
     Infinite(bool),
     /// A name, or a function of names, and what it equals.
-    Named(String, Box<Shape>),
+    Named(String, Box<AnswerShape>),
     Equation(Expr, Expr),
     Compared(Box<Compared>),
     /// Brackets and items: a tuple or an interval.
-    Ordered(char, char, Vec<Shape>),
-    Set(Vec<Shape>),
-    List(Vec<Shape>),
-    Union(Vec<Shape>),
-    Matrix(Vec<Vec<Shape>>),
+    Ordered(char, char, Vec<AnswerShape>),
+    Set(Vec<AnswerShape>),
+    List(Vec<AnswerShape>),
+    Union(Vec<AnswerShape>),
+    Matrix(Vec<Vec<AnswerShape>>),
     /// Digits and base.
     InBase(String, String),
     /// What cannot be read, without white space.
@@ -31,10 +31,10 @@ pub(super) enum Shape {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Compared {
     pub(super) name: String,
-    pub(super) interval: Shape,
+    pub(super) interval: AnswerShape,
 }
 
-impl Shape {
+impl AnswerShape {
     /// Of an equation, the left side without the right side.
     pub(super) fn difference(&self) -> Option<Expr> {
         let minus = |left: Expr, right: Expr| Some(Expr::Sum(vec![left, Expr::Negative(Box::new(right))]));
@@ -50,12 +50,12 @@ impl Shape {
 }
 
 /// Reads an answer that was cleaned.
-pub(super) fn read(text: &str) -> Shape {
+pub(super) fn read(text: &str) -> AnswerShape {
     within(text.trim(), MAX_DEPTH)
 }
 
-fn within(text: &str, depth: usize) -> Shape {
-    let unread = || Shape::Unread(text.split_whitespace().collect());
+fn within(text: &str, depth: usize) -> AnswerShape {
+    let unread = || AnswerShape::Unread(text.split_whitespace().collect());
     let Some(depth) = depth.checked_sub(1) else { return unread() };
     let items = |parts: Vec<&str>| parts.into_iter().map(|part| within(part.trim(), depth)).collect::<Vec<_>>();
     if let Some(shape) = infinite(text).or_else(|| in_base(text)).or_else(|| matrix(text, depth)) {
@@ -64,22 +64,22 @@ fn within(text: &str, depth: usize) -> Shape {
     for joint in ["\\cup", "\\cap"] {
         let parts = split(text, joint);
         if parts.len() > 1 {
-            return if joint == "\\cup" { Shape::Union(items(parts)) } else { unread() };
+            return if joint == "\\cup" { AnswerShape::Union(items(parts)) } else { unread() };
         }
     }
     // A number with grouped thousands is no list of numbers.
     if let Some(value) = latex::parse(text, Dialect::Answer).filter(|_| !text.contains("\\pm")) {
-        return Shape::Value(value);
+        return AnswerShape::Value(value);
     }
     let parts = split(text, ",");
     if parts.len() > 1 {
-        return Shape::List(expanded(items(parts)));
+        return AnswerShape::List(expanded(items(parts)));
     }
     if let Some(shape) = compared(text, depth).or_else(|| equation(text, depth)).or_else(|| bracketed(text, depth)) {
         return shape;
     }
     match plus_minus(text) {
-        Some(both) => Shape::List(both),
+        Some(both) => AnswerShape::List(both),
         None => unread(),
     }
 }
@@ -105,25 +105,25 @@ fn split<'a>(text: &'a str, joint: &str) -> Vec<&'a str> {
 }
 
 /// Lists in a list are its items: `1, 2 \pm 3` has three.
-fn expanded(items: Vec<Shape>) -> Vec<Shape> {
+fn expanded(items: Vec<AnswerShape>) -> Vec<AnswerShape> {
     let open = |item| match item {
-        Shape::List(inner) => inner,
+        AnswerShape::List(inner) => inner,
         other => vec![other],
     };
     items.into_iter().flat_map(open).collect()
 }
 
-fn infinite(text: &str) -> Option<Shape> {
+fn infinite(text: &str) -> Option<AnswerShape> {
     let bare: String = text.split_whitespace().collect();
     match bare.as_str() {
-        "\\infty" | "+\\infty" => Some(Shape::Infinite(true)),
-        "-\\infty" => Some(Shape::Infinite(false)),
+        "\\infty" | "+\\infty" => Some(AnswerShape::Infinite(true)),
+        "-\\infty" => Some(AnswerShape::Infinite(false)),
         _ => None,
     }
 }
 
 /// `52_8`, `4210_{5}`, `1A_{16}`.
-fn in_base(text: &str) -> Option<Shape> {
+fn in_base(text: &str) -> Option<AnswerShape> {
     let bare: String = text.split_whitespace().collect();
     let (digits, base) = bare.split_once('_')?;
     let base = base.strip_prefix('{').map_or(Some(base), |rest| rest.strip_suffix('}'))?;
@@ -133,21 +133,21 @@ fn in_base(text: &str) -> Option<Shape> {
         !text.is_empty() && text.bytes().all(digit)
     };
     let number = plain(digits, true) && digits.starts_with(|c: char| c.is_ascii_digit()) && plain(base, false);
-    number.then(|| Shape::InBase(digits.to_owned(), base.to_owned()))
+    number.then(|| AnswerShape::InBase(digits.to_owned(), base.to_owned()))
 }
 
-fn matrix(text: &str, depth: usize) -> Option<Shape> {
+fn matrix(text: &str, depth: usize) -> Option<AnswerShape> {
     let inner = text.strip_prefix("\\begin{pmatrix}")?.strip_suffix("\\end{pmatrix}")?;
     let inner = inner.trim().strip_suffix("\\\\").unwrap_or(inner);
     let row = |row: &str| row.split('&').map(|cell| within(cell.trim(), depth)).collect();
-    Some(Shape::Matrix(inner.split("\\\\").map(row).collect()))
+    Some(AnswerShape::Matrix(inner.split("\\\\").map(row).collect()))
 }
 
 /// `(a,b)`, `[a,b)`, `\{a,b\}`.
-fn bracketed(text: &str, depth: usize) -> Option<Shape> {
+fn bracketed(text: &str, depth: usize) -> Option<AnswerShape> {
     let items = |inner: &str| split(inner, ",").into_iter().map(|part| within(part.trim(), depth)).collect::<Vec<_>>();
     if let Some(inner) = text.strip_prefix("\\{").and_then(|rest| rest.strip_suffix("\\}")) {
-        return Some(Shape::Set(expanded(items(inner))));
+        return Some(AnswerShape::Set(expanded(items(inner))));
     }
     let (open, close) = (text.chars().next()?, text.chars().next_back()?);
     let brackets = "([".contains(open) && ")]".contains(close) && text.len() > 2;
@@ -159,31 +159,31 @@ fn bracketed(text: &str, depth: usize) -> Option<Shape> {
         // Brackets around one thing say nothing.
         1 if open == '(' && close == ')' => items.pop(),
         1 => None,
-        _ => Some(Shape::Ordered(open, close, items)),
+        _ => Some(AnswerShape::Ordered(open, close, items)),
     }
 }
 
 /// `a \pm b` as `a + b` and `a - b`.
-fn plus_minus(text: &str) -> Option<Vec<Shape>> {
+fn plus_minus(text: &str) -> Option<Vec<AnswerShape>> {
     let parts = split(text, "\\pm");
     let [left, right] = parts[..] else { return None };
-    let signed = |sign: char| latex::parse(&format!("{left}{sign}{right}"), Dialect::Answer).map(Shape::Value);
+    let signed = |sign: char| latex::parse(&format!("{left}{sign}{right}"), Dialect::Answer).map(AnswerShape::Value);
     Some(vec![signed('+')?, signed('-')?])
 }
 
-fn equation(text: &str, depth: usize) -> Option<Shape> {
+fn equation(text: &str, depth: usize) -> Option<AnswerShape> {
     let parts = split(text, "=");
     if parts.len() < 2 {
         return None;
     }
     let (first, last) = (parts[0].trim(), parts[parts.len() - 1].trim());
     if is_name(first) {
-        return Some(Shape::Named(first.split_whitespace().collect(), Box::new(within(last, depth))));
+        return Some(AnswerShape::Named(first.split_whitespace().collect(), Box::new(within(last, depth))));
     }
     let side = |text: &str| latex::parse(text, Dialect::Answer);
     match (parts.len(), side(first), side(last)) {
         (2, Some(left), Some(right)) if left.integer().is_none() || right.integer().is_none() => {
-            Some(Shape::Equation(left, right))
+            Some(AnswerShape::Equation(left, right))
         }
         // `2 + 3 = 5`: the last one is the answer.
         _ => Some(within(last, depth)),
@@ -201,7 +201,7 @@ fn is_name(text: &str) -> bool {
 }
 
 /// `x > 2`, `-3 \le x < 5`: as the interval that it names.
-fn compared(text: &str, depth: usize) -> Option<Shape> {
+fn compared(text: &str, depth: usize) -> Option<AnswerShape> {
     let (mut sides, mut signs) = (vec![""], Vec::new());
     let mut rest = text;
     while let Some((at, sign, length)) = first_sign(rest) {
@@ -225,9 +225,9 @@ fn compared(text: &str, depth: usize) -> Option<Shape> {
         ([a, name, b], [s, t]) if is_name(name) && !less(s) && !less(t) => (name, low(t), high(s), [Some(b), Some(a)]),
         _ => return None,
     };
-    let end = |at: usize| ends[at].map_or(Shape::Infinite(at == 1), |text| within(text, depth));
-    let interval = Shape::Ordered(open, close, vec![end(0), end(1)]);
-    Some(Shape::Compared(Box::new(Compared { name: (*name).to_owned(), interval })))
+    let end = |at: usize| ends[at].map_or(AnswerShape::Infinite(at == 1), |text| within(text, depth));
+    let interval = AnswerShape::Ordered(open, close, vec![end(0), end(1)]);
+    Some(AnswerShape::Compared(Box::new(Compared { name: (*name).to_owned(), interval })))
 }
 
 /// The first sign of order: place, `<`, `<=`, `>` or `>=`, length.

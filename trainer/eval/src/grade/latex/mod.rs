@@ -141,8 +141,8 @@ impl Expr {
 /// Whether two expressions have the same value. Infinite and undefined values equal nothing, as in sympy.
 pub fn equal(a: &Expr, b: &Expr, dialect: Dialect) -> bool {
     match (field::evaluate(a, dialect), field::evaluate(b, dialect)) {
-        (field::Outcome::Value(a), field::Outcome::Value(b)) => a == b,
-        (field::Outcome::Undefined, _) | (_, field::Outcome::Undefined) => false,
+        (field::FieldOutcome::Value(a), field::FieldOutcome::Value(b)) => a == b,
+        (field::FieldOutcome::Undefined, _) | (_, field::FieldOutcome::Undefined) => false,
         _ => number::equal(a, b, dialect),
     }
 }

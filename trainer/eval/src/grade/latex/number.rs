@@ -17,7 +17,7 @@ const OF_SCALE: f64 = 1e-14;
 pub(super) fn equal(a: &Expr, b: &Expr, dialect: Dialect) -> bool {
     let points = if a.has_symbol() || b.has_symbol() { POINTS } else { 1 };
     (0..points).all(|point| {
-        let mut at = Evaluator { point, dialect, scale: 0.0 };
+        let mut at = ExprEvaluator { point, dialect, scale: 0.0 };
         let (a, b) = (at.value(a), at.value(b));
         let near = OF_VALUE * (a.abs() + b.abs()) + OF_SCALE * at.scale;
         // False for a value that is not a number, and for infinities.
@@ -27,7 +27,7 @@ pub(super) fn equal(a: &Expr, b: &Expr, dialect: Dialect) -> bool {
 
 /// The value of an answer, where it is one real number.
 pub(super) fn real_value(expr: &Expr) -> Option<f64> {
-    let value = Evaluator { point: 0, dialect: Dialect::Answer, scale: 0.0 }.value(expr);
+    let value = ExprEvaluator { point: 0, dialect: Dialect::Answer, scale: 0.0 }.value(expr);
     let real = value.re.is_finite() && value.im.abs() <= OF_VALUE * value.re.abs().max(1.0);
     (real && only_constants(expr)).then_some(value.re)
 }
@@ -43,14 +43,14 @@ fn only_constants(expr: &Expr) -> bool {
     }
 }
 
-struct Evaluator {
+struct ExprEvaluator {
     point: u64,
     dialect: Dialect,
     /// The largest magnitude met: sums that cancel leave a rounding error of its size.
     scale: f64,
 }
 
-impl Evaluator {
+impl ExprEvaluator {
     fn value(&mut self, expr: &Expr) -> Complex {
         let value = self.plain(expr);
         if value.abs() > self.scale {

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use super::lexer::{Token, tokens};
+use super::lexer::{LatexToken, tokens};
 use super::{Dialect, Expr, Function};
 
 /// Deepest nesting that is read: the stack is finite, and no answer nests so.
@@ -17,7 +17,7 @@ pub fn parse(text: &str, dialect: Dialect) -> Option<Expr> {
     }
     let tokens = tokens(text, dialect == Dialect::Sympy);
     let unknown = Cell::new(false);
-    let mut parser = Parser { tokens: &tokens, at: 0, depth: 0, bars: 0, stuck: Vec::new(), unknown, dialect };
+    let mut parser = LatexParser { tokens: &tokens, at: 0, depth: 0, bars: 0, stuck: Vec::new(), unknown, dialect };
     let expr = parser.relation()?;
     let rest = parser.peek();
     match dialect {
@@ -27,8 +27,8 @@ pub fn parse(text: &str, dialect: Dialect) -> Option<Expr> {
     }
 }
 
-struct Parser<'a> {
-    tokens: &'a [Token],
+struct LatexParser<'a> {
+    tokens: &'a [LatexToken],
     at: usize,
     depth: usize,
     /// Absolute values that are open: a bar after a factor closes one before it opens another.
@@ -42,14 +42,14 @@ struct Parser<'a> {
 
 const RELATIONS: [&str; 8] = ["neq", "leq", "le", "leqq", "leqslant", "geq", "ge", "geqq"];
 
-impl<'a> Parser<'a> {
-    fn peek(&self) -> Option<&'a Token> {
+impl<'a> LatexParser<'a> {
+    fn peek(&self) -> Option<&'a LatexToken> {
         self.ahead(0)
     }
 
-    fn ahead(&self, by: usize) -> Option<&'a Token> {
+    fn ahead(&self, by: usize) -> Option<&'a LatexToken> {
         let token = self.tokens.get(self.at + by);
-        self.unknown.set(self.unknown.get() || token == Some(&Token::Unknown));
+        self.unknown.set(self.unknown.get() || token == Some(&LatexToken::Unknown));
         token
     }
 
@@ -65,19 +65,19 @@ impl<'a> Parser<'a> {
     }
 
     fn sign(&self, sign: char) -> bool {
-        self.peek() == Some(&Token::Sign(sign))
+        self.peek() == Some(&LatexToken::Sign(sign))
     }
 
     fn command(&self, names: &[&str]) -> bool {
-        matches!(self.peek(), Some(Token::Command(name)) if names.contains(&name.as_str()))
+        matches!(self.peek(), Some(LatexToken::Command(name)) if names.contains(&name.as_str()))
     }
 
-    fn take(&mut self, token: &Token) -> Option<()> {
+    fn take(&mut self, token: &LatexToken) -> Option<()> {
         (self.peek() == Some(token)).then(|| self.at += 1)
     }
 
     fn take_sign(&mut self, sign: char) -> Option<()> {
-        self.take(&Token::Sign(sign))
+        self.take(&LatexToken::Sign(sign))
     }
 
     /// A rule one level deeper.
@@ -169,9 +169,9 @@ impl<'a> Parser<'a> {
     fn factors(&mut self, of_function: bool) -> Option<Expr> {
         let mut factors = vec![self.postfix()?];
         while let Some(token) = self.peek() {
-            let opens = matches!(token, Token::Sign('(' | '[' | '{'));
-            let bar = *token == Token::Sign('|') && self.bar_opens();
-            let call = matches!(token, Token::Command(name) if function(name).is_some() || name == "sqrt" || name == "overline");
+            let opens = matches!(token, LatexToken::Sign('(' | '[' | '{'));
+            let bar = *token == LatexToken::Sign('|') && self.bar_opens();
+            let call = matches!(token, LatexToken::Command(name) if function(name).is_some() || name == "sqrt" || name == "overline");
             if !(opens || bar || starts_factor(token, self.dialect)) || (of_function && call) {
                 break;
             }
@@ -187,7 +187,7 @@ impl<'a> Parser<'a> {
 
     /// Whether the bar here opens an absolute value: none is open, and another bar follows somewhere.
     fn bar_opens(&self) -> bool {
-        self.bars == 0 && self.tokens[self.at + 1..].contains(&Token::Sign('|'))
+        self.bars == 0 && self.tokens[self.at + 1..].contains(&LatexToken::Sign('|'))
     }
 
     fn postfix(&mut self) -> Option<Expr> {
@@ -254,23 +254,23 @@ impl<'a> Parser<'a> {
 
     fn primary(&mut self) -> Option<Expr> {
         match self.peek()? {
-            Token::Sign('(') => self.group('(', ')'),
-            Token::Sign('[') => self.group('[', ']'),
-            Token::Sign('{') => self.group('{', '}'),
-            Token::Sign('|') => {
+            LatexToken::Sign('(') => self.group('(', ')'),
+            LatexToken::Sign('[') => self.group('[', ']'),
+            LatexToken::Sign('{') => self.group('{', '}'),
+            LatexToken::Sign('|') => {
                 self.bars += 1;
                 let inner = self.group('|', '|');
                 self.bars -= 1;
                 Some(Expr::Call(Function::Abs, vec![inner?]))
             }
-            Token::Escaped('{') => {
+            LatexToken::Escaped('{') => {
                 self.at += 1;
                 let inner = self.sum()?;
-                self.take(&Token::Escaped('}'))?;
+                self.take(&LatexToken::Escaped('}'))?;
                 Some(inner)
             }
-            Token::Command(name) => self.command_primary(name),
-            Token::Letter(_) => self.symbol_or_call(),
+            LatexToken::Command(name) => self.command_primary(name),
+            LatexToken::Letter(_) => self.symbol_or_call(),
             _ => self.atom(),
         }
     }
@@ -303,11 +303,11 @@ fn times_written_as_x(factors: &mut Vec<Expr>) {
 }
 
 /// Whether a factor that is no bracket can begin with `token`.
-fn starts_factor(token: &Token, dialect: Dialect) -> bool {
+fn starts_factor(token: &LatexToken, dialect: Dialect) -> bool {
     match token {
-        Token::Digit(_) | Token::Letter(_) | Token::Differential(_) | Token::Escaped('{') => true,
-        Token::Sign('.') => dialect == Dialect::Answer,
-        Token::Command(name) => {
+        LatexToken::Digit(_) | LatexToken::Letter(_) | LatexToken::Differential(_) | LatexToken::Escaped('{') => true,
+        LatexToken::Sign('.') => dialect == Dialect::Answer,
+        LatexToken::Command(name) => {
             let joins = ["times", "cdot", "div", "to", "rightarrow", "Rightarrow", "rfloor", "rceil", "rangle"];
             !joins.contains(&name.as_str()) && !RELATIONS.contains(&name.as_str())
         }

@@ -27,7 +27,7 @@ fn a_minimal_definition_is_a_task() {
     let task = Definition::parse(MINIMAL, "capitals.toml").expect("a task");
     assert_eq!(task.example(&doc()), ("Capital of Spain?".to_owned(), "Madrid".to_owned()));
     assert_eq!(task.info().few_shot, FewShot::RandomOthers);
-    let text = |text: &str| Response::Text {
+    let text = |text: &str| EvalResponse::Text {
         text: text.to_owned(),
         finish_reason: "stop".to_owned(),
         prompt_tokens: 1,

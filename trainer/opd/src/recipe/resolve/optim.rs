@@ -3,7 +3,7 @@
 use super::{idle, learning_rate, missing, positive, within};
 use crate::recipe::raw::RawRecipe;
 use crate::recipe::{Length, Optim};
-use crate::schedule::{Schedule, Shape};
+use crate::schedule::{Schedule, ScheduleShape};
 use crate::{Error, Result};
 
 pub(super) fn optim(raw: &mut RawRecipe) -> Result<Optim> {
@@ -42,17 +42,17 @@ pub(super) fn schedule(raw: &mut RawRecipe, lr: f64) -> Result<(Schedule, Length
     let shape = match schedule.kind.as_str() {
         "constant" => {
             idle("schedule.min_lr_ratio", schedule.min_lr_ratio, "with `schedule.kind = \"constant\"`")?;
-            Shape::Constant
+            ScheduleShape::Constant
         }
         kind @ ("linear" | "cosine") => {
             let min_ratio = within("schedule.min_lr_ratio", *schedule.min_lr_ratio.get_or_insert(0.0), 0.0, 1.0)?;
-            if kind == "linear" { Shape::Linear { min_ratio } } else { Shape::Cosine { min_ratio } }
+            if kind == "linear" { ScheduleShape::Linear { min_ratio } } else { ScheduleShape::Cosine { min_ratio } }
         }
         other => return Err(Error::value("schedule.kind", format!("{other:?}"), "one of constant, linear, cosine")),
     };
     if let Some(seconds) = schedule.max_seconds {
         positive("schedule.max_seconds", seconds)?;
-        if shape != Shape::Constant {
+        if shape != ScheduleShape::Constant {
             let rule = "absent unless `schedule.kind` is constant: a rate that follows the clock cannot be repeated";
             return Err(Error::value("schedule.max_seconds", seconds, rule));
         }

@@ -1,31 +1,31 @@
 //! Numbers, symbols, fractions, roots and functions.
 
-use super::super::lexer::Token;
+use super::super::lexer::LatexToken;
 use super::super::{Dialect, Expr, Function};
-use super::{Parser, function};
+use super::{LatexParser, function};
 
-impl Parser<'_> {
+impl LatexParser<'_> {
     pub(super) fn atom(&mut self) -> Option<Expr> {
         match self.peek()? {
-            Token::Digit(_) | Token::Sign('.') => self.number(),
-            Token::Letter(letter) => {
+            LatexToken::Digit(_) | LatexToken::Sign('.') => self.number(),
+            LatexToken::Letter(letter) => {
                 let name = letter.to_string();
                 self.at += 1;
                 self.indexed(name).map(Expr::Symbol)
             }
-            Token::Differential(of) => {
+            LatexToken::Differential(of) => {
                 let name = format!("d{of}");
                 self.at += 1;
                 Some(Expr::Symbol(name))
             }
-            Token::Command(name) => self.command_atom(name),
+            LatexToken::Command(name) => self.command_atom(name),
             _ => None,
         }
     }
 
     fn digits(&mut self) -> String {
         let mut digits = String::new();
-        while let Some(Token::Digit(digit)) = self.peek() {
+        while let Some(LatexToken::Digit(digit)) = self.peek() {
             digits.push(*digit);
             self.at += 1;
         }
@@ -41,7 +41,7 @@ impl Parser<'_> {
         while self.sign(',') && !digits.is_empty() && self.three_digits_follow() {
             self.at += 1;
             for _ in 0..3 {
-                if let Some(Token::Digit(digit)) = self.peek() {
+                if let Some(LatexToken::Digit(digit)) = self.peek() {
                     digits.push(*digit);
                 }
                 self.at += 1;
@@ -65,7 +65,7 @@ impl Parser<'_> {
     }
 
     fn three_digits_follow(&self) -> bool {
-        let digit = |ahead: usize| matches!(self.ahead(ahead), Some(Token::Digit(_)));
+        let digit = |ahead: usize| matches!(self.ahead(ahead), Some(LatexToken::Digit(_)));
         // Four digits after the comma are no group; sympy's grammar reads three of them.
         (1..=3).all(digit) && !(self.dialect == Dialect::Answer && digit(4))
     }
@@ -127,7 +127,7 @@ impl Parser<'_> {
                 self.at += 1;
                 let inner = self.nested(Self::sum)?;
                 let floor = name == "lfloor";
-                self.take(&Token::Command(if floor { "rfloor" } else { "rceil" }.into()))?;
+                self.take(&LatexToken::Command(if floor { "rfloor" } else { "rceil" }.into()))?;
                 Some(Expr::Call(if floor { Function::Floor } else { Function::Ceil }, vec![inner]))
             }
             // Read by sympy as what they are; no answer is a sum, an integral or a limit that was not worked out.
@@ -155,7 +155,7 @@ impl Parser<'_> {
                 self.at += 1;
                 self.take_sign('{')?;
                 let mut name = String::new();
-                while let Some(Token::Letter(letter)) = self.peek() {
+                while let Some(LatexToken::Letter(letter)) = self.peek() {
                     name.push(*letter);
                     self.at += 1;
                 }
@@ -178,18 +178,18 @@ impl Parser<'_> {
     /// An argument of `\frac` or, in an answer, of `\sqrt`: braces, or one sign as TeX takes it.
     fn braced_or_digit(&mut self) -> Option<Expr> {
         match self.peek()? {
-            Token::Sign('{') => self.group('{', '}'),
-            Token::Digit(digit) => {
+            LatexToken::Sign('{') => self.group('{', '}'),
+            LatexToken::Digit(digit) => {
                 let digits = digit.to_string();
                 self.at += 1;
                 Some(Expr::Number { digits, decimals: 0 })
             }
-            Token::Letter(letter) if self.dialect == Dialect::Answer => {
+            LatexToken::Letter(letter) if self.dialect == Dialect::Answer => {
                 let name = letter.to_string();
                 self.at += 1;
                 Some(Expr::Symbol(name))
             }
-            Token::Command(_) if self.dialect == Dialect::Answer => self.nested(Self::atom),
+            LatexToken::Command(_) if self.dialect == Dialect::Answer => self.nested(Self::atom),
             _ => None,
         }
     }
@@ -206,7 +206,7 @@ impl Parser<'_> {
 
     /// Index or exponent of a function: of `\log_28`, one digit.
     fn function_script(&mut self) -> Option<Expr> {
-        if let Some(Token::Digit(digit)) = self.peek() {
+        if let Some(LatexToken::Digit(digit)) = self.peek() {
             self.at += 1;
             return Some(Expr::Number { digits: digit.to_string(), decimals: 0 });
         }

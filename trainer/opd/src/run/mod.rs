@@ -1,4 +1,4 @@
-//! A run of a recipe: what it is set up from, its folder, and around the loop of [`train`] what it measures, saves and reports.
+//! A run of a recipe: what it is set up from, its folder, and around the loop in `train.rs` what it measures, saves and reports.
 
 mod benchmark;
 mod best;

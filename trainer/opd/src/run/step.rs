@@ -1,4 +1,4 @@
-//! One step of on-policy distillation, in the four calls that [`super::train`] makes: rollouts, `forward_backward`, `optim_step`,
+//! One step of on-policy distillation, in the four calls that `train` makes: rollouts, `forward_backward`, `optim_step`,
 //! publish.
 
 use std::sync::Arc;

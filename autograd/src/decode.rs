@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
+use crate::cuda::WordRange;
 use crate::cuda::attention::PagedArrays;
 use crate::cuda::{Buffer, Gpu, Graph, GraphMemory};
-use crate::index::Part;
 use crate::kv::PagedBatch;
 use crate::ops::sample::{self, SampleArrays};
 use crate::ops::{PendingSamples, SampleArgs, SampleBuffer, Token};
@@ -72,9 +72,9 @@ impl Inputs {
     }
 
     /// The words behind the sampling parameters and `lists` lists of a word a row.
-    fn part(&self, lists: usize) -> Part {
+    fn part(&self, lists: usize) -> WordRange {
         let words = SampleArrays::len(self.bucket.rows, self.bucket.processors) + self.bucket.rows * lists;
-        Part { buffer: self.buffer.clone(), offset: 4 * words }
+        WordRange { buffer: self.buffer.clone(), offset: 4 * words }
     }
 
     fn ids(&self) -> Index {
@@ -84,11 +84,11 @@ impl Inputs {
     fn batch(&self) -> PagedBatch {
         let positions = Index::on_device(self.part(1), self.bucket.rows);
         let arrays = [self.part(2), self.part(4), self.part(3)];
-        PagedBatch::on_device(PagedArrays::on_device(arrays, self.bucket.pages, positions.clone()), positions)
+        PagedBatch::on_device(PagedArrays::on_device(arrays, self.bucket.pages, self.bucket.rows), positions)
     }
 
     fn args(&self) -> SampleArrays {
-        let part = Part { buffer: self.buffer.clone(), offset: 0 };
+        let part = WordRange { buffer: self.buffer.clone(), offset: 0 };
         SampleArrays::on_device(part, self.bucket.rows, self.bucket.processors)
     }
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::Result;
-use crate::cuda::{Buffer, Gpu};
+use crate::cuda::{Gpu, WordRange};
 
 /// A list of numbers that an op looks things up by. Clones share it, and what a device made of it.
 #[derive(Debug, Clone, Default)]
@@ -15,21 +15,7 @@ struct Inner {
     values: Vec<u32>,
     len: usize,
     /// The copy on a GPU, made when an op first asks for it.
-    device: OnceLock<Part>,
-}
-
-/// A run of words in GPU memory.
-#[derive(Debug, Clone)]
-pub(crate) struct Part {
-    pub(crate) buffer: Arc<Buffer>,
-    /// Bytes before the first word.
-    pub(crate) offset: usize,
-}
-
-impl Part {
-    pub(crate) fn ptr(&self) -> u64 {
-        self.buffer.ptr() + self.offset as u64
-    }
+    device: OnceLock<WordRange>,
 }
 
 impl Index {
@@ -63,11 +49,11 @@ impl Index {
             return Ok(part.ptr());
         }
         let buffer = Arc::new(gpu.upload(&self.0.values)?);
-        Ok(self.0.device.get_or_init(|| Part { buffer, offset: 0 }).ptr())
+        Ok(self.0.device.get_or_init(|| WordRange { buffer, offset: 0 }).ptr())
     }
 
     /// `len` numbers that only the GPU has and that change from run to run of a graph. Ops cannot check them.
-    pub(crate) fn on_device(part: Part, len: usize) -> Self {
+    pub(crate) fn on_device(part: WordRange, len: usize) -> Self {
         Self(Arc::new(Inner { values: vec![], len, device: OnceLock::from(part) }))
     }
 }

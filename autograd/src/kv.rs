@@ -4,14 +4,12 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::cpu::attention::{Heads, Span, attend, block_len, write_slot};
-use crate::cpu::simd::LANES;
 use crate::cuda::attention::PagedArrays;
 use crate::cuda::{self, Array, DType, Gpu};
 use crate::ops::{self, QkRope, check_layouts, check_window, ensure, ensure_index, portable_parts, portable_sequence};
 use crate::{Device, Error, Index, Result, Tape, Tensor, portable};
 
-/// Tokens of a page.
-pub const PAGE_TOKENS: usize = LANES;
+pub use crate::page::PAGE_TOKENS;
 
 /// Shape of one layer's attention.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -88,7 +86,7 @@ impl PagedBatch {
             return Ok(arrays);
         }
         let sequences = self.sequences.iter().map(|s| (s.rows.clone(), s.end(), &s.pages[..])).collect::<Vec<_>>();
-        let arrays = PagedArrays::new(gpu, &sequences, self.positions.clone())?;
+        let arrays = PagedArrays::new(gpu, &sequences)?;
         Ok(self.device.get_or_init(|| arrays))
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::ops::{Op, Recorded, common_device, ensure};
+use crate::op::{Op, Recorded, common_device, ensure};
 use crate::{Error, Result, Tensor, TensorId};
 
 /// A stretch of the forward pass that is run again during backward instead of being kept.

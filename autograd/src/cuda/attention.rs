@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::rows::blocks;
 use super::{Arg, Array, Buffer, DType, Gpu};
 use crate::cpu::attention::Heads;
-use crate::index::Part;
-use crate::kv::PAGE_TOKENS;
-use crate::{Error, Index, Result};
+use crate::cuda::WordRange;
+use crate::page::PAGE_TOKENS;
+use crate::{Error, Result};
 
 /// Head widths that there are kernels for.
 const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
@@ -148,11 +148,10 @@ pub(crate) fn packed_backward(saved: [&Array; 4], sequences: &PackedArrays, head
 pub(crate) struct PagedArrays {
     /// Rows `borders[s]..borders[s + 1]` are sequence s's; not needed where each has one row.
     borders: Option<Buffer>,
-    lengths: Part,
-    table: Part,
+    lengths: WordRange,
+    table: WordRange,
     table_stride: usize,
-    row_sequences: Part,
-    positions: Index,
+    row_sequences: WordRange,
     /// Rows of each sequence, and the longest memory.
     row_counts: Vec<usize>,
     longest: usize,
@@ -167,11 +166,7 @@ impl std::fmt::Debug for PagedArrays {
 
 impl PagedArrays {
     /// `(rows, tokens in memory with them, pages)` of every sequence.
-    pub(crate) fn new(
-        gpu: &'static Gpu,
-        sequences: &[(Range<usize>, usize, &[u32])],
-        positions: Index,
-    ) -> Result<Self> {
+    pub(crate) fn new(gpu: &'static Gpu, sequences: &[(Range<usize>, usize, &[u32])]) -> Result<Self> {
         let row_counts: Vec<usize> = sequences.iter().map(|(rows, ..)| rows.len()).collect();
         let borders: Vec<u32> = [0].into_iter().chain(sequences.iter().map(|(rows, ..)| rows.end as u32)).collect();
         let lengths: Vec<u32> = sequences.iter().map(|(_, end, _)| *end as u32).collect();
@@ -191,7 +186,9 @@ impl PagedArrays {
                 Some(TileList::new(gpu, &row_counts, tiles(256).rows)?),
             ]
         };
-        let part = |values: &[u32]| -> Result<Part> { Ok(Part { buffer: Arc::new(gpu.upload(values)?), offset: 0 }) };
+        let part = |values: &[u32]| -> Result<WordRange> {
+            Ok(WordRange { buffer: Arc::new(gpu.upload(values)?), offset: 0 })
+        };
         Ok(Self {
             borders: Some(gpu.upload(&borders)?),
             longest: lengths.iter().copied().max().unwrap_or(0) as usize,
@@ -199,27 +196,20 @@ impl PagedArrays {
             table: part(&table)?,
             table_stride,
             row_sequences: part(&row_sequences)?,
-            positions,
             row_counts,
             tiles,
         })
     }
 
+    fn rows(&self) -> usize {
+        self.row_counts.iter().sum()
+    }
+
     /// One row of each of `rows` sequences, whose lengths and pages only the GPU has.
-    pub(crate) fn on_device([lengths, table, row_sequences]: [Part; 3], table_stride: usize, positions: Index) -> Self {
-        let row_counts = vec![1; positions.len()];
+    pub(crate) fn on_device([lengths, table, row_sequences]: [WordRange; 3], table_stride: usize, rows: usize) -> Self {
+        let row_counts = vec![1; rows];
         let longest = table_stride * PAGE_TOKENS;
-        Self {
-            borders: None,
-            lengths,
-            table,
-            table_stride,
-            row_sequences,
-            positions,
-            row_counts,
-            longest,
-            tiles: [None, None],
-        }
+        Self { borders: None, lengths, table, table_stride, row_sequences, row_counts, longest, tiles: [None, None] }
     }
 }
 
@@ -246,7 +236,7 @@ impl Pages<'_> {
 pub(crate) fn paged(pool: &Array, qkv: &Array, batch: &PagedArrays, heads: Heads) -> Result<Array> {
     check_dim(heads.dim)?;
     let (gpu, d) = (qkv.gpu(), heads.dim);
-    let out = Array::uninit(gpu, batch.positions.len() * heads.query * d, DType::Bf16)?;
+    let out = Array::uninit(gpu, batch.rows() * heads.query * d, DType::Bf16)?;
     match &batch.tiles[usize::from(d > 128)] {
         None if gpu.is_deterministic() => single(&out, pool, qkv, batch, heads)?,
         None => decode(&out, pool, qkv, batch, heads)?,

@@ -34,6 +34,7 @@ pub(crate) mod rows;
 mod staging;
 mod table;
 mod transfer;
+mod word_range;
 
 pub(crate) use array::{Array, to_bf16};
 pub use attention::DECODE_CHUNK;
@@ -53,3 +54,4 @@ pub use pool::{Buffer, MemoryStats, block_bytes};
 pub use products::WORKSPACES as PRODUCT_WORKSPACES;
 pub(crate) use staging::Pinned;
 pub use transfer::{Pending, Plain};
+pub(crate) use word_range::WordRange;

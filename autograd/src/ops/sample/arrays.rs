@@ -2,13 +2,13 @@
 
 use super::{LogitsProcessors, SampleArgs};
 use crate::Result;
+use crate::cuda::WordRange;
 use crate::cuda::{Arg, Buffer, Gpu};
-use crate::index::Part;
 
 /// Parameters of rows on a GPU, within one buffer: where a row has processors those, `[rows]` of the kernels' struct, then
 /// `[rows]` of each parameter.
 pub(crate) struct SampleArrays {
-    part: Part,
+    part: WordRange,
     rows: usize,
     processors: bool,
 }
@@ -24,7 +24,7 @@ impl SampleArrays {
     }
 
     /// Parameters that are, or will be, at `part`.
-    pub(crate) fn on_device(part: Part, rows: usize, processors: bool) -> Self {
+    pub(crate) fn on_device(part: WordRange, rows: usize, processors: bool) -> Self {
         Self { part, rows, processors }
     }
 

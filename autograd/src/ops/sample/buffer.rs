@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{LISTED, SampleArgs, SampleArrays, SampleResult, Token};
+use crate::cuda::WordRange;
 use crate::cuda::{Arg, Buffer, Gpu, Pending};
-use crate::index::Part;
 use crate::{Error, Index, Result, Tensor};
 
 /// Logits that a block of the first pass looks at; the kernels' CHUNK.
@@ -44,7 +44,7 @@ impl SampleBuffer {
     /// A device that is lost.
     pub fn feed(&self, tokens: &[Token]) -> Result<Index> {
         let words: Vec<u32> = tokens.iter().map(|&token| word(token)).collect();
-        let part = Part { buffer: Arc::new(self.gpu.upload(&words)?), offset: 0 };
+        let part = WordRange { buffer: Arc::new(self.gpu.upload(&words)?), offset: 0 };
         if tokens.iter().any(|token| matches!(token, Token::Sampled(_))) {
             self.fill_in(&part, tokens.len())?;
         }
@@ -52,7 +52,7 @@ impl SampleBuffer {
     }
 
     /// Puts sampled tokens into `count` ids that [`word`] made.
-    pub(crate) fn fill_in(&self, ids: &Part, count: usize) -> Result<()> {
+    pub(crate) fn fill_in(&self, ids: &WordRange, count: usize) -> Result<()> {
         let args = [Arg::Ptr(ids.ptr()), self.arg(0), Arg::I32(count as i32)];
         self.gpu.launch("feed_tokens", [count.div_ceil(256) as u32, 1, 1], [256, 1, 1], 0, &args)
     }
@@ -77,7 +77,7 @@ impl SampleBuffer {
         let mut words = vec![];
         let allowed = SampleArrays::upload_allowed(self.gpu, args)?;
         SampleArrays::write(&mut words, args, allowed.as_ref(), rows, processors);
-        let part = Part { buffer: Arc::new(self.gpu.upload(&words)?), offset: 0 };
+        let part = WordRange { buffer: Arc::new(self.gpu.upload(&words)?), offset: 0 };
         self.launch(logits, &SampleArrays::on_device(part, rows, processors))?;
         self.collect(args)
     }

@@ -2,7 +2,7 @@
 // `runtime/src/sampler/history.rs`.
 //
 // A history is u16 [V], occurrences in the generation (at most 65535), and behind them u8 [V], 1: in the prompt.
-#include "extras.cuh"
+#include "logits_processors.cuh"
 
 constexpr int CHUNK = 2048;
 

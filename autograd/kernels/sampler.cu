@@ -4,10 +4,10 @@
 // 1. `adjust_logits` (history.cu; rows with bias, masked ids or penalties): changed copies of logits.
 // 2. `sample_partials`, grid (ceil(V / CHUNK), B): maximum and sums of each chunk of ids.
 // 3. `sample_rows`, grid B: joins the chunks, draws, and gives both log-probabilities.
-// 4. `count_tokens` (history.cu): the new tokens enter the histories; `list_log_probs` (listed.cu).
+// 4. `count_tokens` (history.cu): the new tokens enter the histories; `list_log_probs` (top_log_probs.cu).
 // The chunks do not depend on B, so a row's token does not depend on its neighbours. Plain sampling weighs tokens
 // relative to their chunk's maximum (the CPU: to the row's), which differs in the last rounding of f32.
-#include "draw.cuh"
+#include "sample.cuh"
 
 constexpr int PARTIAL_THREADS = 128;
 

@@ -82,7 +82,7 @@ impl AdamW {
         match weight.device() {
             Device::Cpu => native(weight, grad, moments, &f),
             Device::Cuda(_) => on_gpu(&mut [(weight, grad, moments)], &f)?,
-            Device::Portable => portable(weight, grad, moments, &f),
+            Device::Reference => reference(weight, grad, moments, &f),
         }
         Ok(())
     }
@@ -157,14 +157,14 @@ fn on_gpu(trained: &mut [(&mut Tensor, &Tensor, &mut Moments)], f: &Factors) -> 
     optimizer::adamw(&rows, factors)
 }
 
-fn portable(weight: &mut Tensor, grad: &Tensor, moments: &mut Moments, f: &Factors) {
+fn reference(weight: &mut Tensor, grad: &Tensor, moments: &mut Moments, f: &Factors) {
     let g = grad.burn().mul_scalar(f.grad);
     let m = moments.m.burn() + (g.clone() - moments.m.burn()).mul_scalar(f.rest1);
     let v = moments.v.burn().mul_scalar(f.beta2) + g.powi_scalar(2).mul_scalar(f.rest2);
     let root = v.clone().sqrt().mul_scalar(f.root).add_scalar(f.eps);
     let w = weight.burn().mul_scalar(f.decay) - m.clone().mul_scalar(f.step) / root;
-    *weight = Tensor::portable(w);
-    *moments = Moments { m: Tensor::portable(m), v: Tensor::portable(v), master: None };
+    *weight = Tensor::reference(w);
+    *moments = Moments { m: Tensor::reference(m), v: Tensor::reference(v), master: None };
 }
 
 impl Moments {
@@ -175,12 +175,12 @@ impl Moments {
     pub fn zeros(weight: &Tensor) -> Result<Self> {
         let master = match weight.device() {
             Device::Cuda(_) => Some(Tensor::cuda(weight.array().to_f32()?, weight.shape())),
-            Device::Cpu | Device::Portable => None,
+            Device::Cpu | Device::Reference => None,
         };
         Ok(Self { m: weight.zeros_like()?, v: weight.zeros_like()?, master })
     }
 
-    /// Zero moments for `weight`, and its master, in the host's memory: they pass through the card in every update.
+    /// Zero moments for `weight`, and its master, in the host's memory: they pass through the GPU in every update.
     ///
     /// # Errors
     /// [`Error::Device`] on a device that is no GPU; the host has no memory that can be pinned.
@@ -231,6 +231,6 @@ fn square_sum(t: &Tensor) -> f64 {
     };
     match t.device() {
         Device::Cpu => sum(t.raw()),
-        Device::Cuda(_) | Device::Portable => sum(&t.to_vec()),
+        Device::Cuda(_) | Device::Reference => sum(&t.to_vec()),
     }
 }

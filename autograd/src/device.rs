@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// A device family.
 ///
 /// `Cpu` runs native f32 kernels whose results for a token do not depend on the batch around it. `Cuda` runs native
-/// bf16 kernels on an NVIDIA GPU. `Portable` runs the same ops as burn tensor expressions, with gradients from burn's
+/// bf16 kernels on an NVIDIA GPU. `Reference` runs the same ops as burn tensor expressions, with gradients from burn's
 /// autodiff; it is the road to burn's other backends and the numerical reference of the native kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Device {
@@ -20,7 +20,7 @@ pub enum Device {
     /// Native kernels on the NVIDIA GPU of this number; activations and weights in bf16.
     Cuda(usize),
     /// burn tensors on the backend this build was made with.
-    Portable,
+    Reference,
 }
 
 impl fmt::Display for Device {
@@ -28,7 +28,7 @@ impl fmt::Display for Device {
         match self {
             Self::Cpu => f.write_str("cpu"),
             Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
-            Self::Portable => f.write_str("portable"),
+            Self::Reference => f.write_str("reference"),
         }
     }
 }
@@ -39,12 +39,16 @@ impl FromStr for Device {
     fn from_str(name: &str) -> Result<Self> {
         let unknown = || Error::Device {
             name: name.to_owned(),
-            why: "not one of auto, cpu, cuda, cuda:0 (cuda:1, ..), portable".to_owned(),
+            why: "not one of auto, cpu, cuda, cuda:0 (cuda:1, ..), reference".to_owned(),
         };
         match name {
+            "portable" => Err(Error::Device {
+                name: name.to_owned(),
+                why: "the device of burn's CPU backend is called reference now".to_owned(),
+            }),
             "auto" => Ok(Self::auto().0),
             "cpu" => Ok(Self::Cpu),
-            "portable" => Ok(Self::Portable),
+            "reference" => Ok(Self::Reference),
             "cuda" => Ok(Self::Cuda(0)),
             _ => {
                 let ordinal = name.strip_prefix("cuda:").ok_or_else(unknown)?;
@@ -58,10 +62,10 @@ impl Device {
     /// Waits for the work that was started on it; what reads a clock has to.
     ///
     /// # Errors
-    /// When work failed on a card.
+    /// When work failed on a GPU.
     pub fn synchronize(self) -> Result<()> {
         match self {
-            Self::Cpu | Self::Portable => Ok(()),
+            Self::Cpu | Self::Reference => Ok(()),
             Self::Cuda(ordinal) => crate::cuda::Gpu::get(ordinal)?.synchronize(),
         }
     }
@@ -80,7 +84,7 @@ impl Device {
     #[must_use]
     pub fn value_bytes(self) -> usize {
         match self {
-            Self::Cpu | Self::Portable => 4,
+            Self::Cpu | Self::Reference => 4,
             Self::Cuda(_) => 2,
         }
     }

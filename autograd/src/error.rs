@@ -101,15 +101,15 @@ pub enum Error {
         /// What to install.
         remedy: String,
     },
-    /// The card lacks what the kernels are written for.
+    /// The GPU lacks what the kernels are written for.
     #[error("{name} has compute capability {}.{}; at least 8.0 (Ampere) is needed", found.0, found.1)]
     UnsupportedCard {
-        /// Name of the card.
+        /// Name of the GPU.
         name: String,
         /// Its compute capability.
         found: (u32, u32),
     },
-    /// The card, or the limit that was set, has no room left.
+    /// The GPU, or the limit that was set, has no room left.
     #[error(
         "out of memory on {device}: {asked} bytes asked for; {in_use} in use here, {cached} cached in pieces too small, \
          {free} of {total} free on the card{}",
@@ -126,12 +126,12 @@ pub enum Error {
         cached: usize,
         /// Bytes that the driver could still give.
         free: usize,
-        /// Bytes of the card.
+        /// Bytes of the GPU.
         total: usize,
         /// Bytes that this process may take, if that was limited.
         limit: Option<usize>,
     },
-    /// The host has no memory left that can be locked for a card.
+    /// The host has no memory left that can be locked for a GPU.
     #[error(
         "{asked} bytes of the host's memory cannot be pinned for the card; free memory, or raise the limit of locked \
          memory (ulimit -l), or keep more on the card"
@@ -140,7 +140,7 @@ pub enum Error {
         /// Bytes of the request.
         asked: usize,
     },
-    /// The card is lost to this process: work on it failed in a way after which no call succeeds.
+    /// The GPU is lost to this process: work on it failed in a way after which no call succeeds.
     #[error(
         "the GPU is lost to this process: {call}: {code}: {text}; start the program again (a training run continues with \
          --resume); if that does not help, see the kernel's log for the card's own message (dmesg, Xid)"

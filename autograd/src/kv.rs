@@ -6,8 +6,10 @@ use std::sync::OnceLock;
 use crate::cpu::attention::{Heads, Span, attend, block_len, write_slot};
 use crate::cuda::attention::PagedArrays;
 use crate::cuda::{self, Array, DType, Gpu};
-use crate::ops::{self, QkRope, check_layouts, check_window, ensure, ensure_index, portable_parts, portable_sequence};
-use crate::{Device, Error, Index, Result, Tape, Tensor, portable};
+use crate::ops::{
+    self, QkRope, check_layouts, check_window, ensure, ensure_index, reference_parts, reference_sequence,
+};
+use crate::{Device, Error, Index, Result, Tape, Tensor, reference};
 
 pub use crate::page::PAGE_TOKENS;
 
@@ -28,7 +30,7 @@ impl KvShape {
     pub fn page_bytes(self, device: Device) -> usize {
         let values = match device {
             Device::Cuda(_) => 2 * PAGE_TOKENS * self.head_dim,
-            Device::Cpu | Device::Portable => block_len(self.head_dim),
+            Device::Cpu | Device::Reference => block_len(self.head_dim),
         };
         self.kv_heads * values * device.value_bytes()
     }
@@ -114,7 +116,7 @@ enum Layer {
     /// `[page][2][kv head][16][D]`: a page's keys, then its values.
     Cuda(Array),
     /// Keys and values `[pages * 16, kv_heads * head_dim]`.
-    Portable(Box<[burn::Tensor<2>; 2]>),
+    Reference(Box<[burn::Tensor<2>; 2]>),
 }
 
 /// Keys and values of every layer, in pages of [`PAGE_TOKENS`]. The cost of a write does not depend on the pool's size.
@@ -138,9 +140,9 @@ impl KvPool {
                     let values = pages * shape.page_bytes(device) / device.value_bytes();
                     Layer::Cuda(Array::zeros(Gpu::get(ordinal)?, values, DType::Bf16)?)
                 }
-                Device::Portable => {
+                Device::Reference => {
                     let size = [pages * PAGE_TOKENS, shape.kv_heads * shape.head_dim];
-                    Layer::Portable(Box::new([0, 1].map(|_| burn::Tensor::zeros(size, &portable::device()))))
+                    Layer::Reference(Box::new([0, 1].map(|_| burn::Tensor::zeros(size, &reference::device()))))
                 }
             })
         };
@@ -187,13 +189,13 @@ impl KvPool {
                 }
             }
             Layer::Cuda(_) => unreachable!("a kernel stores them"),
-            Layer::Portable(pool) => {
-                let [_, k, v] = portable_parts(heads, &qkv.burn());
+            Layer::Reference(pool) => {
+                let [_, k, v] = reference_parts(heads, &qkv.burn());
                 for (store, new) in pool.iter_mut().zip([k, v]) {
                     for (row, slot) in batch.slots() {
                         let values = new.clone().narrow(0, row, 1);
                         // Moved out and back, so that the pool has one owner and is written in place.
-                        let taken = std::mem::replace(store, burn::Tensor::zeros([1, 1], &portable::device()));
+                        let taken = std::mem::replace(store, burn::Tensor::zeros([1, 1], &reference::device()));
                         *store = taken.slice_assign([slot..slot + 1, 0..heads.kv * d], values);
                     }
                 }
@@ -223,15 +225,15 @@ impl KvPool {
                 let out = cuda::attention::paged(pool, qkv.array(), batch.on(pool.gpu())?, heads)?;
                 Tensor::cuda(out, [qkv.rows(), heads.query * heads.dim])
             }
-            Layer::Portable(pool) => {
-                let [q, ..] = portable_parts(heads, &qkv.burn());
+            Layer::Reference(pool) => {
+                let [q, ..] = reference_parts(heads, &qkv.burn());
                 let parts = batch.sequences.iter().map(|s| {
-                    let index = portable::indices((0..s.end()).map(|at| s.slot(at)));
+                    let index = reference::indices((0..s.end()).map(|at| s.slot(at)));
                     let [k, v] = [0, 1].map(|i| pool[i].clone().select(0, index.clone()));
                     let q = q.clone().narrow(0, s.rows.start, s.rows.len());
-                    portable_sequence(heads, [q, k, v])[0].clone()
+                    reference_sequence(heads, [q, k, v])[0].clone()
                 });
-                Tensor::portable(burn::Tensor::cat(parts.collect(), 0))
+                Tensor::reference(burn::Tensor::cat(parts.collect(), 0))
             }
         })
     }
@@ -282,12 +284,12 @@ impl KvPool {
                     let page = |index: u32| pool.part(index as usize * len, len);
                     page(from).copy_to(&page(to))?;
                 }
-                Layer::Portable(pool) => {
+                Layer::Reference(pool) => {
                     for store in pool.iter_mut() {
                         let width = store.dims()[1];
                         let page = store.clone().narrow(0, from as usize * PAGE_TOKENS, PAGE_TOKENS);
                         let at = to as usize * PAGE_TOKENS;
-                        let taken = std::mem::replace(store, burn::Tensor::zeros([1, 1], &portable::device()));
+                        let taken = std::mem::replace(store, burn::Tensor::zeros([1, 1], &reference::device()));
                         *store = taken.slice_assign([at..at + PAGE_TOKENS, 0..width], page);
                     }
                 }

@@ -16,7 +16,7 @@ pub mod kv;
 mod op;
 pub mod ops;
 mod page;
-mod portable;
+mod reference;
 pub mod rng;
 pub mod stream;
 pub mod tape;

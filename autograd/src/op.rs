@@ -1,6 +1,6 @@
 //! What an op is: shapes, forward and backward on every device, and what it leaves on the tape.
 
-use crate::{Device, Error, Result, Tensor, portable};
+use crate::{Device, Error, Result, Tensor, reference};
 
 /// What an op leaves on the tape.
 pub struct Recorded {
@@ -51,7 +51,7 @@ pub trait Op: Send + 'static {
     fn cuda_backward(&self, record: &Recorded, grad: &Tensor) -> Result<Vec<Option<Tensor>>>;
 
     /// The op as a burn expression: the output and, past it, what [`Op::cpu_forward`] keeps.
-    fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>>;
+    fn reference(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>>;
 
     /// [`Op::check`], and that devices and layouts are right. The device of the inputs.
     ///
@@ -72,9 +72,9 @@ pub trait Op: Send + 'static {
         Ok(match self.check_all(inputs)? {
             Device::Cpu => self.cpu_forward(inputs, needs),
             Device::Cuda(_) => self.cuda_forward(inputs, needs)?,
-            Device::Portable => {
+            Device::Reference => {
                 let inputs: Vec<_> = inputs.iter().map(|t| t.burn()).collect();
-                let mut values = self.portable(&inputs).into_iter().map(Tensor::portable);
+                let mut values = self.reference(&inputs).into_iter().map(Tensor::reference);
                 let output = values.next().expect("an op has an output");
                 (output, values.collect())
             }
@@ -89,11 +89,11 @@ pub trait Op: Send + 'static {
         Ok(match common_device(self.name(), &[&record.inputs[0], grad])? {
             Device::Cpu => self.cpu_backward(record, grad),
             Device::Cuda(_) => self.cuda_backward(record, grad)?,
-            Device::Portable => {
+            Device::Reference => {
                 let inputs: Vec<_> = record.inputs.iter().map(Tensor::burn).collect();
                 let grads =
-                    portable::gradients(&inputs, &record.needs, grad.burn(), |x| self.portable(x).swap_remove(0));
-                grads.into_iter().map(|g| g.map(Tensor::portable)).collect()
+                    reference::gradients(&inputs, &record.needs, grad.burn(), |x| self.reference(x).swap_remove(0));
+                grads.into_iter().map(|g| g.map(Tensor::reference)).collect()
             }
         })
     }
@@ -115,14 +115,14 @@ pub(crate) fn ensure(fits: bool, op: &'static str, what: &'static str, inputs: &
 
 /// Fails unless the operands at `weights` have the layout that their device multiplies by, and all others plain rows.
 pub(crate) fn check_layouts(op: &'static str, inputs: &[&Tensor], weights: &[usize]) -> Result<()> {
-    use crate::Layout::{Panels, Rows};
+    use crate::Layout::{Packed, Rows};
     for (index, input) in inputs.iter().enumerate() {
-        let want = if weights.contains(&index) && input.device() == Device::Cpu { Panels } else { Rows };
+        let want = if weights.contains(&index) && input.device() == Device::Cpu { Packed } else { Rows };
         if input.layout() != want {
             return Err(Error::Layout {
                 op,
                 index,
-                expected: if want == Panels { "a weight (panels)" } else { "rows" },
+                expected: if want == Packed { "a weight (panels)" } else { "rows" },
             });
         }
     }

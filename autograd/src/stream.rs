@@ -2,16 +2,16 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::cuda::{Array, DType, Gpu, Lane, Pinned, to_bf16};
+use crate::cuda::{Array, CopyStream, DType, Gpu, Pinned, to_bf16};
 use crate::{Device, Error, Result, Tensor};
 
-/// Where the card's blocks begin; what lies on it as a whole has this alignment, so a group gets it too.
+/// Where the GPU's blocks begin; what lies on it as a whole has this alignment, so a group gets it too.
 const ALIGNMENT: usize = 512;
 
 /// Values of a tensor and their shape, row after row.
 pub type Values = (Vec<f32>, [usize; 2]);
 
-/// Groups of bf16 tensors in pinned memory. Two of them are on the card: the one in use, and the next one on its way.
+/// Groups of bf16 tensors in pinned memory. Two of them are on the GPU: the one in use, and the next one on its way.
 pub struct Groups {
     gpu: &'static Gpu,
     groups: Vec<Group>,
@@ -25,12 +25,12 @@ struct Group {
     tensors: Vec<(usize, [usize; 2])>,
 }
 
-/// One of the two places on the card.
+/// One of the two places on the GPU.
 struct Resident {
-    lane: Lane,
+    lane: CopyStream,
     /// The group that is there, or on its way.
     holds: Option<usize>,
-    /// The card's work waits for it already.
+    /// The GPU's work waits for it already.
     ready: bool,
 }
 
@@ -47,7 +47,7 @@ impl Groups {
         Ok(Self { gpu: Gpu::get(ordinal)?, groups: vec![], lanes: Mutex::default() })
     }
 
-    /// Adds a group, rounded to bf16. Tensors of one block will lie behind each other on the card.
+    /// Adds a group, rounded to bf16. Tensors of one block will lie behind each other on the GPU.
     ///
     /// # Errors
     /// [`Error::Length`] when values do not fill their shape; the host has no memory that can be pinned.
@@ -79,7 +79,7 @@ impl Groups {
         Device::Cuda(self.gpu.info().ordinal)
     }
 
-    /// The tensors of a group, on the card. Their memory belongs to another group once the group after the next is asked
+    /// The tensors of a group, on the GPU. Their memory belongs to another group once the group after the next is asked
     /// for; groups are asked for in order, the first one after the last, so that the next is under way in time.
     ///
     /// # Errors
@@ -119,7 +119,7 @@ impl Groups {
 
     fn place(&self) -> Result<Resident> {
         let bytes = self.groups.iter().map(|group| group.bytes).max().unwrap_or(0);
-        Ok(Resident { lane: Lane::new(self.gpu, bytes)?, holds: None, ready: false })
+        Ok(Resident { lane: CopyStream::new(self.gpu, bytes)?, holds: None, ready: false })
     }
 
     fn fetch(&self, place: &mut Resident, index: usize) -> Result<()> {
@@ -140,7 +140,7 @@ impl std::fmt::Debug for Groups {
 
 impl Drop for Groups {
     fn drop(&mut self) {
-        // The end of a lane orders the card's work after its copies, which must be over before their source is freed. After
+        // The end of a lane orders the GPU's work after its copies, which must be over before their source is freed. After
         // an error nothing runs any more.
         drop(self.lanes.get_mut().unwrap_or_else(PoisonError::into_inner).take());
         let _ = self.gpu.synchronize();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cpu::gemm;
 use crate::cuda::{Array, HostArray};
-use crate::{Device, Error, Result, portable};
+use crate::{Device, Error, Result, reference};
 
 /// Names one value; clones share it. Gradients are looked up by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,7 +24,7 @@ pub enum Layout {
     /// Row after row.
     Rows,
     /// The form in which `Cpu` multiplies by a weight: sixteen rows side by side, zero-padded.
-    Panels,
+    Packed,
 }
 
 #[derive(Debug, Clone)]
@@ -33,7 +33,7 @@ enum Data {
     Cuda(Array),
     /// f32 that wait on the host for a GPU.
     Host(HostArray),
-    Portable(Box<burn::Tensor<2>>),
+    Reference(Box<burn::Tensor<2>>),
 }
 
 /// A matrix `[rows, cols]` on one device, of f32 on the host and of bf16 on a GPU, where losses, gradients of weights
@@ -57,7 +57,7 @@ impl Tensor {
         Ok(match device {
             Device::Cpu => Self::cpu(values, shape),
             Device::Cuda(ordinal) => Self::cuda(Array::bf16(ordinal, &values)?, shape),
-            Device::Portable => Self::portable(portable::upload(values, shape)),
+            Device::Reference => Self::reference(reference::upload(values, shape)),
         })
     }
 
@@ -68,7 +68,7 @@ impl Tensor {
     pub fn scalar(device: Device, value: f32) -> Result<Self> {
         match device {
             Device::Cuda(ordinal) => Ok(Self::cuda(Array::f32(ordinal, &[value])?, [1, 1])),
-            Device::Cpu | Device::Portable => Self::new(device, vec![value], [1, 1]),
+            Device::Cpu | Device::Reference => Self::new(device, vec![value], [1, 1]),
         }
     }
 
@@ -79,8 +79,8 @@ impl Tensor {
     pub fn weight(device: Device, values: Vec<f32>, shape @ [n, k]: [usize; 2]) -> Result<Self> {
         let rows = Self::new(device, values, shape)?;
         Ok(match &rows.data {
-            Data::Cpu(values, _) => Self::cpu_with_layout(gemm::pack(values, n, k), shape, Layout::Panels),
-            Data::Cuda(_) | Data::Host(_) | Data::Portable(_) => rows,
+            Data::Cpu(values, _) => Self::cpu_with_layout(gemm::pack(values, n, k), shape, Layout::Packed),
+            Data::Cuda(_) | Data::Host(_) | Data::Reference(_) => rows,
         })
     }
 
@@ -105,8 +105,8 @@ impl Tensor {
         Self { id: TensorId::next(), shape, data: Data::Cuda(array) }
     }
 
-    pub(crate) fn portable(t: burn::Tensor<2>) -> Self {
-        Self { id: TensorId::next(), shape: t.dims(), data: Data::Portable(Box::new(t)) }
+    pub(crate) fn reference(t: burn::Tensor<2>) -> Self {
+        Self { id: TensorId::next(), shape: t.dims(), data: Data::Reference(Box::new(t)) }
     }
 
     /// The value's name.
@@ -140,7 +140,7 @@ impl Tensor {
             Data::Cpu(..) => Device::Cpu,
             Data::Cuda(ref array) => Device::Cuda(array.gpu().info().ordinal),
             Data::Host(ref array) => Device::Cuda(array.gpu().info().ordinal),
-            Data::Portable(_) => Device::Portable,
+            Data::Reference(_) => Device::Reference,
         }
     }
 
@@ -149,7 +149,7 @@ impl Tensor {
     pub fn layout(&self) -> Layout {
         match self.data {
             Data::Cpu(_, layout) => layout,
-            Data::Cuda(_) | Data::Host(_) | Data::Portable(_) => Layout::Rows,
+            Data::Cuda(_) | Data::Host(_) | Data::Reference(_) => Layout::Rows,
         }
     }
 
@@ -159,7 +159,7 @@ impl Tensor {
         match &self.data {
             Data::Cpu(values, _) => values.len() * size_of::<f32>(),
             Data::Cuda(array) => array.bytes(),
-            Data::Host(_) | Data::Portable(_) => self.shape[0] * self.shape[1] * size_of::<f32>(),
+            Data::Host(_) | Data::Reference(_) => self.shape[0] * self.shape[1] * size_of::<f32>(),
         }
     }
 
@@ -170,10 +170,10 @@ impl Tensor {
     pub fn read(&self) -> Result<Vec<f32>> {
         Ok(match &self.data {
             Data::Cpu(values, Layout::Rows) => values.to_vec(),
-            Data::Cpu(values, Layout::Panels) => gemm::unpack(values, self.shape[0], self.shape[1]),
+            Data::Cpu(values, Layout::Packed) => gemm::unpack(values, self.shape[0], self.shape[1]),
             Data::Cuda(array) => array.read()?,
             Data::Host(array) => array.read()?,
-            Data::Portable(t) => portable::download((**t).clone()),
+            Data::Reference(t) => reference::download((**t).clone()),
         })
     }
 
@@ -193,7 +193,7 @@ impl Tensor {
     pub(crate) fn raw(&self) -> &[f32] {
         match &self.data {
             Data::Cpu(values, _) => values,
-            Data::Cuda(_) | Data::Host(_) | Data::Portable(_) => {
+            Data::Cuda(_) | Data::Host(_) | Data::Reference(_) => {
                 panic!("raw values of a tensor that is not on the host")
             }
         }
@@ -206,7 +206,7 @@ impl Tensor {
     pub(crate) fn array(&self) -> &Array {
         match &self.data {
             Data::Cuda(array) => array,
-            Data::Cpu(..) | Data::Host(_) | Data::Portable(_) => panic!("GPU array of a tensor that is not there"),
+            Data::Cpu(..) | Data::Host(_) | Data::Reference(_) => panic!("GPU array of a tensor that is not there"),
         }
     }
 
@@ -214,7 +214,7 @@ impl Tensor {
     pub(crate) fn offloaded(&self) -> Option<&HostArray> {
         match &self.data {
             Data::Host(array) => Some(array),
-            Data::Cpu(..) | Data::Cuda(_) | Data::Portable(_) => None,
+            Data::Cpu(..) | Data::Cuda(_) | Data::Reference(_) => None,
         }
     }
 
@@ -227,17 +227,17 @@ impl Tensor {
     pub(crate) fn into_raw(self) -> Vec<f32> {
         match self.data {
             Data::Cpu(values, _) => Arc::unwrap_or_clone(values),
-            Data::Cuda(_) | Data::Host(_) | Data::Portable(_) => {
+            Data::Cuda(_) | Data::Host(_) | Data::Reference(_) => {
                 panic!("raw values of a tensor that is not on the host")
             }
         }
     }
 
     /// # Panics
-    /// When the tensor is not on `Portable`.
+    /// When the tensor is not on `Reference`.
     pub(crate) fn burn(&self) -> burn::Tensor<2> {
         match &self.data {
-            Data::Portable(t) => (**t).clone(),
+            Data::Reference(t) => (**t).clone(),
             Data::Cpu(..) | Data::Cuda(_) | Data::Host(_) => panic!("burn tensor of a native tensor"),
         }
     }
@@ -251,7 +251,7 @@ impl Tensor {
             Data::Cpu(values, layout) => Self::cpu_with_layout(vec![0.0; values.len()], self.shape, *layout),
             Data::Cuda(array) => Self::cuda(array.zeros_f32()?, self.shape),
             Data::Host(array) => Self::host(HostArray::new(array.gpu(), &vec![0.0; array.len()])?, self.shape),
-            Data::Portable(t) => Self::portable(t.zeros_like()),
+            Data::Reference(t) => Self::reference(t.zeros_like()),
         })
     }
 
@@ -267,11 +267,11 @@ impl Tensor {
         match &self.data {
             Data::Cuda(array) => array.write(&values),
             Data::Host(array) => array.write(&values),
-            Data::Cpu(_, Layout::Panels) => {
+            Data::Cpu(_, Layout::Packed) => {
                 *self = Self::weight(self.device(), values, self.shape)?;
                 Ok(())
             }
-            Data::Cpu(..) | Data::Portable(_) => {
+            Data::Cpu(..) | Data::Reference(_) => {
                 *self = Self::new(self.device(), values, self.shape)?;
                 Ok(())
             }
@@ -285,7 +285,7 @@ impl Tensor {
     pub fn copied(&self) -> Result<Self> {
         match &self.data {
             Data::Cuda(array) => Ok(Self::cuda(array.copied()?, self.shape)),
-            Data::Cpu(..) | Data::Host(_) | Data::Portable(_) => Ok(self.clone()),
+            Data::Cpu(..) | Data::Host(_) | Data::Reference(_) => Ok(self.clone()),
         }
     }
 
@@ -337,7 +337,7 @@ impl Tensor {
             }
             Data::Cuda(array) => Self::cuda(array.accumulate(other.array())?, self.shape),
             Data::Host(_) => panic!("a sum of values that wait on the host"),
-            Data::Portable(t) => Self::portable(*t + other.burn()),
+            Data::Reference(t) => Self::reference(*t + other.burn()),
         })
     }
 }

@@ -57,7 +57,7 @@ pub(crate) mod adamw {
 pub(crate) mod given_rows {
     use std::sync::Arc;
 
-    use autograd::ops::{GivenRows, LogitRows, Precision, TopRows};
+    use autograd::ops::{LogitRows, Precision, TeacherRows, TopRows};
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     #[derive(Serialize, Deserialize)]
@@ -80,23 +80,25 @@ pub(crate) mod given_rows {
     }
 
     #[derive(Serialize, Deserialize)]
-    #[serde(remote = "GivenRows")]
+    #[serde(remote = "TeacherRows")]
     enum Rows {
         Logits(#[serde(with = "Logits")] LogitRows),
         Top(#[serde(with = "Top")] TopRows),
     }
 
     #[derive(Serialize)]
-    struct Borrowed<'a>(#[serde(with = "Rows")] &'a GivenRows);
+    struct Borrowed<'a>(#[serde(with = "Rows")] &'a TeacherRows);
 
     #[derive(Deserialize)]
-    struct Owned(#[serde(with = "Rows")] GivenRows);
+    struct Owned(#[serde(with = "Rows")] TeacherRows);
 
-    pub(crate) fn serialize<S: Serializer>(rows: &Option<Arc<GivenRows>>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(rows: &Option<Arc<TeacherRows>>, serializer: S) -> Result<S::Ok, S::Error> {
         rows.as_deref().map(Borrowed).serialize(serializer)
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Arc<GivenRows>>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Arc<TeacherRows>>, D::Error> {
         Ok(Option::<Owned>::deserialize(deserializer)?.map(|rows| Arc::new(rows.0)))
     }
 }

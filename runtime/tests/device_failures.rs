@@ -1,4 +1,4 @@
-//! Failures of a card while requests run: out of memory ends the requests concerned, a lost card ends everything.
+//! Failures of a GPU while requests run: out of memory ends the requests concerned, a lost GPU ends everything.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use runtime::request::{
 use runtime::sampler::SamplingParams;
 use runtime::source::ModelSource;
 
-/// Set in the process that loses the card.
+/// Set in the process that loses the GPU.
 const LOSE: &str = "ARLE_TEST_LOSE_THE_CARD";
 
 fn start(token_budget: usize, kv_bytes: usize) -> RuntimeHandle {
-    // The card's machine may have nothing but this program.
+    // The GPU's machine may have nothing but this program.
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("config.json");
     std::fs::write(&path, include_str!("../../configs/models/qwen3-0.6b.json")).expect("written");
@@ -71,7 +71,7 @@ fn a_text_beyond_the_kv_memory_is_refused_and_the_others_go_on() {
     assert_eq!(running.collect().expect("was not concerned").tokens.len(), 4000);
 }
 
-/// In a process of its own, since a card that is lost stays lost to its process.
+/// In a process of its own, since a GPU that is lost stays lost to its process.
 #[test]
 #[ignore = "needs a GPU"]
 fn a_lost_card_ends_all_requests_and_refuses_later_ones() {
@@ -94,7 +94,7 @@ fn a_lost_card_ends_all_requests_and_refuses_later_ones() {
     let trap = gpu.load(&trap).expect("loads").function("lose").expect("there");
     gpu.launch_function(&trap, [1, 1, 1], [1, 1, 1], 0, &[]).expect("launched");
     for generation in running {
-        let error = generation.collect().expect_err("the card is lost");
+        let error = generation.collect().expect_err("the GPU is lost");
         assert!(error.is_device_lost() && error.to_string().contains("--resume"), "{error}");
     }
     let later = runtime.generate(request(9)).expect("the thread lives").collect().expect_err("lost");

@@ -116,7 +116,7 @@ fn settings_without_effect_are_refused() {
     refused(&["--set", "rollout.group_sise=2"], &["unknown key `rollout.group_sise`", "`rollout.group_size`"]);
     refused(&["--set", "rollot.group_size=2"], &["unknown key `rollot`"]);
     refused(&["--set", "teacher.modle=x"], &["unknown key `teacher.modle`", "`teacher.model`"]);
-    refused(&["--set", "runtime.device=portable"], &["--set runtime.device", "--device"]);
+    refused(&["--set", "runtime.device=reference"], &["--set runtime.device", "--device"]);
     refused(&["--set", "runtime.kv_bytes=8MiB"], &["--set runtime.kv_bytes", "--kv-bytes"]);
     refused(&["--full", "--set", "lora.r=4"], &["--set lora.r", "--full"]);
     refused(&["--set", "loss.kind=x"], &["loss.kind", "reverse_kl"]);

@@ -6,7 +6,7 @@ use crate::support::{arle, fixture};
 #[test]
 fn bad_usage_has_a_code_of_its_own() {
     let model = fixture("tiny-chat");
-    let on_portable = ["--model", &model, "--deterministic", "--device", "portable"];
+    let on_reference = ["--model", &model, "--deterministic", "--device", "reference"];
     for command in [
         &["generate", "--prompt", "a"][..],
         &["score", "--text", "ab"],
@@ -15,7 +15,7 @@ fn bad_usage_has_a_code_of_its_own() {
         &["bench", "--opd", "--teacher", &model],
         &["eval", "--data", &fixture("config"), "--tasks", "gsm8k"],
     ] {
-        arle(&[command, &on_portable].concat()).refused(2, &["deterministic", "portable"]);
+        arle(&[command, &on_reference].concat()).refused(2, &["deterministic", "reference"]);
     }
     for (more, word) in [
         (&["--host", "0.0.0.0"][..], "--api-key-file"),

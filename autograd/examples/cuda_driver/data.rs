@@ -1,4 +1,4 @@
-//! Values on the host and on the card.
+//! Values on the host and on the GPU.
 
 use autograd::Result;
 use autograd::cuda::{Buffer, DType, Gpu};
@@ -25,7 +25,7 @@ fn from_bf16(x: u16) -> f32 {
     f32::from_bits(u32::from(x) << 16)
 }
 
-/// Values on the card in one of the two types, and as the card sees them.
+/// Values on the GPU in one of the two types, and as the GPU sees them.
 pub(crate) struct Matrix {
     pub(crate) buffer: Buffer,
     pub(crate) values: Vec<f32>,

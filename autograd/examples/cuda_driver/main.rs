@@ -1,4 +1,4 @@
-//! Checks the CUDA layer on a card: `cargo run --release -p autograd --example cuda_driver [ORDINAL]`.
+//! Checks the CUDA layer on a GPU: `cargo run --release -p autograd --example cuda_driver [ORDINAL]`.
 //!
 //! Prints one line a check, measured or compared with f64 on the host; the last line is `DRIVER OK` or `DRIVER FAIL n`.
 
@@ -182,7 +182,7 @@ fn memory(gpu: &'static Gpu, report: &mut Report) {
         Ok(format!("20,000 buffers, {:.2} us each, {} MiB reserved", each * 1e6, after.reserved >> 20))
     });
     let total = gpu.info().total_bytes;
-    report.refused("more than the card has", gpu.alloc(2 * total), &["out of memory on cuda:", "free on the card"]);
+    report.refused("more than the GPU has", gpu.alloc(2 * total), &["out of memory on cuda:", "free on the GPU"]);
     report.check("cached memory goes back before an error", || {
         gpu.release_cached()?;
         let free = gpu.free_bytes()?;
@@ -253,7 +253,7 @@ fn speed(gpu: &'static Gpu, report: &mut Report, scale: &Function) {
         let start = gpu.event()?;
         (0..10).try_for_each(|_| graph.launch())?;
         let replay = f64::from(start.elapsed_ms(&gpu.event()?)?);
-        Ok(format!("launch {launches:.2} us, product {products:.2} us; kernel in a graph {replay:.2} us on the card"))
+        Ok(format!("launch {launches:.2} us, product {products:.2} us; kernel in a graph {replay:.2} us on the GPU"))
     });
 }
 
@@ -276,7 +276,7 @@ fn main() -> ExitCode {
         Err(e) => println!("{e}"),
     }
     let mut report = Report(0);
-    report.refused("a card that is not there", Gpu::get(60), &["cuda:60", "GPU"]);
+    report.refused("a GPU that is not there", Gpu::get(60), &["cuda:60", "GPU"]);
     transfers(gpu, &mut report);
     match load(gpu) {
         Ok((scale, reverse)) => {

@@ -1,4 +1,4 @@
-//! Products against f64 on the host.
+//! GemmPlans against f64 on the host.
 
 use autograd::cuda::{DType, Gpu, MatMul};
 use autograd::{Error, Result};

@@ -136,7 +136,7 @@ fn jsd(device: Device, random: &mut Random, [t, h, vocab]: [usize; 3]) -> Result
     let distill = Distill { divergence: Divergence::Jsd { beta: 0.5 }, temperature: 1.0 };
     let gpu = match device {
         Device::Cuda(ordinal) => Some(Gpu::get(ordinal)?),
-        Device::Cpu | Device::Portable => None,
+        Device::Cpu | Device::Reference => None,
     };
     if let Some(gpu) = gpu {
         gpu.release_cached()?;

@@ -20,7 +20,7 @@ pub(crate) enum Store {
     AddScaled(f32),
 }
 
-/// Panels a task works on at a time.
+/// Packed a task works on at a time.
 const GROUP: usize = 3;
 /// Vectors of a panel that are fetched ahead of their use: the processor's own prefetching stops at each 4 KiB page.
 const AHEAD: usize = 128;
@@ -48,7 +48,7 @@ pub(crate) fn pack(w: &[f32], n: usize, k: usize) -> Vec<f32> {
     out
 }
 
-/// Panels back to row-major `[n, k]`.
+/// Packed back to row-major `[n, k]`.
 pub(crate) fn unpack(w: &[f32], n: usize, k: usize) -> Vec<f32> {
     let mut out = vec![0.0; n * k];
     out.par_chunks_mut(k.max(1)).enumerate().for_each(|(row, values)| unpack_row(w, row, values));
@@ -72,7 +72,7 @@ pub(crate) fn linear(y: &mut [f32], x: &[f32], w: &[f32], [t, n, k]: [usize; 3],
 pub(crate) struct Map<'a> {
     /// `[t, k]`
     pub(crate) x: &'a [f32],
-    /// Panels of `[n, k]`
+    /// Packed of `[n, k]`
     pub(crate) w: &'a [f32],
     /// `[n, k]`
     pub(crate) dims: [usize; 2],
@@ -138,7 +138,7 @@ pub(super) struct Product<'a> {
     pub(super) first: usize,
     /// Rows of `stride` values, of which the first `depth` count.
     pub(super) x: &'a [f32],
-    /// Panels of `depth` vectors.
+    /// Packed of `depth` vectors.
     pub(super) w: &'a [f32],
     pub(super) width: usize,
     pub(super) stride: usize,

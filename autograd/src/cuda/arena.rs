@@ -1,4 +1,4 @@
-//! Dividing memory into blocks: the bookkeeping of the pool, without a card.
+//! Dividing memory into blocks: the bookkeeping of the pool, without a GPU.
 //!
 //! Segments are what the driver gave. A request takes the smallest free block that fits and leaves the rest as a free
 //! block; a returned block joins its free neighbours. Small blocks are cut from the upper end of a hole and large ones

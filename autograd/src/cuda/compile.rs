@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// Architectures that every kernel must compile for.
 pub const ARCHES: [&str; 4] = ["sm_80", "sm_89", "sm_90a", "sm_100a"];
 
-/// Architectures of cards from Ampere on, as [`super::Gpu::arch`] names them. An NVRTC may be too old for the last.
+/// Architectures of GPUs from Ampere on, as [`super::Gpu::arch`] names them. An NVRTC may be too old for the last.
 pub const KNOWN_ARCHES: [&str; 10] =
     ["sm_80", "sm_86", "sm_87", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_110a", "sm_120a", "sm_121a"];
 
@@ -29,7 +29,7 @@ pub struct Built {
     pub seconds: f64,
 }
 
-/// Compiles what the cache lacks of the program's kernels for `arch` (`sm_90a`), on all cores. Needs NVRTC, no card.
+/// Compiles what the cache lacks of the program's kernels for `arch` (`sm_90a`), on all cores. Needs NVRTC, no GPU.
 ///
 /// # Errors
 /// When NVRTC is missing, a file does not compile, or the cache cannot be written.

@@ -87,7 +87,7 @@ pub(super) fn functions() -> Result<&'static Functions> {
     Ok(functions)
 }
 
-/// `Ok` for success, else the status by name. A card that is lost shows itself here as a failure of the library at first: the
+/// `Ok` for success, else the status by name. A GPU that is lost shows itself here as a failure of the library at first: the
 /// driver is asked.
 pub(super) fn check(call: impl FnOnce() -> String, status: Status) -> Result<()> {
     let (code, text) = match status {
@@ -95,9 +95,9 @@ pub(super) fn check(call: impl FnOnce() -> String, status: Status) -> Result<()>
         1 => ("NOT_INITIALIZED", "the library was not initialized, or the driver failed"),
         3 => ("ALLOC_FAILED", "no memory for the library's own use"),
         7 => ("INVALID_VALUE", "an argument is not allowed"),
-        8 => ("ARCH_MISMATCH", "this card cannot do it"),
-        11 => ("MAPPING_ERROR", "memory of the card could not be reached"),
-        13 => ("EXECUTION_FAILED", "the kernel failed on the card"),
+        8 => ("ARCH_MISMATCH", "this GPU cannot do it"),
+        11 => ("MAPPING_ERROR", "memory of the GPU could not be reached"),
+        13 => ("EXECUTION_FAILED", "the kernel failed on the GPU"),
         14 => ("INTERNAL_ERROR", "an operation inside the library failed"),
         15 => ("NOT_SUPPORTED", "this combination of types, layouts and epilogue does not exist"),
         _ => ("unknown status", "see cublasStatus_t"),

@@ -94,7 +94,7 @@ pub(super) fn version() -> Result<(u32, u32)> {
     Ok(version)
 }
 
-/// The number of cards that this process sees.
+/// The number of GPUs that this process sees.
 pub(super) fn count() -> Result<usize> {
     version()?;
     let mut count = 0;

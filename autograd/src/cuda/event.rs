@@ -1,4 +1,4 @@
-//! Times of the card's own clock.
+//! Times of the GPU's own clock.
 
 use std::ptr::null_mut;
 
@@ -38,7 +38,7 @@ impl Gpu {
 }
 
 impl Event {
-    /// Milliseconds from here to `later`; waits until the card is there.
+    /// Milliseconds from here to `later`; waits until the GPU is there.
     ///
     /// # Errors
     /// When work before `later` failed.

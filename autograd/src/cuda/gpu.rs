@@ -1,4 +1,4 @@
-//! One card: its context, its stream, and whose turn it is.
+//! One GPU: its context, its stream, and whose turn it is.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -11,18 +11,18 @@ use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute, CUevent, CUst
 
 use super::cublaslt;
 use super::driver::{self, cu};
+use super::gemm_plans::GemmPlans;
 use super::kernels::Kernels;
 use super::mode;
 use super::nvrtc::Nvrtc;
 use super::pool::Pool;
-use super::products::Products;
 use super::staging::{Ring, Spare};
 use crate::{Error, Result};
 
-/// More cards than any host has.
+/// More GPUs than any host has.
 const MAX_GPUS: usize = 64;
 
-/// What a card is.
+/// What a GPU is.
 #[derive(Debug, Clone)]
 pub struct GpuInfo {
     /// Its number among those this process sees.
@@ -43,7 +43,7 @@ pub struct GpuInfo {
     pub driver: (u32, u32),
 }
 
-/// A card. There is one value a card and process; all methods may be called from any thread.
+/// A GPU. There is one value a GPU and process; all methods may be called from any thread.
 pub struct Gpu {
     info: GpuInfo,
     arch: String,
@@ -61,9 +61,9 @@ pub struct Gpu {
     /// Events that are not in use.
     pub(super) events: Mutex<Vec<Mark>>,
     pub(super) kernels: Kernels,
-    pub(super) products: Mutex<Option<Products>>,
+    pub(super) products: Mutex<Option<GemmPlans>>,
     pub(super) matmuls: std::sync::atomic::AtomicU64,
-    /// Products by cuBLASLt in the order of deterministic mode.
+    /// GemmPlans by cuBLASLt in the order of deterministic mode.
     pub(super) fixed_matmuls: std::sync::atomic::AtomicU64,
     pub(super) mode: mode::State,
 }
@@ -81,9 +81,9 @@ pub(super) struct Mark(pub(super) CUevent);
 unsafe impl Send for Mark {}
 
 thread_local! {
-    /// The card (plus one) whose context is current on this thread.
+    /// The GPU (plus one) whose context is current on this thread.
     static CURRENT: Cell<usize> = const { Cell::new(0) };
-    /// How many turns this thread has on each card: one that has a turn does not wait for another.
+    /// How many turns this thread has on each GPU: one that has a turn does not wait for another.
     static TURNS: [Cell<u32>; MAX_GPUS] = const { [const { Cell::new(0) }; MAX_GPUS] };
 }
 
@@ -119,10 +119,10 @@ impl std::fmt::Debug for Gpu {
 }
 
 impl Gpu {
-    /// The card with this number; the first call starts it.
+    /// The GPU with this number; the first call starts it.
     ///
     /// # Errors
-    /// When the driver is missing or too old, there is no such card, or it is older than Ampere.
+    /// When the driver is missing or too old, there is no such GPU, or it is older than Ampere.
     pub fn get(ordinal: usize) -> Result<&'static Self> {
         static GPUS: Mutex<BTreeMap<usize, &'static Gpu>> = Mutex::new(BTreeMap::new());
         let mut gpus = lock(&GPUS);
@@ -145,7 +145,7 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// How many cards this process sees.
+    /// How many GPUs this process sees.
     ///
     /// # Errors
     /// When the driver is missing or too old.
@@ -225,7 +225,7 @@ impl Gpu {
     /// Waits until all work is done. An error of a kernel shows here.
     ///
     /// # Errors
-    /// When work failed; then the card is lost to this process.
+    /// When work failed; then the GPU is lost to this process.
     pub fn synchronize(&self) -> Result<()> {
         let _turn = self.enter()?;
         self.refuse_capture("a wait for the device")?;
@@ -279,7 +279,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The error of a card that has not even the memory to be started on.
+/// The error of a GPU that has not even the memory to be started on.
 fn no_room(info: &GpuInfo, error: Error) -> Error {
     match error {
         Error::Cuda { code, .. } if code == "CUDA_ERROR_OUT_OF_MEMORY" => Error::Device {
@@ -295,7 +295,7 @@ fn no_room(info: &GpuInfo, error: Error) -> Error {
     }
 }
 
-/// From Hopper on, the code that uses a card's own instructions is tied to it by the letter.
+/// From Hopper on, the code that uses a GPU's own instructions is tied to it by the letter.
 fn arch((major, minor): (u32, u32)) -> String {
     format!("sm_{major}{minor}{}", if major >= 9 { "a" } else { "" })
 }
@@ -344,7 +344,7 @@ mod tests {
 
     #[test]
     fn without_cuda_the_error_names_the_driver_and_the_remedy() {
-        // On a machine with a card there is nothing to refuse.
+        // On a machine with a GPU there is nothing to refuse.
         if let Err(e) = Gpu::get(0) {
             let e = e.to_string();
             assert!(e.contains("driver"), "{e}");

@@ -31,7 +31,7 @@ impl Drop for Private {
 }
 
 impl GraphMemory {
-    /// Memory for graphs of one card; empty until a capture allocates.
+    /// Memory for graphs of one GPU; empty until a capture allocates.
     #[must_use]
     pub fn new(gpu: &'static Gpu) -> Self {
         Self(Arc::new(Private { gpu, arena: Mutex::default() }))
@@ -44,7 +44,7 @@ impl GraphMemory {
     }
 }
 
-/// Work of a card, ready to be launched any number of times.
+/// Work of a GPU, ready to be launched any number of times.
 pub struct Graph {
     gpu: &'static Gpu,
     exec: CUgraphExec,
@@ -55,7 +55,7 @@ pub struct Graph {
     _memory: Arc<Private>,
 }
 
-// SAFETY: the driver's handle may be used from every thread; launches take the card's turn.
+// SAFETY: the driver's handle may be used from every thread; launches take the GPU's turn.
 unsafe impl Send for Graph {}
 // SAFETY: as above.
 unsafe impl Sync for Graph {}

@@ -1,4 +1,4 @@
-//! f32 values that wait in pinned memory of the host for a card.
+//! f32 values that wait in pinned memory of the host for a GPU.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use super::gpu::Gpu;
 use super::staging::Pinned;
 use crate::Result;
 
-/// Values of one card's optimizer; clones share them.
+/// Values of one GPU's optimizer; clones share them.
 #[derive(Clone)]
 pub(crate) struct HostArray {
     gpu: &'static Gpu,
@@ -44,7 +44,7 @@ impl HostArray {
     pub(crate) fn read(&self) -> Result<Vec<f32>> {
         self.gpu.synchronize()?;
         let values = self.memory.at(0, self.len * size_of::<f32>()).cast::<f32>();
-        // SAFETY: `len` values that were written when the array was made; the card writes them only inside an update,
+        // SAFETY: `len` values that were written when the array was made; the GPU writes them only inside an update,
         // which the wait has seen the end of. Pinned memory is aligned to pages.
         Ok(unsafe { std::slice::from_raw_parts(values, self.len) }.to_vec())
     }

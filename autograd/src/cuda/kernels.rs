@@ -1,4 +1,4 @@
-//! Kernels on the card: loading and counting.
+//! Kernels on the GPU: loading and counting.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -16,10 +16,10 @@ use super::launch::{Arg, MAX_ARGS};
 use super::table::{FILES, OVERLAPPING};
 use crate::{Error, Result};
 
-/// What every card gives a block without being asked for more.
+/// What every GPU gives a block without being asked for more.
 const SHARED: u32 = 48 << 10;
 
-/// A kernel on a card.
+/// A kernel on a GPU.
 pub struct Function {
     pub(super) name: String,
     pub(super) handle: CUfunction,
@@ -104,7 +104,7 @@ impl Module {
     }
 }
 
-/// The program's kernels on one card, loaded when first used.
+/// The program's kernels on one GPU, loaded when first used.
 pub(super) struct Kernels {
     /// Number of the file and of the kernel, over all files, by name.
     by_name: HashMap<&'static str, (usize, usize)>,
@@ -171,7 +171,7 @@ impl Gpu {
         function
     }
 
-    /// Loads machine code for this card, as [`super::compile`] makes it.
+    /// Loads machine code for this GPU, as [`super::compile`] makes it.
     ///
     /// # Errors
     /// When the driver does not take it.
@@ -198,11 +198,11 @@ impl Gpu {
         Some((0..MAX_ARGS).map_while(size).collect())
     }
 
-    /// How often each kernel ran, and `matmul` for products by cuBLASLt, `matmul_fixed` for those in the order of
+    /// How often each kernel ran, and `matmul` for products by cuBLASLt, `matmul_batch_invariant` for those in the order of
     /// deterministic mode; each run of a graph counts. Kernels that did not run are left out.
     #[must_use]
     pub fn launches(&self) -> Vec<(&'static str, u64)> {
-        let names = FILES.iter().flat_map(|file| file.kernels).copied().chain(["matmul", "matmul_fixed"]);
+        let names = FILES.iter().flat_map(|file| file.kernels).copied().chain(["matmul", "matmul_batch_invariant"]);
         names.zip(self.launch_counts()).filter(|(_, count)| *count > 0).collect()
     }
 

@@ -21,7 +21,7 @@ pub(super) const MAX_ARGS: usize = 64;
 /// One argument of a kernel.
 #[derive(Debug, Clone, Copy)]
 pub enum Arg {
-    /// An address on the card.
+    /// An address on the GPU.
     Ptr(u64),
     /// `int`
     I32(i32),
@@ -131,7 +131,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Whether card and driver let kernels of a graph overlap: Hopper and later, CUDA 12.4 and later.
+    /// Whether GPU and driver let kernels of a graph overlap: Hopper and later, CUDA 12.4 and later.
     fn may_overlap(&self) -> bool {
         self.info().capability >= (9, 0) && self.info().driver >= (12, 4)
     }
@@ -147,7 +147,7 @@ impl Gpu {
     fn allow_shared(&self, function: &Function, bytes: u32) -> Result<()> {
         if bytes as usize > self.info().shared_bytes {
             let card = self.info().shared_bytes;
-            return Err(function.error(format!("needs {bytes} bytes of shared memory, this card has {card} a block")));
+            return Err(function.error(format!("needs {bytes} bytes of shared memory, this GPU has {card} a block")));
         }
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         let value = i32::try_from(bytes).unwrap_or(i32::MAX);

@@ -1,9 +1,9 @@
-//! Products with weights `[N, K]`.
+//! GemmPlans with weights `[N, K]`.
 //!
 //! A matrix may be a range of columns of a wider one: its rows are `stride` values apart.
 
-use super::few_rows::FewRows;
 use super::rows::blocks;
+use super::skinny_gemm::SkinnyGemm;
 use super::{Arg, Array, DType, MatMul};
 use crate::Result;
 
@@ -28,7 +28,7 @@ impl<'a> Columns<'a> {
 
 /// What a product is added to.
 #[derive(Clone, Copy)]
-pub(crate) enum Onto<'a> {
+pub(crate) enum Accumulate<'a> {
     /// Nothing.
     Nothing,
     /// What is in the output already.
@@ -40,7 +40,7 @@ pub(crate) enum Onto<'a> {
 /// `y = factor * x W^T (+ bias) (+ onto)`: x `[t, k]`, w `[n, k]`.
 pub(crate) fn product(
     y: Columns<'_>,
-    onto: Onto<'_>,
+    onto: Accumulate<'_>,
     [x, w]: [Columns<'_>; 2],
     bias: Option<&Array>,
     [t, n, k]: [usize; 3],
@@ -48,7 +48,7 @@ pub(crate) fn product(
 ) -> Result<()> {
     let fixed = y.array.gpu().is_deterministic();
     if factor == 1.0 && w.stride == k && w.first == 0 {
-        let few = FewRows { bias, onto, ..FewRows::new(x, w.array, y, [t, n, k]) };
+        let few = SkinnyGemm { bias, onto, ..SkinnyGemm::new(x, w.array, y, [t, n, k]) };
         if few.fits() {
             return few.run();
         }
@@ -61,14 +61,14 @@ pub(crate) fn product(
     run(m, y, onto)
 }
 
-/// `y = x W^T` on the second stream of an [`super::aside::Aside`].
+/// `y = x W^T` on the second stream of an [`super::side_stream::SideStream`].
 pub(crate) fn product_aside(y: Columns<'_>, [x, w]: [Columns<'_>; 2], [t, n, k]: [usize; 3]) -> Result<()> {
     let m = MatMul::nt(x.ptr(), w.ptr(), y.ptr(), t, n, k, DType::Bf16, y.array.dtype());
-    run(m.strides(x.stride, w.stride, y.stride).aside(true), y, Onto::Nothing)
+    run(m.strides(x.stride, w.stride, y.stride).aside(true), y, Accumulate::Nothing)
 }
 
 /// Rows up to which [`low_rank_up`] beats a product for every map.
-pub(crate) const FEW_ROWS: usize = 512;
+pub(crate) const SKINNY_ROWS: usize = 512;
 
 /// One of at most three maps side by side; rank 0 where it has no branch.
 #[derive(Clone, Copy)]
@@ -125,7 +125,7 @@ pub(crate) fn low_rank_up_gated(
 /// `dx = factor * dy W (+ onto)`: dy `[t, n]`, w `[n, k]`.
 pub(crate) fn input_gradient(
     dx: Columns<'_>,
-    onto: Onto<'_>,
+    onto: Accumulate<'_>,
     [dy, w]: [Columns<'_>; 2],
     [t, n, k]: [usize; 3],
     factor: f32,
@@ -137,7 +137,7 @@ pub(crate) fn input_gradient(
 /// `dw = factor * dy^T x (+ onto)` in f32: dy `[t, n]`, x `[t, k]`.
 pub(crate) fn weight_gradient(
     dw: &Array,
-    onto: Onto<'_>,
+    onto: Accumulate<'_>,
     [dy, x]: [Columns<'_>; 2],
     [t, n, k]: [usize; 3],
     factor: f32,
@@ -147,11 +147,11 @@ pub(crate) fn weight_gradient(
     run(m.strides(dy.stride, x.stride, k).scaled(factor), dw, onto)
 }
 
-fn run(m: MatMul, out: Columns<'_>, onto: Onto<'_>) -> Result<()> {
+fn run(m: MatMul, out: Columns<'_>, onto: Accumulate<'_>) -> Result<()> {
     let m = match onto {
-        Onto::Nothing => m,
-        Onto::Output => m.plus(1.0, out.ptr()),
-        Onto::Other(array) => m.plus(1.0, Columns { array, ..out }.ptr()),
+        Accumulate::Nothing => m,
+        Accumulate::Output => m.plus(1.0, out.ptr()),
+        Accumulate::Other(array) => m.plus(1.0, Columns { array, ..out }.ptr()),
     };
     out.array.gpu().matmul(&m)
 }

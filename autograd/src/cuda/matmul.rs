@@ -4,15 +4,15 @@
 //! Dᵀ = op(B)ᵀ op(A)ᵀ: its first operand is our B, its second our A, and a value per column of D is its bias.
 //!
 //! For each shape, its descriptors and the algorithm that the heuristic ranks first are kept ([`super::products`]), so a
-//! product in the steady state costs one lookup and one launch. Products may be captured.
+//! product in the steady state costs one lookup and one launch. GemmPlans may be captured.
 
 use std::ffi::c_int;
 use std::sync::atomic::Ordering;
 
+use super::batch_invariant::SKINNY_ROWS;
 use super::cublaslt as lt;
-use super::fixed::FEW_ROWS;
+use super::gemm_plans::GemmPlans;
 use super::gpu::{Gpu, lock};
-use super::products::Products;
 use crate::{Error, Result};
 
 /// Types of matrix elements. Sums are in f32 always.
@@ -42,7 +42,7 @@ impl DType {
     }
 }
 
-/// `D[m, n] = alpha op(A) op(B) + beta C (+ bias)`, all row-major; operands are addresses on the card.
+/// `D[m, n] = alpha op(A) op(B) + beta C (+ bias)`, all row-major; operands are addresses on the GPU.
 #[derive(Debug, Clone, Copy)]
 pub struct MatMul {
     /// `[m, k]`, or `[k, m]` when transposed.
@@ -83,7 +83,7 @@ pub struct MatMul {
     pub bias: Option<u64>,
     /// A row's values do not depend on the number of rows; of [`MatMul::nt`] with bf16 operands only.
     pub fixed: bool,
-    /// On the second stream of an [`super::aside::Aside`].
+    /// On the second stream of an [`super::side_stream::SideStream`].
     pub(crate) aside: bool,
 }
 
@@ -197,19 +197,19 @@ impl Gpu {
             return Ok(());
         }
         let _turn = self.enter()?;
-        if product.fixed && product.m <= FEW_ROWS {
-            return self.matmul_fixed(product);
+        if product.fixed && product.m <= SKINNY_ROWS {
+            return self.matmul_batch_invariant(product);
         }
         let by_library = {
             let mut products = lock(&self.products);
             if products.is_none() {
-                *products = Some(Products::new(self)?);
+                *products = Some(GemmPlans::new(self)?);
             }
             let Some(products) = products.as_mut() else { return Ok(()) };
             products.run(product, if product.aside { self.second } else { self.stream }.cast())?
         };
         if !by_library {
-            return self.matmul_fixed(product);
+            return self.matmul_batch_invariant(product);
         }
         let counter = if product.fixed { &self.fixed_matmuls } else { &self.matmuls };
         counter.fetch_add(1, Ordering::Relaxed);

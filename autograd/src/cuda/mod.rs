@@ -1,4 +1,4 @@
-//! NVIDIA cards: driver, memory, kernels, matrix products and graphs.
+//! NVIDIA GPUs: driver, memory, kernels, matrix products and graphs.
 //!
 //! Nothing of NVIDIA's is needed to build or to start: the driver, cuBLASLt and NVRTC are looked for when the first
 //! [`Gpu`] is asked for (`library.rs`). A [`Gpu`] has one stream, so its work runs in the order of the calls; that order
@@ -7,20 +7,19 @@
 
 mod arena;
 mod array;
-pub(crate) mod aside;
 pub(crate) mod attention;
+mod batch_invariant;
 mod cache;
 mod compile;
+mod copy_stream;
 mod cublaslt;
 mod driver;
 mod event;
-pub(crate) mod few_rows;
-mod fixed;
+mod gemm_plans;
 mod gpu;
 mod graph;
 mod host;
 mod kernels;
-mod lane;
 mod launch;
 pub(crate) mod library;
 pub(crate) mod linear;
@@ -29,8 +28,9 @@ mod mode;
 mod nvrtc;
 pub(crate) mod optimizer;
 mod pool;
-mod products;
 pub(crate) mod rows;
+pub(crate) mod side_stream;
+pub(crate) mod skinny_gemm;
 mod staging;
 mod table;
 mod transfer;
@@ -40,18 +40,18 @@ pub(crate) use array::{Array, to_bf16};
 pub use attention::DECODE_CHUNK;
 pub use cache::{cache_dir, kernel_dir};
 pub use compile::{ARCHES, Built, KNOWN_ARCHES, compile, compile_all};
+pub(crate) use copy_stream::CopyStream;
 pub use event::Event;
+pub use gemm_plans::WORKSPACES as GEMM_WORKSPACES;
 pub use gpu::{Gpu, GpuInfo};
 pub use graph::{Graph, GraphMemory};
 pub(crate) use host::HostArray;
 pub use kernels::{Function, Module};
-pub(crate) use lane::Lane;
 pub use launch::Arg;
 pub use matmul::{DType, MatMul};
 pub use mode::Mode;
 pub use optimizer::OFFLOAD_BYTES;
 pub use pool::{Buffer, MemoryStats, block_bytes};
-pub use products::WORKSPACES as PRODUCT_WORKSPACES;
 pub(crate) use staging::Pinned;
 pub use transfer::{Pending, Plain};
 pub(crate) use word_range::WordRange;

@@ -1,6 +1,6 @@
-//! Whether results on a card depend on the batch.
+//! Whether results on a GPU depend on the batch.
 //!
-//! Left to itself, a card computes each product and each decode step in the way that is fastest for the number of rows,
+//! Left to itself, a GPU computes each product and each decode step in the way that is fastest for the number of rows,
 //! and the order of additions, so the last bits, change with it. In deterministic mode a row's result depends on the row
 //! alone: products add over K in one order whatever the number of rows, decoding attends in the order of the tile
 //! kernels, and the sampler forms log-probabilities as the losses do. So decode, prefill in any chunks, and training
@@ -12,18 +12,18 @@ use std::sync::{Mutex, MutexGuard};
 use super::gpu::{Gpu, lock};
 use crate::{Error, Result};
 
-/// The mode of a card and how many hold it.
+/// The mode of a GPU and how many hold it.
 #[derive(Default)]
 pub(super) struct State {
     deterministic: AtomicBool,
     holders: Mutex<usize>,
 }
 
-/// Keeps a card in its mode until it is dropped.
+/// Keeps a GPU in its mode until it is dropped.
 pub struct Mode(&'static Gpu);
 
 impl Gpu {
-    /// Puts the card into deterministic mode, or keeps it out of it, as long as the value lives. Graphs that are captured
+    /// Puts the GPU into deterministic mode, or keeps it out of it, as long as the value lives. Graphs that are captured
     /// meanwhile stay as they are.
     ///
     /// # Errors

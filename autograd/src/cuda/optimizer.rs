@@ -1,14 +1,14 @@
 //! AdamW and norms of many tensors in one launch, and AdamW on state that waits in the host's memory.
 
-use super::{Arg, Array, Buffer, DType, Gpu, HostArray, Lane};
+use super::{Arg, Array, Buffer, CopyStream, DType, Gpu, HostArray};
 use crate::Result;
 
 /// Elements that one block works on; the kernels' OPTIMIZER_CHUNK.
 const CHUNK: usize = 16384;
 const THREADS: u32 = 512;
-/// Elements of offloaded state that are on the card at a time, in each of two lanes; whole chunks.
+/// Elements of offloaded state that are on the GPU at a time, in each of two lanes; whole chunks.
 const PIECE: usize = 512 * CHUNK;
-/// Bytes of the card that AdamW with offloaded state needs: masters and both moments of a piece, twice.
+/// Bytes of the GPU that AdamW with offloaded state needs: masters and both moments of a piece, twice.
 pub const OFFLOAD_BYTES: usize = 2 * 3 * PIECE * size_of::<f32>();
 
 /// What belongs to one trained tensor. All but the weight are f32.
@@ -66,13 +66,13 @@ pub(crate) struct Offloaded<'a> {
     pub(crate) state: [&'a HostArray; 3],
 }
 
-/// [`adamw`] a piece at a time: while the card updates one, the next comes and the last one goes.
+/// [`adamw`] a piece at a time: while the GPU updates one, the next comes and the last one goes.
 pub(crate) fn adamw_offloaded(tensors: &[Offloaded<'_>], factors: [f32; 8]) -> Result<()> {
     let Some(first) = tensors.first() else { return Ok(()) };
     let gpu = first.weight.gpu();
     let longest = tensors.iter().map(|t| t.weight.len()).max().unwrap_or(1).min(PIECE);
     let room = 3 * longest * size_of::<f32>();
-    let lanes = [Lane::new(gpu, room)?, Lane::new(gpu, room)?];
+    let lanes = [CopyStream::new(gpu, room)?, CopyStream::new(gpu, room)?];
     let pieces = tensors.iter().flat_map(|t| (0..t.weight.len()).step_by(PIECE).map(move |start| (t, start)));
     for ((tensor, start), lane) in pieces.zip(lanes.iter().cycle()) {
         let len = PIECE.min(tensor.weight.len() - start);
@@ -90,7 +90,7 @@ pub(crate) fn adamw_offloaded(tensors: &[Offloaded<'_>], factors: [f32; 8]) -> R
             lane.store(place, values.memory(), at, bytes)?;
         }
     }
-    // The end of a lane orders the card's later work after its copies.
+    // The end of a lane orders the GPU's later work after its copies.
     drop(lanes);
     Ok(())
 }

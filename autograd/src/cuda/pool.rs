@@ -1,4 +1,4 @@
-//! Memory of a card.
+//! Memory of a GPU.
 //!
 //! Buffers come from segments that the driver gave once, and go back there when dropped. The one stream runs work in
 //! the order of the calls, so a block can be given out again while the work of its previous owner still runs: what the
@@ -15,7 +15,7 @@ use super::gpu::{Gpu, lock};
 use super::graph::Private;
 use crate::{Error, Result};
 
-/// Counters of a card's memory, in bytes unless said otherwise.
+/// Counters of a GPU's memory, in bytes unless said otherwise.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryStats {
     /// In live buffers.
@@ -40,7 +40,7 @@ pub fn block_bytes(bytes: usize) -> usize {
     rounded(bytes)
 }
 
-/// What the card's lock guards.
+/// What the GPU's lock guards.
 #[derive(Default)]
 pub(super) struct Pool {
     arena: Arena,
@@ -60,7 +60,7 @@ pub(super) struct Capture {
     pub(super) kept: Vec<u64>,
 }
 
-/// Memory of a card, returned to its pool when dropped.
+/// Memory of a GPU, returned to its pool when dropped.
 pub struct Buffer {
     gpu: &'static Gpu,
     address: u64,
@@ -70,7 +70,7 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Address on the card, a multiple of 512.
+    /// Address on the GPU, a multiple of 512.
     #[must_use]
     pub fn ptr(&self) -> u64 {
         self.address
@@ -82,7 +82,7 @@ impl Buffer {
         self.bytes
     }
 
-    /// The card it is on.
+    /// The GPU it is on.
     #[must_use]
     pub fn gpu(&self) -> &'static Gpu {
         self.gpu
@@ -172,7 +172,7 @@ impl Gpu {
     /// Memory with undefined contents; inside a capture, memory of the graph.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] when neither the pool nor the card, nor the limit, has room.
+    /// [`Error::OutOfMemory`] when neither the pool nor the GPU, nor the limit, has room.
     pub fn alloc(&'static self, bytes: usize) -> Result<Buffer> {
         let _turn = self.enter()?;
         let home = lock(&self.pool).capture.as_ref().map(|capture| Arc::clone(&capture.memory));
@@ -224,7 +224,7 @@ impl Gpu {
     /// grain (512 bytes) is left out, so that what the limit leaves for others is not touched.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] when the card, or the limit, has no room.
+    /// [`Error::OutOfMemory`] when the GPU, or the limit, has no room.
     pub fn reserve(&'static self, bytes: usize) -> Result<()> {
         let _turn = self.enter()?;
         let mut pool = lock(&self.pool);
@@ -243,7 +243,7 @@ impl Gpu {
         Err(self.out_of_memory(&pool, bytes))
     }
 
-    /// The most this process may take from the card; what it already has counts.
+    /// The most this process may take from the GPU; what it already has counts.
     pub fn set_memory_limit(&self, bytes: Option<usize>) {
         lock(&self.pool).limit = bytes;
     }

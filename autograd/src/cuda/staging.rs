@@ -1,4 +1,4 @@
-//! Pinned host memory, which the card reads and writes while the host goes on.
+//! Pinned host memory, which the GPU reads and writes while the host goes on.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -12,7 +12,7 @@ use crate::{Error, Result};
 
 /// Uploads go through a ring of this size, so that many small ones are in flight at once.
 const RING: usize = 64 << 20;
-/// Longer uploads are cut, so that the host fills one piece while the card fetches another.
+/// Longer uploads are cut, so that the host fills one piece while the GPU fetches another.
 pub(super) const PIECE: usize = RING / 4;
 
 /// Pinned memory, freed with the value.
@@ -30,7 +30,7 @@ impl Pinned {
     /// The context must be current.
     fn new(bytes: usize) -> Result<Self> {
         let mut address = null_mut();
-        // SAFETY: writes one address; portable (1), so every card may use it.
+        // SAFETY: writes one address; portable (1), so every GPU may use it.
         unsafe { cu!(cuMemHostAlloc(&raw mut address, bytes, 1)) }?;
         Ok(Self { address: address.cast(), bytes })
     }
@@ -79,7 +79,7 @@ impl Ring {
         Ok(Self { memory: Pinned::new(RING)?, head: 0, flying: VecDeque::new() })
     }
 
-    /// Room for `bytes`, at most [`PIECE`], that the card does not read any more.
+    /// Room for `bytes`, at most [`PIECE`], that the GPU does not read any more.
     pub(super) fn place(&mut self, gpu: &Gpu, bytes: usize) -> Result<*mut u8> {
         let start = if self.head + bytes > RING { 0 } else { self.head };
         let overlaps = |other: &Range<usize>| other.start < start + bytes && start < other.end;

@@ -1,4 +1,4 @@
-//! Copies between host and card, and on the card.
+//! Copies between host and GPU, and on the GPU.
 
 use std::collections::VecDeque;
 use std::marker::PhantomData;
@@ -9,7 +9,7 @@ use super::pool::Buffer;
 use super::staging::{PIECE, Pinned, Ring};
 use crate::{Error, Result};
 
-/// Numbers that look the same on host and card. bf16 travels as `u16`.
+/// Numbers that look the same on host and GPU. bf16 travels as `u16`.
 ///
 /// # Safety
 /// Every pattern of bits is a value, and there is no padding.
@@ -24,7 +24,7 @@ macro_rules! plain {
 plain!(u8 i8 u16 i16 u32 i32 u64 i64 f32 f64);
 
 impl Gpu {
-    /// A buffer with these values. The host's copy is free on return; the card's is filled in the order of the stream.
+    /// A buffer with these values. The host's copy is free on return; the GPU's is filled in the order of the stream.
     ///
     /// # Errors
     /// When there is no memory, or inside a capture.
@@ -69,7 +69,7 @@ impl Gpu {
         self.range(from, "download", offset, bytes_of::<T>(len))?;
         let step = PIECE / size_of::<T>();
         let mut values = Vec::with_capacity(len);
-        // Two pieces are under way: one is copied by the host while the card writes the other.
+        // Two pieces are under way: one is copied by the host while the GPU writes the other.
         let mut flying: VecDeque<Pending<T>> = VecDeque::new();
         for start in (0..len).step_by(step) {
             let next = self.download_async(from, offset + start * size_of::<T>(), step.min(len - start))?;
@@ -104,7 +104,7 @@ impl Gpu {
         Ok(Pending { gpu: self, flight: Some((pinned, mark)), len, values: PhantomData })
     }
 
-    /// Copies on the card, in the order of the stream.
+    /// Copies on the GPU, in the order of the stream.
     ///
     /// # Errors
     /// When a range is not inside its buffer.
@@ -141,7 +141,7 @@ impl Gpu {
         unsafe { cu!(cuMemsetD8Async(target, byte, buffer.bytes(), self.stream)) }
     }
 
-    /// The address of a range of a buffer of this card.
+    /// The address of a range of a buffer of this GPU.
     fn range(&self, buffer: &Buffer, op: &'static str, offset: usize, bytes: usize) -> Result<u64> {
         if !std::ptr::eq(self, buffer.gpu()) {
             return Err(Error::DeviceMismatch {
@@ -191,11 +191,11 @@ impl<T: Plain> Pending<T> {
         let _turn = self.gpu.enter()?;
         let Some((pinned, mark)) = self.flight.take() else { return Ok(()) };
         if let Err(e) = self.gpu.wait(mark) {
-            // The card may still write there.
+            // The GPU may still write there.
             std::mem::forget(pinned);
             return Err(e);
         }
-        // SAFETY: the card has written `len` values; pinned memory is aligned to pages.
+        // SAFETY: the GPU has written `len` values; pinned memory is aligned to pages.
         values.extend_from_slice(unsafe { std::slice::from_raw_parts(pinned.address().cast::<T>(), self.len) });
         self.gpu.give_pinned(pinned);
         Ok(())
@@ -204,7 +204,7 @@ impl<T: Plain> Pending<T> {
 
 impl<T: Plain> Drop for Pending<T> {
     fn drop(&mut self) {
-        // Nobody wants the values; the memory is free when the card has written them.
+        // Nobody wants the values; the memory is free when the GPU has written them.
         let Some((pinned, mark)) = self.flight.take() else { return };
         match self.gpu.enter().and_then(|_turn| self.gpu.wait(mark)) {
             Ok(()) => self.gpu.give_pinned(pinned),

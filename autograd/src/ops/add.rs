@@ -52,7 +52,7 @@ impl Op for Add {
         Ok(record.needs.iter().map(|&need| need.then(|| grad.clone())).collect())
     }
 
-    fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
+    fn reference(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
         vec![inputs[0].clone() + inputs[1].clone()]
     }
 }

@@ -7,7 +7,7 @@ use crate::cpu::attention::{Heads, Span, attend, pack_blocks};
 use crate::cpu::attention_backward::{Saved, attend_backward};
 use crate::cuda::attention::PackedArrays;
 use crate::cuda::{self, Gpu};
-use crate::{Error, Index, Result, Tape, Tensor, portable};
+use crate::{Error, Index, Result, Tape, Tensor, reference};
 
 /// Where the sequences of a packed batch begin and end: `[0, len_0, len_0 + len_1, .., T]`.
 #[derive(Debug, Clone)]
@@ -93,20 +93,20 @@ impl Attention {
 }
 
 /// The columns of queries, keys and values of packed rows.
-pub(crate) fn portable_parts(heads: Heads, qkv: &burn::Tensor<2>) -> [burn::Tensor<2>; 3] {
+pub(crate) fn reference_parts(heads: Heads, qkv: &burn::Tensor<2>) -> [burn::Tensor<2>; 3] {
     let (q, kv) = (heads.query * heads.dim, heads.kv * heads.dim);
     [(0, q), (q, kv), (q + kv, kv)].map(|(first, width)| qkv.clone().narrow(1, first, width))
 }
 
 /// One sequence's attention as a burn expression: the last rows of `k` and `v` `[S, kv * D]` belong to the rows of `q`
 /// `[T, heads * D]`. Returns the output and `ln sum exp(score)` per row and head.
-pub(crate) fn portable_sequence(heads: Heads, [q, k, v]: [burn::Tensor<2>; 3]) -> [burn::Tensor<2>; 2] {
+pub(crate) fn reference_sequence(heads: Heads, [q, k, v]: [burn::Tensor<2>; 3]) -> [burn::Tensor<2>; 2] {
     let ([t, width], [s, _]) = (q.dims(), k.dims());
     let (d, kv, group) = (heads.dim, heads.kv, heads.query / heads.kv);
     let per_head = |x: burn::Tensor<2>| x.reshape([s, kv, d]).swap_dims(0, 1);
     let q = q.reshape([t, kv, group, d]).permute([1, 2, 0, 3]).reshape([kv, group * t, d]);
     let scores = q.matmul(per_head(k).swap_dims(1, 2)).mul_scalar(heads.scale);
-    let scores = scores.reshape([kv, group, t, s]) + portable_mask(heads, t, s).reshape([1, 1, t, s]);
+    let scores = scores.reshape([kv, group, t, s]) + reference_mask(heads, t, s).reshape([1, 1, t, s]);
     let top = scores.clone().detach().max_dim(3);
     let exp = (scores - top.clone()).exp();
     let sum = exp.clone().sum_dim(3);
@@ -117,13 +117,13 @@ pub(crate) fn portable_sequence(heads: Heads, [q, k, v]: [burn::Tensor<2>; 3]) -
 }
 
 /// Zero where a row may look, very low elsewhere.
-fn portable_mask(heads: Heads, t: usize, s: usize) -> burn::Tensor<2> {
+fn reference_mask(heads: Heads, t: usize, s: usize) -> burn::Tensor<2> {
     let hidden = |row: usize, j: usize| {
         let position = s - t + row;
         j > position || j < heads.first_visible(position)
     };
     let values = (0..t * s).map(|at| if hidden(at / s, at % s) { -1e30 } else { 0.0 }).collect();
-    portable::upload(values, [t, s])
+    reference::upload(values, [t, s])
 }
 
 /// Refuses a window that hides a row's own position.
@@ -199,11 +199,11 @@ impl Op for Attention {
         Ok(vec![Some(Tensor::cuda(cuda::attention::packed_backward(saved, borders, heads)?, qkv.shape()))])
     }
 
-    fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
+    fn reference(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
         let heads = self.heads(inputs[0].dims()[1]);
         let per_sequence = self.sequences.borders().windows(2).map(|w| {
             let rows = inputs[0].clone().narrow(0, w[0], w[1] - w[0]);
-            portable_sequence(heads, portable_parts(heads, &rows))
+            reference_sequence(heads, reference_parts(heads, &rows))
         });
         let (out, log_sums): (Vec<_>, Vec<_>) = per_sequence.map(|[o, l]| (o, l)).unzip();
         let out = burn::Tensor::cat(out, 0);

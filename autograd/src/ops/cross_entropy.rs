@@ -1,7 +1,7 @@
 //! Cross-entropy from hidden states.
 
 use super::head::{Head, HeadLoss, LogitChunk, RowLoss, Rows, check_targets, head_loss};
-use super::log_prob::{portable_row, row_log_prob};
+use super::log_prob::{reference_row, row_log_prob};
 use crate::cuda::Arg;
 use crate::{Result, Tape, Tensor};
 
@@ -47,8 +47,8 @@ impl RowLoss for CrossEntropy {
         chunk.launch("cross_entropy_rows", &args)
     }
 
-    fn portable(&self, student: burn::Tensor<2>, _: Option<burn::Tensor<2>>) -> burn::Tensor<2> {
-        let [logprob, entropy] = portable_row(student, &self.targets, 1.0);
+    fn reference(&self, student: burn::Tensor<2>, _: Option<burn::Tensor<2>>) -> burn::Tensor<2> {
+        let [logprob, entropy] = reference_row(student, &self.targets, 1.0);
         burn::Tensor::cat(vec![logprob.clone().neg(), logprob, entropy], 1)
     }
 }

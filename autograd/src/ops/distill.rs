@@ -1,12 +1,12 @@
 //! Distillation from hidden states.
 
-use super::divergence::{Divergence, portable_divergence};
+use super::divergence::{Divergence, reference_divergence};
 use super::ensure;
 use super::head::{Head, HeadLoss, LogitChunk, RowLoss, Rows, Teacher, check_targets, check_temperature, head_loss};
-use super::log_prob::{log_prob, portable_row};
+use super::log_prob::{log_prob, reference_row};
 use crate::cpu::rows::first_max;
 use crate::cuda::Arg;
-use crate::{Error, Result, Tape, Tensor, portable};
+use crate::{Error, Result, Tape, Tensor, reference};
 
 /// What is minimized between student and teacher.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -116,13 +116,13 @@ impl RowLoss for Rowwise {
         chunk.launch("distill_rows", &args)
     }
 
-    fn portable(&self, student: burn::Tensor<2>, teacher: Option<burn::Tensor<2>>) -> burn::Tensor<2> {
+    fn reference(&self, student: burn::Tensor<2>, teacher: Option<burn::Tensor<2>>) -> burn::Tensor<2> {
         use burn::tensor::activation::log_softmax;
         let teacher = teacher.expect("distillation has a teacher").detach();
         let Distill { divergence, temperature } = self.distill;
-        let [plain, _] = portable_row(student.clone(), &self.targets, 1.0);
+        let [plain, _] = reference_row(student.clone(), &self.targets, 1.0);
         let best = match &self.best {
-            Some(best) => portable::indices(best.iter().map(|&id| id as usize)).reshape([best.len(), 1]),
+            Some(best) => reference::indices(best.iter().map(|&id| id as usize)).reshape([best.len(), 1]),
             None => teacher.clone().argmax(1),
         };
         let equal = student.clone().argmax(1).equal(best).float();
@@ -130,7 +130,7 @@ impl RowLoss for Rowwise {
         let lp = log_softmax(teacher.div_scalar(temperature), 1);
         let kl = |a: &burn::Tensor<2>, b: &burn::Tensor<2>| (a.clone().exp() * (a.clone() - b.clone())).sum_dim(1);
         let entropy = |l: &burn::Tensor<2>| (l.clone().exp() * l.clone()).sum_dim(1).neg();
-        let loss = portable_divergence(divergence, lq.clone(), lp.clone());
+        let loss = reference_divergence(divergence, lq.clone(), lp.clone());
         burn::Tensor::cat(vec![loss, kl(&lp, &lq), kl(&lq, &lp), entropy(&lq), entropy(&lp), equal, plain], 1)
     }
 }

@@ -335,7 +335,7 @@ fn combine_body<S: Simd>(q: &mut [f32], h: &[f32], total: f32) {
 }
 
 /// The divergence of every row as a burn expression, `[T, 1]`, from log-probabilities `[T, V]`.
-pub(super) fn portable_divergence(kind: Divergence, lq: burn::Tensor<2>, lp: burn::Tensor<2>) -> burn::Tensor<2> {
+pub(super) fn reference_divergence(kind: Divergence, lq: burn::Tensor<2>, lp: burn::Tensor<2>) -> burn::Tensor<2> {
     let (q, p) = (lq.clone().exp(), lp.clone().exp());
     let mix = |a: f64, x: &burn::Tensor<2>, y: &burn::Tensor<2>| {
         (x.clone().mul_scalar(a) + y.clone().mul_scalar(1.0 - a)).clamp_min(f32::MIN_POSITIVE).log()
@@ -352,15 +352,15 @@ pub(super) fn portable_divergence(kind: Divergence, lq: burn::Tensor<2>, lp: bur
         }
         Divergence::SkewedForward { alpha } => p.clone() * (lp.clone() - mix(alpha, &p, &q)),
         Divergence::SkewedReverse { alpha } => q.clone() * (lq.clone() - mix(alpha, &q, &p)),
-        Divergence::TopK { k, beta } => return portable_top_k(k, beta, lq, lp),
+        Divergence::TopK { k, beta } => return reference_top_k(k, beta, lq, lp),
     };
     terms.sum_dim(1)
 }
 
 /// Support mask `[T, V]` in the expression, then the JSD on it and on the tail bucket.
-fn portable_top_k(k: usize, beta: f64, lq: burn::Tensor<2>, lp: burn::Tensor<2>) -> burn::Tensor<2> {
+fn reference_top_k(k: usize, beta: f64, lq: burn::Tensor<2>, lp: burn::Tensor<2>) -> burn::Tensor<2> {
     let [t, v] = lq.dims();
-    let rows = |x: &burn::Tensor<2>| crate::portable::download(x.clone().detach().without_autodiff());
+    let rows = |x: &burn::Tensor<2>| crate::reference::download(x.clone().detach().without_autodiff());
     let (student, teacher) = (rows(&lq), rows(&lp));
     let mut mask = vec![0.0f32; t * v];
     for row in 0..t {
@@ -370,13 +370,13 @@ fn portable_top_k(k: usize, beta: f64, lq: burn::Tensor<2>, lp: burn::Tensor<2>)
         }
     }
     let whole = mask.iter().all(|&m| m == 1.0);
-    let mask = crate::portable::upload(mask, [t, v]);
+    let mask = crate::reference::upload(mask, [t, v]);
     let tail = |l: &burn::Tensor<2>| {
         let inside = (l.clone().exp() * mask.clone()).sum_dim(1);
         inside.mul_scalar(-1.0).add_scalar(1.0).clamp_min(1e-7).log()
     };
     // Outside the support both logs become equal and tiny, so that their terms vanish.
     let keep = |l: burn::Tensor<2>| l * mask.clone() + mask.clone().sub_scalar(1.0).mul_scalar(80.0);
-    let inside = portable_divergence(Divergence::Jsd { beta }, keep(lq.clone()), keep(lp.clone()));
-    if whole { inside } else { inside + portable_divergence(Divergence::Jsd { beta }, tail(&lq), tail(&lp)) }
+    let inside = reference_divergence(Divergence::Jsd { beta }, keep(lq.clone()), keep(lp.clone()));
+    if whole { inside } else { inside + reference_divergence(Divergence::Jsd { beta }, tail(&lq), tail(&lp)) }
 }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::{Op, Recorded, ensure_index};
 use crate::cpu::{gemm, simd::LANES};
 use crate::cuda::{self, rows::Segments};
-use crate::{Index, Result, Tape, Tensor, portable};
+use crate::{Index, Result, Tape, Tensor, reference};
 
 /// Looks up rows of a weight by token id.
 pub struct Embedding {
@@ -77,7 +77,7 @@ impl Op for Embedding {
         Ok(vec![Some(Tensor::cuda(d, shape))])
     }
 
-    fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
-        vec![inputs[0].clone().select(0, portable::indices(self.ids.places()))]
+    fn reference(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
+        vec![inputs[0].clone().select(0, reference::indices(self.ids.places()))]
     }
 }

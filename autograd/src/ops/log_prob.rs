@@ -3,7 +3,7 @@
 use super::head::{Head, HeadLoss, LogitChunk, RowLoss, check_targets, check_temperature, head_loss};
 use crate::cpu::rows::{entropy_and_exp, normalizer, scale_in_place};
 use crate::cuda::Arg;
-use crate::{Result, Tape, portable};
+use crate::{Result, Tape, reference};
 
 /// The sum of `ln p(targets[t])`, whose rows are the log-probabilities themselves.
 struct TokenLogProbs {
@@ -48,8 +48,8 @@ impl RowLoss for TokenLogProbs {
         chunk.launch("log_prob_rows", &args)
     }
 
-    fn portable(&self, student: burn::Tensor<2>, _: Option<burn::Tensor<2>>) -> burn::Tensor<2> {
-        let [logprob, _] = portable_row(student, &self.targets, self.temperature);
+    fn reference(&self, student: burn::Tensor<2>, _: Option<burn::Tensor<2>>) -> burn::Tensor<2> {
+        let [logprob, _] = reference_row(student, &self.targets, self.temperature);
         logprob
     }
 }
@@ -80,9 +80,9 @@ pub(super) fn row_log_prob(z: &mut [f32], target: u32, temperature: f32, factor:
 }
 
 /// `[ln p(target), entropy]`, `[T, 1]` each, as burn expressions of logits `[T, V]`.
-pub(super) fn portable_row(z: burn::Tensor<2>, targets: &[u32], temperature: f64) -> [burn::Tensor<2>; 2] {
+pub(super) fn reference_row(z: burn::Tensor<2>, targets: &[u32], temperature: f64) -> [burn::Tensor<2>; 2] {
     let logs = burn::tensor::activation::log_softmax(z.div_scalar(temperature), 1);
-    let index = portable::indices(targets.iter().map(|&t| t as usize)).reshape([targets.len(), 1]);
+    let index = reference::indices(targets.iter().map(|&t| t as usize)).reshape([targets.len(), 1]);
     let entropy = (logs.clone().exp() * logs.clone()).sum_dim(1).neg();
     [logs.gather(1, index), entropy]
 }

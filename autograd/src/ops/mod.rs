@@ -1,7 +1,7 @@
 //! The ops, one file each.
 //!
 //! An op has its native forward, its native backward, and the same mathematics as one burn expression. The expression
-//! is what runs on [`Device::Portable`], where its gradient comes from burn's autodiff, and what the native code is
+//! is what runs on [`Device::Reference`](crate::Device::Reference), where its gradient comes from burn's autodiff, and what the native code is
 //! checked against: a native backward is verified by code that nobody here wrote.
 
 mod add;
@@ -24,13 +24,13 @@ pub use crate::op::{Op, Recorded};
 pub(crate) use crate::op::{check_layouts, ensure, ensure_index};
 pub use add::{Add, add};
 pub use attention::{Attention, Sequences, attention};
-pub(crate) use attention::{check_window, portable_parts, portable_sequence};
+pub(crate) use attention::{check_window, reference_parts, reference_sequence};
 pub use cross_entropy::linear_cross_entropy;
 pub use distill::{Distill, linear_distill};
 pub use divergence::Divergence;
 pub use embedding::{Embedding, embedding};
-pub use head::{GivenRows, Head, LogitRows, Precision, Rows, Teacher, TopRows, gpu_loss_bytes, logits};
-pub use linear::{Around, Dropout, Linear, LowRank, Projection, linear, merge, project, project_within};
+pub use head::{Head, LogitRows, Precision, Rows, Teacher, TeacherRows, TopRows, gpu_loss_bytes, logits};
+pub use linear::{Dropout, Epilogue, Linear, LowRank, Projection, linear, merge, project, project_within};
 pub use log_prob::linear_log_prob;
 pub use policy_gradient::linear_policy_gradient;
 pub use rms_norm::{RmsNorm, rms_norm};

@@ -1,9 +1,9 @@
 //! Policy gradient with importance ratios, from hidden states.
 
 use super::head::{Head, HeadLoss, LogitChunk, RowLoss, Rows, check_targets, check_temperature, head_loss};
-use super::log_prob::{portable_row, row_log_prob};
+use super::log_prob::{reference_row, row_log_prob};
 use crate::cuda::Arg;
-use crate::{Result, Tape, Tensor, portable};
+use crate::{Result, Tape, Tensor, reference};
 
 struct PolicyGradient {
     targets: Vec<u32>,
@@ -70,9 +70,9 @@ impl RowLoss for PolicyGradient {
         chunk.launch("policy_gradient_rows", &args)
     }
 
-    fn portable(&self, student: burn::Tensor<2>, _: Option<burn::Tensor<2>>) -> burn::Tensor<2> {
-        let [logprob, entropy] = portable_row(student, &self.targets, self.temperature);
-        let column = |values: &[f32]| portable::upload(values.to_vec(), [values.len(), 1]);
+    fn reference(&self, student: burn::Tensor<2>, _: Option<burn::Tensor<2>>) -> burn::Tensor<2> {
+        let [logprob, entropy] = reference_row(student, &self.targets, self.temperature);
+        let column = |values: &[f32]| reference::upload(values.to_vec(), [values.len(), 1]);
         let ratio = (logprob.clone() - column(&self.sampled)).exp();
         burn::Tensor::cat(vec![(ratio * column(&self.advantages)).neg(), logprob, entropy], 1)
     }

@@ -68,13 +68,13 @@ impl Op for RmsNorm {
         Ok(vec![dx, dw.map(|d| Tensor::cuda(d, w.shape()))])
     }
 
-    fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
-        vec![portable_rms_norm(&inputs[0], &inputs[1], self.eps)]
+    fn reference(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
+        vec![reference_rms_norm(&inputs[0], &inputs[1], self.eps)]
     }
 }
 
 /// RMSNorm of consecutive groups as wide as `w` as a burn expression.
-pub(super) fn portable_rms_norm(x: &burn::Tensor<2>, w: &burn::Tensor<2>, eps: f32) -> burn::Tensor<2> {
+pub(super) fn reference_rms_norm(x: &burn::Tensor<2>, w: &burn::Tensor<2>, eps: f32) -> burn::Tensor<2> {
     let [t, h] = x.dims();
     let d = w.dims()[1];
     let x = x.clone().reshape([t * h / d, d]);

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use super::{Op, Recorded, ensure, ensure_index};
 use crate::cpu::rows;
 use crate::cuda::{self, Array, Gpu, attention::Pages, rows::Rotation};
-use crate::{Index, Result, Tape, Tensor, portable};
+use crate::{Index, Result, Tape, Tensor, reference};
 
 /// Cosines and sines of the positions that a model can see. On the host they are computed as far as they are used.
 #[derive(Debug)]
@@ -250,16 +250,16 @@ impl Op for QkRope {
         Ok(grads)
     }
 
-    fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
+    fn reference(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
         let (t, half) = (inputs[0].dims()[0], self.table.half());
-        let factor = |values: Vec<f32>| portable::upload(values, [t, half]).reshape([t, 1, half]);
+        let factor = |values: Vec<f32>| reference::upload(values, [t, half]).reshape([t, 1, half]);
         let [cos, sin] = self.table.gather(&self.positions).map(factor);
         // burn has no empty columns, which there are when nothing but queries is rotated.
         let there = self.columns().into_iter().enumerate().filter(|(_, columns)| !columns.is_empty());
         let rotated = there.map(|(i, columns)| {
             let part = inputs[0].clone().narrow(1, columns.start, columns.len());
             let part = match inputs.get(1 + i) {
-                Some(w) => super::rms_norm::portable_rms_norm(&part, w, self.eps),
+                Some(w) => super::rms_norm::reference_rms_norm(&part, w, self.eps),
                 None => part,
             };
             let x = part.reshape([t, columns.len() / (2 * half), 2 * half]);

@@ -2,7 +2,7 @@
 
 use super::{Op, Recorded, ensure_index};
 use crate::cuda::{self, rows::Segments};
-use crate::{Index, Result, Tape, Tensor, portable};
+use crate::{Index, Result, Tape, Tensor, reference};
 
 /// Picks rows by index; an index may repeat.
 pub struct SelectRows {
@@ -62,7 +62,7 @@ impl Op for SelectRows {
         Ok(vec![Some(Tensor::cuda(dx, shape))])
     }
 
-    fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
-        vec![inputs[0].clone().select(0, portable::indices(self.rows.places()))]
+    fn reference(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
+        vec![inputs[0].clone().select(0, reference::indices(self.rows.places()))]
     }
 }

@@ -59,7 +59,7 @@ impl Op for SwiGlu {
         Ok(vec![Some(Tensor::cuda(dx, x.shape()))])
     }
 
-    fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
+    fn reference(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
         let width = inputs[0].dims()[1] / 2;
         let [gate, up] = [0, width].map(|first| inputs[0].clone().narrow(1, first, width));
         vec![burn::tensor::activation::silu(gate) * up]

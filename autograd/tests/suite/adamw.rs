@@ -19,7 +19,7 @@ fn scalar(device: Device, value: f32) -> Tensor {
 /// root 0.790688052, so w = 1.88 * 0.99 + 0.1 * 0.289473684 / 0.790688052 = 1.897810332.
 #[test]
 fn two_steps_by_hand() {
-    for device in [Device::Cpu, Device::Portable] {
+    for device in [Device::Cpu, Device::Reference] {
         let mut w = scalar(device, 2.0);
         let mut moments = Moments::zeros(&w).expect("memory");
         for (number, grad, want) in [(1, 0.5, 1.88), (2, -1.0, 1.897810332)] {
@@ -34,19 +34,19 @@ fn two_steps_by_hand() {
     }
 }
 
-/// A panel weight of odd shape over ten steps, and its padding, stay equal to the portable device's.
+/// A panel weight of odd shape over ten steps, and its padding, stay equal to the reference device's.
 #[test]
-fn native_equals_portable() {
+fn native_equals_reference() {
     let shape = [19, 23];
     let state = |device| {
         let w = Operand::weight(shape, 1).on(device);
         let moments = Moments::zeros(&w).expect("memory");
         (w, moments)
     };
-    let [mut native, mut burn] = [Device::Cpu, Device::Portable].map(state);
+    let [mut native, mut burn] = [Device::Cpu, Device::Reference].map(state);
     for number in 1..=10 {
         let step = Step { lr: 3e-3, number, grad_scale: 0.4 };
-        for (device, (w, moments)) in [(Device::Cpu, &mut native), (Device::Portable, &mut burn)] {
+        for (device, (w, moments)) in [(Device::Cpu, &mut native), (Device::Reference, &mut burn)] {
             let grad = Operand::weight(shape, 10 + number).on(device);
             ADAMW.update(w, &grad, moments, step).expect("memory");
         }
@@ -72,7 +72,7 @@ fn holders_of_the_old_weight_keep_it() {
 fn the_norm_is_the_same_everywhere() {
     let operand = Operand::weight([33, 1000], 3);
     let exact = (2.0 * operand.values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>()).sqrt();
-    for device in [Device::Cpu, Device::Portable] {
+    for device in [Device::Cpu, Device::Reference] {
         let tensor = operand.on(device);
         let sum = global_norm(&[&tensor, &tensor]).expect("memory");
         assert!((sum - exact).abs() < 1e-9 * exact, "{device}: {sum}, not {exact}");
@@ -84,7 +84,7 @@ fn the_norm_is_the_same_everywhere() {
 fn rope_table_by_hand() {
     let table = RopeTable::new(&[1.0, 0.01], 5, 2.0).into();
     assert_eq!(std::sync::Arc::<RopeTable>::clone(&table).positions(), 5);
-    for device in [Device::Cpu, Device::Portable] {
+    for device in [Device::Cpu, Device::Reference] {
         let x = Tensor::new(device, vec![1.0, 2.0, 3.0, 4.0], [1, 4]).expect("four values");
         let op = QkRope { table: std::sync::Arc::clone(&table), positions: [3].into(), heads: [1, 0], eps: 1e-5 };
         let y = ops::qk_rope(&mut Tape::off(), op, &x, None).expect("position 3 is there").to_vec();

@@ -14,10 +14,10 @@ use autograd::ops::{
 use autograd::rng::uniform;
 use autograd::{Device, Index, Tape, Tensor};
 
-use super::given;
 use super::gradients::{Ran, run, variables};
 use super::support::{Operand, random, write};
 use super::table::{Case, divergences};
+use super::teacher_rows;
 
 pub(crate) const GPU: Device = Device::Cuda(0);
 
@@ -235,7 +235,7 @@ fn assert_equal_burn(cases: Vec<Case>) {
         for operand in &mut case.operands {
             operand.values.iter_mut().for_each(|v| *v = rounded(*v));
         }
-        let burn: Ran = run(&case, Device::Portable, false);
+        let burn: Ran = run(&case, Device::Reference, false);
         let gpu: Ran = run(&case, GPU, false);
         let mut worst = (distance(&gpu.output, &burn.output), "output".to_owned());
         let mut see = |name: String, d: f64| {

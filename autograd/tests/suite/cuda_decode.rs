@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use autograd::cuda::{Gpu, GraphMemory};
 use autograd::kv::{KvPool, KvShape, PAGE_TOKENS, PagedBatch, PagedRows};
-use autograd::ops::{self, Around, Attention, LowRank, Projection, QkRope, RopeTable, Sequences};
+use autograd::ops::{self, Attention, Epilogue, LowRank, Projection, QkRope, RopeTable, Sequences};
 use autograd::{Device, Result, Tape, Tensor};
 
 use super::cuda::{GPU, distance, rounded};
@@ -16,7 +16,7 @@ use super::support::{Operand, random, rope};
 /// Values that bf16 holds, on both devices: row vectors and activations are rows, the others weights.
 fn pair(mut operand: Operand) -> [Tensor; 2] {
     operand.values.iter_mut().for_each(|v| *v = rounded(*v));
-    [Device::Portable, GPU].map(|device| operand.on(device))
+    [Device::Reference, GPU].map(|device| operand.on(device))
 }
 
 /// Leaves NaN where the next tensors of this many values will lie.
@@ -28,7 +28,7 @@ fn poison(len: usize) {
 /// How often a kernel for few rows ran.
 fn launches() -> u64 {
     let counts = Gpu::get(0).expect("a GPU").launches();
-    counts.iter().filter(|(name, _)| name.starts_with("few_rows_")).map(|(_, count)| count).sum()
+    counts.iter().filter(|(name, _)| name.starts_with("skinny_gemm_")).map(|(_, count)| count).sum()
 }
 
 /// Tensors of maps of one input of `k` values.
@@ -70,7 +70,7 @@ impl Maps {
         };
         let maps: Vec<_> = (0..self.weights.len()).map(map).collect();
         let norm = ways.norm.then_some((&self.norm[on], 1e-5));
-        ops::project_within(tape, x, &maps, Around { norm, residual, swiglu: ways.swiglu })
+        ops::project_within(tape, x, &maps, Epilogue { norm, residual, swiglu: ways.swiglu })
     }
 }
 
@@ -110,7 +110,7 @@ const SHAPES: [(&[usize], usize); 8] = [
 
 #[test]
 #[ignore = "needs a GPU"]
-fn few_rows_equal_burn() {
+fn skinny_gemm_equal_burn() {
     let mut worst = 0.0f64;
     for (widths, k) in SHAPES {
         let maps = Maps::new(widths, k, 16);
@@ -138,7 +138,7 @@ fn few_rows_equal_burn() {
 /// A tape that records gets the ops one after another.
 #[test]
 #[ignore = "needs a GPU"]
-fn few_rows_equal_the_recorded_ops() {
+fn skinny_gemm_equal_the_recorded_ops() {
     let (widths, k) = SHAPES[2];
     let maps = Maps::new(widths, k, 16);
     let x = &pair(Operand::rows([7, k], 7))[1];

@@ -107,7 +107,7 @@ fn maps_of(name: &str, [hidden, q, kv, inner]: [usize; 4], rank: usize, rows: us
 #[ignore = "needs a GPU"]
 fn a_row_of_a_product_does_not_depend_on_the_others() {
     let _mode = deterministic();
-    let (before, by_kernel) = (launches("matmul"), launches("matmul_fixed_many"));
+    let (before, by_kernel) = (launches("matmul"), launches("matmul_batch_invariant_many"));
     maps_of("0.6B", [1024, 2048, 1024, 3072], 32, 6144);
     maps_of("1.7B", [2048, 2048, 1024, 6144], 8, 2100);
     maps_of("4B", [2560, 4096, 1024, 9728], 64, 2100);
@@ -119,8 +119,8 @@ fn a_row_of_a_product_does_not_depend_on_the_others() {
         });
     }
     assert_eq!(launches("matmul"), before, "products in an order of cuBLASLt's choice");
-    assert!(launches("matmul_fixed") > 0, "no product by cuBLASLt");
-    println!("many rows by the kernel, proofs included: {}", launches("matmul_fixed_many") - by_kernel);
+    assert!(launches("matmul_batch_invariant") > 0, "no product by cuBLASLt");
+    println!("many rows by the kernel, proofs included: {}", launches("matmul_batch_invariant_many") - by_kernel);
 }
 
 /// Decoding one token at a time gives the rows of the packed batch.

@@ -205,17 +205,17 @@ fn layouts_and_devices() {
     );
     assert_refused!(ops::embedding(tape, &rows([4, 3]), &[0].into()), Error::Layout { .. }, "embedding", "weight");
     assert_refused!(ops::add(tape, &weight([2, 3]), &rows([2, 3])), Error::Layout { .. }, "add", "operand 0", "rows");
-    let far = Tensor::zeros(Device::Portable, [2, 3]).expect("memory");
-    assert_refused!(ops::add(tape, &rows([2, 3]), &far), Error::DeviceMismatch { .. }, "add", "cpu", "portable");
+    let far = Tensor::zeros(Device::Reference, [2, 3]).expect("memory");
+    assert_refused!(ops::add(tape, &rows([2, 3]), &far), Error::DeviceMismatch { .. }, "add", "cpu", "reference");
 }
 
 #[test]
 fn lengths_and_device_names() {
     assert_refused!(Tensor::new(Device::Cpu, vec![0.0; 5], [2, 3]), Error::Length { .. }, "[2, 3]", "6", "5");
-    assert_refused!(Tensor::weight(Device::Portable, vec![0.0; 7], [2, 3]), Error::Length { .. }, "7");
-    assert_refused!("tpu".parse::<Device>(), Error::Device { .. }, "tpu", "cpu", "portable");
+    assert_refused!(Tensor::weight(Device::Reference, vec![0.0; 7], [2, 3]), Error::Length { .. }, "7");
+    assert_refused!("tpu".parse::<Device>(), Error::Device { .. }, "tpu", "cpu", "reference");
     assert_eq!("auto".parse::<Device>().expect("a device"), Device::Cpu);
-    assert_eq!(Device::Portable.to_string().parse::<Device>().expect("a device"), Device::Portable);
+    assert_eq!(Device::Reference.to_string().parse::<Device>().expect("a device"), Device::Reference);
 }
 
 #[test]
@@ -241,7 +241,7 @@ fn pages() {
     assert_refused!(write(&mut pool, shape, 0, &qkv, &sequence(1..5, 0, &[1])), Error::Shape { .. }, "rows", "[4, 32]");
     assert_refused!(write(&mut pool, shape, 1, &qkv, &good), Error::Index { .. }, "kv write", "layer 1", "0..1");
     assert_refused!(pool.attend(0, &qkv, &good, 1.0, Some(0)), Error::Domain { .. }, "window", "0");
-    let far = Tensor::zeros(Device::Portable, [4, 32]).expect("memory");
-    assert_refused!(write(&mut pool, shape, 0, &far, &good), Error::DeviceMismatch { .. }, "kv write", "portable");
+    let far = Tensor::zeros(Device::Reference, [4, 32]).expect("memory");
+    assert_refused!(write(&mut pool, shape, 0, &far, &good), Error::DeviceMismatch { .. }, "kv write", "reference");
     assert_refused!(pool.attend(0, &far, &good, 1.0, None), Error::DeviceMismatch { .. }, "paged attention", "cpu");
 }

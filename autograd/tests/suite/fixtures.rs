@@ -7,7 +7,7 @@ use autograd::{Device, Result, Tape, Tensor};
 
 use super::support::assert_close;
 
-const DEVICES: [Device; 2] = [Device::Cpu, Device::Portable];
+const DEVICES: [Device; 2] = [Device::Cpu, Device::Reference];
 
 fn fixture(name: &str) -> Value {
     let path = format!("{}/../tests/fixtures/{name}.json", env!("CARGO_MANIFEST_DIR"));

@@ -54,7 +54,7 @@ pub(crate) fn variables(case: &Case) -> Vec<bool> {
 #[test]
 fn native_equals_burn() {
     for case in table() {
-        let [native, burn] = [Device::Cpu, Device::Portable].map(|device| run(&case, device, false));
+        let [native, burn] = [Device::Cpu, Device::Reference].map(|device| run(&case, device, false));
         let name = &case.name;
         assert_close(&format!("{name}: output"), &native.output, &burn.output, 1e-5);
         assert_eq!(native.rows.keys().collect::<Vec<_>>(), burn.rows.keys().collect::<Vec<_>>(), "{name}");

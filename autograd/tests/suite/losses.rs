@@ -12,7 +12,7 @@ use super::table::divergences;
 
 const STUDENT: [f32; 4] = [1.0, -0.5, 0.25, 2.0];
 const TEACHER: [f32; 4] = [0.5, 1.5, -1.0, 0.0];
-const DEVICES: [Device; 2] = [Device::Cpu, Device::Portable];
+const DEVICES: [Device; 2] = [Device::Cpu, Device::Reference];
 
 fn identity(device: Device, vocab: usize) -> Tensor {
     let values = (0..vocab * vocab).map(|i| if i / vocab == i % vocab { 1.0 } else { 0.0 }).collect();

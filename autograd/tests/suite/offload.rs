@@ -7,7 +7,7 @@ use autograd::{Device, Error, Tensor, ops};
 use super::support::{bits, random};
 
 const GPU: Device = Device::Cuda(0);
-/// Larger than the piece that is on the card at a time, and no multiple of it.
+/// Larger than the piece that is on the GPU at a time, and no multiple of it.
 const LARGE: [usize; 2] = [2900, 3000];
 
 #[test]

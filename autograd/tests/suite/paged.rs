@@ -127,17 +127,17 @@ fn any_chunking_over_pages_equals_the_packed_batch_bit_for_bit() {
 }
 
 #[test]
-fn the_portable_pool_agrees() {
+fn the_reference_pool_agrees() {
     for (shape, window, chunk) in [(SHAPES[0], None, 16), (SHAPES[1], Some(20), 33), (SHAPES[3], Some(5), 7)] {
         let batch = Batch::new(shape, window);
-        assert_close("paged", &batch.paged(Device::Portable, chunk), &batch.packed(), 1e-5);
+        assert_close("paged", &batch.paged(Device::Reference, chunk), &batch.packed(), 1e-5);
     }
 }
 
 #[test]
 fn rows_are_normed_and_rotated_on_their_way_to_pages() {
     let shape = SHAPES[1];
-    for device in [Device::Cpu, Device::Portable] {
+    for device in [Device::Cpu, Device::Reference] {
         let tensor =
             |shape: [usize; 2], key| Tensor::new(device, random(shape[0] * shape[1], key), shape).expect("whole");
         let (qkv, norms) = (tensor([20, row_len(shape)], 1), [2, 3].map(|key| tensor([1, shape.head_dim], key)));
@@ -157,7 +157,7 @@ fn rows_are_normed_and_rotated_on_their_way_to_pages() {
 #[test]
 fn a_copied_page_is_its_own() {
     let shape = SHAPES[0];
-    for device in [Device::Cpu, Device::Portable] {
+    for device in [Device::Cpu, Device::Reference] {
         let tensor = |rows, key| Tensor::new(device, random(rows * row_len(shape), key), [rows, row_len(shape)]);
         let mut pool = KvPool::new(device, shape, 2, 4).expect("memory");
         let old = tensor(10, 1).expect("whole rows");

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use autograd::ops::{
-    self, Around, Attention, Distill, Divergence, Dropout, Head, LowRank, Projection, QkRope, RopeTable, Rows,
+    self, Attention, Distill, Divergence, Dropout, Epilogue, Head, LowRank, Projection, QkRope, RopeTable, Rows,
     Sequences, Teacher,
 };
 use autograd::{Index, Result, Tape, Tensor};
@@ -200,9 +200,9 @@ fn joined() -> Vec<Case> {
 fn within() -> Vec<Case> {
     let run = |tape: &mut Tape, x: &[&Tensor]| {
         let norm = Some((x[1], 1e-5));
-        let gated = Around { norm, swiglu: true, ..Around::default() };
+        let gated = Epilogue { norm, swiglu: true, ..Epilogue::default() };
         let inner = ops::project_within(tape, x[0], &[Projection::new(x[2]), Projection::new(x[3])], gated)?;
-        let around = Around { residual: Some(x[4]), ..Around::default() };
+        let around = Epilogue { residual: Some(x[4]), ..Epilogue::default() };
         ops::project_within(tape, &inner, &[Projection::new(x[3])], around)
     };
     let operands = vec![
@@ -366,7 +366,7 @@ fn distillation() -> Vec<Case> {
     let jsd = Divergence::Jsd { beta: 0.5 };
     cases.push(case([5, 23, 12], 12, jsd, 1.0).reusing(&[0, 1, 2, 1]));
     cases.push(case([5, 23, 12], 12, jsd, 1.0).reusing(&[0, 1, 0, 3]));
-    cases.extend(super::given::cases());
+    cases.extend(super::teacher_rows::cases());
     cases
 }
 

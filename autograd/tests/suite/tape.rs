@@ -69,7 +69,7 @@ fn layers(device: Device) -> [Layer; 3] {
 
 #[test]
 fn a_checkpoint_changes_no_bit_of_the_gradients() {
-    for device in [Device::Cpu, Device::Portable] {
+    for device in [Device::Cpu, Device::Reference] {
         let (layers, x) = (layers(device), Operand::rows([40, 16], 1).on(device));
         let [kept, again] = [false, true].map(|checkpointing| gradients(device, &layers, &x, checkpointing));
         for w in layers.iter().flat_map(Layer::weights) {

@@ -302,7 +302,7 @@ impl Engine {
 
     fn stats(&self) -> Result<RuntimeStats> {
         let gpu = match self.ranks.own().device() {
-            Device::Cpu | Device::Portable => None,
+            Device::Cpu | Device::Reference => None,
             Device::Cuda(ordinal) => {
                 let gpu = Gpu::get(ordinal)?;
                 Some(GpuStats { launches: gpu.launches(), memory: gpu.memory() })
@@ -353,10 +353,10 @@ fn hold_mode(spec: &RuntimeSpec) -> Result<Option<Mode>> {
     match spec.device {
         Device::Cpu => Ok(None),
         Device::Cuda(ordinal) => Ok(Some(Gpu::get(ordinal)?.hold_mode(spec.deterministic)?)),
-        Device::Portable if spec.deterministic => {
+        Device::Reference if spec.deterministic => {
             let why = "results depend on the batch there; deterministic runs on cpu (always) and cuda".to_owned();
             Err(autograd::Error::Device { name: spec.device.to_string(), why }.into())
         }
-        Device::Portable => Ok(None),
+        Device::Reference => Ok(None),
     }
 }

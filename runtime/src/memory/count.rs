@@ -18,7 +18,7 @@ const F32: u64 = 4;
 pub(super) fn block(device: Device, bytes: u64) -> u64 {
     match device {
         Device::Cuda(_) => cuda::block_bytes(usize::try_from(bytes).unwrap_or(usize::MAX / 2)) as u64,
-        Device::Cpu | Device::Portable => bytes,
+        Device::Cpu | Device::Reference => bytes,
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A plan is made from what the runtime is asked to do ([`RuntimeSpec`], [`Workload`]) and from the memory that is
 //! there. It chooses the size of the KV memory and how many layers keep their activations, is refused when it does not
-//! fit, and becomes the limit of the card's allocator ([`MemoryPlan::enforce`]). Sizes are those of the allocator's
+//! fit, and becomes the limit of the GPU's allocator ([`MemoryPlan::enforce`]). Sizes are those of the allocator's
 //! blocks, so the plan is an upper bound that a run comes close to.
 
 mod count;
@@ -85,7 +85,7 @@ pub struct MemoryPlan {
     pub recomputed: [usize; 2],
     /// Values that are trained, and all of the student's weights.
     pub parameters: [u64; 2],
-    /// Memory of the host that is locked for a card.
+    /// Memory of the host that is locked for a GPU.
     pub pinned: u64,
     /// What the graphs of one model take.
     graph_segment: u64,
@@ -160,7 +160,7 @@ impl MemoryPlan {
         Err(Excess { need: Bytes(self.total()), have: Bytes(have), entry, bytes: Bytes(bytes) })
     }
 
-    /// Takes the planned memory from the card in one piece and makes the plan the allocator's limit. Elsewhere nothing
+    /// Takes the planned memory from the GPU in one piece and makes the plan the allocator's limit. Elsewhere nothing
     /// happens.
     ///
     /// # Errors

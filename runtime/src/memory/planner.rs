@@ -15,7 +15,7 @@ use crate::{Error, Result};
 
 /// Rows of logits that a head op holds at once on the host, generously.
 const HEAD_ROWS: u64 = 256;
-/// Host memory that uploads to a card pass through.
+/// Host memory that uploads to a GPU pass through.
 const STAGING: u64 = 64 << 20;
 /// Small buffers that no other entry counts (indices, tables, draw parameters), and the holes between blocks.
 const SMALL: u64 = 192 << 20;
@@ -299,11 +299,11 @@ impl<'a> Planner<'a> {
         }
         let joined = self.models.iter().map(|model| model.weights.joined).max().unwrap_or(0);
         let pieces = if self.offload().optimizer { cuda::OFFLOAD_BYTES as u64 } else { 0 };
-        // Requests with penalties have a history of their tokens on the card: a u16 and a u8 for each of the vocabulary.
+        // Requests with penalties have a history of their tokens on the GPU: a u16 and a u8 for each of the vocabulary.
         let history =
             self.models.iter().map(|model| block(self.device, 3 * model.config.vocab_size as u64)).max().unwrap_or(0);
         let histories = history * self.spec.engine.max_running as u64;
-        cuda::PRODUCT_WORKSPACES as u64 + joined + pieces + histories + SMALL
+        cuda::GEMM_WORKSPACES as u64 + joined + pieces + histories + SMALL
     }
 
     /// What the largest captured step of a model takes; none without a GPU.
@@ -326,7 +326,7 @@ impl<'a> Planner<'a> {
         self.graph_segment() * models as u64
     }
 
-    /// Memory of the host that is locked for the card.
+    /// Memory of the host that is locked for the GPU.
     pub(super) fn pinned(&self) -> u64 {
         if !self.on_gpu() {
             return 0;

@@ -205,7 +205,7 @@ fn a_gpu_has_masters_copies_and_workspace_and_offloading_takes_them_away() {
     let weights = Weights::of(&files("llama-gqa-tied").config, Device::Cuda(0), 4);
     assert_eq!(here.get(Entry::Optimizer), 3 * weights.total());
     assert!(here.get(Entry::Copies) > 0 && here.get(Entry::Graphs) > 0);
-    assert!(here.get(Entry::Workspace) >= cuda::PRODUCT_WORKSPACES as u64);
+    assert!(here.get(Entry::Workspace) >= cuda::GEMM_WORKSPACES as u64);
     assert_eq!(here.limit(), here.total() - DRIVER);
 
     let there = bytes(Offload { optimizer: true, teacher: false });

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use autograd::kv::{KvPool, PagedBatch};
-use autograd::ops::{self, Around, Attention, Dropout, Projection, QkRope, RopeTable, Sequences};
+use autograd::ops::{self, Attention, Dropout, Epilogue, Projection, QkRope, RopeTable, Sequences};
 use autograd::{Device, Index, Tape, Tensor};
 
 use super::{Adapter, LayerParams, Linear, Mixer, Mlp, ModelWeights, rope};
@@ -243,8 +243,8 @@ impl Decoder {
         let layer = &pass.weights.layout().layers[index];
         let params = &pass.weights.layer(index)?;
         let projections = LayerProjections { pass, params };
-        let norm = |id| Around { norm: Some((params.get(id), self.eps())), ..Around::default() };
-        let onto = |x| Around { residual: Some(x), ..Around::default() };
+        let norm = |id| Epilogue { norm: Some((params.get(id), self.eps())), ..Epilogue::default() };
+        let onto = |x| Epilogue { residual: Some(x), ..Epilogue::default() };
         let x = match &layer.mixer {
             Mixer::Attention(attention) => {
                 let qkv = projections.project(tape, &attention.qkv, x, norm(layer.mixer_norm))?;
@@ -255,7 +255,7 @@ impl Decoder {
         };
         match &layer.mlp {
             Mlp::Dense(mlp) => {
-                let gated = Around { swiglu: true, ..norm(layer.mlp_norm) };
+                let gated = Epilogue { swiglu: true, ..norm(layer.mlp_norm) };
                 let inner = projections.project(tape, &mlp.gate_up, &x, gated)?;
                 projections.project(tape, &[mlp.down], &inner, onto(&x))
             }
@@ -294,7 +294,7 @@ struct LayerProjections<'a> {
 
 impl LayerProjections<'_> {
     /// Projections of `x` side by side, each with its LoRA adapter when the adapter has one, and what is around them.
-    fn project(&self, tape: &mut Tape, linears: &[Linear], x: &Tensor, around: Around<'_>) -> Result<Tensor> {
+    fn project(&self, tape: &mut Tape, linears: &[Linear], x: &Tensor, around: Epilogue<'_>) -> Result<Tensor> {
         let projection = |linear: &Linear| {
             let lora = self.pass.adapter.as_ref().and_then(|adapter| adapter.modules.get(&linear.weight));
             // Every projection has a mask of its own: the key is mixed with its index by an odd constant.

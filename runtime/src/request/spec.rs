@@ -156,7 +156,7 @@ impl EngineConfig {
     pub fn default_token_budget(device: Device) -> usize {
         match device {
             Device::Cuda(_) => 16384,
-            Device::Cpu | Device::Portable => 512,
+            Device::Cpu | Device::Reference => 512,
         }
     }
 

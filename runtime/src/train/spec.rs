@@ -10,7 +10,7 @@ pub struct Training {
     /// Layers, from the first on, that keep only their input during the forward pass and run again during backward.
     /// Backward begins at the last layer, so the memory of the others is free by then.
     pub recomputed_layers: usize,
-    /// What waits in the host's memory instead of the card's.
+    /// What waits in the host's memory instead of the GPU's.
     pub offload: Offload,
     /// The teacher completes prompts as well. One that only scores has KV memory of one page.
     pub teacher_generates: bool,
@@ -25,7 +25,7 @@ pub enum Trainable {
     Full,
 }
 
-/// What lies in pinned memory of the host and passes through the card when it is needed; on a GPU only.
+/// What lies in pinned memory of the host and passes through the GPU when it is needed; on a GPU only.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Offload {
     /// The layers of the teacher, one after another.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-use autograd::ops::{self, GivenRows, Head};
+use autograd::ops::{self, Head, TeacherRows};
 
 use super::TrainError;
 use crate::Result;
@@ -35,7 +35,7 @@ pub struct GivenTeacher {
     pub temperature: f64,
     /// The distributions; `None` when only the tokens' own log-probabilities are known.
     #[serde(with = "crate::wire::given_rows")]
-    pub rows: Option<Arc<GivenRows>>,
+    pub rows: Option<Arc<TeacherRows>>,
 }
 
 impl GivenTeacher {
@@ -44,8 +44,8 @@ impl GivenTeacher {
         match &self.rows {
             None => Some(self.logprobs.len()),
             Some(rows) => match (&**rows, rows.rows()?) {
-                (GivenRows::Logits(_), n) if self.logprobs.is_empty() => Some(n),
-                (GivenRows::Top(_), n) if self.logprobs.len() == n => Some(n),
+                (TeacherRows::Logits(_), n) if self.logprobs.is_empty() => Some(n),
+                (TeacherRows::Top(_), n) if self.logprobs.len() == n => Some(n),
                 _ => None,
             },
         }

@@ -132,9 +132,9 @@ fn log_probabilities_equal_transformers() {
 }
 
 #[test]
-fn the_portable_device_equals_transformers_too() {
+fn the_reference_device_equals_transformers_too() {
     for dir in fixture_models() {
-        let handle = start(&dir, None, Device::Portable, engine(64, 64));
+        let handle = start(&dir, None, Device::Reference, engine(64, 64));
         check_logprobs(&handle, &expected(&dir), &dir.display().to_string());
     }
 }
@@ -167,7 +167,7 @@ fn tokens(generated: &Generated) -> Vec<u32> {
 fn greedy_continuations_equal_transformers() {
     for dir in fixture_models() {
         let expected = expected(&dir);
-        for device in [Device::Cpu, Device::Portable] {
+        for device in [Device::Cpu, Device::Reference] {
             let handle = start(&dir, None, device, engine(64, 64));
             let sequences = expected["tokens"].as_array().expect("sequences");
             for (prompt, want) in sequences.iter().zip(expected["greedy"].as_array().expect("continuations")) {

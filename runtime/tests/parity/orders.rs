@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use autograd::Device;
 use autograd::adamw::AdamW;
-use autograd::ops::{GivenRows, TopRows};
+use autograd::ops::{TeacherRows, TopRows};
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
 use runtime::request::{
@@ -119,7 +119,7 @@ fn remote() -> TeacherSource {
         tail_logprobs: vec![-1.3; 3],
         temperature: 1.0,
     };
-    let rows = Some(Arc::new(GivenRows::Top(rows)));
+    let rows = Some(Arc::new(TeacherRows::Top(rows)));
     TeacherSource::Remote(GivenTeacher { logprobs: vec![-1.0; 3], temperature: 1.0, rows })
 }
 

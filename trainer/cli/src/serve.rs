@@ -98,7 +98,7 @@ impl ServeArgs {
         let (device, limits) = (self.device.device, &self.limits);
         let max_running = limits.max_running.unwrap_or(match device {
             Device::Cuda(_) => 256,
-            Device::Cpu | Device::Portable => 32,
+            Device::Cpu | Device::Reference => 32,
         });
         let context = student.config.max_position_embeddings;
         let others = std::iter::repeat_n(DEFAULT_LENGTH.min(context), max_running.saturating_sub(1));
@@ -181,7 +181,7 @@ impl ServeArgs {
             },
             default_max_tokens: limits.default_max_tokens.or(match self.device.device {
                 Device::Cuda(_) => None,
-                Device::Cpu | Device::Portable => Some(DEFAULT_ANSWER),
+                Device::Cpu | Device::Reference => Some(DEFAULT_ANSWER),
             }),
             metric_names: match self.observability.metric_names {
                 MetricNamesArg::Arle => MetricNames::Arle,

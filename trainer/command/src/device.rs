@@ -33,10 +33,10 @@ impl DeviceChoice {
     /// Says what has to be said, and refuses a GPU that cannot be used, or not `deterministic`, before anything is loaded.
     ///
     /// # Errors
-    /// A missing card, driver or library; a device that cannot be deterministic.
+    /// A missing GPU, driver or library; a device that cannot be deterministic.
     pub fn start(&self, deterministic: bool, progress: Progress) -> Result<()> {
-        if deterministic && self.device == Device::Portable {
-            let rule = "left out on portable, where results depend on the batch (cpu always is, cuda can be)";
+        if deterministic && self.device == Device::Reference {
+            let rule = "left out on reference, where results depend on the batch (cpu always is, cuda can be)";
             return Err(Error::value("--deterministic", true, rule));
         }
         if let Some(note) = &self.note {

@@ -183,13 +183,13 @@ pub fn release_freed_pages() {
     unsafe { libmimalloc_sys::mi_collect(true) };
 }
 
-/// `cpu`, `portable`, or a GPU's number and name.
+/// `cpu`, `reference`, or a GPU's number and name.
 ///
 /// # Errors
 /// A GPU that cannot be used.
 pub fn describe(device: Device) -> Result<String> {
     Ok(match device {
-        Device::Cpu | Device::Portable => device.to_string(),
+        Device::Cpu | Device::Reference => device.to_string(),
         Device::Cuda(ordinal) => format!("{device} ({})", gpu(ordinal)?.info().name),
     })
 }
@@ -200,7 +200,7 @@ pub fn describe(device: Device) -> Result<String> {
 /// A GPU that cannot be used.
 pub fn available(device: Device) -> Result<Option<u64>> {
     Ok(match device {
-        Device::Cpu | Device::Portable => available_on_host(),
+        Device::Cpu | Device::Reference => available_on_host(),
         Device::Cuda(ordinal) => Some(gpu(ordinal)?.free_bytes().map_err(runtime::Error::from)? as u64),
     })
 }

@@ -4,12 +4,12 @@
 use std::ops::Range;
 
 use super::{HeadLoss, Recorded, RowLoss};
-use crate::cuda::linear::{Columns, Onto, input_gradient, product, weight_gradient};
+use crate::cuda::linear::{Accumulate, Columns, input_gradient, product, weight_gradient};
 use crate::cuda::{Arg, Array, Buffer, DType, Gpu, rows as row_kernels};
 use crate::{Result, Tensor};
 
 /// Bytes of f32 logits held at a time, student and teacher together: large enough that a product with the head runs at
-/// the card's rate.
+/// the GPU's rate.
 const CHUNK_BYTES: usize = 2 << 30;
 /// Threads of a row's block in every loss kernel.
 const THREADS: u32 = 512;
@@ -83,7 +83,7 @@ fn columns(t: &Tensor) -> Columns<'_> {
 pub(super) fn logits(hidden: &Tensor, head: &Tensor, ids: usize) -> Result<Tensor> {
     let dims = [hidden.rows(), head.rows(), hidden.cols()];
     let z = Array::uninit(hidden.array().gpu(), dims[0] * dims[1], DType::F32)?;
-    product(Columns::all(&z, dims[1]), Onto::Nothing, [columns(hidden), columns(head)], None, dims, 1.0)?;
+    product(Columns::all(&z, dims[1]), Accumulate::Nothing, [columns(hidden), columns(head)], None, dims, 1.0)?;
     if ids < dims[1] {
         let args = [z.arg(), Arg::U64(dims[1] as u64), Arg::I32(ids as i32), Arg::I32(dims[1] as i32)];
         z.gpu().launch("exclude_columns", [dims[0] as u32, 1, 1], [THREADS, 1, 1], 0, &args)?;
@@ -140,7 +140,14 @@ pub(super) fn forward<R: RowLoss>(
         let multiply = |z: &Array, x: &Tensor, w: &Tensor| {
             let x = (part(x), x.cols());
             let dims = [rows.len(), v, x.1];
-            product(Columns::all(z, stride), Onto::Nothing, [Columns::all(&x.0, x.1), columns(w)], None, dims, 1.0)
+            product(
+                Columns::all(z, stride),
+                Accumulate::Nothing,
+                [Columns::all(&x.0, x.1), columns(w)],
+                None,
+                dims,
+                1.0,
+            )
         };
         multiply(&student, hidden, head)?;
         if let (Some(z), [_, _, hidden, head]) = (&teacher, inputs) {
@@ -164,10 +171,10 @@ pub(super) fn forward<R: RowLoss>(
         let dz = Columns::all(dz, stride);
         if let Some(d) = &dhidden {
             let d = d.part(first * h, rows.len() * h);
-            input_gradient(Columns::all(&d, h), Onto::Nothing, [dz, columns(head)], dims, 1.0)?;
+            input_gradient(Columns::all(&d, h), Accumulate::Nothing, [dz, columns(head)], dims, 1.0)?;
         }
         if let Some(d) = &dhead {
-            let onto = if first == 0 { Onto::Nothing } else { Onto::Output };
+            let onto = if first == 0 { Accumulate::Nothing } else { Accumulate::Output };
             weight_gradient(&d.part(0, v * h), onto, [dz, Columns::all(&part(hidden), h)], dims, 1.0)?;
         }
     }

@@ -4,23 +4,23 @@
 //! overwritten by the next chunk's. The gradients of hidden states and head are finished in the forward pass, so the
 //! head is multiplied once.
 
-mod given;
 mod gpu;
+mod teacher_rows;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::linear::portable_linear;
+use super::linear::reference_linear;
 use super::{Op, Recorded, ensure, ensure_index};
 use crate::cpu::simd::LANES;
 use crate::cpu::{gemm, gemm_backward};
-pub use given::{GivenRows, LogitRows, Precision, Teacher, TopRows};
 pub(super) use gpu::LogitChunk;
 pub use gpu::gpu_loss_bytes;
+pub use teacher_rows::{LogitRows, Precision, Teacher, TeacherRows, TopRows};
 
-use crate::{Device, Error, Result, Tape, Tensor, portable};
+use crate::{Device, Error, Result, Tape, Tensor, reference};
 
 /// Named values, one per row.
 pub type Rows = BTreeMap<&'static str, Vec<f32>>;
@@ -86,7 +86,7 @@ pub(super) trait RowLoss: Send + Sync + 'static {
     fn launch(&self, chunk: &LogitChunk<'_>) -> Result<()>;
 
     /// The rows' values `[T, VALUES]` as a burn expression of logits `[T, V]`.
-    fn portable(&self, student: burn::Tensor<2>, teacher: Option<burn::Tensor<2>>) -> burn::Tensor<2>;
+    fn reference(&self, student: burn::Tensor<2>, teacher: Option<burn::Tensor<2>>) -> burn::Tensor<2>;
 }
 
 /// The weighted sum of a row loss.
@@ -95,7 +95,7 @@ pub(super) struct HeadLoss<R> {
     /// One per row.
     pub(super) weights: Vec<f32>,
     /// A teacher that is no input.
-    pub(super) given: Option<Arc<GivenRows>>,
+    pub(super) given: Option<Arc<TeacherRows>>,
     /// Rows of the heads that are compared: those of tokens.
     pub(super) ids: usize,
 }
@@ -215,13 +215,13 @@ impl<R: RowLoss> Op for HeadLoss<R> {
         gpu::backward(record, grad)
     }
 
-    fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
-        let logits = |pair: &[burn::Tensor<2>]| portable_linear(&pair[0], &pair[1].clone().narrow(0, 0, self.ids));
+    fn reference(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
+        let logits = |pair: &[burn::Tensor<2>]| reference_linear(&pair[0], &pair[1].clone().narrow(0, 0, self.ids));
         let student = logits(&inputs[..2]);
         let teacher = (inputs.len() > 2).then(|| logits(&inputs[2..]));
-        let teacher = teacher.or(self.given.as_ref().map(|given| given.portable(&student)));
-        let values = self.loss.portable(student, teacher);
-        let weights = portable::upload(self.weights.clone(), [self.weights.len(), 1]);
+        let teacher = teacher.or(self.given.as_ref().map(|given| given.reference(&student)));
+        let values = self.loss.reference(student, teacher);
+        let weights = reference::upload(self.weights.clone(), [self.weights.len(), 1]);
         let loss = (values.clone().narrow(1, 0, 1) * weights).sum().reshape([1, 1]);
         vec![loss, values]
     }

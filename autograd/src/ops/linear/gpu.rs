@@ -2,13 +2,13 @@
 
 use super::dropout::dropped_array;
 use super::{Branch, Linear, LowRank, Places, Recorded};
-use crate::cuda::aside::Aside;
-use crate::cuda::few_rows::ROWS;
 use crate::cuda::linear::{
-    Columns, FEW_ROWS, Onto, Up, input_gradient, low_rank_up, low_rank_up_gated, product, product_aside,
+    Accumulate, Columns, SKINNY_ROWS, Up, input_gradient, low_rank_up, low_rank_up_gated, product, product_aside,
     weight_gradient,
 };
 use crate::cuda::rows::{add, column_sums};
+use crate::cuda::side_stream::SideStream;
+use crate::cuda::skinny_gemm::ROWS;
 use crate::cuda::{Array, DType};
 use crate::ops::swiglu;
 use crate::{Result, Tape, Tensor};
@@ -41,7 +41,7 @@ fn halves(op: &Linear, inputs: &[&Tensor]) -> Result<(Tensor, Option<Tensor>)> {
     let y = Array::uninit(x.array().gpu(), t * stride, DType::Bf16)?;
     let branches = Branches::of(&places);
     let aside = branches.down_aside(inputs)?;
-    let onto = op.residual(inputs).map_or(Onto::Nothing, |r| Onto::Other(r.array()));
+    let onto = op.residual(inputs).map_or(Accumulate::Nothing, |r| Accumulate::Other(r.array()));
     if let Some((w, bias)) = joined(&places, inputs) {
         let w = Columns::all(&w, k);
         product(Columns::all(&y, stride), onto, [whole(x), w], bias.as_ref(), [t, stride, k], 1.0)?;
@@ -113,14 +113,14 @@ impl Branches {
     }
 
     /// `x A^T` of every branch on the second stream, to run beside the product with W, where there are so few rows that
-    /// both together do not fill the card.
-    fn down_aside(&self, inputs: &[&Tensor]) -> Result<Option<(Aside, Tensor)>> {
+    /// both together do not fill the GPU.
+    fn down_aside(&self, inputs: &[&Tensor]) -> Result<Option<(SideStream, Tensor)>> {
         let (x, ranks) = (inputs[0], self.ranks(inputs));
         let ([t, k], gpu) = (x.shape(), x.array().gpu());
-        let few = t > ROWS && t <= FEW_ROWS && !gpu.is_deterministic();
+        let few = t > ROWS && t <= SKINNY_ROWS && !gpu.is_deterministic();
         let Some(a) = self.joined(inputs).filter(|_| few) else { return Ok(None) };
         let down = Array::uninit(gpu, t * ranks, DType::Bf16)?;
-        let aside = Aside::begin(gpu)?;
+        let aside = SideStream::begin(gpu)?;
         product_aside(Columns::all(&down, ranks), [whole(x), Columns::all(&a, k)], [t, ranks, k])?;
         Ok(Some((aside, Tensor::cuda(down, [t, ranks]))))
     }
@@ -132,14 +132,14 @@ impl Branches {
         let down = Array::uninit(x.array().gpu(), t * ranks, DType::Bf16)?;
         if let Some(a) = self.joined(inputs) {
             let operands = [whole(x), Columns::all(&a, k)];
-            product(Columns::all(&down, ranks), Onto::Nothing, operands, None, [t, ranks, k], 1.0)?;
+            product(Columns::all(&down, ranks), Accumulate::Nothing, operands, None, [t, ranks, k], 1.0)?;
             return Ok(Tensor::cuda(down, [t, ranks]));
         }
         let mut first = 0;
         for ([a, _], branch) in &self.0 {
             let (a, input) = (inputs[*a], dropped_array(branch.dropout, x.array())?);
             let columns = Columns { array: &down, first, stride: ranks };
-            product(columns, Onto::Nothing, [Columns::all(&input, k), whole(a)], None, [t, a.rows(), k], 1.0)?;
+            product(columns, Accumulate::Nothing, [Columns::all(&input, k), whole(a)], None, [t, a.rows(), k], 1.0)?;
             first += a.rows();
         }
         Ok(Tensor::cuda(down, [t, ranks]))
@@ -161,7 +161,7 @@ fn ups<'a>(places: &[Places], inputs: &[&'a Tensor]) -> Vec<Up<'a>> {
 /// Whether one kernel takes all of `maps` for `t` rows.
 fn few_ups(maps: &[Up<'_>], y: &Array, t: usize) -> bool {
     let whole_vectors = maps.iter().all(|m| m.columns.is_multiple_of(8) && m.rank.is_multiple_of(8));
-    let few = t <= FEW_ROWS || y.gpu().is_deterministic();
+    let few = t <= SKINNY_ROWS || y.gpu().is_deterministic();
     few && maps.len() <= 3 && whole_vectors
 }
 
@@ -178,7 +178,7 @@ fn add_branches(y: &Array, down: &Tensor, places: &[Places], inputs: &[&Tensor])
         if let Some(b) = map.b {
             let operands = [Columns { array: down.array(), first: rank, stride: ranks }, Columns::all(b, map.rank)];
             let columns = Columns { array: y, first, stride };
-            product(columns, Onto::Output, operands, None, [t, map.columns, map.rank], map.scale)?;
+            product(columns, Accumulate::Output, operands, None, [t, map.columns, map.rank], map.scale)?;
         }
         (first, rank) = (first + map.columns, rank + map.rank);
     }
@@ -211,7 +211,7 @@ impl InputGradient {
             Some(sum) => sum,
             None => Array::uninit(dy.array.gpu(), self.len, DType::Bf16)?,
         };
-        let onto = if fresh { Onto::Nothing } else { Onto::Output };
+        let onto = if fresh { Accumulate::Nothing } else { Accumulate::Output };
         input_gradient(Columns::all(&sum, dims[2]), onto, [dy, w], dims, 1.0)?;
         self.sum = Some(sum);
         Ok(())
@@ -280,7 +280,7 @@ fn branch_gradients(
             if needs[b_at] {
                 grads[b_at] = Some(weight_grad([dy, at(down.array())], dims, branch.scale)?);
             }
-            input_gradient(at(&d_down), Onto::Nothing, [dy, whole(b)], dims, branch.scale)?;
+            input_gradient(at(&d_down), Accumulate::Nothing, [dy, whole(b)], dims, branch.scale)?;
             rank += r;
         }
         first += inputs[part.w].rows();
@@ -327,7 +327,7 @@ fn through_dropout(
         return dx.add(d_down, whole(a), dims);
     }
     let through = Array::uninit(d_down.array.gpu(), t * k, DType::Bf16)?;
-    input_gradient(Columns::all(&through, k), Onto::Nothing, [d_down, whole(a)], dims, 1.0)?;
+    input_gradient(Columns::all(&through, k), Accumulate::Nothing, [d_down, whole(a)], dims, 1.0)?;
     let through = dropped_array(branch.dropout, &through)?;
     dx.sum = Some(match dx.sum.take() {
         Some(sum) => add(&sum, &through)?,
@@ -345,12 +345,12 @@ pub(super) fn merge(weight: &Tensor, branch: &LowRank<'_>, into: Option<&Tensor>
     };
     let dims = [n, branch.a.rows(), k];
     let operands = [whole(branch.b), whole(branch.a)];
-    input_gradient(whole(&out), Onto::Other(weight.array()), operands, dims, branch.scale)?;
+    input_gradient(whole(&out), Accumulate::Other(weight.array()), operands, dims, branch.scale)?;
     Ok(out)
 }
 
 fn weight_grad(dy_x: [Columns<'_>; 2], [t, n, k]: [usize; 3], factor: f32) -> Result<Tensor> {
     let dw = Array::uninit(dy_x[0].array.gpu(), n * k, DType::F32)?;
-    weight_gradient(&dw, Onto::Nothing, dy_x, [t, n, k], factor)?;
+    weight_gradient(&dw, Accumulate::Nothing, dy_x, [t, n, k], factor)?;
     Ok(Tensor::cuda(dw, [n, k]))
 }

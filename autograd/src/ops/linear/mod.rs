@@ -1,18 +1,18 @@
 //! Linear maps, several of one input at a time, with low-rank branches.
 
-mod around;
 mod dropout;
+mod epilogue;
 mod gpu;
 
 use super::{Op, Recorded, ensure};
 use crate::cpu::gemm::{self, Map, Store};
 use crate::cpu::gemm_backward;
 use crate::cpu::rows::for_row_blocks;
-use crate::{Device, Error, Result, Tape, Tensor, portable};
+use crate::{Device, Error, Result, Tape, Tensor, reference};
 
-pub use around::{Around, project_within};
 pub use dropout::Dropout;
 use dropout::dropped;
+pub use epilogue::{Epilogue, project_within};
 
 /// A low-rank branch `scale * (drop(x) A^T) B^T` (<https://arxiv.org/abs/2106.09685>).
 #[derive(Debug, Clone, Copy)]
@@ -187,21 +187,21 @@ fn columns(x: &Tensor, first: usize, width: usize) -> Tensor {
 }
 
 /// `x W^T` as a burn expression.
-pub(super) fn portable_linear(x: &burn::Tensor<2>, w: &burn::Tensor<2>) -> burn::Tensor<2> {
+pub(super) fn reference_linear(x: &burn::Tensor<2>, w: &burn::Tensor<2>) -> burn::Tensor<2> {
     x.clone().matmul(w.clone().transpose())
 }
 
-fn portable_branch(x: &burn::Tensor<2>, [a, b]: [&burn::Tensor<2>; 2], branch: Branch) -> [burn::Tensor<2>; 2] {
+fn reference_lora(x: &burn::Tensor<2>, [a, b]: [&burn::Tensor<2>; 2], branch: Branch) -> [burn::Tensor<2>; 2] {
     let dropped = match branch.dropout {
         None => x.clone(),
         Some(d) => {
             let mut mask = vec![1.0; x.dims()[0] * x.dims()[1]];
             d.apply(&mut mask);
-            x.clone() * portable::upload(mask, x.dims())
+            x.clone() * reference::upload(mask, x.dims())
         }
     };
-    let down = portable_linear(&dropped, a);
-    [portable_linear(&down, b).mul_scalar(branch.scale), down]
+    let down = reference_linear(&dropped, a);
+    [reference_linear(&down, b).mul_scalar(branch.scale), down]
 }
 
 impl Op for Linear {
@@ -320,16 +320,16 @@ impl Op for Linear {
         gpu::backward(self, record, grad)
     }
 
-    fn portable(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
+    fn reference(&self, inputs: &[burn::Tensor<2>]) -> Vec<burn::Tensor<2>> {
         let x = &inputs[0];
         let (mut outputs, mut downs) = (vec![], vec![]);
         for part in self.places() {
-            let mut y = portable_linear(x, &inputs[part.w]);
+            let mut y = reference_linear(x, &inputs[part.w]);
             if let Some(b) = part.bias {
                 y = y + inputs[b].clone();
             }
             if let Some(([a, b], branch)) = part.low_rank {
-                let [up, down] = portable_branch(x, [&inputs[a], &inputs[b]], branch);
+                let [up, down] = reference_lora(x, [&inputs[a], &inputs[b]], branch);
                 y = y + up;
                 downs.push(down);
             }

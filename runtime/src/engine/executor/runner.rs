@@ -58,7 +58,7 @@ impl ModelRunner {
         let loaded = LoadedModel::new(Decoder::new(config, positions), weights, adapter);
         let graph_runners = match spec.device {
             Device::Cuda(ordinal) => Some(GraphRunners::new(ordinal, spec.engine.max_running)?),
-            Device::Cpu | Device::Portable => None,
+            Device::Cpu | Device::Reference => None,
         };
         Ok(Self {
             base: id,

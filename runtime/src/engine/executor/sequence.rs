@@ -48,7 +48,7 @@ fn with_rules<T>(
 /// Refuses parameters that the device's kernels do not have; before a request is queued.
 pub(in crate::engine) fn check_params(params: &SamplingParams, config: &ModelConfig, device: Device) -> Result<()> {
     match device {
-        Device::Cpu | Device::Portable => Ok(()),
+        Device::Cpu | Device::Reference => Ok(()),
         Device::Cuda(_) => Ok(with_rules(params, &[], config, |rules| rules.check())?),
     }
 }
@@ -59,7 +59,7 @@ impl SequenceState {
     pub(super) fn new(begin: BeginSequence, config: &ModelConfig, device: Device) -> Result<Self> {
         let BeginSequence { params, index, prompt, .. } = begin;
         let sampler = match device {
-            Device::Cpu | Device::Portable => Sampler::Host(TokenHistory::new(&prompt)),
+            Device::Cpu | Device::Reference => Sampler::Host(TokenHistory::new(&prompt)),
             Device::Cuda(ordinal) => {
                 let make = |rules: &LogitsProcessorSpec<'_>| LogitsProcessors::new(ordinal, config.vocab_size, rules);
                 Sampler::Gpu(with_rules(&params, &prompt, config, make)?)

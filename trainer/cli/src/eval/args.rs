@@ -150,7 +150,7 @@ pub(super) struct LocalArgs {
     /// Keep only these layers of the model, such as 0,1,2,5.
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
     pub(super) layers: Option<Vec<usize>>,
-    /// Where to run: auto, cpu, cuda, cuda:N or portable; auto is cuda:0 where it can be used, else cpu.
+    /// Where to run: auto, cpu, cuda, cuda:N or reference; auto is cuda:0 where it can be used, else cpu.
     #[arg(long, default_value = "auto")]
     pub(super) device: DeviceChoice,
     /// A sequence gives the same bits whatever runs beside it. The CPU always does so; a GPU is slower with it.

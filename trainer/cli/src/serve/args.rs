@@ -46,7 +46,7 @@ pub(crate) struct ServeArgs {
     /// File with the chat template of the model, instead of its own.
     #[arg(long, value_name = "FILE")]
     pub(super) chat_template: Option<PathBuf>,
-    /// Where to run: auto, cpu, cuda, cuda:N or portable; auto is cuda:0 where it can be used, else cpu.
+    /// Where to run: auto, cpu, cuda, cuda:N or reference; auto is cuda:0 where it can be used, else cpu.
     #[arg(long, default_value = "auto")]
     pub(super) device: DeviceChoice,
     /// A sequence gives the same bits whatever runs beside it. The CPU always does so; a GPU is slower with it.

@@ -271,7 +271,7 @@ impl Default for RawLog {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawRuntime {
-    /// `auto`, `cpu`, `cuda`, `cuda:N` or `portable`.
+    /// `auto`, `cpu`, `cuda`, `cuda:N` or `reference`.
     pub device: String,
     /// Key of every random number of the run.
     pub seed: u64,
@@ -297,7 +297,7 @@ pub struct RawRuntime {
     /// trainer no longer compute the same numbers; `mismatch_kl` shows by how much.
     pub merge_adapter: bool,
     /// A sequence gives the same bits in any batch, in training and in generation, so that `mismatch_kl` is 0. The CPU
-    /// always does so; a GPU is slower with it. Not on `portable`, nor with `merge_adapter`.
+    /// always does so; a GPU is slower with it. Not on `reference`, nor with `merge_adapter`.
     pub deterministic: bool,
 }
 

@@ -275,8 +275,8 @@ fn runtime(raw: &mut RawRecipe) -> Result<Runtime> {
     if runtime.merge_adapter && (!gpu || raw.lora.is_none()) {
         return Err(Error::value("runtime.merge_adapter", true, "false without a GPU and without a [lora]"));
     }
-    if runtime.deterministic && device.device == autograd::Device::Portable {
-        return Err(Error::value("runtime.deterministic", true, "false on portable (cpu and cuda can)"));
+    if runtime.deterministic && device.device == autograd::Device::Reference {
+        return Err(Error::value("runtime.deterministic", true, "false on reference (cpu and cuda can)"));
     }
     if runtime.deterministic && runtime.merge_adapter {
         let rule = "false with `runtime.merge_adapter`, whose rollouts differ from training by rounding";

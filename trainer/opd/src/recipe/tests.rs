@@ -41,8 +41,8 @@ fn defaults_are_filled_in_and_the_result_is_a_recipe() {
 fn deterministic_is_refused_where_it_cannot_hold() {
     let on = "runtime.deterministic=true";
     assert!(load(MINIMAL, &[on, "runtime.device=cpu"]).expect("valid").runtime.deterministic);
-    let portable = refusal(&[on, "runtime.device=portable"]);
-    assert!(portable.starts_with("`runtime.deterministic` is true, must be false on portable"), "{portable}");
+    let reference = refusal(&[on, "runtime.device=reference"]);
+    assert!(reference.starts_with("`runtime.deterministic` is true, must be false on reference"), "{reference}");
     let merged = refusal(&[on, "runtime.device=cuda", "runtime.merge_adapter=true"]);
     assert!(merged.contains("`runtime.deterministic`") && merged.contains("`runtime.merge_adapter`"), "{merged}");
 }

@@ -148,7 +148,7 @@ impl<'a> EvalKl<'a> {
         // The way to Ctrl-C is short: a CPU is through with so many tokens in a second or two.
         let most = match self.recipe.runtime.device.device {
             Device::Cuda(_) => usize::MAX,
-            Device::Cpu | Device::Portable => 512,
+            Device::Cpu | Device::Reference => 512,
         };
         let batches = split(completions, self.recipe.runtime.tokens_per_microbatch.min(most));
         let run = |_, sequences: &[TrainSequence], teacher: BatchTeacher| {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use autograd::ops::{GivenRows, LogitRows, TopRows};
+use autograd::ops::{LogitRows, TeacherRows, TopRows};
 use runtime::train::GivenTeacher;
 
 use super::{ScoreFormat, TeacherScores};
@@ -48,12 +48,12 @@ impl BatchScores {
         match self.format {
             ScoreFormat::Logits(precision) => {
                 let rows = LogitRows { bytes: self.bytes, precision, vocab };
-                GivenTeacher { logprobs: vec![], temperature: 1.0, rows: Some(Arc::new(GivenRows::Logits(rows))) }
+                GivenTeacher { logprobs: vec![], temperature: 1.0, rows: Some(Arc::new(TeacherRows::Logits(rows))) }
             }
             ScoreFormat::Top { k, temperature } => {
                 let (ids, logprobs, tail_logprobs) = (self.ids, self.logprobs, self.tails);
                 let top = TopRows { k, ids, logprobs, tail_logprobs, temperature };
-                GivenTeacher { logprobs: self.own, temperature, rows: Some(Arc::new(GivenRows::Top(top))) }
+                GivenTeacher { logprobs: self.own, temperature, rows: Some(Arc::new(TeacherRows::Top(top))) }
             }
             ScoreFormat::Own { temperature } => GivenTeacher { logprobs: self.own, temperature, rows: None },
         }

@@ -168,14 +168,14 @@ fn rows_without_a_weight_are_left_out() {
     logits.push(TeacherScores::Logits((0..12).collect()), &weights);
     logits.push(TeacherScores::Logits(vec![20, 21, 22, 23]), &[2.0]);
     let given = logits.finish(2);
-    let Some(autograd::ops::GivenRows::Logits(rows)) = given.rows.as_deref() else { panic!("{given:?}") };
+    let Some(autograd::ops::TeacherRows::Logits(rows)) = given.rows.as_deref() else { panic!("{given:?}") };
     assert_eq!(rows.bytes, [0, 1, 2, 3, 8, 9, 10, 11, 20, 21, 22, 23]);
     let mut top = BatchScores::new(ScoreFormat::Top { k: 2, temperature: 0.5 });
     let (own, tails) = (vec![-1.0, -2.0, -3.0], vec![-4.0, -5.0, -6.0]);
     let logprobs = vec![-0.1, -0.2, -0.3, -0.4, -0.5, -0.6];
     top.push(TeacherScores::LogProbs { own, ids: vec![1, 2, 3, 4, 5, 6], logprobs, tails }, &weights);
     let given = top.finish(9);
-    let Some(autograd::ops::GivenRows::Top(rows)) = given.rows.as_deref() else { panic!("{given:?}") };
+    let Some(autograd::ops::TeacherRows::Top(rows)) = given.rows.as_deref() else { panic!("{given:?}") };
     assert_eq!((given.logprobs, given.temperature), (vec![-1.0, -3.0], 0.5));
     assert_eq!((&rows.ids[..], &rows.logprobs[..]), (&[1, 2, 5, 6][..], &[-0.1, -0.2, -0.5, -0.6][..]));
     assert_eq!(rows.tail_logprobs, [-4.0, -6.0]);

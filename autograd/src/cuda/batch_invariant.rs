@@ -1,6 +1,6 @@
-//! Products in the order of deterministic mode, in which a row does not depend on the number of rows.
+//! GemmPlans in the order of deterministic mode, in which a row does not depend on the number of rows.
 //!
-//! `matmul_fixed.cu` defines the order: blocks of 16 k upwards, one f32 accumulator a value. It does the products of few
+//! `matmul_batch_invariant.cu` defines the order: blocks of 16 k upwards, one f32 accumulator a value. It does the products of few
 //! rows itself. For more rows an algorithm of cuBLASLt is taken, which is several times faster, once it was proven to give
 //! the kernel's bits: on operands whose exact products are zero, so that what comes out is rounding alone, and
 //! thousands of values tell one order from another. Where no algorithm passes, the kernel does all rows.
@@ -10,15 +10,15 @@ use std::ffi::c_int;
 use std::ptr::from_ref;
 
 use super::cublaslt::{self as lt, Algorithm, Heuristic};
+use super::gemm_plans::{GemmPlans, Key, Plan, Search, WORKSPACE};
 use super::gpu::Gpu;
 use super::matmul::{DType, MatMul};
-use super::products::{Key, Plan, Products, Search, WORKSPACE};
 use super::rows::blocks;
 use super::{Arg, Buffer};
 use crate::{Error, Result};
 
 /// Rows up to which the kernel beats cuBLASLt; its tile.
-pub(super) const FEW_ROWS: usize = 8;
+pub(super) const SKINNY_ROWS: usize = 8;
 /// Shape of the products that prove an algorithm.
 const PROOF: [usize; 2] = [32, 128];
 
@@ -37,20 +37,20 @@ pub(super) type Proofs = HashMap<Claim, bool>;
 
 impl Gpu {
     /// The product by the kernel that defines the order.
-    pub(super) fn matmul_fixed(&'static self, p: &MatMul) -> Result<()> {
+    pub(super) fn matmul_batch_invariant(&'static self, p: &MatMul) -> Result<()> {
         let whole = [p.lda, p.ldb, p.k].iter().all(|v| v.is_multiple_of(8)) && (p.a | p.b).is_multiple_of(16);
         if !whole || p.transpose_a || !p.transpose_b || p.ab != DType::Bf16 {
             let why = format!("deterministic mode multiplies bf16 rows of multiples of 8 values: {p:?}");
-            return Err(Error::Kernel { name: "matmul_fixed".to_owned(), why });
+            return Err(Error::Kernel { name: "matmul_batch_invariant".to_owned(), why });
         }
-        let few = p.m <= FEW_ROWS;
+        let few = p.m <= SKINNY_ROWS;
         // As in the kernel: tiles of 8 rows, stages of 64 k.
         let (tiles, stages) = if few { (1, 15) } else { (8, 4) };
         let name = match (few, p.d_type) {
-            (true, DType::Bf16) => "matmul_fixed_few",
-            (true, DType::F32) => "matmul_fixed_few_f32",
-            (false, DType::Bf16) => "matmul_fixed_many",
-            (false, DType::F32) => "matmul_fixed_many_f32",
+            (true, DType::Bf16) => "matmul_batch_invariant_few",
+            (true, DType::F32) => "matmul_batch_invariant_few_f32",
+            (false, DType::Bf16) => "matmul_batch_invariant_many",
+            (false, DType::F32) => "matmul_batch_invariant_many_f32",
         };
         if p.beta != 0.0 && p.beta != 1.0 {
             let why = format!("adds C or leaves it out, its factor is {}", p.beta);
@@ -78,7 +78,7 @@ impl Gpu {
     }
 }
 
-impl Products {
+impl GemmPlans {
     /// The first algorithm in the library's order, its split of K taken away, that adds in the kernel's order.
     pub(super) fn proven(&mut self, plan: &Plan, product: &MatMul, key: &Key) -> Result<Option<Heuristic>> {
         let search = [Search { count: 4, may_split: true }, Search { count: 16, may_split: false }];
@@ -176,7 +176,7 @@ impl Products {
         let plan = Plan::new(self.functions, &small)?;
         let Some(heuristic) = self.check(&plan, algorithm) else { return Ok(false) };
         self.launch(&plan, &heuristic, &small, gpu.stream.cast())?;
-        gpu.matmul_fixed(&into(&results[1]))?;
+        gpu.matmul_batch_invariant(&into(&results[1]))?;
         let [got, want] = results.each_ref().map(|r| gpu.download::<u8>(r, 0, empty.len()));
         Ok(got? == want?)
     }

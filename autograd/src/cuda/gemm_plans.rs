@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::ptr::{from_ref, null_mut};
 
+use super::batch_invariant::Proofs;
 use super::cublaslt::{self as lt, Functions, Handle, Heuristic, check};
-use super::fixed::Proofs;
 use super::gpu::Gpu;
 use super::matmul::{DType, MatMul};
 use super::pool::Buffer;
@@ -49,20 +49,20 @@ impl Key {
     }
 }
 
-/// cuBLASLt on one card.
-pub(super) struct Products {
+/// cuBLASLt on one GPU.
+pub(super) struct GemmPlans {
     pub(super) functions: &'static Functions,
     pub(super) handle: Handle,
-    /// Of the card's stream and of its second one.
+    /// Of the GPU's stream and of its second one.
     pub(super) workspaces: [Buffer; 2],
     plans: HashMap<Key, Plan>,
     pub(super) proofs: Proofs,
 }
 
-// SAFETY: handle and descriptors may move between threads; the card's lock keeps them to one at a time.
-unsafe impl Send for Products {}
+// SAFETY: handle and descriptors may move between threads; the GPU's lock keeps them to one at a time.
+unsafe impl Send for GemmPlans {}
 
-impl Products {
+impl GemmPlans {
     pub(super) fn new(gpu: &'static Gpu) -> Result<Self> {
         let functions = lt::functions()?;
         let workspaces = [gpu.alloc_lasting(WORKSPACE)?, gpu.alloc_lasting(WORKSPACE)?];
@@ -106,7 +106,7 @@ impl Products {
         }
         let pointer = |address: u64| address as *const c_void;
         let c = if product.beta == 0.0 { product.d } else { product.c };
-        // SAFETY: the descriptors describe these operands and live as long as the plan; the workspace is this card's.
+        // SAFETY: the descriptors describe these operands and live as long as the plan; the workspace is this GPU's.
         // That the addresses are those of large enough buffers is the caller's care.
         let status = unsafe {
             (self.functions.cublasLtMatmul)(

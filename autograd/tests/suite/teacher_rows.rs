@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use autograd::ops::{self, Distill, Divergence, GivenRows, LogitRows, Precision, Rows, Teacher, TopRows};
+use autograd::ops::{self, Distill, Divergence, LogitRows, Precision, Rows, Teacher, TeacherRows, TopRows};
 use autograd::{Device, Error, Result, Tape, Tensor};
 
 use super::support::{Operand, assert_close, random};
@@ -10,7 +10,7 @@ use super::table::{Case, divergences, head, targets, weights};
 
 /// Teachers that are no operand: whole rows of logits, and the likeliest tokens of rows.
 pub(crate) fn cases() -> Vec<Case> {
-    let case = |dims @ [t, vocab, _]: [usize; 3], name: &str, given: GivenRows, divergence, temperature| {
+    let case = |dims @ [t, vocab, _]: [usize; 3], name: &str, given: TeacherRows, divergence, temperature| {
         let (weights, targets, given) = (weights(t), targets(t, vocab), Arc::new(given));
         let name = format!("{dims:?} {divergence:?} temperature {temperature}, {name} given");
         let case = Case::loss("distill", name, head(dims, 20), move |tape, x| {
@@ -27,10 +27,10 @@ pub(crate) fn cases() -> Vec<Case> {
         let kinds = if t < 100 { divergences(vocab) } else { vec![Divergence::Jsd { beta: 0.5 }] };
         for divergence in kinds {
             let rows = logit_rows(&z, vocab, Precision::F32);
-            cases.push(case(dims, "all logits", GivenRows::Logits(rows), divergence, 0.9));
+            cases.push(case(dims, "all logits", TeacherRows::Logits(rows), divergence, 0.9));
             for k in [1, 4, vocab] {
                 if !matches!(divergence, Divergence::TopK { .. }) {
-                    let top = GivenRows::Top(top_rows(&z, vocab, k, 0.9));
+                    let top = TeacherRows::Top(top_rows(&z, vocab, k, 0.9));
                     cases.push(case(dims, &format!("{k} tokens"), top, divergence, 0.9));
                 }
             }
@@ -62,7 +62,7 @@ pub(crate) fn top_rows(z: &[f32], vocab: usize, k: usize, temperature: f64) -> T
     top
 }
 
-/// The same for a card, with the operands of its other losses.
+/// The same for a GPU, with the operands of its other losses.
 pub(crate) fn card_cases(
     dims @ [t, vocab, _]: [usize; 3],
     operands: Vec<Operand>,
@@ -70,8 +70,8 @@ pub(crate) fn card_cases(
     weights: &[f32],
 ) -> Vec<Case> {
     let z: Vec<f32> = random(t * vocab, 27).iter().map(|v| 4.0 * v).collect();
-    let [bf16, f32] = [Precision::Bf16, Precision::F32].map(|p| GivenRows::Logits(logit_rows(&z, vocab, p)));
-    let top = [1, 20].map(|k| GivenRows::Top(top_rows(&z, vocab, k, 0.7)));
+    let [bf16, f32] = [Precision::Bf16, Precision::F32].map(|p| TeacherRows::Logits(logit_rows(&z, vocab, p)));
+    let top = [1, 20].map(|k| TeacherRows::Top(top_rows(&z, vocab, k, 0.7)));
     let mut cases = vec![];
     for (number, given) in [bf16, f32].into_iter().chain(top).enumerate() {
         let given = Arc::new(given);
@@ -121,7 +121,7 @@ fn grade(student: &[f32], teacher: Teacher<'_>, divergence: Divergence, temperat
     Ok(Graded { loss: loss.to_vec()[0], rows, dz: dz.to_vec() })
 }
 
-fn given(given: GivenRows) -> Arc<GivenRows> {
+fn given(given: TeacherRows) -> Arc<TeacherRows> {
     Arc::new(given)
 }
 
@@ -137,7 +137,7 @@ fn whole_rows_are_the_teacher_itself() {
     let rounded: Vec<f32> = rounded.chunks(2).map(|b| f32::from_bits(u32::from_le_bytes([0, 0, b[0], b[1]]))).collect();
     assert!(teacher.iter().zip(&rounded).all(|(a, b)| (a - b).abs() <= a.abs() / 256.0) && teacher != rounded);
     for (precision, z) in [(Precision::F32, &teacher), (Precision::Bf16, &rounded)] {
-        let (here, elsewhere) = (rows(z), given(GivenRows::Logits(logit_rows(&teacher, V, precision))));
+        let (here, elsewhere) = (rows(z), given(TeacherRows::Logits(logit_rows(&teacher, V, precision))));
         for divergence in divergences(V) {
             for temperature in [1.0, 0.7] {
                 let head = identity();
@@ -162,7 +162,7 @@ fn all_tokens_of_a_row_are_the_whole_row() {
     for divergence in divergences(V).into_iter().filter(|d| !matches!(d, Divergence::TopK { .. })) {
         for temperature in [1.0, 0.7] {
             let want = grade(&student, [&rows(&teacher), &head].into(), divergence, temperature).expect("valid");
-            let top = given(GivenRows::Top(top_rows(&teacher, V, V, temperature)));
+            let top = given(TeacherRows::Top(top_rows(&teacher, V, V, temperature)));
             let got = grade(&student, Teacher::Given(&top), divergence, temperature).expect("valid");
             assert_close("gradient", &got.dz, &want.dz, 1e-5);
             for (name, values) in &want.rows {
@@ -203,7 +203,7 @@ fn a_truncated_teacher_has_a_bucket_for_the_rest() {
     for divergence in divergences(V).into_iter().filter(|d| !matches!(d, Divergence::TopK { .. })) {
         for (k, temperature) in [(1, 1.0), (5, 1.0), (5, 0.7), (V - 1, 2.0)] {
             let top = top_rows(&teacher, V, k, temperature);
-            let got = grade(&student, Teacher::Given(&given(GivenRows::Top(top.clone()))), divergence, temperature)
+            let got = grade(&student, Teacher::Given(&given(TeacherRows::Top(top.clone()))), divergence, temperature)
                 .expect("valid");
             let mut want = (vec![], vec![]);
             for (row, z) in student.chunks(V).enumerate() {
@@ -228,7 +228,7 @@ fn golden_values_of_a_truncated_teacher() {
     let pad = |z: [f32; 4]| [&z[..], &[-1e4; V - 4]].concat();
     let (student, teacher) = (pad([1.0, -0.5, 0.25, 2.0]), pad([0.5, 1.5, -1.0, 0.0]));
     for (k, want) in [(1, 1.130892963), (2, 1.218572923)] {
-        let top = given(GivenRows::Top(top_rows(&teacher, V, k, 1.0)));
+        let top = given(TeacherRows::Top(top_rows(&teacher, V, k, 1.0)));
         let got = grade(&student, Teacher::Given(&top), Divergence::Jsd { beta: 0.0 }, 1.0).expect("valid");
         assert!((f64::from(got.loss) - want).abs() < 1e-6, "{k}: {} is not {want}", got.loss);
     }
@@ -239,7 +239,7 @@ fn golden_values_of_a_truncated_teacher() {
 fn agreement_is_that_of_the_likeliest_tokens() {
     let (mut student, mut teacher) = (vec![0.0; V], vec![0.0; V]);
     (student[7], teacher[3]) = (9.0, 2.0);
-    let top = given(GivenRows::Top(top_rows(&teacher, V, 1, 1.0)));
+    let top = given(TeacherRows::Top(top_rows(&teacher, V, 1, 1.0)));
     let agreement = |student: &[f32]| {
         let graded = grade(student, Teacher::Given(&top), Divergence::Jsd { beta: 1.0 }, 1.0).expect("valid");
         graded.rows["agreement"][0]
@@ -252,22 +252,22 @@ fn agreement_is_that_of_the_likeliest_tokens() {
 #[test]
 fn rows_that_do_not_fit_are_refused() {
     let [student, teacher] = [logits(1), logits(2)];
-    let refusal = |rows: GivenRows, divergence, temperature| {
+    let refusal = |rows: TeacherRows, divergence, temperature| {
         let refused = grade(&student, Teacher::Given(&given(rows)), divergence, temperature).err().expect("refused");
         assert!(matches!(refused, Error::Domain { .. } | Error::Index { .. }), "{refused}");
         refused.to_string()
     };
     let jsd = Divergence::Jsd { beta: 0.5 };
     let top = |k| top_rows(&teacher, V, k, 1.0);
-    assert!(refusal(GivenRows::Top(top(2)), jsd, 0.5).contains("temperature"));
-    assert!(refusal(GivenRows::Top(top(2)), Divergence::TopK { k: 2, beta: 0.0 }, 1.0).contains("top k"));
-    let few = GivenRows::Logits(logit_rows(&teacher[V..], V, Precision::F32));
+    assert!(refusal(TeacherRows::Top(top(2)), jsd, 0.5).contains("temperature"));
+    assert!(refusal(TeacherRows::Top(top(2)), Divergence::TopK { k: 2, beta: 0.0 }, 1.0).contains("top k"));
+    let few = TeacherRows::Logits(logit_rows(&teacher[V..], V, Precision::F32));
     assert!(refusal(few, jsd, 1.0).contains("number of given rows is 5"));
-    let narrow = GivenRows::Logits(logit_rows(&teacher[..T * (V - 1)], V - 1, Precision::F32));
+    let narrow = TeacherRows::Logits(logit_rows(&teacher[..T * (V - 1)], V - 1, Precision::F32));
     assert!(refusal(narrow, jsd, 1.0).contains("vocabulary of the given rows is 49"));
-    let torn = GivenRows::Logits(logit_rows(&teacher[1..], V, Precision::Bf16));
+    let torn = TeacherRows::Logits(logit_rows(&teacher[1..], V, Precision::Bf16));
     assert!(refusal(torn, jsd, 1.0).contains("number of given rows"));
     let mut foreign = top(2);
     foreign.ids[3] = V as u32;
-    assert!(refusal(GivenRows::Top(foreign), jsd, 1.0).contains("target 50"));
+    assert!(refusal(TeacherRows::Top(foreign), jsd, 1.0).contains("target 50"));
 }

@@ -221,7 +221,7 @@ __forceinline__ void finish(const Linear& f, const Tile<F>& tile, const Output& 
 }
 
 #define INSTANTIATE(F)                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) few_rows_##F(                                                 \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) skinny_gemm_##F(                                                 \
         const bf16* x, long long x_stride, const bf16* norm, float eps, const bf16* w, const bf16* a, const bf16* bias,    \
         const bf16* residual, void* y, long long y_stride, bf16* down, int rows, int n, int k, int ranks, int gate,        \
         int f32) {                                                                                                         \

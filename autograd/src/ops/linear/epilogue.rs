@@ -2,15 +2,15 @@
 
 use super::gpu::{self, Branches};
 use super::{Linear, Projection, linear_of};
-use crate::cuda::few_rows::{Down, FewRows, ROWS};
-use crate::cuda::linear::{Columns, Onto};
+use crate::cuda::linear::{Accumulate, Columns};
+use crate::cuda::skinny_gemm::{Down, ROWS, SkinnyGemm};
 use crate::cuda::{Array, DType};
 use crate::ops::{Op, rms_norm, swiglu};
 use crate::{Device, Result, Tape, Tensor};
 
 /// What happens before and after the maps of [`project_within`].
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Around<'a> {
+pub struct Epilogue<'a> {
     /// RMSNorm of the input: its weight `[1, K]` and epsilon.
     pub norm: Option<(&'a Tensor, f32)>,
     /// Added to the maps.
@@ -24,13 +24,13 @@ pub struct Around<'a> {
 ///
 /// # Errors
 /// What these ops refuse.
-pub fn project_within(tape: &mut Tape, x: &Tensor, maps: &[Projection<'_>], around: Around<'_>) -> Result<Tensor> {
+pub fn project_within(tape: &mut Tape, x: &Tensor, maps: &[Projection<'_>], around: Epilogue<'_>) -> Result<Tensor> {
     let (op, inputs) = linear_of(x, maps, around.residual);
     let recorded = inputs.iter().chain(around.norm.iter().map(|(w, _)| w)).any(|t| tape.tracks(t));
     let fused = matches!(x.device(), Device::Cuda(_)) && !recorded;
     if fused {
         op.check_all(&inputs)?;
-        if let Some(y) = few_rows(&op, &inputs, around)? {
+        if let Some(y) = skinny_gemm(&op, &inputs, around)? {
             return Ok(y);
         }
     }
@@ -47,7 +47,7 @@ pub fn project_within(tape: &mut Tape, x: &Tensor, maps: &[Projection<'_>], arou
 
 /// One kernel for the norm, all maps and what follows, and with branches one for all A and one for all B; none where the
 /// kernel does not fit.
-fn few_rows(op: &Linear, inputs: &[&Tensor], around: Around<'_>) -> Result<Option<Tensor>> {
+fn skinny_gemm(op: &Linear, inputs: &[&Tensor], around: Epilogue<'_>) -> Result<Option<Tensor>> {
     let (x, places) = (inputs[0], op.places());
     let [t, k] = x.shape();
     if t > ROWS {
@@ -67,13 +67,13 @@ fn few_rows(op: &Linear, inputs: &[&Tensor], around: Around<'_>) -> Result<Optio
     let y = Array::uninit(gpu, t * columns, DType::Bf16)?;
     let ranks = branches.ranks(inputs);
     let down = Tensor::cuda(Array::uninit(gpu, t * ranks, DType::Bf16)?, [t, ranks]);
-    let product = FewRows {
+    let product = SkinnyGemm {
         norm: around.norm.map(|(w, eps)| (w.array(), eps)),
         bias: bias.as_ref(),
-        onto: around.residual.map_or(Onto::Nothing, |r| Onto::Other(r.array())),
+        onto: around.residual.map_or(Accumulate::Nothing, |r| Accumulate::Other(r.array())),
         branches: a.as_ref().map(|a| Down { a, ranks, out: down.array() }),
         gate,
-        ..FewRows::new(Columns::all(x.array(), k), &w, Columns::all(&y, columns), [t, width, k])
+        ..SkinnyGemm::new(Columns::all(x.array(), k), &w, Columns::all(&y, columns), [t, width, k])
     };
     if !product.fits() {
         return Ok(None);

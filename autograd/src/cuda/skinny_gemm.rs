@@ -1,6 +1,6 @@
-//! Products of few rows with what stands around them, as decoding needs them: `kernels/few_rows.cu`.
+//! GemmPlans of few rows with what stands around them, as decoding needs them: `kernels/skinny_gemm.cu`.
 
-use super::linear::{Columns, Onto};
+use super::linear::{Accumulate, Columns};
 use super::rows::blocks;
 use super::{Arg, Array, DType, Gpu};
 use crate::Result;
@@ -13,7 +13,7 @@ const WARPS: usize = 8;
 const FRAGMENTS: [usize; 6] = [1, 2, 3, 4, 6, 8];
 
 /// `y = act(norm(x) W^T + bias) + onto` and, with branches, `down = norm(x) A^T`; x `[t, k]`, w `[n, k]`.
-pub(crate) struct FewRows<'a> {
+pub(crate) struct SkinnyGemm<'a> {
     pub(crate) x: Columns<'a>,
     pub(crate) w: &'a Array,
     pub(crate) y: Columns<'a>,
@@ -21,7 +21,7 @@ pub(crate) struct FewRows<'a> {
     /// Weight and epsilon of an RMSNorm of x.
     pub(crate) norm: Option<(&'a Array, f32)>,
     pub(crate) bias: Option<&'a Array>,
-    pub(crate) onto: Onto<'a>,
+    pub(crate) onto: Accumulate<'a>,
     pub(crate) branches: Option<Down<'a>>,
     /// `silu(gate) * up` of the two halves of the columns; then y has half as many.
     pub(crate) gate: bool,
@@ -41,10 +41,10 @@ fn shared_bytes(fragments: usize) -> usize {
     WARPS * (24 / slots) * slots * 32 * 16
 }
 
-impl<'a> FewRows<'a> {
+impl<'a> SkinnyGemm<'a> {
     /// The plain product.
     pub(crate) fn new(x: Columns<'a>, w: &'a Array, y: Columns<'a>, dims: [usize; 3]) -> Self {
-        Self { x, w, y, dims, norm: None, bias: None, onto: Onto::Nothing, branches: None, gate: false }
+        Self { x, w, y, dims, norm: None, bias: None, onto: Accumulate::Nothing, branches: None, gate: false }
     }
 
     fn gpu(&self) -> &'static Gpu {
@@ -72,9 +72,9 @@ impl<'a> FewRows<'a> {
 
     fn residual(&self) -> Option<u64> {
         match self.onto {
-            Onto::Nothing => None,
-            Onto::Output => Some(self.y.ptr()),
-            Onto::Other(array) => Some(Columns { array, ..self.y }.ptr()),
+            Accumulate::Nothing => None,
+            Accumulate::Output => Some(self.y.ptr()),
+            Accumulate::Other(array) => Some(Columns { array, ..self.y }.ptr()),
         }
     }
 
@@ -112,6 +112,6 @@ impl<'a> FewRows<'a> {
         ];
         let grid = [blocks(n, 8 * fragments) + blocks(ranks, 8 * fragments), 1, 1];
         let (block, shared) = ([32 * WARPS as u32, 1, 1], shared_bytes(fragments) as u32);
-        self.gpu().launch(&format!("few_rows_{fragments}"), grid, block, shared, &args)
+        self.gpu().launch(&format!("skinny_gemm_{fragments}"), grid, block, shared, &args)
     }
 }

@@ -121,7 +121,7 @@ __forceinline__ void product(const Operands& f, float alpha, const Out* c, long 
         product<TILES>({x, w, x_stride, w_stride, rows, n, k}, alpha, c, c_stride, bias, y, y_stride);               \
     }
 
-INSTANTIATE(matmul_fixed_few, 1, bf16)
-INSTANTIATE(matmul_fixed_few_f32, 1, float)
-INSTANTIATE(matmul_fixed_many, 8, bf16)
-INSTANTIATE(matmul_fixed_many_f32, 8, float)
+INSTANTIATE(matmul_batch_invariant_few, 1, bf16)
+INSTANTIATE(matmul_batch_invariant_few_f32, 1, float)
+INSTANTIATE(matmul_batch_invariant_many, 8, bf16)
+INSTANTIATE(matmul_batch_invariant_many_f32, 8, float)

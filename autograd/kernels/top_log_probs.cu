@@ -1,7 +1,7 @@
 // Log-probabilities of the most likely and of given tokens, under the model's own distribution: definitions as in
 // `runtime/src/sampler/draw.rs`. Bound by bytes: up to five reads of a row, all but the first from the L2 cache.
-#include "draw.cuh"
-#include "extras.cuh"
+#include "sample.cuh"
+#include "logits_processors.cuh"
 
 constexpr int MOST_LISTED = 256;  // of the most likely tokens; LISTED of `autograd/src/ops/sample/processors.rs`
 

@@ -1,4 +1,4 @@
-//! Copies between pinned host memory and the card, beside the card's own stream.
+//! Copies between pinned host memory and the GPU, beside the GPU's own stream.
 
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -11,18 +11,18 @@ use super::pool::Buffer;
 use super::staging::Pinned;
 use crate::Result;
 
-/// A stream for copies with memory of the card that they fill and empty, one after another.
-pub(crate) struct Lane {
+/// A stream for copies with memory of the GPU that they fill and empty, one after another.
+pub(crate) struct CopyStream {
     gpu: &'static Gpu,
     stream: CUstream,
     buffer: Arc<Buffer>,
 }
 
 // SAFETY: the driver's handle may be used from every thread.
-unsafe impl Send for Lane {}
+unsafe impl Send for CopyStream {}
 
-impl Lane {
-    /// A lane with `bytes` of the card's memory. Its copies come after the card's work so far.
+impl CopyStream {
+    /// A lane with `bytes` of the GPU's memory. Its copies come after the GPU's work so far.
     pub(crate) fn new(gpu: &'static Gpu, bytes: usize) -> Result<Self> {
         let buffer = Arc::new(gpu.alloc_lasting(bytes)?);
         let _turn = gpu.enter()?;
@@ -38,12 +38,12 @@ impl Lane {
         &self.buffer
     }
 
-    /// Copies of the lane from now on come after the card's work so far.
+    /// Copies of the lane from now on come after the GPU's work so far.
     pub(crate) fn after_card(&self) -> Result<()> {
         self.order(self.gpu.stream, self.stream)
     }
 
-    /// The card's work from now on comes after the copies of the lane so far.
+    /// The GPU's work from now on comes after the copies of the lane so far.
     pub(crate) fn before_card(&self) -> Result<()> {
         self.order(self.stream, self.gpu.stream)
     }
@@ -58,7 +58,7 @@ impl Lane {
     pub(crate) fn fetch(&self, from: &Pinned, at: usize, to: usize, bytes: usize) -> Result<()> {
         let (source, target) = (from.at(at, bytes), self.buffer.at("fetch", to, bytes)?);
         let _turn = self.gpu.enter()?;
-        // SAFETY: both ranges were checked, and both memories live until the copy is done (`Pinned` and `Lane` wait).
+        // SAFETY: both ranges were checked, and both memories live until the copy is done (`Pinned` and `CopyStream` wait).
         unsafe { cu!(cuMemcpyHtoDAsync_v2(target, source.cast(), bytes, self.stream)) }
     }
 
@@ -71,9 +71,9 @@ impl Lane {
     }
 }
 
-impl Drop for Lane {
+impl Drop for CopyStream {
     fn drop(&mut self) {
-        // The buffer's next owner works on the card's stream. After an error nobody owns anything any more.
+        // The buffer's next owner works on the GPU's stream. After an error nobody owns anything any more.
         let _ = self.before_card();
         // SAFETY: made by cuStreamCreate, destroyed once; the driver waits for its copies before it frees anything.
         let _ = self.gpu.enter().map(|_turn| unsafe { cudarc::driver::sys::cuStreamDestroy_v2(self.stream) });

@@ -4,7 +4,7 @@ use burn::tensor::{Device as BurnDevice, TensorData};
 
 type B2 = burn::Tensor<2>;
 
-/// The backend that this build's `Portable` runs on.
+/// The backend that this build's `Reference` runs on.
 pub(crate) fn device() -> BurnDevice {
     BurnDevice::default()
 }

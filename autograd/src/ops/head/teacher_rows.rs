@@ -8,7 +8,7 @@ use crate::cuda::{Arg, to_bf16};
 use crate::ops::log_prob::log_prob;
 use crate::{Error, Result, Tensor};
 
-/// Bytes of rows that go to a card at a time.
+/// Bytes of rows that go to a GPU at a time.
 const UPLOAD_BYTES: usize = 16 << 20;
 
 /// How a number of a given row is written; little-endian.
@@ -72,7 +72,7 @@ impl Precision {
 
 /// What a teacher elsewhere says of N positions.
 #[derive(Debug, Clone, PartialEq)]
-pub enum GivenRows {
+pub enum TeacherRows {
     /// All its logits.
     Logits(LogitRows),
     /// Its most likely tokens.
@@ -110,7 +110,7 @@ pub struct TopRows {
     pub temperature: f64,
 }
 
-impl GivenRows {
+impl TeacherRows {
     /// N, when everything is there for whole rows.
     #[must_use]
     pub fn rows(&self) -> Option<usize> {
@@ -184,15 +184,15 @@ impl GivenRows {
     }
 
     /// All rows for `student` `[N, V]`, which this does not follow.
-    pub(super) fn portable(&self, student: &burn::Tensor<2>) -> burn::Tensor<2> {
+    pub(super) fn reference(&self, student: &burn::Tensor<2>) -> burn::Tensor<2> {
         let [n, vocab] = student.dims();
-        let z = crate::portable::download(student.clone().detach().without_autodiff());
+        let z = crate::reference::download(student.clone().detach().without_autodiff());
         let mut teacher = vec![0.0; n * vocab];
         self.fill(0, vocab, &z, &mut teacher);
-        crate::portable::upload(teacher, [n, vocab])
+        crate::reference::upload(teacher, [n, vocab])
     }
 
-    /// [`GivenRows::fill`] on a GPU: the chunk's teacher's logits, which lie `stride` apart like the student's.
+    /// [`TeacherRows::fill`] on a GPU: the chunk's teacher's logits, which lie `stride` apart like the student's.
     pub(super) fn place(&self, chunk: &LogitChunk<'_>) -> Result<()> {
         match self {
             Self::Logits(rows) => rows.place(chunk),
@@ -265,7 +265,7 @@ pub enum Teacher<'a> {
     /// Final hidden states and output head, on the student's device.
     Hidden(Head<'a>),
     /// Rows that came from elsewhere.
-    Given(&'a std::sync::Arc<GivenRows>),
+    Given(&'a std::sync::Arc<TeacherRows>),
 }
 
 impl<'a> From<[&'a Tensor; 2]> for Teacher<'a> {

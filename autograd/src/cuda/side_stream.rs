@@ -1,4 +1,4 @@
-//! Small work beside the card's own stream.
+//! Small work beside the GPU's own stream.
 //!
 //! A thin product leaves most multiprocessors idle, and so does the wide one after it when there are few rows. Where they
 //! read the same input, the thin one can run on a second stream meanwhile.
@@ -11,15 +11,15 @@ use super::driver::cu;
 use super::gpu::Gpu;
 use crate::Result;
 
-/// From here on, work of the second stream runs beside the card's; with the value's end they are one stream again.
+/// From here on, work of the second stream runs beside the GPU's; with the value's end they are one stream again.
 ///
 /// The order of memory stays that of one stream only where buffers of the second one's work live until then.
-pub(crate) struct Aside {
+pub(crate) struct SideStream {
     gpu: &'static Gpu,
     open: bool,
 }
 
-impl Aside {
+impl SideStream {
     /// Work of the second stream comes after all work so far.
     ///
     /// # Errors
@@ -39,7 +39,7 @@ impl Aside {
     }
 }
 
-impl Drop for Aside {
+impl Drop for SideStream {
     fn drop(&mut self) {
         if self.open {
             // Something failed on the way here; a capture that is not joined fails as well.
@@ -49,7 +49,7 @@ impl Drop for Aside {
 }
 
 impl Gpu {
-    /// The stream for [`Aside`]. Its blocks go first: there are few, and the card's stream fills the rest.
+    /// The stream for [`SideStream`]. Its blocks go first: there are few, and the GPU's stream fills the rest.
     pub(super) fn create_second() -> Result<CUstream> {
         let (mut least, mut greatest, mut stream) = (0, 0, null_mut());
         // SAFETY: writes two numbers; the context is current.

@@ -184,7 +184,7 @@ fn losses(shapes: &[[usize; 3]]) -> Vec<Case> {
                 cases.push(Case { constants: vec![2, 3], ..case });
             }
         }
-        cases.extend(given::card_cases(dims, head(dims, 20), &targets(t, vocab), &weights(t)));
+        cases.extend(teacher_rows::card_cases(dims, head(dims, 20), &targets(t, vocab), &weights(t)));
     }
     cases
 }

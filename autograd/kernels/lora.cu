@@ -1,6 +1,6 @@
 // The second half of low-rank branches on a few rows: y += scale * down B^T for up to three maps side by side, in one
 // launch; after the two maps of a gated MLP also the gate. Bound by latency at decoding's rows: so a warp has little to do
-// and reads y while it waits for B. GemmPlans of many rows are left to cuBLASLt.
+// and reads y while it waits for B. GEMMs of many rows are left to cuBLASLt.
 //
 // y [rows, y_stride] bf16; map i has the columns up to `end_i`, `b_i` [its columns, rank_i] and the ranks after those of
 // the maps before it in `down` [rows, down_stride]. A rank of 0 is a map without a branch. Borders and ranks are multiples

@@ -1,4 +1,4 @@
-//! GemmPlans against f64 on the host.
+//! Matrix products against f64 on the host.
 
 use autograd::cuda::{DType, Gpu, MatMul};
 use autograd::{Error, Result};

@@ -1,4 +1,4 @@
-//! GemmPlans in the order of deterministic mode, in which a row does not depend on the number of rows.
+//! GEMMs in the order of deterministic mode, in which a row does not depend on the number of rows.
 //!
 //! `matmul_batch_invariant.cu` defines the order: blocks of 16 k upwards, one f32 accumulator a value. It does the products of few
 //! rows itself. For more rows an algorithm of cuBLASLt is taken, which is several times faster, once it was proven to give

@@ -63,7 +63,7 @@ pub struct Gpu {
     pub(super) kernels: Kernels,
     pub(super) products: Mutex<Option<GemmPlans>>,
     pub(super) matmuls: std::sync::atomic::AtomicU64,
-    /// GemmPlans by cuBLASLt in the order of deterministic mode.
+    /// GEMMs by cuBLASLt in the order of deterministic mode.
     pub(super) fixed_matmuls: std::sync::atomic::AtomicU64,
     pub(super) mode: mode::State,
 }

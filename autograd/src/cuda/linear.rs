@@ -1,4 +1,4 @@
-//! GemmPlans with weights `[N, K]`.
+//! GEMMs with weights `[N, K]`.
 //!
 //! A matrix may be a range of columns of a wider one: its rows are `stride` values apart.
 

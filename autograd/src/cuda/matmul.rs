@@ -4,7 +4,7 @@
 //! Dᵀ = op(B)ᵀ op(A)ᵀ: its first operand is our B, its second our A, and a value per column of D is its bias.
 //!
 //! For each shape, its descriptors and the algorithm that the heuristic ranks first are kept ([`super::products`]), so a
-//! product in the steady state costs one lookup and one launch. GemmPlans may be captured.
+//! product in the steady state costs one lookup and one launch. GEMMs may be captured.
 
 use std::ffi::c_int;
 use std::sync::atomic::Ordering;

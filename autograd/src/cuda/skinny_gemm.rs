@@ -1,4 +1,4 @@
-//! GemmPlans of few rows with what stands around them, as decoding needs them: `kernels/skinny_gemm.cu`.
+//! GEMMs of few rows with a prologue and an epilogue, as decoding needs them: `kernels/skinny_gemm.cu`.
 
 use super::linear::{Accumulate, Columns};
 use super::rows::blocks;

@@ -16,7 +16,7 @@ pub use crate::error::TrainError;
 pub use request::{NamedTensor, OptimReport, OptimStep, TrainReport, TrainRequest, TrainSequence, TrainState};
 pub(crate) use session::TrainSession;
 pub use spec::{Offload, Trainable, Training};
-pub use teacher::{GivenTeacher, Needs, Teacher, TeacherSource};
+pub use teacher::{Needs, PrecomputedTeacher, Teacher, TeacherSource};
 
 use crate::model::LoadedModel;
 

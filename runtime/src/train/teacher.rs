@@ -28,7 +28,7 @@ pub enum Needs {
 
 /// What a teacher outside the runtime says of the scored tokens of a micro-batch, N in the order of its sequences.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct GivenTeacher {
+pub struct PrecomputedTeacher {
     /// ln p of the tokens themselves at `temperature`; empty where `rows` hold whole logits.
     pub logprobs: Vec<f32>,
     /// The temperature that `logprobs` hold for.
@@ -38,7 +38,7 @@ pub struct GivenTeacher {
     pub rows: Option<Arc<TeacherRows>>,
 }
 
-impl GivenTeacher {
+impl PrecomputedTeacher {
     /// Scored tokens that it speaks of, when it hangs together.
     pub(crate) fn count(&self) -> Option<usize> {
         match &self.rows {
@@ -58,12 +58,12 @@ pub enum TeacherSource {
     /// A model of this runtime.
     Resident(ModelId),
     /// A teacher elsewhere: what it returned for the tokens with a weight.
-    Remote(GivenTeacher),
+    Remote(PrecomputedTeacher),
 }
 
 impl TeacherSource {
     /// What a teacher elsewhere returned.
-    pub(crate) fn remote(&self) -> Option<&GivenTeacher> {
+    pub(crate) fn remote(&self) -> Option<&PrecomputedTeacher> {
         match self {
             Self::Resident(_) => None,
             Self::Remote(given) => Some(given),
@@ -77,7 +77,7 @@ pub enum Teacher<'a> {
     /// A model of this runtime: its final hidden states and its head.
     Resident(Head<'a>),
     /// Elsewhere.
-    Given(&'a GivenTeacher),
+    Given(&'a PrecomputedTeacher),
 }
 
 impl<'a> Teacher<'a> {

@@ -12,7 +12,7 @@ use runtime::request::{
     ScoreRequest, ScoreSequence, SequenceScores, TokenMask, TrainReport, TrainRequest, TrainSequence, Trainable,
 };
 use runtime::sampler::SamplingParams;
-use runtime::train::{GivenTeacher, TeacherSource};
+use runtime::train::{PrecomputedTeacher, TeacherSource};
 
 use super::schedules::{Witness, decode_witness};
 use super::{engine, fixtures, greedy, lora, training};
@@ -120,7 +120,7 @@ fn remote() -> TeacherSource {
         temperature: 1.0,
     };
     let rows = Some(Arc::new(TeacherRows::Top(rows)));
-    TeacherSource::Remote(GivenTeacher { logprobs: vec![-1.0; 3], temperature: 1.0, rows })
+    TeacherSource::Remote(PrecomputedTeacher { logprobs: vec![-1.0; 3], temperature: 1.0, rows })
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use autograd::ops::{LogitRows, TeacherRows, TopRows};
-use runtime::train::GivenTeacher;
+use runtime::train::PrecomputedTeacher;
 
 use super::{ScoreFormat, TeacherScores};
 
@@ -44,18 +44,22 @@ impl BatchScores {
     }
 
     /// All rows; `vocab` is the number of logits of one.
-    pub(super) fn finish(self, vocab: usize) -> GivenTeacher {
+    pub(super) fn finish(self, vocab: usize) -> PrecomputedTeacher {
         match self.format {
             ScoreFormat::Logits(precision) => {
                 let rows = LogitRows { bytes: self.bytes, precision, vocab };
-                GivenTeacher { logprobs: vec![], temperature: 1.0, rows: Some(Arc::new(TeacherRows::Logits(rows))) }
+                PrecomputedTeacher {
+                    logprobs: vec![],
+                    temperature: 1.0,
+                    rows: Some(Arc::new(TeacherRows::Logits(rows))),
+                }
             }
             ScoreFormat::Top { k, temperature } => {
                 let (ids, logprobs, tail_logprobs) = (self.ids, self.logprobs, self.tails);
                 let top = TopRows { k, ids, logprobs, tail_logprobs, temperature };
-                GivenTeacher { logprobs: self.own, temperature, rows: Some(Arc::new(TeacherRows::Top(top))) }
+                PrecomputedTeacher { logprobs: self.own, temperature, rows: Some(Arc::new(TeacherRows::Top(top))) }
             }
-            ScoreFormat::Own { temperature } => GivenTeacher { logprobs: self.own, temperature, rows: None },
+            ScoreFormat::Own { temperature } => PrecomputedTeacher { logprobs: self.own, temperature, rows: None },
         }
     }
 }

@@ -18,7 +18,7 @@ use autograd::rng::philox;
 use runtime::files::ModelFiles;
 use runtime::request::TrainSequence;
 use runtime::sampler::SamplingParams;
-use runtime::train::{GivenTeacher, Needs};
+use runtime::train::{Needs, PrecomputedTeacher};
 
 use crate::recipe::{Api, Remote, RemoteRows};
 use crate::{Error, Result, compatibility};
@@ -136,7 +136,7 @@ impl RemoteTeacher {
     ///
     /// # Errors
     /// The server is lost, or refuses.
-    pub(crate) fn score(&self, sequences: &[TrainSequence], needs: Needs) -> Result<GivenTeacher> {
+    pub(crate) fn score(&self, sequences: &[TrainSequence], needs: Needs) -> Result<PrecomputedTeacher> {
         let format = self.format(needs);
         let mut requests = Vec::new();
         let mut weights = Vec::new();

@@ -10,6 +10,7 @@ mod gradients;
 mod losses;
 mod offload;
 mod paged;
+mod segments;
 mod support;
 mod table;
 mod tape;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use autograd::kv::{KvPool, PagedBatch};
-use autograd::ops::{self, Attention, Dropout, Epilogue, Projection, QkRope, RopeTable, Sequences};
+use autograd::ops::{self, Attention, Dropout, Epilogue, LoraSegments, Projection, QkRope, RopeTable, Sequences};
 use autograd::{Device, Index, Tape, Tensor};
 
 use super::{Adapter, LayerParams, Linear, Mixer, Mlp, ModelWeights, rope};
@@ -42,9 +42,13 @@ impl ModelParams {
     pub fn inference(weights: Arc<ModelWeights>, adapter: Option<Arc<Adapter>>) -> Self {
         Self { weights, adapter, dropout: None, recomputed: 0, merge: false }
     }
-}
 
-impl ModelParams {
+    /// The adapter, for all rows of a batch.
+    #[must_use]
+    pub fn row_adapters(&self) -> RowAdapters<'_> {
+        RowAdapters::Same(self.adapter.as_deref(), self.dropout)
+    }
+
     /// The same in memory of its own, except for base weights that `old` has too: those are not trained.
     ///
     /// # Errors
@@ -76,6 +80,15 @@ impl ModelParams {
         }
         Ok(())
     }
+}
+
+/// The LoRA adapters of a batch's rows.
+#[derive(Debug, Clone, Copy)]
+pub enum RowAdapters<'a> {
+    /// One for all rows, or none, with dropout on its inputs while it is trained.
+    Same(Option<&'a Adapter>, Option<Dropout>),
+    /// One for each segment of rows; inference only.
+    Segments(&'a LoraSegments),
 }
 
 /// Where attention finds keys and values.
@@ -189,45 +202,45 @@ impl Decoder {
             if layer < pass.recomputed {
                 let (this, pass, sequences) = (self.clone(), pass.clone(), sequences.clone());
                 x = tape.checkpoint(&x, move |tape, x| {
-                    let result = this.layer(tape, &pass, layer, x, &mut PackedKv(&sequences));
+                    let adapters = pass.row_adapters();
+                    let result = this.layer(tape, (&pass.weights, adapters), layer, x, &mut PackedKv(&sequences));
                     result.map_err(|e| match e {
                         crate::Error::Op(e) => e,
                         other => unreachable!("a layer only runs ops: {other}"),
                     })
                 })?;
             } else {
-                x = self.layer(tape, pass, layer, &x, &mut PackedKv(sequences))?;
+                let params = (&*pass.weights, pass.row_adapters());
+                x = self.layer(tape, params, layer, &x, &mut PackedKv(sequences))?;
             }
         }
         Ok(x)
-    }
-
-    /// Final hidden states `[T, H]` of rows whose earlier tokens are in pages; their keys and values are added there.
-    ///
-    /// # Errors
-    /// Ids or positions out of range.
-    pub fn forward_paged(&self, pass: &ModelParams, ids: &Index, memory: &mut PagedKv<'_>) -> Result<Tensor> {
-        let x = self.residual_paged(pass, ids, memory)?;
-        self.normalize(pass, &x)
     }
 
     /// The last norm, which nothing records.
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn normalize(&self, pass: &ModelParams, residual: &Tensor) -> Result<Tensor> {
-        self.norm(&mut Tape::off(), residual, pass.weights.final_norm())
+    pub fn normalize(&self, weights: &ModelWeights, residual: &Tensor) -> Result<Tensor> {
+        self.norm(&mut Tape::off(), residual, weights.final_norm())
     }
 
-    /// [`Decoder::forward_paged`] before the last norm.
+    /// The sum `[T, H]` that all layers wrote to, of rows whose earlier tokens are in pages; their keys and values are added
+    /// there.
     ///
     /// # Errors
     /// Ids or positions out of range.
-    pub fn residual_paged(&self, pass: &ModelParams, ids: &Index, memory: &mut PagedKv<'_>) -> Result<Tensor> {
+    pub fn residual_paged(
+        &self,
+        weights: &ModelWeights,
+        adapters: RowAdapters<'_>,
+        ids: &Index,
+        memory: &mut PagedKv<'_>,
+    ) -> Result<Tensor> {
         let mut tape = Tape::off();
-        let mut x = ops::embedding(&mut tape, pass.weights.embedding(), ids)?;
+        let mut x = ops::embedding(&mut tape, weights.embedding(), ids)?;
         for layer in 0..self.config.num_layers {
-            x = self.layer(&mut tape, pass, layer, &x, memory)?;
+            x = self.layer(&mut tape, (weights, adapters), layer, &x, memory)?;
         }
         Ok(x)
     }
@@ -235,14 +248,14 @@ impl Decoder {
     fn layer(
         &self,
         tape: &mut Tape,
-        pass: &ModelParams,
+        (weights, adapters): (&ModelWeights, RowAdapters<'_>),
         index: usize,
         x: &Tensor,
         memory: &mut dyn KvSource,
     ) -> Result<Tensor> {
-        let layer = &pass.weights.layout().layers[index];
-        let params = &pass.weights.layer(index)?;
-        let projections = LayerProjections { pass, params };
+        let layer = &weights.layout().layers[index];
+        let params = &weights.layer(index)?;
+        let projections = LayerProjections { params, adapters };
         let norm = |id| Epilogue { norm: Some((params.get(id), self.eps())), ..Epilogue::default() };
         let onto = |x| Epilogue { residual: Some(x), ..Epilogue::default() };
         let x = match &layer.mixer {
@@ -288,25 +301,37 @@ impl Decoder {
 
 /// The projections of one layer.
 struct LayerProjections<'a> {
-    pass: &'a ModelParams,
     params: &'a LayerParams<'a>,
+    adapters: RowAdapters<'a>,
 }
 
 impl LayerProjections<'_> {
-    /// Projections of `x` side by side, each with its LoRA adapter when the adapter has one, and what is around them.
+    /// Projections of `x` side by side, each with its LoRA adapter when the rows have one, and what is around them.
     fn project(&self, tape: &mut Tape, linears: &[Linear], x: &Tensor, around: Epilogue<'_>) -> Result<Tensor> {
-        let projection = |linear: &Linear| {
-            let lora = self.pass.adapter.as_ref().and_then(|adapter| adapter.modules.get(&linear.weight));
-            // Every projection has a mask of its own: the key is mixed with its index by an odd constant.
-            let key = |d: Dropout| d.key.wrapping_add((linear.index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-            let dropout = self.pass.dropout.map(|d| Dropout { key: key(d), ..d });
-            Projection {
-                weight: self.params.get(linear.weight),
-                bias: linear.bias.map(|id| self.params.get(id)),
-                low_rank: lora.map(|lora| lora.low_rank(dropout)),
-            }
+        let projection = |linear: &Linear| Projection {
+            weight: self.params.get(linear.weight),
+            bias: linear.bias.map(|id| self.params.get(id)),
+            low_rank: None,
         };
-        let projections: Vec<Projection<'_>> = linears.iter().map(projection).collect();
-        Ok(ops::project_within(tape, x, &projections, around)?)
+        let mut projections: Vec<Projection<'_>> = linears.iter().map(projection).collect();
+        match self.adapters {
+            RowAdapters::Segments(segments) => {
+                let indices: Vec<usize> = linears.iter().map(|linear| linear.index).collect();
+                Ok(ops::project_segments(x, (&projections, &indices), segments, around)?)
+            }
+            RowAdapters::Same(adapter, dropout) => {
+                for (projection, linear) in projections.iter_mut().zip(linears) {
+                    let lora = adapter.and_then(|adapter| adapter.modules.get(&linear.weight));
+                    projection.low_rank =
+                        lora.map(|lora| lora.low_rank(dropout.map(|d| of_projection(d, linear.index))));
+                }
+                Ok(ops::project_within(tape, x, &projections, around)?)
+            }
+        }
     }
+}
+
+/// Every projection has a dropout mask of its own: the key is mixed with its index by an odd constant.
+fn of_projection(dropout: Dropout, index: usize) -> Dropout {
+    Dropout { key: dropout.key.wrapping_add((index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)), ..dropout }
 }

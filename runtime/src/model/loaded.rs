@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use autograd::ops::LoraModules;
 use autograd::{Device, Tensor, ops};
 
 use super::{Adapter, Decoder, ModelParams, ModelWeights};
@@ -14,6 +15,8 @@ pub(crate) struct LoadedModel {
     /// The frozen weights under the adapter.
     base: Arc<ModelWeights>,
     serving: ModelParams,
+    /// The adapter of `serving`, as steps that it shares with others use it.
+    lora: Option<Arc<LoraModules>>,
     /// Whether `serving` is this model's own copy of trained weights.
     owns_copy: bool,
 }
@@ -30,7 +33,8 @@ pub(crate) enum Moved {
 impl LoadedModel {
     pub(crate) fn new(decoder: Decoder, base: Arc<ModelWeights>, adapter: Option<Adapter>) -> Self {
         let serving = ModelParams::inference(base.clone(), adapter.map(Arc::new));
-        Self { decoder, base, serving, owns_copy: false }
+        let lora = by_projection(&serving);
+        Self { decoder, base, serving, lora, owns_copy: false }
     }
 
     /// An adapter on this model's base weights; it is copied from the host.
@@ -52,6 +56,16 @@ impl LoadedModel {
     /// The weights that requests run with.
     pub(crate) fn serving(&self) -> &ModelParams {
         &self.serving
+    }
+
+    /// The adapter of `serving`, for steps of several adapters.
+    pub(crate) fn lora(&self) -> Option<Arc<LoraModules>> {
+        self.lora.clone()
+    }
+
+    /// Whether one forward pass serves requests of both: their weights are the same tensors.
+    pub(crate) fn shares_weights_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.serving.weights, &other.serving.weights)
     }
 
     /// The frozen weights.
@@ -90,6 +104,7 @@ impl LoadedModel {
         } else {
             self.serving = trained;
         }
+        self.lora = by_projection(&self.serving);
         if full {
             // The weights that were loaded are not needed any more.
             self.base = self.serving.weights.clone();
@@ -101,6 +116,11 @@ impl LoadedModel {
     pub(crate) fn replace_adapter(&mut self, adapter: &Adapter) -> Result<()> {
         let adapter = adapter.on(self.device())?;
         self.serving = ModelParams::inference(self.base.clone(), Some(Arc::new(adapter)));
+        self.lora = by_projection(&self.serving);
         Ok(())
     }
+}
+
+fn by_projection(params: &ModelParams) -> Option<Arc<LoraModules>> {
+    params.adapter.as_ref().map(|adapter| Arc::new(adapter.by_projection(params.weights.layout())))
 }

@@ -16,7 +16,7 @@ mod weights;
 
 pub use adapter::{Adapter, LoraConfig, LoraWeights};
 pub(crate) use adapter::{Difference, LoraShape};
-pub use decoder::{Decoder, KvSource, ModelParams, PackedKv, PagedKv};
+pub use decoder::{Decoder, KvSource, ModelParams, PackedKv, PagedKv, RowAdapters};
 pub use layout::{Attention, DenseMlp, Layer, Layout, Linear, Mixer, Mlp, ParamId};
 pub(crate) use loaded::{LoadedModel, Moved};
 pub use random::RandomWeights;

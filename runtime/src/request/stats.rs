@@ -47,6 +47,8 @@ pub struct StepStats {
     pub launched: u64,
     /// Of those, decode steps that were captured graphs.
     pub graphs: u64,
+    /// Of those launched, with several adapters of a base model in one forward pass.
+    pub mixed: u64,
     /// Of those launched, before the results of the one before were processed.
     pub ahead: u64,
     /// Of those ahead, when the device had done the one before already: it may have been idle.
@@ -58,11 +60,13 @@ pub struct StepStats {
 impl StepStats {
     /// The counters with their names in reports.
     #[must_use]
-    pub fn named(&self) -> [(&'static str, f64); 5] {
-        let [launched, graphs, ahead, late] = [self.launched, self.graphs, self.ahead, self.late].map(|n| n as f64);
+    pub fn named(&self) -> [(&'static str, f64); 6] {
+        let counts = [self.launched, self.graphs, self.mixed, self.ahead, self.late];
+        let [launched, graphs, mixed, ahead, late] = counts.map(|n| n as f64);
         [
             ("steps", launched),
             ("graph_steps", graphs),
+            ("mixed_steps", mixed),
             ("steps_ahead", ahead),
             ("steps_late", late),
             ("waited_seconds", self.waited_seconds),

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use autograd::Device;
+use runtime::files::ModelFiles;
+use runtime::model::Adapter;
 use runtime::request::{
     EngineConfig, GenerateRequest, Generated, LogProbs, ModelId, RequestError, ScoreOutput, ScoreRequest, ScoreSequence,
 };
@@ -17,17 +19,43 @@ const PAGE_BYTES: usize = 6144;
 /// Prompts of a model.
 const PROMPTS: u32 = 7;
 
-/// The fixture's adapter, and one that differs from it by its scale.
-fn adapters(folder: &Path) -> [PathBuf; 2] {
+/// The fixture's adapter, of rank 4 on all projections; one that differs from it by its scale; and one of rank 2 on two
+/// projections.
+fn adapters(folder: &Path) -> [PathBuf; 3] {
     let first = fixtures().join("adapters/llama-all-linear");
-    let second = folder.join("scaled");
-    fs::create_dir(&second).expect("a folder");
-    fs::copy(first.join("adapter_model.safetensors"), second.join("adapter_model.safetensors")).expect("copied");
     let config = fs::read(first.join("adapter_config.json")).expect("PEFT wrote it");
-    let mut config: Value = serde_json::from_slice(&config).expect("JSON");
-    config["lora_alpha"] = json!(config["lora_alpha"].as_f64().expect("a number") * -1.5);
-    fs::write(second.join("adapter_config.json"), config.to_string()).expect("written");
-    [first, second]
+    let config: Value = serde_json::from_slice(&config).expect("JSON");
+    let changed = |name: &str, changes: &[(&str, Value)]| {
+        let (dir, mut config) = (folder.join(name), config.clone());
+        fs::create_dir(&dir).expect("a folder");
+        changes.iter().for_each(|(key, value)| config[*key] = value.clone());
+        fs::write(dir.join("adapter_config.json"), config.to_string()).expect("written");
+        dir
+    };
+    let alpha = config["lora_alpha"].as_f64().expect("a number") * -1.5;
+    let second = changed("scaled", &[("lora_alpha", json!(alpha))]);
+    fs::copy(first.join("adapter_model.safetensors"), second.join("adapter_model.safetensors")).expect("copied");
+    let third = changed("cut", &[("r", json!(2)), ("target_modules", json!(["v_proj", "down_proj"]))]);
+    fs::write(third.join("adapter_model.safetensors"), cut(&first)).expect("written");
+    [first, second, third]
+}
+
+/// The file of an adapter's first two ranks on two projections.
+fn cut(adapter: &Path) -> Vec<u8> {
+    let base = ModelFiles::open(&fixtures().join("models/llama-gqa-tied")).expect("the fixture opens");
+    let adapter = Adapter::load(adapter, &base.config, Device::Cpu).expect("it loads");
+    let (mut header, mut bytes) = (serde_json::Map::new(), vec![]);
+    for (name, tensor) in adapter.named().filter(|(name, _)| name.contains("v_proj") || name.contains("down_proj")) {
+        let (values, [rows, cols]) = (tensor.to_vec(), tensor.shape());
+        let shape = if name.contains("lora_A") { [2, cols] } else { [rows, 2] };
+        let start = bytes.len();
+        for row in values.chunks(cols).take(shape[0]) {
+            bytes.extend(row[..shape[1]].iter().flat_map(|v| (-4.0 * v).to_le_bytes()));
+        }
+        header.insert(name, json!({"dtype": "F32", "shape": shape, "data_offsets": [start, bytes.len()]}));
+    }
+    let header = Value::Object(header).to_string();
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &bytes].concat()
 }
 
 fn request(model: ModelId, number: u32) -> GenerateRequest {
@@ -59,42 +87,51 @@ fn scores(handle: &RuntimeHandle, model: ModelId) -> Vec<f64> {
 #[test]
 fn adapters_in_one_batch_give_the_bits_that_they_give_alone() {
     let folder = tempfile::tempdir().expect("a folder");
-    let [first, second] = adapters(folder.path());
+    let adapters = adapters(folder.path());
     let base = fixtures().join("models/llama-gqa-tied");
-    let kinds = [None, Some(first.clone()), Some(second.clone())];
-    let alone: Vec<_> = kinds
-        .iter()
-        .map(|adapter| {
-            let handle = start(&base, adapter.clone(), Device::Cpu, engine(64, 400));
-            let generate = |number| handle.generate(request(ModelId::STUDENT, number)).and_then(|g| g.collect());
-            let traces: Vec<_> = (0..PROMPTS).map(|number| trace(&generate(number).expect("generates"))).collect();
-            (traces, scores(&handle, ModelId::STUDENT))
-        })
-        .collect();
-    assert!(alone[0].0 != alone[1].0 && alone[1].0 != alone[2].0, "the adapters change tokens");
+    let kinds = std::iter::once(None).chain(adapters.iter().cloned().map(Some));
+    let alone = |adapter| {
+        let handle = start(&base, adapter, Device::Cpu, engine(64, 400));
+        let generate = |number| handle.generate(request(ModelId::STUDENT, number)).and_then(|g| g.collect());
+        let traces: Vec<_> = (0..PROMPTS).map(|number| trace(&generate(number).expect("generates"))).collect();
+        (traces, scores(&handle, ModelId::STUDENT))
+    };
+    let alone: Vec<_> = kinds.map(alone).collect();
+    for (i, kind) in alone.iter().enumerate() {
+        assert!(alone[..i].iter().all(|other| other.0 != kind.0 && other.1 != kind.1), "the adapters change tokens");
+    }
     for (async_scheduling, pages) in [(false, 400), (true, 400), (true, 26)] {
         let config = EngineConfig { async_scheduling, kv_bytes: pages * PAGE_BYTES, ..engine(48, 0) };
         let handle = start(&base, None, Device::Cpu, config);
-        let added = [&first, &second].map(|path| handle.add_adapter(ModelId::STUDENT, path).expect("loaded"));
-        let models = [ModelId::STUDENT, added[0], added[1]];
-        let before = handle.stats().expect("counters").models[&ModelId::STUDENT].steps.launched;
-        let mut running = Vec::new();
-        for number in 0..PROMPTS {
-            running.extend(models.map(|model| handle.generate(request(model, number)).expect("starts")));
-        }
-        let scored = models.map(|model| scores(&handle, model));
-        let traces: Vec<_> = running.into_iter().map(|g| trace(&g.collect().expect("generates"))).collect();
-        for (kind, (want, want_scores)) in alone.iter().enumerate() {
-            let got: Vec<_> = traces.iter().skip(kind).step_by(models.len()).cloned().collect();
-            assert_eq!(&got, want, "model {kind}, async {async_scheduling}");
-            assert_eq!(&scored[kind], want_scores, "scores of model {kind}");
-        }
-        let stats = handle.stats().expect("counters").models[&ModelId::STUDENT];
-        if pages == 400 {
-            // 21 generations of at least 40 tokens and 3 scores.
-            assert!(stats.steps.launched - before < 100, "steps are shared: {stats:?}");
-        } else {
-            assert!(stats.scheduler.preemptions > 0, "{stats:?}");
+        let added = adapters.each_ref().map(|path| handle.add_adapter(ModelId::STUDENT, path).expect("loaded"));
+        let models = [ModelId::STUDENT, added[0], added[1], added[2]];
+        let stats = || handle.stats().expect("counters").models[&ModelId::STUDENT];
+        // The second time a prompt's prefix is cached, if there is room for it.
+        for round in 0..2 {
+            let before = stats();
+            let mut running = Vec::new();
+            for number in 0..PROMPTS {
+                running.extend(models.map(|model| handle.generate(request(model, number)).expect("starts")));
+            }
+            let scored = models.map(|model| scores(&handle, model));
+            let traces: Vec<_> = running.into_iter().map(|g| trace(&g.collect().expect("generates"))).collect();
+            for (kind, (want, want_scores)) in alone.iter().enumerate() {
+                let got: Vec<_> = traces.iter().skip(kind).step_by(models.len()).cloned().collect();
+                assert_eq!(&got, want, "model {kind}, async {async_scheduling}, round {round}");
+                assert_eq!(&scored[kind], want_scores, "scores of model {kind}");
+            }
+            let after = stats();
+            let launched = after.steps.launched - before.steps.launched;
+            if pages == 400 {
+                // 28 generations of at least 40 tokens and 4 scores.
+                assert!(launched < 140, "steps are shared: {after:?}");
+                let mixed = after.steps.mixed - before.steps.mixed;
+                assert!(2 * mixed > launched, "adapters share forward passes: {after:?}");
+                let hits = after.scheduler.prefix_hit_tokens - before.scheduler.prefix_hit_tokens;
+                assert!(round == 0 || hits > 1000, "{after:?}");
+            } else {
+                assert!(after.scheduler.preemptions > before.scheduler.preemptions, "{after:?}");
+            }
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Linear maps on a GPU: cuBLASLt on the columns of one output.
 
+use std::ops::Range;
+
 use super::dropout::dropped_array;
-use super::{Branch, Linear, LowRank, Places, Recorded};
+use super::{Branch, Linear, LowRank, Places, Projection, Recorded, linear_of};
 use crate::cuda::linear::{
     Accumulate, Columns, SKINNY_ROWS, Up, input_gradient, low_rank_up, low_rank_up_gated, product, product_aside,
     weight_gradient,
@@ -85,6 +87,19 @@ pub(super) fn finish(
         add_branches(y.array(), down, places, inputs)?;
     }
     if gate { swiglu(&mut Tape::off(), &y) } else { Ok(y) }
+}
+
+/// Adds the branches of `maps` to the `rows` of y, which are those of x.
+pub(super) fn add_low_rank(y: &Tensor, x: &Tensor, rows: Range<usize>, maps: &[Projection<'_>]) -> Result<()> {
+    let part = |t: &Tensor| {
+        let shape @ [count, width] = [rows.len(), t.cols()];
+        Tensor::cuda(t.array().part(rows.start * width, count * width), shape)
+    };
+    let (x, y) = (part(x), part(y));
+    let (op, inputs) = linear_of(&x, maps, None);
+    let places = op.places();
+    let down = Branches::of(&places).down(&inputs)?;
+    add_branches(y.array(), &down, &places, &inputs)
 }
 
 /// The parts that have a branch: places of a and b, and the rest.

@@ -1,5 +1,6 @@
 //! The executor: a rank's models, pages and training state, which orders change.
 
+mod batch;
 mod graph_runner;
 mod log_probs;
 mod runner;

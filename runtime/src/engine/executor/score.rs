@@ -23,29 +23,45 @@ pub(in crate::engine) struct TaskScores {
 /// A row whose logits are read, and where its results go: the task and the place in it.
 type LogitRow<'a> = (&'a ScoreTask, ScoreRow, usize);
 
-/// Reads the results of a model's tasks; `hidden` `[T, H]` are the step's final hidden states, `residual` the same before the
-/// last norm.
+/// A task of a batch, and where its results go.
+pub(super) struct BatchTask<'a> {
+    task: &'a ScoreTask,
+    /// Its rows, by their places in the batch.
+    rows: Vec<ScoreRow>,
+    scores: &'a mut TaskScores,
+}
+
+impl<'a> BatchTask<'a> {
+    /// A task of a model whose rows begin at `first_row` of the batch.
+    pub(super) fn new(task: &'a ScoreTask, first_row: u32, scores: &'a mut TaskScores) -> Self {
+        let rows = task.rows.iter().map(|row| ScoreRow { row: first_row + row.row, ..*row }).collect();
+        Self { task, rows, scores }
+    }
+}
+
+/// Reads the results of a batch's tasks; `hidden` `[T, H]` are its final hidden states, `residual` the same before the last
+/// norm. `model` is one of its models: they have the same head.
 pub(super) fn read(
     model: &LoadedModel,
-    mut tasks: Vec<(&ScoreTask, &mut TaskScores)>,
+    mut tasks: Vec<BatchTask<'_>>,
     hidden: &Tensor,
     residual: Tensor,
 ) -> Result<()> {
     let mut with_logits: Vec<LogitRow<'_>> = Vec::new();
-    for (number, (task, scores)) in tasks.iter_mut().enumerate() {
+    for (number, BatchTask { task, rows, scores }) in tasks.iter_mut().enumerate() {
         match task.output {
             ScoreOutput::LogProbs(_) | ScoreOutput::Logits(_) => {
-                with_logits.extend(task.rows.iter().map(|&row| (*task, row, number)));
+                with_logits.extend(rows.iter().map(|&row| (*task, row, number)));
             }
             ScoreOutput::TokenLogProbs { temperature } => {
-                let targets: Vec<u32> = task.rows.iter().map(own_token).collect();
-                let hidden = select(&task.rows, hidden)?;
+                let targets: Vec<u32> = rows.iter().map(own_token).collect();
+                let hidden = select(rows, hidden)?;
                 let logprobs = ops::linear_log_prob(head(model, &hidden, task), &targets, temperature)?;
                 let row = |logprob| SequenceScores { logprobs: vec![f64::from(logprob)], ..SequenceScores::default() };
                 scores.rows = logprobs.into_iter().map(row).collect();
             }
             ScoreOutput::Hidden { normalized, precision } => {
-                let values = select(&task.rows, if normalized { hidden } else { &residual })?.read()?;
+                let values = select(rows, if normalized { hidden } else { &residual })?.read()?;
                 let encode = |values: &[f32]| {
                     let mut rows = Vec::with_capacity(values.len() * precision.bytes());
                     precision.encode(values, &mut rows);
@@ -53,7 +69,7 @@ pub(super) fn read(
                 };
                 scores.rows = values.chunks(hidden.cols()).map(encode).collect();
             }
-            ScoreOutput::Pooled(_) => scores.hidden = select(&task.rows, hidden)?.read()?,
+            ScoreOutput::Pooled(_) => scores.hidden = select(rows, hidden)?.read()?,
         }
     }
     drop(residual);
@@ -61,7 +77,7 @@ pub(super) fn read(
     for alike in with_logits.chunk_by(|(a, ..), (b, ..)| a.token_ids == b.token_ids) {
         for rows in alike.chunks(CHUNK) {
             for (&(.., number), scores) in rows.iter().zip(read_logits(model, rows, hidden)?) {
-                tasks[number].1.rows.push(scores);
+                tasks[number].scores.rows.push(scores);
             }
         }
     }

@@ -65,6 +65,7 @@ impl BatchPlanner {
         let outcome = ranks.step(StepOrder { base: self.base, ends, begins, plan, masks, scores });
         self.steps.launched += 1;
         self.steps.graphs += outcome.as_ref().map_or(0, |outcome| outcome.graphs);
+        self.steps.mixed += outcome.as_ref().map_or(0, |outcome| outcome.mixed);
         if let Some(before) = self.in_flight.back() {
             self.steps.ahead += 1;
             self.steps.late += u64::from(before.outcome.as_ref().map_or(true, StepOutcome::is_done));

@@ -9,7 +9,7 @@ mod selection;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use autograd::ops::{Dropout, LowRank};
+use autograd::ops::{Dropout, LoraModule, LoraModules, LowRank};
 use autograd::rng::uniform;
 use autograd::{Device, Tensor};
 
@@ -224,6 +224,15 @@ impl Adapter {
             }
         }
         Ok(copy)
+    }
+
+    /// The argument of ops on batches of several adapters.
+    pub(crate) fn by_projection(&self, layout: &Layout) -> LoraModules {
+        let module = |linear: Linear| {
+            let lora = self.modules.get(&linear.weight)?;
+            Some(LoraModule { a: lora.a.clone(), b: lora.b.clone(), scale: lora.scale })
+        };
+        LoraModules::new(layout.layers.iter().flat_map(Layer::linears).map(module).collect())
     }
 
     /// Tensors, in the order of [`Adapter::named`].

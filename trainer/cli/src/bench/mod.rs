@@ -77,8 +77,9 @@ impl BenchReport {
         let steps = runtime.stats()?.models[&ModelId::STUDENT].steps;
         self.values.extend(steps.named().map(|(name, value)| (name.to_owned(), json!(value))));
         self.text += &format!(
-            "steps           {}, {} as graphs, {} launched ahead of results and {} of those late; {:.3} s waited\n",
-            steps.launched, steps.graphs, steps.ahead, steps.late, steps.waited_seconds
+            "steps           {}, {} as graphs, {} with several adapters, {} launched ahead of results and {} of those late; \
+             {:.3} s waited\n",
+            steps.launched, steps.graphs, steps.mixed, steps.ahead, steps.late, steps.waited_seconds
         );
         Ok(())
     }

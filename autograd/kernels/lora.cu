@@ -105,3 +105,93 @@ extern "C" __global__ void __launch_bounds__(128)
         gates[i] = pack_bf16(gated(low_float(gates[i]), low_float(ups[i])), gated(high_float(gates[i]), high_float(ups[i])));
     store(y + (long long)first_row * inner, inner, gates, rows.count, column);
 }
+
+// ---- rows of different adapters ----
+//
+// The rows of an adapter are contiguous. `tiles` cuts them into up to 16 rows of one adapter and names that adapter's modules,
+// one for each projection of the model. Both lie in the GPU's memory, so that one launch serves all adapters of a batch. Up to
+// three projections of one input; ranks are multiples of 8, at most MAX_RANK. `down` is [rows, projections, MAX_RANK].
+
+constexpr int MAX_RANK = 64;
+// Warps that share out K.
+constexpr int DOWN_WARPS = 8;
+
+// A rank of 0: the adapter has no module here.
+struct Module {
+    const bf16 *a, *b;
+    int rank;
+    float scale;
+};
+
+struct Tile {
+    unsigned first_row, rows, modules_low, modules_high;
+};
+
+__forceinline__ Module module_of(const Tile& tile, int index) {
+    return reinterpret_cast<const Module*>((unsigned long long)tile.modules_high << 32 | tile.modules_low)[index];
+}
+
+// down = x A^T. A warp takes 32 of K at a time: a lane the same eight of x and of A, so that what the fragments call k is
+// another order of these 32, the same one on both sides. Grid (tiles, projections), block 32 DOWN_WARPS.
+extern "C" __global__ void __launch_bounds__(32 * DOWN_WARPS)
+    lora_down_grouped(const bf16* x, int k, bf16* down, const Tile* tiles, int index0, int index1, int index2) {
+    __shared__ float partial[DOWN_WARPS][16][MAX_RANK];
+    const Tile tile = tiles[blockIdx.x];
+    if (tile.rows == 0) return;
+    const int projection = blockIdx.y, warp = threadIdx.x >> 5, group = lane_id() >> 2, quad = lane_id() & 3;
+    const Module module = module_of(tile, projection == 0 ? index0 : projection == 1 ? index1 : index2);
+    const bf16* low = x + (long long)(tile.first_row + group) * k;
+    const bf16* high = low + 8LL * k;
+    const bf16* a = module.a + (long long)group * k;
+    const uint4 zero = make_uint4(0, 0, 0, 0);
+    float d[MAX_RANK / 8][4] = {};
+    for (int first = warp * 32; first < k; first += 32 * DOWN_WARPS) {
+        const int at = first + 8 * quad;
+        const bool inside = at < k;
+        const uint4 p = inside && group < tile.rows ? load_vector(low + at) : zero;
+        const uint4 q = inside && group + 8 < tile.rows ? load_vector(high + at) : zero;
+#pragma unroll
+        for (int i = 0; i < MAX_RANK / 8; i++) {
+            if (8 * i >= module.rank) continue;
+            const uint4 w = inside ? load_vector(a + 8LL * i * k + at) : zero;
+            multiply_add(d[i], {p.x, q.x, p.y, q.y}, w.x, w.y);
+            multiply_add(d[i], {p.z, q.z, p.w, q.w}, w.z, w.w);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < MAX_RANK / 8; i++) {
+        if (8 * i >= module.rank) continue;
+        const int column = 8 * i + 2 * quad;
+        partial[warp][group][column] = d[i][0], partial[warp][group][column + 1] = d[i][1];
+        partial[warp][group + 8][column] = d[i][2], partial[warp][group + 8][column + 1] = d[i][3];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < (int)tile.rows * module.rank; i += 32 * DOWN_WARPS) {
+        const int row = i / module.rank, column = i % module.rank;
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < DOWN_WARPS; w++) sum += partial[w][row][column];
+        down[((long long)(tile.first_row + row) * gridDim.y + projection) * MAX_RANK + column] = to_bf16(sum);
+    }
+}
+
+// y += scale * down B^T, as `lora_up`. Grid (ceil(columns of y / 64), tiles), block 128.
+extern "C" __global__ void __launch_bounds__(128)
+    lora_up_grouped(bf16* y, long long y_stride, const bf16* down, int projections, const Tile* tiles, int end0, int end1,
+                    int end2, int index0, int index1, int index2) {
+    const Tile tile = tiles[blockIdx.y];
+    if (tile.rows == 0) return;
+    const int first = (blockIdx.x * 4 + (threadIdx.x >> 5)) * 16, stride = projections * MAX_RANK;
+    const Rows rows{down + (long long)tile.first_row * stride, stride, (int)tile.rows};
+    bf16* values = y + tile.first_row * y_stride;
+    for (int column = first; column < min(first + 16, end2); column += 8) {
+        const int projection = column < end0 ? 0 : column < end1 ? 1 : 2;
+        const Module module = module_of(tile, projection == 0 ? index0 : projection == 1 ? index1 : index2);
+        if (module.rank == 0) continue;
+        const int start = projection == 0 ? 0 : projection == 1 ? end0 : end1;
+        const Map map{module.b, start, module.rank, projection * MAX_RANK, module.scale};
+        unsigned words[2];
+        sums(words, values, y_stride, map, rows, column);
+        store(values, y_stride, words, rows.count, column);
+    }
+}

@@ -18,6 +18,7 @@ mod event;
 mod gemm_plans;
 mod gpu;
 mod graph;
+pub(crate) mod grouped_lora;
 mod host;
 mod kernels;
 mod launch;

@@ -124,7 +124,11 @@ pub(super) const FILES: &[File] = &[
         kernels: &["adjust_logits", "count_tokens", "mark_prompt"],
     },
     File { name: "top_log_probs.cu", source: text!("top_log_probs.cu"), kernels: &["list_log_probs"] },
-    File { name: "lora.cu", source: text!("lora.cu"), kernels: &["lora_up", "lora_up_swiglu"] },
+    File {
+        name: "lora.cu",
+        source: text!("lora.cu"),
+        kernels: &["lora_down_grouped", "lora_up", "lora_up_grouped", "lora_up_swiglu"],
+    },
     File {
         name: "matmul_batch_invariant.cu",
         source: text!("matmul_batch_invariant.cu"),

@@ -4,14 +4,18 @@
 //! add to its rows: `y = x W^T (+ residual)`, `y_s += scale_s (x_s A_s^T) B_s^T`. On the CPU, and in deterministic mode of a
 //! GPU, a row gets the bits that [`project_within`](super::project_within) gives it in a batch of one adapter.
 
+mod gpu;
+
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
-use super::{Epilogue, LowRank, Projection, gpu, linear_of, project, reference_linear};
+use super::{Epilogue, LowRank, Projection, project, reference_linear};
 use crate::cpu::gemm::{self, Map, Store};
-use crate::ops::{Op, ensure, rms_norm, swiglu};
+use crate::cuda::grouped_lora::{ModuleTable, Tiles};
+use crate::op::{check_layouts, common_device};
+use crate::ops::{ensure, rms_norm, swiglu};
 use crate::{Device, Result, Tape, Tensor};
 
 /// A and B of one projection's LoRA adapter, for inference.
@@ -26,16 +30,17 @@ pub struct LoraModule {
 }
 
 /// A LoRA adapter as batches of several adapters use it: one entry for each projection of the model, by its index.
-#[derive(Debug)]
 pub struct LoraModules {
     modules: Vec<Option<LoraModule>>,
+    /// Their addresses on a GPU.
+    table: OnceLock<ModuleTable>,
 }
 
 impl LoraModules {
     /// An adapter on the projections that have a module.
     #[must_use]
     pub fn new(modules: Vec<Option<LoraModule>>) -> Self {
-        Self { modules }
+        Self { modules, table: OnceLock::new() }
     }
 
     /// The module of a projection, if the adapter has one.
@@ -51,7 +56,7 @@ impl LoraModules {
 }
 
 /// Contiguous rows and their adapter.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct LoraSegment {
     /// How many rows.
     pub rows: usize,
@@ -60,9 +65,16 @@ pub struct LoraSegment {
 }
 
 /// The segments of a batch, from its first row to its last.
-#[derive(Debug)]
 pub struct LoraSegments {
     segments: Vec<LoraSegment>,
+    /// The same on a GPU.
+    tiles: OnceLock<Tiles>,
+}
+
+impl std::fmt::Debug for LoraSegments {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "LoraSegments of {} rows", self.rows())
+    }
 }
 
 /// The rows of one segment, and the projections with that segment's A and B.
@@ -75,11 +87,26 @@ impl LoraSegments {
     /// Segments that follow each other.
     #[must_use]
     pub fn new(segments: Vec<LoraSegment>) -> Self {
-        Self { segments }
+        Self { segments, tiles: OnceLock::new() }
     }
 
     fn rows(&self) -> usize {
         self.segments.iter().map(|segment| segment.rows).sum()
+    }
+
+    /// Fails unless the modules of `projections` fit them.
+    fn check(&self, x: &Tensor, projections: &[Projection<'_>], indices: &[usize]) -> Result<()> {
+        let op = "project_segments";
+        for adapter in self.segments.iter().filter_map(|segment| segment.adapter.as_ref()) {
+            for (w, &index) in projections.iter().map(|p| p.weight).zip(indices) {
+                let Some(LoraModule { a, b, .. }) = adapter.module(index) else { continue };
+                common_device(op, &[x, a, b])?;
+                check_layouts(op, &[x, a, b], &[1, 2])?;
+                let fits = a.cols() == x.cols() && b.shape() == [w.rows(), a.rows()];
+                ensure(fits, op, "a [r, K] and b [N, r]", &[x, w, a, b])?;
+            }
+        }
+        Ok(())
     }
 
     /// The segments whose adapter has a module for one of the `projections`, which stand at `indices` in the model.
@@ -114,18 +141,11 @@ pub fn project_segments(
     let normed = around.norm.map(|(w, eps)| rms_norm(tape, x, w, eps)).transpose()?;
     let x = normed.as_ref().unwrap_or(x);
     let y = project(tape, x, projections, around.residual)?;
-    let parts = segments.parts(projections, indices);
-    for part in &parts {
-        let (op, inputs) = linear_of(x, &part.projections, None);
-        op.check_all(&inputs)?;
-    }
+    segments.check(x, projections, indices)?;
     let y = match x.device() {
-        Device::Cpu => on_cpu(y, x, &parts),
-        Device::Cuda(_) => {
-            parts.iter().try_for_each(|part| gpu::add_low_rank(&y, x, part.rows.clone(), &part.projections))?;
-            y
-        }
-        Device::Reference => reference(&y, x, &parts),
+        Device::Cpu => on_cpu(y, x, &segments.parts(projections, indices)),
+        Device::Cuda(_) => gpu::add(&y, x, (projections, indices), segments).map(|()| y)?,
+        Device::Reference => reference(&y, x, &segments.parts(projections, indices)),
     };
     if around.swiglu { swiglu(tape, &y) } else { Ok(y) }
 }

@@ -112,7 +112,7 @@ pub enum Error {
     /// The GPU, or the limit that was set, has no room left.
     #[error(
         "out of memory on {device}: {asked} bytes asked for; {in_use} in use here, {cached} cached in pieces too small, \
-         {free} of {total} free on the card{}",
+         {free} of {total} free on the GPU{}",
         limit.map(|bytes| format!(", limit {bytes}")).unwrap_or_default()
     )]
     OutOfMemory {
@@ -133,8 +133,8 @@ pub enum Error {
     },
     /// The host has no memory left that can be locked for a GPU.
     #[error(
-        "{asked} bytes of the host's memory cannot be pinned for the card; free memory, or raise the limit of locked \
-         memory (ulimit -l), or keep more on the card"
+        "{asked} bytes of the host's memory cannot be pinned for the GPU; free memory, or raise the limit of locked \
+         memory (ulimit -l), or keep more on the GPU"
     )]
     HostMemory {
         /// Bytes of the request.
@@ -143,7 +143,7 @@ pub enum Error {
     /// The GPU is lost to this process: work on it failed in a way after which no call succeeds.
     #[error(
         "the GPU is lost to this process: {call}: {code}: {text}; start the program again (a training run continues with \
-         --resume); if that does not help, see the kernel's log for the card's own message (dmesg, Xid)"
+         --resume); if that does not help, see the kernel's log for the GPU's own message (dmesg, Xid)"
     )]
     DeviceLost {
         /// The call that showed it.

@@ -229,9 +229,9 @@ fn a_gpu_draws_as_the_host() {
                 };
                 let masks = (step as usize) < params.min_tokens;
                 let row = ops::SampleArgs { params: draw, processors: processors.as_ref(), masks, allowed };
-                let card = samples.sample(&z, &[row]).and_then(ops::PendingSamples::wait).expect("samples").remove(0);
-                let ops::SampleResult::Token { token, logprob, sampling_logprob, top, given } = card else {
-                    panic!("{card:?}")
+                let on_gpu = samples.sample(&z, &[row]).and_then(ops::PendingSamples::wait).expect("samples").remove(0);
+                let ops::SampleResult::Token { token, logprob, sampling_logprob, top, given } = on_gpu else {
+                    panic!("{on_gpu:?}")
                 };
                 drawn += 1;
                 if token != host.token {

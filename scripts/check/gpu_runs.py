@@ -98,7 +98,7 @@ class Runs:
         return self.metrics(name)
 
     def metrics(self, name):
-        """Without what measures time or memory, or counts how far the host was ahead of the card."""
+        """Without what measures time or memory, or counts how far the host was ahead of the GPU."""
         lines = [json.loads(line) for line in (self.folder / name / "metrics.jsonl").read_text().splitlines()]
         return [{k: v for k, v in line.items() if not k.startswith(("time/", "perf/", "gpu/", "engine/"))} for line in lines]
 

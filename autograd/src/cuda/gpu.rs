@@ -159,8 +159,8 @@ impl Gpu {
             return Err(driver::no_device());
         }
         if ordinal >= count {
-            let cards = if count == 1 { "1 GPU, cuda:0".to_owned() } else { format!("{count} GPUs, from cuda:0 on") };
-            return Err(Error::Device { name: format!("cuda:{ordinal}"), why: format!("the driver sees {cards}") });
+            let gpus = if count == 1 { "1 GPU, cuda:0".to_owned() } else { format!("{count} GPUs, from cuda:0 on") };
+            return Err(Error::Device { name: format!("cuda:{ordinal}"), why: format!("the driver sees {gpus}") });
         }
         let mut device: CUdevice = 0;
         // SAFETY: writes one integer.

@@ -146,8 +146,8 @@ impl Gpu {
 
     fn allow_shared(&self, function: &Function, bytes: u32) -> Result<()> {
         if bytes as usize > self.info().shared_bytes {
-            let card = self.info().shared_bytes;
-            return Err(function.error(format!("needs {bytes} bytes of shared memory, this GPU has {card} a block")));
+            let limit = self.info().shared_bytes;
+            return Err(function.error(format!("needs {bytes} bytes of shared memory, this GPU has {limit} a block")));
         }
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         let value = i32::try_from(bytes).unwrap_or(i32::MAX);

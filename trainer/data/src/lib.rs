@@ -1,7 +1,7 @@
 //! Rows of prompts and completions, from JSONL and Parquet files.
 //!
 //! ```
-//! use data::{Cursor, Prompt};
+//! use data::{Cursor, RowPrompt};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let folder = tempfile::tempdir()?;

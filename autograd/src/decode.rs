@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use crate::cuda::WordRange;
 use crate::cuda::attention::PagedArrays;
+use crate::cuda::grouped_lora::{TILE_WORDS, Tiles};
 use crate::cuda::{Buffer, Gpu, Graph, GraphMemory};
 use crate::kv::PagedBatch;
 use crate::ops::sample::{self, SampleArrays};
-use crate::ops::{PendingSamples, SampleArgs, SampleBuffer, Token};
+use crate::ops::{LoraSegments, PendingSamples, SampleArgs, SampleBuffer, Token};
 use crate::{Index, Result, Tensor};
 
 /// The next step of one sequence.
@@ -35,6 +36,8 @@ pub struct GraphBucket {
     pub pages: usize,
     /// Whether a row may have processors.
     pub processors: bool,
+    /// Whether rows have different LoRA adapters, which come with each launch.
+    pub adapters: bool,
 }
 
 impl GraphBucket {
@@ -54,7 +57,8 @@ pub struct DecodeGraph {
     graph: Graph,
 }
 
-/// The buffer of what changes, in words: sampling parameters, ids, positions, lengths, sequences of rows, page table.
+/// The buffer of what changes, in words: sampling parameters, ids, positions, lengths, sequences of rows, page table, tiles of
+/// rows with one adapter.
 struct Inputs {
     buffer: Arc<Buffer>,
     bucket: GraphBucket,
@@ -67,7 +71,8 @@ const NOWHERE: u32 = u32::MAX;
 
 impl Inputs {
     fn new(gpu: &'static Gpu, bucket: GraphBucket) -> Result<Self> {
-        let words = SampleArrays::len(bucket.rows, bucket.processors) + bucket.rows * (4 + bucket.pages);
+        let tiles = if bucket.adapters { TILE_WORDS } else { 0 };
+        let words = SampleArrays::len(bucket.rows, bucket.processors) + bucket.rows * (4 + bucket.pages + tiles);
         Ok(Self { buffer: Arc::new(gpu.alloc(4 * words)?), bucket, words: vec![] })
     }
 
@@ -92,8 +97,19 @@ impl Inputs {
         SampleArrays::on_device(part, self.bucket.rows, self.bucket.processors)
     }
 
-    fn write(&mut self, rows: &[DecodeRow<'_>], args: &[SampleArgs<'_>], allowed: Option<&Buffer>) -> Result<()> {
-        let GraphBucket { rows: most, pages, processors } = self.bucket;
+    /// The adapters of the rows: as many tiles as rows at most, those without rows left out.
+    fn lora(&self) -> Option<LoraSegments> {
+        let GraphBucket { rows, pages, adapters, .. } = self.bucket;
+        adapters.then(|| LoraSegments::on_device(Tiles::on_device(self.part(4 + pages), rows), rows))
+    }
+
+    fn write(
+        &mut self,
+        rows: &[DecodeRow<'_>],
+        (args, allowed): (&[SampleArgs<'_>], Option<&Buffer>),
+        tiles: &[u32],
+    ) -> Result<()> {
+        let GraphBucket { rows: most, pages, processors, adapters } = self.bucket;
         let words = &mut self.words;
         words.clear();
         SampleArrays::write(words, args, allowed, most, processors);
@@ -110,13 +126,17 @@ impl Inputs {
             words.resize(words.len() + pages - row.pages.len(), 0);
         }
         words.resize(words.len() + (most - rows.len()) * pages, 0);
+        if adapters {
+            words.extend_from_slice(tiles);
+            words.resize(words.len() + most * TILE_WORDS - tiles.len(), 0);
+        }
         self.buffer.gpu().upload_into(&self.buffer, 0, words)
     }
 }
 
 impl DecodeGraph {
-    /// Captures `step`, which computes logits `[rows, V]` in f32 of the rows it is given, and the samples from them into
-    /// `samples`. Whatever else `step` reads must outlive the graph. Graphs that share `memory` run one after another.
+    /// Captures `step`, which computes logits `[rows, V]` in f32 of the rows it is given, with the adapters it is given where the
+    /// bucket has them, and the samples from them into `samples`. Whatever else `step` reads must outlive the graph. Graphs that share `memory` run one after another.
     ///
     /// # Errors
     /// What `step` refuses, or a device that is out of memory.
@@ -125,15 +145,15 @@ impl DecodeGraph {
         bucket: GraphBucket,
         memory: &GraphMemory,
         samples: &Arc<SampleBuffer>,
-        step: impl Fn(&Index, &PagedBatch) -> Result<Tensor>,
+        step: impl Fn(&Index, &PagedBatch, Option<&LoraSegments>) -> Result<Tensor>,
     ) -> Result<Self> {
         let gpu = Gpu::get(ordinal)?;
         let mut inputs = Inputs::new(gpu, bucket)?;
-        inputs.write(&[], &[], None)?;
-        let (ids, batch, args) = (inputs.ids(), inputs.batch(), inputs.args());
+        inputs.write(&[], (&[], None), &[])?;
+        let (ids, batch, args, lora) = (inputs.ids(), inputs.batch(), inputs.args(), inputs.lora());
         let run = || {
             samples.fill_in(&inputs.part(0), bucket.rows)?;
-            samples.launch(&step(&ids, &batch)?, &args)
+            samples.launch(&step(&ids, &batch, lora.as_ref())?, &args)
         };
         // Once for real: kernels and products are loaded and planned at first use, which cannot be captured.
         run()?;
@@ -141,18 +161,20 @@ impl DecodeGraph {
         Ok(Self { inputs, samples: samples.clone(), graph })
     }
 
-    /// Launches one step of `rows`, which have to fit its bucket.
+    /// Launches one step of `rows`, which have to fit its bucket, with `lora` where the bucket has adapters.
     ///
     /// # Errors
     /// A device that is lost.
     ///
     /// # Panics
-    /// Rows that do not fit the bucket.
-    pub fn launch(&mut self, rows: &[DecodeRow<'_>]) -> Result<PendingSamples> {
+    /// Rows that do not fit the bucket, adapters for which [`LoraSegments::fits_graph`] does not hold.
+    pub fn launch(&mut self, rows: &[DecodeRow<'_>], lora: Option<&LoraSegments>) -> Result<PendingSamples> {
+        assert_eq!(self.inputs.bucket.adapters, lora.is_some(), "adapters in a graph for {:?}", self.inputs.bucket);
         assert!(self.inputs.bucket.holds(rows), "{} rows in a graph for {:?}", rows.len(), self.inputs.bucket);
         let args: Vec<SampleArgs<'_>> = rows.iter().map(|row| row.sample).collect();
         let allowed = SampleArrays::upload_allowed(self.inputs.buffer.gpu(), &args)?;
-        self.inputs.write(rows, &args, allowed.as_ref())?;
+        let tiles = lora.map_or(Ok(vec![]), |lora| lora.tile_words(self.inputs.buffer.gpu()))?;
+        self.inputs.write(rows, (&args, allowed.as_ref()), &tiles)?;
         self.graph.launch()?;
         self.samples.collect(&args)
     }

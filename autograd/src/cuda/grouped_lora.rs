@@ -17,7 +17,7 @@ pub(crate) const MAX_PROJECTIONS: usize = 3;
 /// Rows of a tile.
 const TILE: usize = 16;
 /// Words of a tile: its first row, how many, and the address of its adapter's table.
-const TILE_WORDS: usize = 4;
+pub(crate) const TILE_WORDS: usize = 4;
 
 /// What a table says of a module.
 pub(crate) struct GroupedModule<'a> {
@@ -83,7 +83,12 @@ impl Tiles {
     /// Those that [`tiles`] lists.
     pub(crate) fn new(gpu: &'static Gpu, words: &[u32]) -> Result<Self> {
         let buffer = Arc::new(gpu.upload(words)?);
-        Ok(Self { words: WordRange { buffer, offset: 0 }, count: words.len() / TILE_WORDS })
+        Ok(Self::on_device(WordRange { buffer, offset: 0 }, words.len() / TILE_WORDS))
+    }
+
+    /// `count` tiles that change from run to run of a graph; those without rows are left out.
+    pub(crate) fn on_device(words: WordRange, count: usize) -> Self {
+        Self { words, count }
     }
 }
 

@@ -2,9 +2,14 @@
 
 use std::sync::Arc;
 
-use autograd::cuda::Gpu;
-use autograd::ops::{self, Epilogue, LoraModule, LoraModules, LoraSegment, LoraSegments, LowRank, Projection};
-use autograd::{Device, Error, Tape, Tensor};
+use autograd::cuda::{Gpu, GraphMemory};
+use autograd::decode::{DecodeGraph, DecodeRow, GraphBucket};
+use autograd::kv::PagedBatch;
+use autograd::ops::{
+    self, Epilogue, LoraModule, LoraModules, LoraSegment, LoraSegments, LowRank, PendingSamples, Projection,
+    SampleBuffer, SampleParams, SampleResult, Token,
+};
+use autograd::{Device, Error, Index, Tape, Tensor};
 
 use super::cuda::{GPU, distance, rounded};
 use super::support::{assert_close, bits, random};
@@ -168,5 +173,49 @@ fn segments_in_deterministic_mode_have_the_bits_of_their_adapter_alone() {
     for (case, swiglu) in [(GROUPED, false), (GROUPED, true), (LARGE_RANKS, false)] {
         let (mixed, alone) = case.together_and_alone(GPU, swiglu);
         assert!(bits(&mixed) == alone.iter().flat_map(bits).collect::<Vec<_>>(), "swiglu {swiglu}");
+    }
+}
+
+/// The tokens that a graph samples, whose rows have the adapters that come with each launch, are those of the op by itself.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_decode_graph_takes_the_adapters_of_each_launch() {
+    const ROWS: usize = 16;
+    let gpu = Gpu::get(0).expect("a GPU");
+    let _mode = gpu.hold_mode(false).expect("nobody holds the mode");
+    let (adapters, k) = (GROUPED.adapters(GPU), GROUPED.k);
+    let weights = [0, 1, 2].map(|p| weight(GPU, [GROUPED.columns[p], k], p as u64));
+    let projections = [0, 1, 2].map(|p| Projection::new(&weights[p]));
+    let (table, head) = (weight(GPU, [50, k], 20), weight(GPU, [520, GROUPED.width()], 21));
+    let step = |ids: &Index, lora: &LoraSegments| {
+        let x = ops::embedding(&mut Tape::off(), &table, ids)?;
+        let y = ops::project_segments(&x, (&projections, &[1, 2, 3]), lora, Epilogue::default())?;
+        ops::logits([&y, &head])
+    };
+    let samples = Arc::new(SampleBuffer::new(0, ROWS).expect("memory"));
+    let bucket = GraphBucket { rows: ROWS, pages: 1, processors: false, adapters: true };
+    let captured = |ids: &Index, _: &PagedBatch, lora: Option<&LoraSegments>| step(ids, lora.expect("adapters"));
+    let mut graph = DecodeGraph::capture(0, bucket, &GraphMemory::new(gpu), &samples, captured).expect("captured");
+    let batches: [&[(usize, Option<usize>)]; 4] = [
+        &[(3, Some(0)), (2, None), (5, Some(1)), (6, Some(3))],
+        &[(1, Some(2)), (1, Some(3))],
+        &[(1, None), (1, Some(0)), (1, Some(1)), (1, Some(2)), (1, Some(3))],
+        &[(16, Some(1))],
+    ];
+    for (number, batch) in (1u32..).zip(batches) {
+        let count: usize = batch.iter().map(|(rows, _)| rows).sum();
+        let ids: Vec<u32> = (0..count as u32).map(|row| (row * 7 + number * 3) % 50).collect();
+        let params =
+            SampleParams { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 1, request: 0, position: 1 };
+        let row = |&id: &u32| DecodeRow { token: Token::Known(id), position: 0, pages: &[0], sample: params.into() };
+        let rows: Vec<DecodeRow<'_>> = ids.iter().map(row).collect();
+        let lora = segments(&adapters, batch);
+        let sampled = graph.launch(&rows, Some(&lora)).and_then(PendingSamples::wait).expect("runs");
+        let logits = step(&ids.into(), &segments(&adapters, batch)).expect("runs").to_vec();
+        for (row, (sampled, logits)) in sampled.iter().zip(logits.chunks(520)).enumerate() {
+            let SampleResult::Token { token, .. } = sampled else { panic!("no token") };
+            let best = logits.iter().copied().fold(f32::MIN, f32::max);
+            assert!(best - logits[*token as usize] < 0.02, "batch {number}, row {row}: {token} is not the likeliest");
+        }
     }
 }

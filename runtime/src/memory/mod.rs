@@ -10,6 +10,7 @@ mod planner;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 
 use autograd::Device;
 use autograd::cuda::Gpu;
@@ -57,6 +58,8 @@ pub struct Workload {
     pub checkpointing: Checkpointing,
     /// Bytes of what a teacher outside the runtime says of one token; 0 without one.
     pub given_bytes: usize,
+    /// Folders of the adapters that are added to the first model after the start.
+    pub adapters: Vec<PathBuf>,
 }
 
 /// A plan that needs more than there is.

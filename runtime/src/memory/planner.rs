@@ -68,6 +68,8 @@ pub(super) struct Planner<'a> {
     models: Vec<PlannedModel>,
     /// The branches that are trained.
     pub(super) branches: Option<LoraCounts>,
+    /// Adapters that are added to the first model.
+    added: Vec<LoraCounts>,
 }
 
 impl<'a> Planner<'a> {
@@ -78,7 +80,10 @@ impl<'a> Planner<'a> {
             Some(Trainable::Lora(lora)) => Some(LoraCounts::made(&models[0].config, lora)?),
             Some(Trainable::Full) | None => None,
         };
-        Ok(Self { spec, workload, device, models, branches })
+        let layers = models[0].config.num_layers;
+        let added =
+            workload.adapters.iter().map(|folder| LoraCounts::in_folder(folder, layers)).collect::<Result<_>>()?;
+        Ok(Self { spec, workload, device, models, branches, added })
     }
 
     /// The model that is trained, or the only one.
@@ -207,7 +212,8 @@ impl<'a> Planner<'a> {
             let adapter = model.adapter.as_ref().map_or(0, |branches| branches.bytes(self.device, self.value()));
             weights + rotary + adapter
         });
-        models.sum::<u64>() + self.branches.as_ref().map_or(0, |branches| branches.bytes(self.device, self.value()))
+        let adapters = self.branches.iter().chain(&self.added);
+        models.sum::<u64>() + adapters.map(|branches| branches.bytes(self.device, self.value())).sum::<u64>()
     }
 
     /// Requests are answered with other memory than is trained.

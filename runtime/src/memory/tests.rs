@@ -6,7 +6,7 @@ use std::sync::Arc;
 use autograd::ops::Sequences;
 use autograd::{Tape, Tensor, cuda};
 
-use super::count::Weights;
+use super::count::{LoraCounts, Weights};
 use super::planner::DRIVER;
 use super::*;
 use crate::files::ModelFiles;
@@ -67,6 +67,7 @@ fn workload(checkpointing: Checkpointing) -> Workload {
         micro_batch: MICRO_BATCH,
         checkpointing,
         given_bytes: 0,
+        adapters: vec![],
     }
 }
 
@@ -264,6 +265,21 @@ fn a_teacher_elsewhere_is_left_out() {
         assert_eq!(elsewhere.get(entry), alone.get(entry), "{entry:?}");
     }
     assert_eq!(elsewhere.get(Entry::Logits), alone.get(Entry::Logits) + 3 * 1000 * MICRO_BATCH as u64);
+}
+
+/// Adapters that are added later are weights from the start.
+#[test]
+fn adapters_that_will_be_added_have_room() {
+    let spec = spec(Device::Cuda(0), None);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/adapters/llama-all-linear");
+    let with = |count| {
+        let work = Workload { adapters: vec![folder.clone(); count], ..workload(Checkpointing::Off) };
+        MemoryPlan::of(&spec, &work, None).expect("planned")
+    };
+    let values = LoraCounts::in_folder(&folder, 2).expect("an adapter").parameters();
+    let one = with(1).get(Entry::Weights) - with(0).get(Entry::Weights);
+    assert!(one >= 2 * values, "{one} bytes for {values} values");
+    assert_eq!(with(3).get(Entry::Weights) - with(0).get(Entry::Weights), 3 * one);
 }
 
 /// Every model counts, but weights that two of them share count once.

@@ -145,6 +145,7 @@ fn plan(files: ModelFiles) {
         micro_batch: 1 << 24,
         checkpointing: Checkpointing::Off,
         given_bytes: 1 << 20,
+        adapters: vec![],
     };
     if let Ok(plan) = MemoryPlan::of(&spec, &workload, Some(1 << 30)) {
         assert!(plan.check().is_err(), "{plan} does not fit a GiB");

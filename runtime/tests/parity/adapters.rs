@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use autograd::Device;
 use runtime::files::ModelFiles;
 use runtime::model::Adapter;
 use runtime::request::{
-    EngineConfig, GenerateRequest, Generated, LogProbs, ModelId, RequestError, ScoreOutput, ScoreRequest, ScoreSequence,
+    EngineConfig, GenerateRequest, Generated, LogProbs, LoraConfig, ModelId, ModelSpec, RequestError, RuntimeSpec,
+    ScoreOutput, ScoreRequest, ScoreSequence, StepStats,
 };
 use runtime::{Error, RuntimeHandle};
 use serde_json::{Value, json};
@@ -44,14 +46,22 @@ fn adapters(folder: &Path) -> [PathBuf; 3] {
 fn cut(adapter: &Path) -> Vec<u8> {
     let base = ModelFiles::open(&fixtures().join("models/llama-gqa-tied")).expect("the fixture opens");
     let adapter = Adapter::load(adapter, &base.config, Device::Cpu).expect("it loads");
-    let (mut header, mut bytes) = (serde_json::Map::new(), vec![]);
-    for (name, tensor) in adapter.named().filter(|(name, _)| name.contains("v_proj") || name.contains("down_proj")) {
+    let kept = adapter.named().filter(|(name, _)| name.contains("v_proj") || name.contains("down_proj"));
+    let cut = kept.map(|(name, tensor)| {
         let (values, [rows, cols]) = (tensor.to_vec(), tensor.shape());
         let shape = if name.contains("lora_A") { [2, cols] } else { [rows, 2] };
+        let rows = values.chunks(cols).take(shape[0]).flat_map(|row| row[..shape[1]].iter().map(|v| -4.0 * v));
+        (name, shape, rows.collect())
+    });
+    safetensors(cut)
+}
+
+/// A file of f32 tensors.
+fn safetensors(tensors: impl Iterator<Item = (String, [usize; 2], Vec<f32>)>) -> Vec<u8> {
+    let (mut header, mut bytes) = (serde_json::Map::new(), vec![]);
+    for (name, shape, values) in tensors {
         let start = bytes.len();
-        for row in values.chunks(cols).take(shape[0]) {
-            bytes.extend(row[..shape[1]].iter().flat_map(|v| (-4.0 * v).to_le_bytes()));
-        }
+        bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
         header.insert(name, json!({"dtype": "F32", "shape": shape, "data_offsets": [start, bytes.len()]}));
     }
     let header = Value::Object(header).to_string();
@@ -161,4 +171,123 @@ fn an_adapter_costs_no_pages_and_goes_with_its_prefixes() {
     assert!(third != first && third != second, "an id is given once");
     let error = handle.remove_adapter(ModelId::STUDENT).expect_err("no adapter");
     assert!(matches!(error, Error::Request(RequestError::NotAnAdapter { .. })), "{error}");
+}
+
+/// A random model that a GPU computes, and a folder with adapters of different ranks on it, some of them on few projections.
+fn gpu_model(folder: &Path) -> (Arc<ModelFiles>, [PathBuf; 3]) {
+    let path = folder.join("config.json");
+    fs::write(&path, include_str!("../../../tests/fixtures/gpu_models/llama.json")).expect("written");
+    let files = Arc::new(ModelFiles::random(&path).expect("a configuration"));
+    let all = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    let adapter = |(name, rank, targets): (&str, usize, &[&str])| {
+        let targets: Vec<String> = targets.iter().map(|&target| target.to_owned()).collect();
+        let config = LoraConfig { target_modules: targets.clone(), seed: rank as u64, ..super::lora(rank) };
+        let adapter = Adapter::init(&files.config, &config, Device::Cpu).expect("made");
+        let value = |i: usize| 0.2 * ((i * (7 + rank)) as f32).sin();
+        let tensors = adapter.named().map(|(name, tensor)| {
+            let b = (0..tensor.rows() * tensor.cols()).map(value);
+            let values = if name.contains("lora_B") { b.collect() } else { tensor.to_vec() };
+            (name, tensor.shape(), values)
+        });
+        let dir = folder.join(name);
+        fs::create_dir(&dir).expect("a folder");
+        fs::write(dir.join("adapter_model.safetensors"), safetensors(tensors)).expect("written");
+        let config = json!({"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": targets});
+        fs::write(dir.join("adapter_config.json"), config.to_string()).expect("written");
+        dir
+    };
+    let forms: [(&str, usize, &[&str]); 3] =
+        [("all", 16, &all), ("few", 64, &["q_proj", "down_proj"]), ("small", 8, &["v_proj", "up_proj", "o_proj"])];
+    let adapters = forms.map(adapter);
+    (files, adapters)
+}
+
+fn start_random(
+    files: &Arc<ModelFiles>,
+    adapter: Option<PathBuf>,
+    device: Device,
+    deterministic: bool,
+) -> RuntimeHandle {
+    let engine = EngineConfig { kv_bytes: 256 << 20, ..EngineConfig::for_device(device) };
+    let model = ModelSpec { files: files.clone(), layers: None, adapter };
+    let spec = RuntimeSpec { engine, deterministic, ..RuntimeSpec::for_device(device, model) };
+    RuntimeHandle::start(&spec, &|_, _| {}).expect("the model starts")
+}
+
+/// The models of a runtime with the adapters added.
+fn with_adapters(handle: &RuntimeHandle, adapters: &[PathBuf; 3]) -> [ModelId; 4] {
+    let added = adapters.each_ref().map(|path| handle.add_adapter(ModelId::STUDENT, path).expect("loaded"));
+    [ModelId::STUDENT, added[0], added[1], added[2]]
+}
+
+/// What every model gives to every prompt, all at once.
+fn all_at_once(handle: &RuntimeHandle, models: [ModelId; 4]) -> Vec<Vec<Generated>> {
+    let start = |model| (0..PROMPTS).map(move |number| handle.generate(request(model, number)).expect("starts"));
+    let running: Vec<Vec<_>> = models.map(|model| start(model).collect()).into();
+    running.into_iter().map(|some| some.into_iter().map(|g| g.collect().expect("generates")).collect()).collect()
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_adapters_in_deterministic_mode_give_the_bits_that_they_give_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (files, adapters) = gpu_model(folder.path());
+    let kinds = std::iter::once(None).chain(adapters.iter().cloned().map(Some));
+    let alone = |adapter| {
+        let handle = start_random(&files, adapter, Device::Cuda(0), true);
+        let generate = |number| handle.generate(request(ModelId::STUDENT, number)).and_then(|g| g.collect());
+        (0..PROMPTS).map(|number| trace(&generate(number).expect("generates"))).collect::<Vec<_>>()
+    };
+    let alone: Vec<_> = kinds.map(alone).collect();
+    let handle = start_random(&files, None, Device::Cuda(0), true);
+    let models = with_adapters(&handle, &adapters);
+    let mixed: Vec<Vec<_>> = all_at_once(&handle, models).iter().map(|some| some.iter().map(trace).collect()).collect();
+    assert!(mixed == alone, "bits of adapters in one batch");
+    let steps = handle.stats().expect("counters").models[&ModelId::STUDENT].steps;
+    assert!(2 * steps.mixed > steps.launched, "{steps:?}");
+}
+
+#[test]
+fn several_adapters_sample_from_the_right_one() {
+    let steps = sampled_from_the_right_model(Device::Cpu);
+    assert!(2 * steps.mixed > steps.launched, "{steps:?}");
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gpu_graphs_of_several_adapters_sample_from_the_right_one() {
+    let steps = sampled_from_the_right_model(Device::Cuda(0));
+    assert!(2 * steps.mixed > steps.launched && 2 * steps.graphs > steps.launched, "{steps:?}");
+}
+
+/// Tokens of mixed batches have the log-probabilities that their own model gives them in a prefill, and not those of another.
+/// The steps that generated.
+fn sampled_from_the_right_model(device: Device) -> StepStats {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (files, adapters) = gpu_model(folder.path());
+    let handle = start_random(&files, None, device, false);
+    let models = with_adapters(&handle, &adapters);
+    let mixed = all_at_once(&handle, models);
+    let steps = handle.stats().expect("counters").models[&ModelId::STUDENT].steps;
+    let mean = |model: ModelId, generated: &[Generated]| {
+        let mut errors = vec![];
+        for (number, generated) in (0..).zip(generated) {
+            let mut tokens = request(model, number).prompt;
+            let first = tokens.len() - 1;
+            tokens.extend(generated.tokens.iter().map(|t| t.token));
+            let output = ScoreOutput::LogProbs(LogProbs { temperature: 1.0, ..LogProbs::default() });
+            let sequences = vec![ScoreSequence::every_token(tokens)];
+            let scores = handle.score(ScoreRequest { model, sequences, output, token_ids: None }).expect("scored");
+            let scored = &scores.sequences[0].logprobs[first..];
+            errors.extend(scored.iter().zip(&generated.tokens).map(|(s, t)| (s - t.logprob).abs()));
+        }
+        errors.iter().sum::<f64>() / errors.len() as f64
+    };
+    for (i, generated) in mixed.iter().enumerate() {
+        let errors = models.map(|model| mean(model, generated));
+        for (j, error) in errors.iter().enumerate() {
+            assert!(if i == j { *error < 0.05 } else { *error > 0.1 }, "model {i}: {errors:?}");
+        }
+    }
+    steps
 }

@@ -99,7 +99,7 @@ impl ModelArgs {
         progress: Progress,
     ) -> Result<RuntimeHandle> {
         let sequences = between("sequences at once", sequences.max(1), MOST_RUNNING)?;
-        Ok(self.start_for(files, &vec![tokens; sequences], None, progress)?.0)
+        Ok(self.start_for(files, &vec![tokens; sequences], None, &[], progress)?.0)
     }
 
     /// Starts the runtime to score texts of up to so many tokens. It generates nothing, so --kv-bytes is refused.
@@ -113,15 +113,17 @@ impl ModelArgs {
             let because = "where nothing is generated".to_owned();
             return Err(Error::from(command::Error::NoEffect { key: "--kv-bytes".to_owned(), because }));
         }
-        Ok(self.start_with(files, &[longest.max(1)], None, progress)?.0)
+        Ok(self.start_with(files, &[longest.max(1)], None, &[], progress)?.0)
     }
 
-    /// Starts the runtime with room for sequences of these lengths, all at once unless --kv-bytes says otherwise.
+    /// Starts the runtime with room for sequences of these lengths, all at once unless --kv-bytes says otherwise, and for
+    /// `adapters` that will be added.
     pub(super) fn start_for(
         &self,
         files: &Arc<ModelFiles>,
         lengths: &[usize],
         token_budget: Option<usize>,
+        adapters: &[PathBuf],
         progress: Progress,
     ) -> Result<(RuntimeHandle, MemoryPlan)> {
         let tokens = lengths.iter().copied().max().unwrap_or(0);
@@ -129,7 +131,7 @@ impl ModelArgs {
         if tokens > context {
             return Err(Error::ContextExceeded { tokens, context });
         }
-        self.start_with(files, lengths, token_budget, progress)
+        self.start_with(files, lengths, token_budget, adapters, progress)
     }
 
     /// Starts the runtime for many sequences of up to `longest` tokens, as many at a time as `batch_tokens` tokens hold.
@@ -150,7 +152,7 @@ impl ModelArgs {
         }
         let room = vec![longest; tokens / longest];
         // Scheduling never refuses work that waits; the evaluation itself bounds it.
-        let limits = LoadLimits { running: most, waiting: 1 << 20, token_budget: None };
+        let limits = LoadLimits { running: most, waiting: 1 << 20, token_budget: None, adapters: vec![] };
         Ok(self.start_within(files, &room, limits, progress)?.0)
     }
 
@@ -179,9 +181,11 @@ impl ModelArgs {
         files: &Arc<ModelFiles>,
         lengths: &[usize],
         token_budget: Option<usize>,
+        adapters: &[PathBuf],
         progress: Progress,
     ) -> Result<(RuntimeHandle, MemoryPlan)> {
-        let limits = LoadLimits { running: lengths.len(), waiting: lengths.len(), token_budget };
+        let (count, adapters) = (lengths.len(), adapters.to_vec());
+        let limits = LoadLimits { running: count, waiting: count, token_budget, adapters };
         self.start_within(files, lengths, limits, progress)
     }
 
@@ -209,17 +213,19 @@ impl ModelArgs {
             micro_batch: 0,
             checkpointing: Checkpointing::Off,
             given_bytes: 0,
+            adapters: limits.adapters,
         };
         run::start(&mut spec, &workload, Purpose::Command, progress.only_if(self.verbose))
     }
 }
 
-/// Limits of the scheduler.
+/// Limits of the scheduler, and the adapters that will be added.
 struct LoadLimits {
     running: usize,
     waiting: usize,
     /// `None` is the device's default one.
     token_budget: Option<usize>,
+    adapters: Vec<PathBuf>,
 }
 
 /// Names and bytes of a model's files, so that another one under the same name is noticed.

@@ -109,6 +109,7 @@ impl ServeArgs {
             micro_batch: 0,
             checkpointing: Checkpointing::Off,
             given_bytes: 0,
+            adapters: self.adapter.iter().map(|(_, folder)| folder.clone()).collect(),
         };
         let mut spec = RuntimeSpec::for_device(device, ModelSpec::new(Arc::clone(student)));
         spec.deterministic = self.deterministic;

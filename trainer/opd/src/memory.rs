@@ -267,6 +267,7 @@ mod tests {
             micro_batch: 0,
             checkpointing: Checkpointing::Off,
             given_bytes: 0,
+            adapters: vec![],
         };
         MemoryPlan::of(&spec, &workload, Some(available)).expect("planned")
     }

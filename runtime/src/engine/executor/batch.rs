@@ -84,11 +84,11 @@ impl ModelRunner {
         batches
     }
 
-    /// The adapters of a batch's rows.
-    pub(super) fn lora_segments(&self, batch: &Batch<'_>) -> LoraSegments {
+    /// The adapters of the rows of a batch of several.
+    pub(super) fn lora_segments(&self, batch: &Batch<'_>) -> Option<LoraSegments> {
         let segment =
             |group: &ModelGroup<'_>| LoraSegment { rows: group.tokens.len(), adapter: self.loaded(group.model).lora() };
-        LoraSegments::new(batch.groups.iter().map(segment).collect())
+        batch.is_mixed().then(|| LoraSegments::new(batch.groups.iter().map(segment).collect()))
     }
 }
 

@@ -8,14 +8,14 @@ use std::sync::{Arc, Weak};
 use autograd::cuda::{Gpu, GraphMemory};
 use autograd::decode::{DecodeGraph, DecodeRow, GraphBucket};
 use autograd::kv::{KvPool, PagedBatch};
-use autograd::ops::{self, PendingSamples, SampleBuffer, Token};
+use autograd::ops::{self, LoraSegments, PendingSamples, SampleBuffer, Token};
 use autograd::{Index, Tensor};
 
 use super::batch::Batch;
 use super::runner::ModelRunner;
 use crate::ids::ModelId;
 use crate::memory::{Entry, graph_pages, graph_rows};
-use crate::model::{LoadedModel, ModelWeights, PagedKv};
+use crate::model::{LoadedModel, ModelWeights, PagedKv, RowAdapters};
 use crate::scheduler::{ScheduledSeq, SchedulerOutput};
 use crate::{Error, Result};
 
@@ -33,7 +33,8 @@ pub(super) struct GraphRunners {
 struct CudaGraphRunner {
     weights: Weak<ModelWeights>,
     samples: Arc<SampleBuffer>,
-    graphs: BTreeMap<(ModelId, GraphBucket), DecodeGraph>,
+    /// Of one model, or of rows with adapters that come with each launch.
+    graphs: BTreeMap<(Option<ModelId>, GraphBucket), DecodeGraph>,
 }
 
 impl GraphRunners {
@@ -47,8 +48,13 @@ impl GraphRunners {
     pub(super) fn drop_graphs(&mut self, model: ModelId) {
         self.by_weights.retain(|runner| runner.weights.strong_count() > 0);
         for runner in &mut self.by_weights {
-            runner.graphs.retain(|(id, _), _| *id != model);
+            runner.graphs.retain(|(id, _), _| *id != Some(model));
         }
+    }
+
+    /// Whether a decode graph can have these adapters.
+    pub(super) fn take(&self, lora: Option<&LoraSegments>) -> Result<bool> {
+        Ok(lora.map_or(Ok(true), |lora| lora.fits_graph(self.ordinal))?)
     }
 
     /// The buffer of the samples of batches with these weights.
@@ -70,35 +76,44 @@ impl GraphRunners {
         Ok(&mut self.by_weights[place])
     }
 
-    /// A graph of `model`, whose id is `id`, in whose bucket these rows fit.
+    /// A graph of `model`, with the adapter of model `of` or, without one, with adapters that come with each launch, in whose
+    /// bucket these rows fit.
     fn graph(
         &mut self,
         rows: &[DecodeRow<'_>],
-        id: ModelId,
+        of: Option<ModelId>,
         model: &LoadedModel,
         pool: &mut KvPool,
     ) -> Result<&mut DecodeGraph> {
         let longest = rows.iter().map(|row| row.pages.len()).max().unwrap_or(1);
         let processors = rows.iter().any(|row| row.sample.has_processors());
-        let bucket = GraphBucket { rows: graph_rows(rows.len()), pages: graph_pages(longest), processors };
+        let (count, pages) = (graph_rows(rows.len()), graph_pages(longest));
+        let bucket = GraphBucket { rows: count, pages, processors, adapters: of.is_none() };
         let (ordinal, memory) = (self.ordinal, self.memory.clone());
         let runner = self.runner(&model.serving().weights)?;
-        if !runner.graphs.contains_key(&(id, bucket)) {
+        if !runner.graphs.contains_key(&(of, bucket)) {
             let pool = RefCell::new(pool);
-            let step = |ids: &Index, batch: &PagedBatch| step(*pool.borrow_mut(), model, ids, batch);
+            let step = |ids: &Index, batch: &PagedBatch, lora: Option<&LoraSegments>| {
+                let adapters = lora.map_or_else(|| model.serving().row_adapters(), RowAdapters::Segments);
+                step(PagedKv { pool: *pool.borrow_mut(), batch }, model, adapters, ids)
+            };
             let graph = DecodeGraph::capture(ordinal, bucket, &memory, &runner.samples, step)?;
-            runner.graphs.insert((id, bucket), graph);
+            runner.graphs.insert((of, bucket), graph);
         }
-        Ok(runner.graphs.get_mut(&(id, bucket)).expect("it was just made"))
+        Ok(runner.graphs.get_mut(&(of, bucket)).expect("it was just made"))
     }
 }
 
 /// Logits of one new token of every sequence.
-fn step(pool: &mut KvPool, model: &LoadedModel, ids: &Index, batch: &PagedBatch) -> autograd::Result<Tensor> {
-    let mut memory = PagedKv { pool, batch };
-    let (decoder, params) = (model.decoder(), model.serving());
-    let residual = decoder.residual_paged(&params.weights, params.row_adapters(), ids, &mut memory);
-    let hidden = residual.and_then(|residual| decoder.normalize(&params.weights, &residual)).map_err(|e| match e {
+fn step(
+    mut memory: PagedKv<'_>,
+    model: &LoadedModel,
+    adapters: RowAdapters<'_>,
+    ids: &Index,
+) -> autograd::Result<Tensor> {
+    let (decoder, weights) = (model.decoder(), &*model.serving().weights);
+    let residual = decoder.residual_paged(weights, adapters, ids, &mut memory);
+    let hidden = residual.and_then(|residual| decoder.normalize(weights, &residual)).map_err(|e| match e {
         Error::Op(e) => e,
         other => unreachable!("a forward pass only runs ops: {other}"),
     })?;
@@ -106,13 +121,14 @@ fn step(pool: &mut KvPool, model: &LoadedModel, ids: &Index, batch: &PagedBatch)
 }
 
 impl ModelRunner {
-    /// Launches a batch of one model, which is decodes alone, as a graph.
+    /// Launches a batch, which is decodes alone, as a graph; `lora` are the adapters of a batch of several.
     pub(super) fn launch_graph(
         &mut self,
         graph_runners: &mut GraphRunners,
         plan: &SchedulerOutput,
         batch: &Batch<'_>,
         tokens: &[Token],
+        lora: Option<&LoraSegments>,
     ) -> Result<PendingSamples> {
         let (sequences, model, pool) = self.sequences_model_and_pool(batch.model());
         let row = |(seq, &token): (&ScheduledSeq, _)| DecodeRow {
@@ -122,7 +138,7 @@ impl ModelRunner {
             sample: sequences[&seq.id].sample_args(seq.tokens.end),
         };
         let rows: Vec<DecodeRow<'_>> = batch.seqs().zip(tokens).map(row).collect();
-        let graph = graph_runners.graph(&rows, batch.model(), model, pool);
-        Ok(graph.map_err(|e| e.while_allocating(Entry::Graphs))?.launch(&rows)?)
+        let graph = graph_runners.graph(&rows, lora.is_none().then(|| batch.model()), model, pool);
+        Ok(graph.map_err(|e| e.while_allocating(Entry::Graphs))?.launch(&rows, lora)?)
     }
 }

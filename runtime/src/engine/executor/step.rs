@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use autograd::kv::PagedBatch;
-use autograd::ops::{PendingSamples, Token};
+use autograd::ops::{LoraSegments, PendingSamples, Token};
 use autograd::{Index, Tape, Tensor, ops};
 use rayon::prelude::*;
 
@@ -152,7 +152,8 @@ impl ModelRunner {
             Token::Sampled(sample) => self.last.tokens[sample as usize],
         };
         let ids: Index = batch.tokens().map(id).collect();
-        let logits = self.logits(plan, batch, &ids, tasks, &mut outcome.scores)?;
+        let lora = self.lora_segments(batch);
+        let logits = self.logits(plan, (batch, lora), &ids, tasks, &mut outcome.scores)?;
         let samples = logits.map_or(Ok(vec![]), |logits| self.sample(batch, &logits))?;
         outcome.samples.push((batch.sample_places().collect(), BatchSamples::Host(samples)));
         Ok(())
@@ -173,16 +174,17 @@ impl ModelRunner {
             known @ Token::Known(_) => known,
         };
         let tokens: Vec<Token> = batch.tokens().map(own).collect();
-        // A graph would read offloaded layers where they passed through when it was captured, and has one adapter.
         let weights = &self.loaded(batch.model()).serving().weights;
-        let fixed = !weights.is_offloaded() && !batch.is_mixed();
+        let lora = self.lora_segments(batch);
+        // A graph would read offloaded layers where they passed through when it was captured.
+        let fixed = !weights.is_offloaded() && graph_runners.take(lora.as_ref())?;
         let pending = if fixed && batch.seqs().all(|seq| seq.sample && seq.tokens.len() == 1) {
             outcome.graphs += 1;
-            Some(self.launch_graph(graph_runners, plan, batch, &tokens)?)
+            Some(self.launch_graph(graph_runners, plan, batch, &tokens, lora.as_ref())?)
         } else {
             let samples = graph_runners.samples(weights)?;
             let ids = samples.feed(&tokens)?;
-            let logits = self.logits(plan, batch, &ids, tasks, &mut outcome.scores)?;
+            let logits = self.logits(plan, (batch, lora), &ids, tasks, &mut outcome.scores)?;
             let sampled = batch.sampled();
             let rows = sampled.map(|seq| self.sequences[&seq.id].sample_args(seq.tokens.end)).collect::<Vec<_>>();
             logits.map(|logits| samples.sample(&logits, &rows)).transpose()?
@@ -196,20 +198,19 @@ impl ModelRunner {
     }
 
     /// Logits `[B, V]` of a batch's rows from which a token is sampled, `None` if there are none; reads the results of the
-    /// tasks' rows meanwhile.
+    /// tasks' rows meanwhile. `lora` are the adapters of a batch of several.
     fn logits(
         &mut self,
         plan: &SchedulerOutput,
-        batch: &Batch<'_>,
+        (batch, lora): (&Batch<'_>, Option<LoraSegments>),
         ids: &Index,
         tasks: &[ScoreTask],
         scores: &mut [TaskScores],
     ) -> Result<Option<Tensor>> {
         let rows = batch.rows(plan);
-        let segments = batch.is_mixed().then(|| self.lora_segments(batch));
         let (model, pool) = self.model_and_pool(batch.model());
         let (decoder, params) = (model.decoder(), model.serving());
-        let adapters = segments.as_ref().map_or_else(|| params.row_adapters(), RowAdapters::Segments);
+        let adapters = lora.as_ref().map_or_else(|| params.row_adapters(), RowAdapters::Segments);
         let mut memory = PagedKv { pool, batch: &PagedBatch::new(&rows) };
         let residual = decoder.residual_paged(&params.weights, adapters, ids, &mut memory)?;
         let hidden = decoder.normalize(&params.weights, &residual)?;

@@ -26,7 +26,8 @@ const EXAMPLES: &str = "Examples:
 
 Prefill: prompt tokens a second until the first new token, with the most sequences. Decode: new tokens a second after
 the first. Prompts differ from each other, so that nothing comes from the prefix cache.
---requests: a JSON list of {\"prompt\": [ids], \"max_tokens\": n}, submitted at once; output tokens a second until the last.
+--requests: a JSON list of {\"prompt\": [ids], \"max_tokens\": n, \"adapter\": place in --adapters}, submitted at once; output
+tokens a second until the last. Without \"adapter\" the model itself answers.
 --opd: one step of arle-train, on random prompts; --set changes the keys of a recipe.";
 
 /// Speed of prefill, decode or a distillation step, and peak memory.
@@ -47,6 +48,9 @@ pub(super) struct BenchArgs {
     /// Measure these requests instead: a JSON file.
     #[arg(long, value_name = "FILE", conflicts_with = "opd")]
     requests: Option<PathBuf>,
+    /// PEFT adapter folders on the model, which requests name by their place in this list.
+    #[arg(long, value_name = "DIRS", value_delimiter = ',', requires = "requests")]
+    adapters: Vec<PathBuf>,
     /// Divides the logits; 0 is greedy.
     #[arg(long, default_value_t = 0.0, value_name = "T", allow_negative_numbers = true, conflicts_with = "opd")]
     temperature: f32,

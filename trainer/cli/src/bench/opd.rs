@@ -110,6 +110,7 @@ fn workload(args: &BenchArgs, recipe: &Recipe) -> Workload {
         micro_batch: recipe.runtime.tokens_per_microbatch.min(recipe.sequences_per_step() * longest),
         checkpointing: recipe.runtime.gradient_checkpointing,
         given_bytes: 0,
+        adapters: vec![],
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) fn run(args: &BenchArgs, progress: Progress) -> Result<BenchReport> {
     between("--prompt-len", args.prompt_len, MOST_TOKENS)?;
     between("--new", new, MOST_TOKENS)?;
     let lengths = vec![args.prompt_len + new; most];
-    let (runtime, plan) = args.model.start_for(&files, &lengths, args.token_budget, progress)?;
+    let (runtime, plan) = args.model.start_for(&files, &lengths, args.token_budget, &[], progress)?;
     let mut next = 0;
     let mut measure = |sequences: usize| {
         let vocab = files.config.vocab_size as u32;

@@ -272,6 +272,7 @@ fn workload(recipe: &Recipe, train: &[Example], held_out: &[Example], asked: usi
         micro_batch: recipe.runtime.tokens_per_microbatch.min(step.max(measured)),
         checkpointing: recipe.runtime.gradient_checkpointing,
         given_bytes: 0,
+        adapters: vec![],
     }
 }
 

@@ -4,8 +4,8 @@ use super::{LoraModule, LoraModules, LoraSegment, LoraSegments};
 use crate::cuda::Gpu;
 use crate::cuda::grouped_lora::{self, GroupedLora, GroupedModule, MAX_PROJECTIONS, MAX_RANK, ModuleTable, Tiles};
 use crate::cuda::linear::Columns;
-use crate::ops::Projection;
 use crate::ops::linear::gpu::add_low_rank;
+use crate::ops::{Projection, ensure};
 use crate::{Result, Tensor};
 
 impl LoraModule {
@@ -34,22 +34,40 @@ impl LoraModules {
 }
 
 impl LoraSegments {
-    /// The segments as the grouped kernels want them; `None` where they cannot take them: ranks that they do not have, or
-    /// deterministic mode, in which every row has the additions of a batch of one adapter.
-    fn tiles(&self, gpu: &'static Gpu) -> Result<Option<&Tiles>> {
-        if let Some(tiles) = self.tiles.get() {
-            return Ok(Some(tiles));
-        }
-        let adapters = || self.segments.iter().filter_map(|segment| segment.adapter.as_ref());
-        if gpu.is_deterministic() || !adapters().all(|adapter| adapter.fits_grouped()) {
-            return Ok(None);
-        }
+    /// Whether a decode graph can have these adapters: those that the grouped kernels take. They do not take larger ranks than
+    /// theirs; nor, in deterministic mode, any, for then every row has the additions of a batch of one adapter.
+    ///
+    /// # Errors
+    /// There is no such GPU.
+    pub fn fits_graph(&self, ordinal: usize) -> Result<bool> {
+        Ok(self.are_grouped(Gpu::get(ordinal)?))
+    }
+
+    fn are_grouped(&self, gpu: &'static Gpu) -> bool {
+        let mut adapters = self.segments.iter().filter_map(|segment| segment.adapter.as_ref());
+        !gpu.is_deterministic() && adapters.all(|adapter| adapter.fits_grouped())
+    }
+
+    /// What the grouped kernels read.
+    pub(crate) fn tile_words(&self, gpu: &'static Gpu) -> Result<Vec<u32>> {
+        assert!(self.are_grouped(gpu), "adapters that the grouped kernels do not take");
         let table = |segment: &LoraSegment| match &segment.adapter {
             Some(adapter) => adapter.table(gpu).map(|table| (segment.rows, Some(table.ptr()))),
             None => Ok((segment.rows, None)),
         };
         let segments: Vec<(usize, Option<u64>)> = self.segments.iter().map(table).collect::<Result<_>>()?;
-        let tiles = Tiles::new(gpu, &grouped_lora::tiles(&segments))?;
+        Ok(grouped_lora::tiles(&segments))
+    }
+
+    /// The segments for the grouped kernels; `None` where they do not take them.
+    fn tiles(&self, gpu: &'static Gpu) -> Result<Option<&Tiles>> {
+        if let Some(tiles) = self.tiles.get() {
+            return Ok(Some(tiles));
+        }
+        if !self.are_grouped(gpu) {
+            return Ok(None);
+        }
+        let tiles = Tiles::new(gpu, &self.tile_words(gpu)?)?;
         Ok(Some(self.tiles.get_or_init(|| tiles)))
     }
 }
@@ -62,13 +80,11 @@ pub(super) fn add(
     segments: &LoraSegments,
 ) -> Result<()> {
     let columns: Vec<usize> = projections.iter().map(|p| p.weight.rows()).collect();
-    let widths = columns.iter().chain([&x.cols()]).all(|width| width.is_multiple_of(8));
-    if widths
-        && columns.len() <= MAX_PROJECTIONS
-        && let Some(tiles) = segments.tiles(x.array().gpu())?
-    {
+    if let Some(tiles) = segments.tiles(x.array().gpu())? {
+        let fits = columns.len() <= MAX_PROJECTIONS && columns.iter().chain([&x.cols()]).all(|n| n.is_multiple_of(8));
+        ensure(fits, "project_segments", "up to three projections of widths that are multiples of 8", &[x, y])?;
         let (x, y) = (Columns::all(x.array(), x.cols()), y.array());
-        return GroupedLora { x, y, columns: &columns, indices, rows: segments.rows(), tiles }.run();
+        return GroupedLora { x, y, columns: &columns, indices, rows: segments.rows, tiles }.run();
     }
     let parts = segments.parts(projections, indices);
     parts.iter().try_for_each(|part| add_low_rank(y, x, part.rows.clone(), &part.projections))

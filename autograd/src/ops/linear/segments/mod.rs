@@ -66,14 +66,16 @@ pub struct LoraSegment {
 
 /// The segments of a batch, from its first row to its last.
 pub struct LoraSegments {
+    /// None where only a GPU has them.
     segments: Vec<LoraSegment>,
+    rows: usize,
     /// The same on a GPU.
     tiles: OnceLock<Tiles>,
 }
 
 impl std::fmt::Debug for LoraSegments {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "LoraSegments of {} rows", self.rows())
+        write!(f, "LoraSegments of {} rows", self.rows)
     }
 }
 
@@ -87,11 +89,13 @@ impl LoraSegments {
     /// Segments that follow each other.
     #[must_use]
     pub fn new(segments: Vec<LoraSegment>) -> Self {
-        Self { segments, tiles: OnceLock::new() }
+        let rows = segments.iter().map(|segment| segment.rows).sum();
+        Self { segments, rows, tiles: OnceLock::new() }
     }
 
-    fn rows(&self) -> usize {
-        self.segments.iter().map(|segment| segment.rows).sum()
+    /// Segments of `rows` rows that only a GPU has and that change from run to run of a graph.
+    pub(crate) fn on_device(tiles: Tiles, rows: usize) -> Self {
+        Self { segments: vec![], rows, tiles: OnceLock::from(tiles) }
     }
 
     /// Fails unless the modules of `projections` fit them.
@@ -137,7 +141,7 @@ pub fn project_segments(
     around: Epilogue<'_>,
 ) -> Result<Tensor> {
     let tape = &mut Tape::off();
-    ensure(segments.rows() == x.rows(), "project_segments", "segments that cover all rows", &[x])?;
+    ensure(segments.rows == x.rows(), "project_segments", "segments that cover all rows", &[x])?;
     let normed = around.norm.map(|(w, eps)| rms_norm(tape, x, w, eps)).transpose()?;
     let x = normed.as_ref().unwrap_or(x);
     let y = project(tape, x, projections, around.residual)?;

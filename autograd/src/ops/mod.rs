@@ -31,8 +31,8 @@ pub use divergence::Divergence;
 pub use embedding::{Embedding, embedding};
 pub use head::{Head, LogitRows, Precision, Rows, Teacher, TeacherRows, TopRows, gpu_loss_bytes, logits};
 pub use linear::{
-    Dropout, Epilogue, Linear, LoraModule, LoraModules, LoraSegment, LoraSegments, LowRank, Projection, linear, merge,
-    project, project_segments, project_within,
+    Dropout, Epilogue, GROUPED_RANKS, Linear, LoraModule, LoraModules, LoraSegment, LoraSegments, LowRank, Projection,
+    linear, merge, project, project_segments, project_within,
 };
 pub use log_prob::linear_log_prob;
 pub use policy_gradient::linear_policy_gradient;

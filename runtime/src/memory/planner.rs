@@ -33,6 +33,8 @@ pub(super) struct PlannedModel {
     weights: Weights,
     /// Its own adapter, from a folder.
     adapter: Option<LoraCounts>,
+    /// Ranks of the adapters that are added to it.
+    added_ranks: u64,
     /// The model whose weights it has.
     shares: Option<ModelId>,
     /// Its layers wait on the host.
@@ -49,14 +51,18 @@ impl PlannedModel {
             model.adapter.as_ref().map(|folder| LoraCounts::in_folder(folder, config.num_layers)).transpose()?;
         let weights = Weights::of(&config, device, device.value_bytes() as u64);
         let (shares, offloaded) = (spec.shares_weights_with(id), spec.is_offloaded(id));
-        Ok(Self { config, weights, adapter, shares, offloaded, generates: spec.generates(id) })
+        Ok(Self { config, weights, adapter, added_ranks: 0, shares, offloaded, generates: spec.generates(id) })
     }
 
     /// Memory of `count` rows; `trained`: with the branches that are trained.
     pub(super) fn rows<'a>(&'a self, device: Device, trained: Option<&LoraCounts>, count: usize) -> Rows<'a> {
         let ranks = trained.or(self.adapter.as_ref()).map_or(0, |branches| branches.ranks);
-        Rows { config: &self.config, device, ranks, count: count as u64 }
+        Rows { config: &self.config, device, ranks: ranks.max(self.added_ranks), count: count as u64 }
     }
+}
+
+fn most_ranks(adapters: &[LoraCounts]) -> u64 {
+    adapters.iter().map(|adapter| adapter.ranks.max(ops::GROUPED_RANKS as u64)).max().unwrap_or(0)
 }
 
 /// What a plan is made from.
@@ -75,14 +81,16 @@ pub(super) struct Planner<'a> {
 impl<'a> Planner<'a> {
     pub(super) fn new(spec: &'a RuntimeSpec, workload: &'a Workload) -> Result<Self> {
         let device = spec.device;
-        let models: Vec<PlannedModel> = spec.ids().map(|id| PlannedModel::of(spec, id)).collect::<Result<_>>()?;
+        let mut models: Vec<PlannedModel> = spec.ids().map(|id| PlannedModel::of(spec, id)).collect::<Result<_>>()?;
         let branches = match spec.training.as_ref().map(|training| &training.trainable) {
             Some(Trainable::Lora(lora)) => Some(LoraCounts::made(&models[0].config, lora)?),
             Some(Trainable::Full) | None => None,
         };
         let layers = models[0].config.num_layers;
-        let added =
+        let added: Vec<LoraCounts> =
             workload.adapters.iter().map(|folder| LoraCounts::in_folder(folder, layers)).collect::<Result<_>>()?;
+        // Steps of several adapters keep as many ranks as the kernels for them have.
+        models[0].added_ranks = most_ranks(&added);
         Ok(Self { spec, workload, device, models, branches, added })
     }
 

@@ -280,6 +280,7 @@ fn adapters_that_will_be_added_have_room() {
     let one = with(1).get(Entry::Weights) - with(0).get(Entry::Weights);
     assert!(one >= 2 * values, "{one} bytes for {values} values");
     assert_eq!(with(3).get(Entry::Weights) - with(0).get(Entry::Weights), 3 * one);
+    assert!(with(1).get(Entry::Activations) > with(0).get(Entry::Activations), "what A gives of every row");
 }
 
 /// Every model counts, but weights that two of them share count once.

@@ -14,7 +14,7 @@ use crate::{Device, Error, Result, Tape, Tensor, reference};
 pub use dropout::Dropout;
 use dropout::dropped;
 pub use epilogue::{Epilogue, project_within};
-pub use segments::{LoraModule, LoraModules, LoraSegment, LoraSegments, project_segments};
+pub use segments::{GROUPED_RANKS, LoraModule, LoraModules, LoraSegment, LoraSegments, project_segments};
 
 /// A low-rank branch `scale * (drop(x) A^T) B^T` (<https://arxiv.org/abs/2106.09685>).
 #[derive(Debug, Clone, Copy)]

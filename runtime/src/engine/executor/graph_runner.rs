@@ -53,7 +53,7 @@ impl GraphRunners {
     }
 
     /// Whether a decode graph can have these adapters.
-    pub(super) fn take(&self, lora: Option<&LoraSegments>) -> Result<bool> {
+    pub(super) fn fit(&self, lora: Option<&LoraSegments>) -> Result<bool> {
         Ok(lora.map_or(Ok(true), |lora| lora.fits_graph(self.ordinal))?)
     }
 

@@ -177,7 +177,7 @@ impl ModelRunner {
         let weights = &self.loaded(batch.model()).serving().weights;
         let lora = self.lora_segments(batch);
         // A graph would read offloaded layers where they passed through when it was captured.
-        let fixed = !weights.is_offloaded() && graph_runners.take(lora.as_ref())?;
+        let fixed = !weights.is_offloaded() && graph_runners.fit(lora.as_ref())?;
         let pending = if fixed && batch.seqs().all(|seq| seq.sample && seq.tokens.len() == 1) {
             outcome.graphs += 1;
             Some(self.launch_graph(graph_runners, plan, batch, &tokens, lora.as_ref())?)

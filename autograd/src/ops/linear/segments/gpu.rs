@@ -72,6 +72,9 @@ impl LoraSegments {
     }
 }
 
+/// Ranks of the intermediate values that the grouped kernels keep for each row.
+pub const GROUPED_RANKS: usize = MAX_PROJECTIONS * MAX_RANK;
+
 /// Adds the LoRA of every segment to its rows of y.
 pub(super) fn add(
     y: &Tensor,

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
+pub use self::gpu::GROUPED_RANKS;
 use super::{Epilogue, LowRank, Projection, project, reference_linear};
 use crate::cpu::gemm::{self, Map, Store};
 use crate::cuda::grouped_lora::{ModuleTable, Tiles};

@@ -136,6 +136,7 @@ __forceinline__ Module module_of(const Tile& tile, int index) {
 extern "C" __global__ void __launch_bounds__(32 * DOWN_WARPS)
     lora_down_grouped(const bf16* x, int k, bf16* down, const Tile* tiles, int index0, int index1, int index2) {
     __shared__ float partial[DOWN_WARPS][16][MAX_RANK];
+    take_turn();
     const Tile tile = tiles[blockIdx.x];
     if (tile.rows == 0) return;
     const int projection = blockIdx.y, warp = threadIdx.x >> 5, group = lane_id() >> 2, quad = lane_id() & 3;
@@ -179,6 +180,7 @@ extern "C" __global__ void __launch_bounds__(32 * DOWN_WARPS)
 extern "C" __global__ void __launch_bounds__(128)
     lora_up_grouped(bf16* y, long long y_stride, const bf16* down, int projections, const Tile* tiles, int end0, int end1,
                     int end2, int index0, int index1, int index2) {
+    take_turn();
     const Tile tile = tiles[blockIdx.y];
     if (tile.rows == 0) return;
     const int first = (blockIdx.x * 4 + (threadIdx.x >> 5)) * 16, stride = projections * MAX_RANK;

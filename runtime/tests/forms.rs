@@ -107,6 +107,33 @@ fn nothing_is_left_out_that_another_form_shows() {
     assert_eq!(one("{{ messages[0].role }}", &json!([{"role": "user", "content": "ab"}])).as_deref(), Ok("user"));
 }
 
+/// Values by transformers 5.24's `apply_chat_template`.
+#[test]
+fn a_text_that_the_template_changes_stays_a_text() {
+    let messages = json!([
+        {"role": "user", "content": "one\n\ntwo Three"},
+        {"role": "assistant", "content": "Ans <think>thought"},
+        {"role": "user", "content": "more"},
+    ]);
+    let parts = "{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}";
+    for (shown, wanted) in [
+        ("{{ m.content | capitalize }}", "<One\n\ntwo three><Ans <think>thought><More>"),
+        ("{{ m.content[:4] }}", "<one\n><Ans ><more>"),
+        ("{{ m.content | replace('\n\n', '\n') }}", "<one\ntwo Three><Ans <think>thought><more>"),
+        ("{{ m.content.split('<think>')[0] }}", "<one\n\ntwo Three><Ans ><more>"),
+        (
+            &format!("{{% if m.content is string %}}{{{{ m.content | upper }}}}{{% else %}}{parts}{{% endif %}}"),
+            "<ONE\n\nTWO THREE><ANS <THINK>THOUGHT><MORE>",
+        ),
+        (parts, "<one\n\ntwo Three><Ans <think>thought><more>"),
+    ] {
+        let source = format!("{{% for m in messages %}}<{shown}>{{% endfor %}}");
+        assert_eq!(one(&source, &messages).as_deref(), Ok(wanted), "{source}");
+    }
+    // A list is never printed as one, whatever else is lost.
+    assert_eq!(one("{{ messages[2].content }}", &messages).as_deref(), Ok("more"));
+}
+
 #[test]
 fn a_last_message_goes_on() {
     let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";

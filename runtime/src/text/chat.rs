@@ -11,7 +11,7 @@ use super::folder::TextFiles;
 use super::jinja::{self, TemplateError, Templates};
 use super::message::Message;
 use super::tokenizer::Tokenizer;
-use super::value_forms::Conversation;
+use super::value_forms::{Conversation, ValueForm};
 use crate::weights::gguf::GgufFile;
 use crate::{Error, Result};
 
@@ -168,15 +168,28 @@ impl ChatTemplate {
         let conversation = Arc::new(Conversation::new(messages, self.source.contains("developer")));
         let variables = Arc::new(variables);
         let bytes = conversation.bytes();
-        let (mut incomplete, mut refusal) = (None, None);
-        let begun = Instant::now();
-        for form in conversation.forms() {
-            let (messages, variables) = (Arc::clone(&conversation), Arc::clone(&variables));
+        let render = |conversation: &Arc<Conversation>, form| {
+            let (messages, variables) = (Arc::clone(conversation), Arc::clone(&variables));
             let values = move || {
                 let given = variables.iter().map(|(name, value)| (name.clone(), JinjaValue::from(Serde(value))));
                 JinjaValue::from_pairs(given.chain([("messages".to_owned(), messages.values(form))]))
             };
-            match self.templates.render(name, bytes, values) {
+            self.templates.render(name, bytes, values)
+        };
+        let (mut incomplete, mut refusal): (Option<String>, _) = (None, None);
+        let mut reads_texts = None;
+        let begun = Instant::now();
+        for form in conversation.forms() {
+            if let Some(text) = incomplete.as_ref().filter(|_| form.lists_texts()) {
+                let reads = || {
+                    let of_words = render(&Arc::new(conversation.with_words()), ValueForm::default());
+                    of_words.is_ok_and(|of_words| conversation.reads_missing_texts(text, &of_words))
+                };
+                if *reads_texts.get_or_insert_with(reads) {
+                    break;
+                }
+            }
+            match render(&conversation, form) {
                 Ok(text) if conversation.is_mistaken(form, &text) => {
                     let what = "the template needs content, or arguments of a call, of another form than they have";
                     refusal.get_or_insert_with(|| TemplateError::Refused(what.to_owned()));

@@ -3,7 +3,7 @@
 //! A template is given values as transformers gives them. Some templates want another form of the same value: arguments of a
 //! call as text or as an object, content as text or as a list of parts, `null` instead of nothing. So where a template
 //! fails, or leaves out a text or a call of the conversation, the other forms are tried, always in the same order, and the
-//! first that shows everything is taken.
+//! first that shows everything is taken. A text stays a text where the template reads it as one, also where it changes or cuts it.
 
 use minijinja::value::{Serde, Value};
 use serde_json::{Map, Value as Json, json};
@@ -16,17 +16,19 @@ use super::python;
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// Arguments of a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum ArgumentsForm {
     /// What came as text is an object and prints as that text.
+    #[default]
     Both,
     Object,
     Text,
 }
 
 /// Content of a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum ContentForm {
+    #[default]
     Given,
     /// A list of parts as one text.
     Joined,
@@ -35,8 +37,9 @@ enum ContentForm {
 }
 
 /// Content of a message that has no text and calls functions, and calls of one that makes none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum BlankForm {
+    #[default]
     Given,
     Null,
     Empty,
@@ -44,11 +47,18 @@ enum BlankForm {
 }
 
 /// One form of all values of a conversation.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct ValueForm {
     call: ArgumentsForm,
     content: ContentForm,
     blank: BlankForm,
+}
+
+impl ValueForm {
+    /// Whether texts become lists of parts.
+    pub(super) fn lists_texts(self) -> bool {
+        self.content == ContentForm::Parts
+    }
 }
 
 /// A conversation, as transformers hands it to a template.
@@ -101,6 +111,28 @@ impl Conversation {
         self.messages.iter().map(|fields| message(fields, form)).collect()
     }
 
+    /// The same conversation with a short word in place of each text.
+    pub(super) fn with_words(&self) -> Self {
+        let replace = |(index, fields): (usize, &Map<String, Json>)| {
+            let mut fields = fields.clone();
+            if fields.get("content").is_some_and(Json::is_string) {
+                fields.insert("content".into(), json!(word(index)));
+            }
+            fields
+        };
+        Self { messages: self.messages.iter().enumerate().map(replace).collect() }
+    }
+
+    /// Whether the template reads every text that `rendered` lacks, by what it makes of [`Self::with_words`]: it has changed or
+    /// cut the text then, and no other form of it would be right.
+    pub(super) fn reads_missing_texts(&self, rendered: &str, of_words: &str) -> bool {
+        let of_words = of_words.to_lowercase();
+        self.messages.iter().enumerate().all(|(index, fields)| {
+            let text = fields.get("content").and_then(Json::as_str).map(str::trim);
+            text.is_none_or(|text| rendered.contains(text) || of_words.contains(&word(index)))
+        })
+    }
+
     /// Whether a rendered text shows all texts and calls.
     pub(super) fn is_whole(&self, rendered: &str) -> bool {
         let mut from = 0;
@@ -138,6 +170,12 @@ impl Conversation {
     pub(super) fn bytes(&self) -> usize {
         serde_json::to_vec(&self.messages).map_or(0, |text| text.len())
     }
+}
+
+/// A word that no template has, short and in small letters: templates cut texts and change their case.
+fn word(index: usize) -> String {
+    let letter = |n: usize| char::from(b'a' + (n % 26) as u8);
+    ['z', 'q', letter(index / 26), letter(index)].iter().collect()
 }
 
 fn written(text: &str) -> String {
@@ -191,7 +229,10 @@ fn content(value: Json, form: ContentForm) -> Value {
         (_, Json::Array(parts)) => {
             Value::from_object(TextParts(parts.into_iter().map(|part| Value::from(Serde(part))).collect()))
         }
-        (ContentForm::Parts, Json::String(text)) => Value::from(Serde(json!([{"type": "text", "text": text}]))),
+        (ContentForm::Parts, Json::String(text)) => {
+            let part = Value::from(Serde(json!({"type": "text", "text": text})));
+            Value::from_object(TextParts(vec![part]))
+        }
         (_, value) => Value::from(Serde(value)),
     }
 }

@@ -238,6 +238,24 @@ mod tests {
         assert_eq!(got, r#"True 1e-05 ['a', None, 1.0] None |{"role": "user", "content": "<é> \"q\""}"#);
     }
 
+    /// Values by jinja2 3.1.
+    #[test]
+    fn takes_texts_apart_as_python_does() {
+        for (source, wanted) in [
+            ("{{ 'a b c'.rsplit(' ', 1) }}{{ 'a'.rsplit('x') }}", "['a b', 'c']['a']"),
+            ("{{ 'a=b=c'.partition('=') | join('|') }} {{ 'a=b=c'.rpartition('=') | join('|') }}", "a|=|b=c a=b|=|c"),
+            ("{{ 'x'.partition('=') | join('|') }} {{ 'x'.rpartition('=') | join('|') }}", "x|| ||x"),
+            (
+                "{{ 'prefix'.removeprefix('pre') }}{{ 'file.py'.removesuffix('.py') }}{{ 'a'.removesuffix('b') }}",
+                "fixfilea",
+            ),
+            ("{{ '<b a=\"1\">\\'&' | e }}", "&lt;b a=&#34;1&#34;&gt;&#39;&amp;"),
+        ] {
+            assert_eq!(render(source).unwrap(), wanted, "{source}");
+        }
+        assert!(render("{{ 'a'.partition('') }}").unwrap_err().to_string().contains("partition"));
+    }
+
     #[test]
     fn generation_blocks_keep_their_whitespace_control() {
         let got =

@@ -32,6 +32,8 @@ pub(in crate::text) fn transformers() -> Environment<'static> {
     environment.add_filter("tojson", to_json);
     environment.add_filter("string", to_string);
     environment.add_filter("pprint", to_string);
+    environment.add_filter("escape", escape);
+    environment.add_filter("e", escape);
     environment.add_test("string", is_string);
     environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
@@ -85,8 +87,56 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
             Err(invalid(format!("format: a width has more than {LONGEST_WIDTH} digits, or is an argument itself")))
         }
         (Some(text), "title") if args.is_empty() => Ok(python::title(text).into()),
+        (Some(text), "rsplit" | "partition" | "rpartition" | "removeprefix" | "removesuffix") => {
+            cut(text, method, args)
+        }
         _ => unknown_method_callback(state, value, method, args),
     }
+}
+
+/// Methods of a string that take it apart at a text.
+fn cut(text: &str, method: &str, args: &[Value]) -> Result<Value, minijinja::Error> {
+    let (at, most) = match args {
+        [at] => (at.as_str(), None),
+        [at, most] if method == "rsplit" => (at.as_str(), usize::try_from(most.clone()).ok()),
+        _ => (None, None),
+    };
+    let at = at.filter(|at| !at.is_empty() || method.starts_with("remove"));
+    let at = at.ok_or_else(|| invalid(format!("{method} takes the text to look for")))?;
+    let three = |parts: Option<(&str, &str)>, whole: [&str; 3]| {
+        Value::from(parts.map_or(whole, |(before, after)| [before, at, after]).map(Value::from).to_vec())
+    };
+    Ok(match method {
+        "partition" => three(text.split_once(at), [text, "", ""]),
+        "rpartition" => three(text.rsplit_once(at), ["", "", text]),
+        "removeprefix" => text.strip_prefix(at).unwrap_or(text).into(),
+        "removesuffix" => text.strip_suffix(at).unwrap_or(text).into(),
+        _ => {
+            let parts = text.rsplitn(most.map_or(usize::MAX, |most| most.saturating_add(1)), at);
+            let mut parts: Vec<Value> = parts.map(Value::from).collect();
+            parts.reverse();
+            parts.into()
+        }
+    })
+}
+
+/// As Jinja (markupsafe) escapes HTML.
+fn escape(text: String) -> String {
+    let entity = |c| match c {
+        '&' => Some("&amp;"),
+        '<' => Some("&lt;"),
+        '>' => Some("&gt;"),
+        '\'' => Some("&#39;"),
+        '"' => Some("&#34;"),
+        _ => None,
+    };
+    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
+        match entity(c) {
+            Some(entity) => out.push_str(entity),
+            None => out.push(c),
+        }
+        out
+    })
 }
 
 /// Whether a format needs more text than its arguments have.

@@ -6,6 +6,7 @@
 //! [`Device`]).
 
 pub mod adamw;
+mod capabilities;
 mod cpu;
 pub mod cuda;
 pub mod decode;
@@ -22,6 +23,7 @@ pub mod stream;
 pub mod tape;
 pub mod tensor;
 
+pub use capabilities::{BatchInvariance, Capabilities, Defaults};
 pub use device::Device;
 pub use error::{Error, Result};
 pub use index::Index;

@@ -2,6 +2,11 @@
 
 use burn::tensor::{Device as BurnDevice, TensorData};
 
+use crate::capabilities::{Capabilities, HOST};
+
+/// What burn's expressions can do; which kernel computes them depends on the batch.
+pub(crate) const CAPABILITIES: Capabilities = HOST;
+
 type B2 = burn::Tensor<2>;
 
 /// The backend that this build's `Reference` runs on.

@@ -7,6 +7,8 @@
 // Register tiles are small arrays that are walked together by index.
 #![allow(clippy::needless_range_loop)]
 
+use crate::capabilities::{BatchInvariance, Capabilities, HOST};
+
 pub(crate) mod attention;
 pub(crate) mod attention_backward;
 pub(crate) mod gemm;
@@ -14,3 +16,6 @@ pub(crate) mod gemm_backward;
 pub(crate) mod rows;
 pub(crate) mod shared;
 pub(crate) mod simd;
+
+/// What the host's cores can do with these kernels.
+pub(crate) const CAPABILITIES: Capabilities = Capabilities { batch_invariance: BatchInvariance::Always, ..HOST };

@@ -56,3 +56,27 @@ pub use pool::{Buffer, MemoryStats, block_bytes};
 pub(crate) use staging::Pinned;
 pub use transfer::{Pending, Plain};
 pub(crate) use word_range::WordRange;
+
+use crate::capabilities::{BatchInvariance, Capabilities, Defaults};
+
+/// What an NVIDIA GPU can do with these kernels, in bf16.
+pub(crate) const CAPABILITIES: Capabilities = Capabilities {
+    value_bytes: 2,
+    own_memory: true,
+    graphs: true,
+    samples: true,
+    asynchronous: true,
+    copies_trained_weights: true,
+    block_bytes,
+    batch_invariance: BatchInvariance::Mode,
+    defaults: Defaults {
+        step_tokens: 16384,
+        served_sequences: 256,
+        batch_sequences: 256,
+        batch_tokens: 1 << 18,
+        lora_micro_batch: 8192,
+        full_micro_batch: 4096,
+        interruptible_tokens: usize::MAX,
+        answer_tokens: None,
+    },
+};

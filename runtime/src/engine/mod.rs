@@ -20,8 +20,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use autograd::Device;
-use autograd::cuda::{Gpu, Mode};
+use autograd::cuda::Mode;
 
 use self::executor::{Executor, Outcome};
 use self::order::Order;
@@ -64,7 +63,7 @@ pub(crate) struct Engine {
 impl Engine {
     /// Loads the models.
     pub(crate) fn new(spec: &RuntimeSpec, progress: &dyn Fn(usize, usize)) -> Result<Self> {
-        let mode = hold_mode(spec)?;
+        let mode = spec.device.hold_mode(spec.deterministic)?;
         let executor = Executor::new(spec, progress)?;
         let bases = spec.ids().zip(&spec.models).zip(executor.bases());
         let planner = |((id, model), (config, pages)): ((ModelId, &ModelSpec), (&Arc<ModelConfig>, usize))| {
@@ -301,13 +300,8 @@ impl Engine {
     }
 
     fn stats(&self) -> Result<RuntimeStats> {
-        let gpu = match self.ranks.own().device() {
-            Device::Cpu | Device::Reference => None,
-            Device::Cuda(ordinal) => {
-                let gpu = Gpu::get(ordinal)?;
-                Some(GpuStats { launches: gpu.launches(), memory: gpu.memory() })
-            }
-        };
+        let gpu = self.ranks.own().device().gpu()?;
+        let gpu = gpu.map(|gpu| GpuStats { launches: gpu.launches(), memory: gpu.memory() });
         let models = (0..).map(ModelId).zip(&self.planners).map(|(id, planner)| (id, planner.stats())).collect();
         Ok(RuntimeStats { models, gpu })
     }
@@ -345,18 +339,5 @@ impl Engine {
         self.trained()?;
         self.ranks.send(Order::Publish)?;
         Ok(self.planners[0].weights_changed(ModelId::STUDENT))
-    }
-}
-
-/// Puts a GPU into the mode that the runtime computes in.
-fn hold_mode(spec: &RuntimeSpec) -> Result<Option<Mode>> {
-    match spec.device {
-        Device::Cpu => Ok(None),
-        Device::Cuda(ordinal) => Ok(Some(Gpu::get(ordinal)?.hold_mode(spec.deterministic)?)),
-        Device::Reference if spec.deterministic => {
-            let why = "results depend on the batch there; deterministic runs on cpu (always) and cuda".to_owned();
-            Err(autograd::Error::Device { name: spec.device.to_string(), why }.into())
-        }
-        Device::Reference => Ok(None),
     }
 }

@@ -16,10 +16,7 @@ const F32: u64 = 4;
 
 /// Bytes that `bytes` take on `device`: a GPU's allocator hands out blocks.
 pub(super) fn block(device: Device, bytes: u64) -> u64 {
-    match device {
-        Device::Cuda(_) => cuda::block_bytes(usize::try_from(bytes).unwrap_or(usize::MAX / 2)) as u64,
-        Device::Cpu | Device::Reference => bytes,
-    }
+    (device.capabilities().block_bytes)(usize::try_from(bytes).unwrap_or(usize::MAX / 2)) as u64
 }
 
 fn elements(spec: &TensorSpec) -> u64 {
@@ -73,7 +70,7 @@ impl Weights {
 /// Rotary tables, cosines and sines in f32: of every position on a GPU, else of those before `longest`.
 pub(super) fn rotary(config: &ModelConfig, device: Device, longest: usize) -> u64 {
     let context = config.max_position_embeddings;
-    let positions = if matches!(device, Device::Cuda(_)) { context } else { RopeTable::on_host(longest.min(context)) };
+    let positions = if device.capabilities().own_memory { context } else { RopeTable::on_host(longest.min(context)) };
     2 * block(device, positions as u64 * (config.head_dim / 2) as u64 * F32)
 }
 

@@ -13,7 +13,6 @@ use std::fmt;
 use std::path::PathBuf;
 
 use autograd::Device;
-use autograd::cuda::Gpu;
 
 pub use crate::bytes::{Bytes, BytesError, KvSize, KvSizeError};
 pub use crate::error::Entry;
@@ -169,8 +168,7 @@ impl MemoryPlan {
     /// # Errors
     /// When another process took the memory meanwhile.
     pub fn enforce(&self) -> Result<()> {
-        let Device::Cuda(ordinal) = self.device else { return Ok(()) };
-        let gpu = Gpu::get(ordinal)?;
+        let Some(gpu) = self.device.gpu()? else { return Ok(()) };
         let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         gpu.set_memory_limit(Some(bytes(self.limit())));
         gpu.set_graph_segment(bytes(self.graph_segment));

@@ -124,7 +124,7 @@ impl<'a> Planner<'a> {
     }
 
     fn on_gpu(&self) -> bool {
-        matches!(self.device, Device::Cuda(_))
+        self.device.capabilities().own_memory
     }
 
     /// The models that complete prompts.
@@ -322,7 +322,7 @@ impl<'a> Planner<'a> {
 
     /// What the largest captured step of a model takes; none without a GPU.
     pub(super) fn graph_segment(&self) -> u64 {
-        if !self.on_gpu() {
+        if !self.device.capabilities().graphs {
             return 0;
         }
         let pages = graph_pages(self.workload.longest.div_ceil(PAGE_TOKENS)) as u64;

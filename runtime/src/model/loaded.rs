@@ -90,7 +90,7 @@ impl LoadedModel {
     pub(crate) fn publish(&mut self, trained: ModelParams) -> Result<Moved> {
         let full = trained.adapter.is_none();
         let mut moved = Moved::Elsewhere;
-        if matches!(self.device(), Device::Cuda(_)) {
+        if self.device().capabilities().copies_trained_weights {
             // `base` and `serving` hold them.
             self.owns_copy |=
                 full && Arc::ptr_eq(&self.base, &self.serving.weights) && Arc::strong_count(&self.base) == 2;

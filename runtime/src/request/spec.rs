@@ -154,15 +154,12 @@ impl EngineConfig {
     /// running sequences get their next token.
     #[must_use]
     pub fn default_token_budget(device: Device) -> usize {
-        match device {
-            Device::Cuda(_) => 16384,
-            Device::Cpu | Device::Reference => 512,
-        }
+        device.capabilities().defaults.step_tokens
     }
 
     /// A GPU computes while the host looks at results; on a CPU both are the same cores.
     #[must_use]
     pub fn default_async_scheduling(device: Device) -> bool {
-        matches!(device, Device::Cuda(_))
+        device.capabilities().asynchronous
     }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use autograd::Device;
 use clap::Args;
 use runtime::RuntimeHandle;
 use runtime::files::ModelFiles;
@@ -142,8 +141,8 @@ impl ModelArgs {
         batch_tokens: Option<usize>,
         progress: Progress,
     ) -> Result<RuntimeHandle> {
-        let gpu = matches!(self.device.device, Device::Cuda(_));
-        let (default, most) = if gpu { (1 << 18, 256) } else { (1 << 14, 64) };
+        let defaults = &self.device.device.capabilities().defaults;
+        let (default, most) = (defaults.batch_tokens, defaults.batch_sequences);
         let tokens =
             between("--batch-tokens", batch_tokens.unwrap_or_else(|| default.max(longest)), MOST_TOKENS.max(longest))?;
         if tokens < longest {

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use autograd::Device;
 use runtime::files::ModelFiles;
 use runtime::memory::{Checkpointing, KvWish, Workload};
 use runtime::read;
@@ -30,8 +29,6 @@ pub(super) use args::ServeArgs;
 const FREED_PAGES: Duration = Duration::from_secs(1);
 /// Tokens of a sequence that KV memory is usually made for.
 const DEFAULT_LENGTH: usize = 2048;
-/// Longest answer on a CPU where the request names no length: a small model that never ends would go on for minutes.
-pub(super) const DEFAULT_ANSWER: usize = 1024;
 
 pub(super) fn run(args: &ServeArgs) -> Result<()> {
     memory::keep_freed_pages_for(FREED_PAGES);
@@ -96,10 +93,7 @@ impl ServeArgs {
     /// The runtime without its memory, and what the memory has to hold.
     fn spec(&self, student: &Arc<ModelFiles>, teacher: Option<&Arc<ModelFiles>>) -> (RuntimeSpec, Workload) {
         let (device, limits) = (self.device.device, &self.limits);
-        let max_running = limits.max_running.unwrap_or(match device {
-            Device::Cuda(_) => 256,
-            Device::Cpu | Device::Reference => 32,
-        });
+        let max_running = limits.max_running.unwrap_or(device.capabilities().defaults.served_sequences);
         let context = student.config.max_position_embeddings;
         let others = std::iter::repeat_n(DEFAULT_LENGTH.min(context), max_running.saturating_sub(1));
         let lengths = || [context].into_iter().chain(others).collect();
@@ -133,7 +127,7 @@ impl ServeArgs {
             "requests   {} for bodies, tokenizations, grammars and answers (--request-memory)",
             Bytes(need)
         ));
-        match memory::available(Device::Cpu)? {
+        match memory::available_on_host() {
             Some(available) if available < need => {
                 Err(Error::RequestMemory { need: Bytes(need), available: Bytes(available) })
             }
@@ -180,10 +174,7 @@ impl ServeArgs {
                 LogprobsModeArg::Raw => LogprobsMode::Raw,
                 LogprobsModeArg::Processed => LogprobsMode::Processed,
             },
-            default_max_tokens: limits.default_max_tokens.or(match self.device.device {
-                Device::Cuda(_) => None,
-                Device::Cpu | Device::Reference => Some(DEFAULT_ANSWER),
-            }),
+            default_max_tokens: limits.default_max_tokens.or(self.device.device.capabilities().defaults.answer_tokens),
             metric_names: match self.observability.metric_names {
                 MetricNamesArg::Arle => MetricNames::Arle,
                 MetricNamesArg::Vllm => MetricNames::Vllm,

@@ -7,7 +7,6 @@ use clap::Parser;
 use serve::{Keys, LogprobsMode, MetricNames, SamplingDefaults, ServeConfig, TlsFiles, Traces};
 
 use super::print;
-use super::serve::DEFAULT_ANSWER;
 use crate::{Error, Result};
 use command::interrupt::{Interrupt, TRAINING};
 use command::progress::{Progress, eprint_line};
@@ -27,6 +26,8 @@ Ctrl-C stops after the current step and writes a checkpoint; a second Ctrl-C sto
 Exit codes: 0 done, 1 failed, 2 bad usage or recipe, 3 the GPU was lost, 4 a remote teacher
 was lost, 130 interrupted.";
 
+/// Longest answer of the model in training where the request names no length: rollouts go on beside it.
+const DEFAULT_ANSWER: usize = 1024;
 /// Sequences that HTTP clients of a run may have at a time, besides its own.
 const SERVED_SEQUENCES: usize = 256;
 

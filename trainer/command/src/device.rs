@@ -2,8 +2,7 @@
 
 use std::str::FromStr;
 
-use autograd::Device;
-use autograd::cuda::Gpu;
+use autograd::{BatchInvariance, Device};
 
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -35,16 +34,14 @@ impl DeviceChoice {
     /// # Errors
     /// A missing GPU, driver or library; a device that cannot be deterministic.
     pub fn start(&self, deterministic: bool, progress: Progress) -> Result<()> {
-        if deterministic && self.device == Device::Reference {
+        if deterministic && self.device.capabilities().batch_invariance == BatchInvariance::Unsupported {
             let rule = "left out on reference, where results depend on the batch (cpu always is, cuda can be)";
             return Err(Error::value("--deterministic", true, rule));
         }
         if let Some(note) = &self.note {
             progress.line(note);
         }
-        if let Device::Cuda(ordinal) = self.device {
-            Gpu::with_libraries(ordinal).map_err(runtime::Error::from)?;
-        }
+        self.device.prepare().map_err(runtime::Error::from)?;
         Ok(())
     }
 }

@@ -111,7 +111,7 @@ impl Means {
     fn of(spec: &RuntimeSpec) -> Self {
         let Some(training) = &spec.training else { return Self::default() };
         let lora = matches!(training.trainable, Trainable::Lora(_));
-        let (on_gpu, one_model) = (matches!(spec.device, Device::Cuda(_)), spec.teacher_shares_weights() && lora);
+        let (on_gpu, one_model) = (spec.device.capabilities().own_memory, spec.teacher_shares_weights() && lora);
         Self {
             offload_teacher: on_gpu && spec.teacher().is_some() && !training.offload.teacher && !one_model,
             offload_optimizer: on_gpu && !training.offload.optimizer,
@@ -188,10 +188,7 @@ pub fn release_freed_pages() {
 /// # Errors
 /// A GPU that cannot be used.
 pub fn describe(device: Device) -> Result<String> {
-    Ok(match device {
-        Device::Cpu | Device::Reference => device.to_string(),
-        Device::Cuda(ordinal) => format!("{device} ({})", gpu(ordinal)?.info().name),
-    })
+    Ok(device.describe().map_err(runtime::Error::from)?)
 }
 
 /// Bytes that can be had on `device` now, on the host without swapping; `None` where the system does not report it.
@@ -199,17 +196,15 @@ pub fn describe(device: Device) -> Result<String> {
 /// # Errors
 /// A GPU that cannot be used.
 pub fn available(device: Device) -> Result<Option<u64>> {
-    Ok(match device {
-        Device::Cpu | Device::Reference => available_on_host(),
-        Device::Cuda(ordinal) => Some(gpu(ordinal)?.free_bytes().map_err(runtime::Error::from)? as u64),
-    })
+    match device.gpu().map_err(runtime::Error::from)? {
+        Some(gpu) => Ok(Some(gpu.free_bytes().map_err(runtime::Error::from)? as u64)),
+        None => Ok(available_on_host()),
+    }
 }
 
-fn gpu(ordinal: usize) -> Result<&'static Gpu> {
-    Ok(Gpu::get(ordinal).map_err(runtime::Error::from)?)
-}
-
-fn available_on_host() -> Option<u64> {
+/// Bytes of the host that can be had without swapping; `None` where the system does not report it.
+#[must_use]
+pub fn available_on_host() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -232,15 +227,12 @@ pub fn peak() -> u64 {
 /// Counters of the memory of `device`, when it is a GPU.
 #[must_use]
 pub fn on_gpu(device: Device) -> Option<MemoryStats> {
-    let Device::Cuda(ordinal) = device else { return None };
-    Gpu::get(ordinal).ok().map(Gpu::memory)
+    device.gpu().ok().flatten().map(Gpu::memory)
 }
 
 /// Forgets the peak of a GPU so far.
 pub fn count_peak_from_now(device: Device) {
-    if let Device::Cuda(ordinal) = device
-        && let Ok(gpu) = Gpu::get(ordinal)
-    {
+    if let Ok(Some(gpu)) = device.gpu() {
         gpu.reset_peak();
     }
 }

@@ -39,9 +39,9 @@ struct CudaGraphRunner {
 
 impl GraphRunners {
     /// For steps of up to `rows` sequences.
-    pub(super) fn new(ordinal: usize, rows: usize) -> Result<Self> {
-        let memory = GraphMemory::new(Gpu::get(ordinal)?);
-        Ok(Self { ordinal, rows, memory, by_weights: vec![] })
+    pub(super) fn new(gpu: &'static Gpu, rows: usize) -> Result<Self> {
+        let memory = GraphMemory::new(gpu);
+        Ok(Self { ordinal: gpu.info().ordinal, rows, memory, by_weights: vec![] })
     }
 
     /// Drops the graphs of a model: what they read has moved. No step is in flight.

@@ -56,9 +56,9 @@ impl ModelRunner {
         let num_pages = if spec.generates(id) { kv_pages(&config, spec.device, spec.engine.kv_bytes) } else { 1 };
         let (positions, pool) = (config.max_position_embeddings, kv_pool(&config, spec.device, num_pages)?);
         let loaded = LoadedModel::new(Decoder::new(config, positions), weights, adapter);
-        let graph_runners = match spec.device {
-            Device::Cuda(ordinal) => Some(GraphRunners::new(ordinal, spec.engine.max_running)?),
-            Device::Cpu | Device::Reference => None,
+        let graph_runners = match spec.device.gpu()? {
+            Some(gpu) if spec.device.capabilities().graphs => Some(GraphRunners::new(gpu, spec.engine.max_running)?),
+            _ => None,
         };
         Ok(Self {
             base: id,

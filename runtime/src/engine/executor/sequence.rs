@@ -47,10 +47,10 @@ fn with_rules<T>(
 
 /// Refuses parameters that the device's kernels do not have; before a request is queued.
 pub(in crate::engine) fn check_params(params: &SamplingParams, config: &ModelConfig, device: Device) -> Result<()> {
-    match device {
-        Device::Cpu | Device::Reference => Ok(()),
-        Device::Cuda(_) => Ok(with_rules(params, &[], config, |rules| rules.check())?),
+    if device.capabilities().samples {
+        with_rules(params, &[], config, |rules| rules.check())?;
     }
+    Ok(())
 }
 
 impl SequenceState {
@@ -58,12 +58,13 @@ impl SequenceState {
     /// A GPU that is out of memory.
     pub(super) fn new(begin: BeginSequence, config: &ModelConfig, device: Device) -> Result<Self> {
         let BeginSequence { params, index, prompt, .. } = begin;
-        let sampler = match device {
-            Device::Cpu | Device::Reference => Sampler::Host(TokenHistory::new(&prompt)),
-            Device::Cuda(ordinal) => {
+        let sampler = match device.gpu()? {
+            Some(gpu) if device.capabilities().samples => {
+                let ordinal = gpu.info().ordinal;
                 let make = |rules: &LogitsProcessorSpec<'_>| LogitsProcessors::new(ordinal, config.vocab_size, rules);
                 Sampler::Gpu(with_rules(&params, &prompt, config, make)?)
             }
+            _ => Sampler::Host(TokenHistory::new(&prompt)),
         };
         Ok(Self { params, index, prompt_len: prompt.len(), sampler, allowed: vec![] })
     }

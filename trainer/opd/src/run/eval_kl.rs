@@ -14,7 +14,6 @@
 
 use std::sync::Arc;
 
-use autograd::Device;
 use runtime::request::{ModelId, TrainRequest, TrainSequence};
 use runtime::train::Loss;
 
@@ -145,11 +144,7 @@ impl<'a> EvalKl<'a> {
     fn forward(&self, completions: Vec<Completion>) -> Result<LossSums> {
         let mut sums = LossSums::default();
         let bar = self.progress.bar("eval", completions.iter().map(Completion::len).sum::<usize>() as u64, "tokens");
-        // The way to Ctrl-C is short: a CPU is through with so many tokens in a second or two.
-        let most = match self.recipe.runtime.device.device {
-            Device::Cuda(_) => usize::MAX,
-            Device::Cpu | Device::Reference => 512,
-        };
+        let most = self.recipe.runtime.device.device.capabilities().defaults.interruptible_tokens;
         let batches = split(completions, self.recipe.runtime.tokens_per_microbatch.min(most));
         let run = |_, sequences: &[TrainSequence], teacher: BatchTeacher| {
             if self.interrupt.is_requested() {

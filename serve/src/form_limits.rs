@@ -15,6 +15,10 @@ const MAX_TEXT: usize = 512 << 10;
 /// Bytes of all regular expressions of a form.
 const MAX_REGEX: usize = 16 << 10;
 
+/// Sum of all `multipleOf` of a form, each without its decimal point. A number's remainder is a state of its automaton: 99,991 took
+/// 0.6 s and 80 MB, 999,983 took 7.6 s and 600 MB (llguidance 1.9).
+const MAX_MULTIPLES: usize = 100_000;
+
 /// Refuses what is too large or too deep, and says which limit that is.
 pub(crate) fn check(grammars: &[GrammarWithLexer]) -> Result<(), String> {
     let mut size = Size::default();
@@ -36,11 +40,12 @@ struct Size {
     rules: usize,
     text: usize,
     regex: usize,
+    multiples: usize,
 }
 
 /// Adds to a count that has a limit.
 fn add(count: &mut usize, more: usize, limit: usize, what: &str) -> Result<(), String> {
-    *count += more;
+    *count = count.saturating_add(more);
     if *count > limit { Err(format!("the form has more than {limit} {what}; send a smaller one")) } else { Ok(()) }
 }
 
@@ -64,6 +69,10 @@ impl Size {
                         self.text(name.len())?;
                         match (name.as_str(), value) {
                             ("pattern", Value::String(regex)) => self.regex(regex.len())?,
+                            ("multipleOf", Value::Number(number)) => {
+                                let states = digits(&number.to_string());
+                                add(&mut self.multiples, states, MAX_MULTIPLES, "as the sum of `multipleOf`")?;
+                            }
                             ("patternProperties", Value::Object(patterns)) => {
                                 self.regex(patterns.keys().map(String::len).sum())?;
                             }
@@ -126,6 +135,15 @@ impl Size {
     }
 }
 
+/// The digits of a number as an integer, without its sign, decimal point and negative exponent.
+fn digits(number: &str) -> usize {
+    let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+    let mantissa = if mantissa.contains('.') { mantissa.trim_end_matches('0') } else { mantissa };
+    let digits: String = mantissa.chars().filter(char::is_ascii_digit).collect();
+    let zeros = exponent.trim_start_matches('+').parse().unwrap_or(0_i32).clamp(0, 20) as u32;
+    digits.parse::<usize>().unwrap_or(usize::MAX).saturating_mul(10_usize.saturating_pow(zeros))
+}
+
 /// Bytes of a string or a regular expression up to its end.
 fn literal(text: &str, end: char) -> usize {
     let mut characters = text.char_indices().skip(1);
@@ -184,6 +202,18 @@ mod tests {
         schema(json!({"pattern": "a".repeat(MAX_REGEX)})).expect("as long as is allowed");
         refused(schema(json!({"items": {"pattern": "a".repeat(MAX_REGEX + 1)}})), "regular expressions");
         refused(schema(json!({"patternProperties": {"a".repeat(MAX_REGEX + 1): {}}})), "regular expressions");
+    }
+
+    #[test]
+    fn the_multiples_of_a_schema_have_so_many_remainders() {
+        for number in [json!(100_000), json!(0.01), json!(99.999), json!(1e-7), json!(1e5)] {
+            schema(json!({"type": "number", "multipleOf": number})).expect("few remainders");
+        }
+        for number in [json!(100_001), json!(99_999_989), json!(3.000_000_1), json!(1e19), json!(u64::MAX)] {
+            refused(schema(json!({"items": {"multipleOf": number}})), "100000 as the sum of `multipleOf`");
+        }
+        let many: Vec<Value> = (0..12).map(|n| json!({"multipleOf": 9000 + n})).collect();
+        refused(schema(json!({"allOf": many})), "multipleOf");
     }
 
     #[test]

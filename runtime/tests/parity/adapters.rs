@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use autograd::Device;
 use runtime::files::ModelFiles;
@@ -289,5 +290,15 @@ fn sampled_from_the_right_model(device: Device) -> StepStats {
             assert!(if i == j { *error < 0.05 } else { *error > 0.1 }, "model {i}: {errors:?}");
         }
     }
+    drop(handle);
+    // The engine ends on its own thread, and a process has one mode at a time: the next test wants the other one.
+    let free = || device.hold_mode(true).is_ok();
+    assert!(
+        (0..1000).any(|_| free() || {
+            std::thread::sleep(Duration::from_millis(10));
+            false
+        }),
+        "the engine ends"
+    );
     steps
 }

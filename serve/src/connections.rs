@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::app::Shared;
-use crate::patient::Patient;
-use crate::peer::Peer;
+use crate::write_timeout::WriteTimeout;
+use crate::client_stream::ClientStream;
 
 /// A handshake or a request's head that takes longer is not waited for; also how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -54,7 +54,7 @@ impl Connections {
         let _closed = stream.set_nodelay(true);
         let (http, service, open) = (self.http.clone(), self.service.clone(), self.open.watcher());
         match self.tls.clone() {
-            None => drop(tokio::spawn(serve_plain(http, service, open, Peer::new(stream)))),
+            None => drop(tokio::spawn(serve_plain(http, service, open, ClientStream::new(stream)))),
             Some(tls) => {
                 let (app, late) = (self.app.clone(), self.late);
                 tokio::spawn(async move {
@@ -79,11 +79,11 @@ impl Connections {
 }
 
 /// Without encryption it shows whether a client that says no more still listens.
-async fn serve_plain(mut http: http1::Builder, service: TowerToHyperService<Router>, open: Watcher, peer: Peer) {
+async fn serve_plain(mut http: http1::Builder, service: TowerToHyperService<Router>, open: Watcher, peer: ClientStream) {
     http.half_close(true);
     tokio::select! {
         biased;
-        ended = open.watch(http.serve_connection(TokioIo::new(Patient::new(peer.clone(), READ_TIMEOUT)), service)) => match ended {
+        ended = open.watch(http.serve_connection(TokioIo::new(WriteTimeout::new(peer.clone(), READ_TIMEOUT)), service)) => match ended {
             Ok(()) => {}
             Err(error) => {
                 tracing::debug!("a connection ended: {error}");
@@ -101,7 +101,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     if let Err(error) =
-        open.watch(http.serve_connection(TokioIo::new(Patient::new(stream, READ_TIMEOUT)), service)).await
+        open.watch(http.serve_connection(TokioIo::new(WriteTimeout::new(stream, READ_TIMEOUT)), service)).await
     {
         tracing::debug!("a connection ended: {error}");
     }

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use crate::admission::Places;
 use crate::api_error::ApiError;
 use crate::app::App;
-use crate::backlog::{Outlet, backlog};
-use crate::guide::Guide;
+use crate::event_queue::{EventReceiver, event_queue};
+use crate::constraint::Constraint;
 use crate::memory::{self, Budget};
 use crate::metrics::Watch;
 use crate::models::Model;
@@ -30,12 +30,12 @@ pub(crate) struct Job {
     /// Completions of each prompt.
     pub(crate) copies: usize,
     /// What holds each of them.
-    pub(crate) guide: Option<Guide>,
+    pub(crate) guide: Option<Constraint>,
 }
 
 /// A running request: `copies` sequences for each of its prompts, numbered in this order. Dropping it cancels them all.
 pub(crate) struct Running {
-    events: Outlet,
+    events: EventReceiver,
     budget: Arc<Budget>,
     guards: Vec<Option<RequestGuard>>,
     open: usize,
@@ -96,12 +96,12 @@ impl Running {
     pub(crate) fn start(app: &App, job: Job) -> Result<Self, ApiError> {
         let count = job.prompts.len().saturating_mul(job.copies);
         let places = app.admission.enter(count)?;
-        let bytes = job.guide.as_ref().map_or(0, Guide::bytes);
+        let bytes = job.guide.as_ref().map_or(0, Constraint::bytes);
         memory::hold_answer(memory::take(bytes.saturating_mul(count as u64), "the grammars")?);
         let mut watch = Watch::new(Arc::clone(&job.model.metrics), job.copies);
         let sampled = job.prompts.iter().find_map(|(_, params)| params.as_ref());
         let temperature = sampled.map_or(1.0, |params| reported_temperature(params, app.config.logprobs_mode));
-        let (inlet, events) = backlog(&app.budget);
+        let (sender, events) = event_queue(&app.budget);
         let mut guards = Vec::with_capacity(count);
         let text = match job.model.files().tokenizer {
             Some(_) => CompletionText::AfterPrompt,
@@ -115,9 +115,9 @@ impl Running {
                     guards.push(None);
                     continue;
                 };
-                let (inlet, choice) = (inlet.clone(), guards.len());
-                let sink = move |event| inlet.send(choice, event);
-                let mask = job.guide.as_ref().map(Guide::follow);
+                let (sender, choice) = (sender.clone(), guards.len());
+                let sink = move |event| sender.send(choice, event);
+                let mask = job.guide.as_ref().map(Constraint::follow);
                 let request =
                     GenerateRequest { model: job.model.id(), prompt: prompt.clone(), params, index: copy as u64, text };
                 guards.push(Some(app.runtime.generate_into(request, mask, Sink::new(sink))?));

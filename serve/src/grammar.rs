@@ -13,14 +13,14 @@ use tokio::sync::Semaphore;
 use crate::api_error::ApiError;
 use crate::closed_objects::close;
 use crate::fields::Fields;
-use crate::form_limits;
+use crate::grammar_limits;
 use crate::memory;
-use crate::off_loop::off_loop;
+use crate::blocking_pool::run_blocking;
 use crate::openapi::schema::{Members, Schema, any, any_of, boolean, map, one_of, word};
 
 /// A form, as a request asks for it.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Form {
+pub(crate) enum ResponseFormat {
     Schema(Value),
     Regex(String),
     /// In llguidance's Lark dialect.
@@ -37,7 +37,7 @@ pub(crate) struct Grammar {
 #[derive(Default, Clone)]
 pub(crate) struct Grammars(Arc<OnceLock<Result<ParserFactory, String>>>);
 
-impl Form {
+impl ResponseFormat {
     /// `response_format`.
     pub(crate) fn take(fields: &mut Fields) -> Result<Option<Self>, ApiError> {
         const FIELD: &str = "response_format";
@@ -117,11 +117,11 @@ impl Grammars {
         field: &'static str,
     ) -> Result<Grammar, ApiError> {
         let wrong = move |why: String| ApiError::invalid(field, format!("`{field}`: {why}"));
-        form_limits::check(&grammars).map_err(wrong)?;
+        grammar_limits::check(&grammars).map_err(wrong)?;
         let turn = COMPILERS.acquire().await.ok();
         let share = memory::wait(COMPILE_BYTES, "to compile a grammar").await?;
         let (files, factory) = (Arc::clone(files), self.clone());
-        off_loop(move || {
+        run_blocking(move || {
             // Both are held as long as the work goes on, whoever has left.
             let (_turn, _share) = (turn, share);
             let factory = factory.0.get_or_init(|| make_factory(&files)).as_ref();
@@ -187,7 +187,7 @@ fn make_factory(files: &ModelFiles) -> Result<ParserFactory, String> {
     Ok(factory)
 }
 
-/// What [`Form::take`] reads.
+/// What [`ResponseFormat::take`] reads.
 pub(crate) fn describe_format() -> Schema {
     let kind = |name: &str| Members::new().always("type", one_of(&[name]), "");
     let schema = describe_named_schema(Members::new()).open();

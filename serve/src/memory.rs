@@ -49,7 +49,7 @@ pub(crate) struct Share {
 
 /// Why bytes could not be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lack {
+enum BudgetError {
     /// There will never be so many.
     Ever,
     /// Others have them.
@@ -90,33 +90,33 @@ impl Budget {
                 let freed = self.freed.notified();
                 match self.add(bytes) {
                     Ok(()) => return Ok(Share { budget: Arc::clone(self), bytes }),
-                    Err(Lack::Ever) => return Err(self.lacks(Lack::Ever, bytes, what)),
-                    Err(Lack::Now) => freed.await,
+                    Err(BudgetError::Ever) => return Err(self.lacks(BudgetError::Ever, bytes, what)),
+                    Err(BudgetError::Now) => freed.await,
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, taken).await.unwrap_or_else(|_| Err(self.lacks(Lack::Now, bytes, what)))
+        tokio::time::timeout(PATIENCE, taken).await.unwrap_or_else(|_| Err(self.lacks(BudgetError::Now, bytes, what)))
     }
 
-    fn add(&self, bytes: u64) -> Result<(), Lack> {
+    fn add(&self, bytes: u64) -> Result<(), BudgetError> {
         let limit = if bytes <= SMALL { self.total } else { self.total - self.total / RESERVE };
         if bytes > limit {
-            return Err(Lack::Ever);
+            return Err(BudgetError::Ever);
         }
         let fits = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= limit);
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|_| Lack::Now)?;
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|_| BudgetError::Now)?;
         self.taken.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 
-    fn lacks(&self, lack: Lack, bytes: u64, what: &str) -> ApiError {
+    fn lacks(&self, lack: BudgetError, bytes: u64, what: &str) -> ApiError {
         let [needed, total] = [bytes, self.total].map(mebibytes);
         match lack {
-            Lack::Ever => ApiError::needs_too_much(format!(
+            BudgetError::Ever => ApiError::needs_too_much(format!(
                 "{what} needs about {needed} of memory, more than requests may take of {total} (--request-memory); send less at a \
                  time"
             )),
-            Lack::Now => ApiError::busy(
+            BudgetError::Now => ApiError::busy(
                 format!(
                     "{what} needs about {needed} of memory, and other requests hold the rest of {total} (--request-memory); try \
                      again later"
@@ -175,9 +175,9 @@ tokio::task_local! {
 
 /// What the request of this task holds.
 #[derive(Clone)]
-struct Held(Arc<Mutex<Holdings>>);
+struct Held(Arc<Mutex<HeldShares>>);
 
-struct Holdings {
+struct HeldShares {
     /// What its body is and was made into: held until its answer begins.
     input: Share,
     /// What its answer is made of: held until the answer is sent.
@@ -210,12 +210,12 @@ pub(crate) fn hold_answer(share: Share) {
     hold(share, |holdings| &mut holdings.answer);
 }
 
-fn hold(share: Share, which: impl FnOnce(&mut Holdings) -> &mut Share) {
+fn hold(share: Share, which: impl FnOnce(&mut HeldShares) -> &mut Share) {
     let _no_request = CURRENT.try_with(|held| which(&mut held.lock()).join(share));
 }
 
 impl Held {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Holdings> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HeldShares> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -223,7 +223,7 @@ impl Held {
 /// Holds what a request takes for as long as it needs it, and its answer until that is sent.
 pub(crate) async fn account(State(budget): State<Arc<Budget>>, request: Request, next: Next) -> Response {
     let budget = &budget;
-    let held = Held(Arc::new(Mutex::new(Holdings { input: budget.share(), answer: budget.share() })));
+    let held = Held(Arc::new(Mutex::new(HeldShares { input: budget.share(), answer: budget.share() })));
     let response = CURRENT.scope(held.clone(), next.run(request)).await;
     let mut answer = {
         let mut holdings = held.lock();

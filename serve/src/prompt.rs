@@ -14,7 +14,7 @@ use crate::fields::Fields;
 use crate::json_text;
 use crate::memory::{self, Share};
 use crate::models::Model;
-use crate::off_loop::{Abandoned, SHORT, in_turn};
+use crate::blocking_pool::{Abandoned, SHORT, in_turn};
 use crate::openapi::schema::{
     Members, Schema, any, any_of, boolean, integer, list, map, nullable, one_of, some, text, token_id,
 };

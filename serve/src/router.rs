@@ -14,7 +14,7 @@ use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::keys::X_API_KEY;
 use crate::openapi::{self, Access, Document, KeysFor, Route};
-use crate::{Error, Result, access, memory, origin, request_id};
+use crate::{Error, Result, access, memory, cross_origin, request_id};
 
 /// Every route, with its description.
 pub(crate) fn routes() -> Vec<Route<Shared>> {
@@ -93,7 +93,7 @@ pub(crate) fn router(app: &Shared) -> Result<Router> {
         .method_not_allowed_fallback(no_method)
         .layer(Extension(Document::new(routes, keys)))
         .layer(from_fn_with_state(Arc::clone(&app.budget), memory::account))
-        .layer(from_fn_with_state(Arc::clone(app), origin::check))
+        .layer(from_fn_with_state(Arc::clone(app), cross_origin::check))
         .layer(map_response(no_sniffing))
         .layer(from_fn_with_state(Arc::clone(app), request_id::name))
         .layer(from_fn(api::messages::shape));

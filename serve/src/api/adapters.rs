@@ -11,7 +11,7 @@ use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;
 use crate::models::{Model, ServedModel};
-use crate::off_loop::off_loop;
+use crate::blocking_pool::run_blocking;
 use crate::openapi::Operation;
 use crate::openapi::schema::{Members, boolean, count, text};
 
@@ -24,7 +24,7 @@ pub(crate) async fn load(State(app): State<Shared>, mut fields: Fields) -> Resul
     fields.finish()?;
     let wrong = |error: runtime::Error| ApiError::invalid("lora_path", error.to_string());
     if let Some(id) = app.models.adapter(&name).filter(|_| in_place) {
-        return off_loop(move || {
+        return run_blocking(move || {
             let version = app.runtime.replace_adapter(id, &folder).map_err(wrong)?;
             Ok(Json(json!({"loaded": name, "weights_version": version})))
         })
@@ -38,7 +38,7 @@ pub(crate) async fn load(State(app): State<Shared>, mut fields: Fields) -> Resul
     }
     // Adapters stand on the first model and share its files.
     let (base, files) = (models[0].id(), Arc::clone(models[0].shared_files()));
-    off_loop(move || {
+    run_blocking(move || {
         let id = app.runtime.add_adapter(base, &folder).map_err(wrong)?;
         let added = app.models.add(Arc::new(Model::new(ServedModel {
             names: vec![name.clone()],
@@ -59,7 +59,7 @@ pub(crate) async fn load(State(app): State<Shared>, mut fields: Fields) -> Resul
 pub(crate) async fn unload(State(app): State<Shared>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
     let name: String = fields.need("lora_name")?;
     fields.finish()?;
-    off_loop(move || {
+    run_blocking(move || {
         let model = app.models.take_adapter(&name)?;
         if let Err(error) = app.runtime.remove_adapter(model.id()) {
             app.models.add(model)?;

@@ -12,7 +12,7 @@ use crate::app::Shared;
 use crate::fields::Fields;
 use crate::json_text;
 use crate::memory::{self, Share};
-use crate::off_loop::{SHORT, off_loop};
+use crate::blocking_pool::{SHORT, run_blocking};
 use crate::openapi::Known;
 
 /// A body that arrives more slowly is not waited for.
@@ -48,7 +48,7 @@ impl FromRequest<Shared> for Fields {
         json_text::check_depth(outline, "the body")?;
         share.grow(outline.bytes, "the body's JSON")?;
         let fields =
-            if body.len() <= SHORT { Self::parse(&body)? } else { off_loop(move || Self::parse(&body)).await? };
+            if body.len() <= SHORT { Self::parse(&body)? } else { run_blocking(move || Self::parse(&body)).await? };
         share.shrink(outline.bytes);
         memory::hold_input(share);
         fields.check(&known)?;

@@ -18,8 +18,8 @@ use crate::api_error::ApiError;
 use crate::app::{App, Shared};
 use crate::fields::{Fields, NO_EFFECT, describe_no_effect};
 use crate::generation::{Event, Finished, Job, Running};
-use crate::grammar::Form;
-use crate::guide::Guide;
+use crate::grammar::ResponseFormat;
+use crate::constraint::Constraint;
 use crate::logprobs::{self, Lists, Names};
 use crate::models::Model;
 use crate::openapi::Operation;
@@ -30,7 +30,7 @@ use crate::prompt::{Input, Prompt, PromptEncoding, describe_encoding, describe_i
 use crate::prompt_logprobs::{self, Ask, PromptLogprobs};
 use crate::sampling::{self, COMPLETION_LENGTH, MAX_ALTERNATIVES, Sampling};
 use crate::sse::{self, Chunks, Encoder};
-use crate::structured::describe_structured;
+use crate::structured_outputs::describe_structured;
 
 const KIND: &str = "text_completion";
 /// OpenAI's length of a completion that names none.
@@ -64,7 +64,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
     let streaming = Streaming::take(&mut fields)?;
     let best_of = best_of(&mut fields, n, streaming.is_some())?;
     let shape = Shape::take(&mut fields, &model)?;
-    let form = Form::take_structured(&mut fields)?;
+    let form = ResponseFormat::take_structured(&mut fields)?;
     fields.only("suffix", &[json!("")], "text after the completion needs a model trained for it")?;
     fields.accept(NO_EFFECT);
     fields.finish()?;
@@ -94,7 +94,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
     let prompts = shape.score(&app, &model, prompts, temperatures).await?;
     let envelope = Envelope::new("cmpl-", &app, &model, name);
     let running =
-        Running::start(&app, Job { model, prompts: wanted, copies: best_of, guide: Guide::new(grammar, None) })?;
+        Running::start(&app, Job { model, prompts: wanted, copies: best_of, guide: Constraint::new(grammar, None) })?;
     match streaming {
         Some(streaming) => {
             let stream = Stream::new(envelope, streaming, shape, prompts, running.count())?;

@@ -15,8 +15,8 @@ use crate::app::Shared;
 use crate::config::SamplingDefaults;
 use crate::fields::Fields;
 use crate::generation::{Finished, Job, Running};
-use crate::grammar::Form;
-use crate::guide::Guide;
+use crate::grammar::ResponseFormat;
+use crate::constraint::Constraint;
 use crate::ids;
 use crate::logprobs::{Names, chat_entry};
 use crate::models::Model;
@@ -40,7 +40,7 @@ struct Asked {
     copies: usize,
     logprobs: Option<usize>,
     prompt_logprobs: Option<usize>,
-    form: Option<(Form, &'static str)>,
+    form: Option<(ResponseFormat, &'static str)>,
 }
 
 /// The answer, of which one member is not held as JSON.
@@ -89,7 +89,7 @@ pub(crate) async fn create(State(app): State<Shared>, mut fields: Fields) -> Res
         Some(_) => Some(Names { tokenizer: Arc::clone(model.tokenizer()?), as_ids: true }),
     };
     let mut usage = Usage { prompt: asked.ids.len(), ..Usage::default() };
-    let (name, guide) = (name.unwrap_or_else(|| model.name().to_owned()), Guide::new(grammar, None));
+    let (name, guide) = (name.unwrap_or_else(|| model.name().to_owned()), Constraint::new(grammar, None));
     let job = Job { model, prompts: vec![(asked.ids, params)], copies: asked.copies, guide };
     let finished = Running::start(&app, job)?.collect().await?;
     usage.completion = finished.iter().map(|one| one.tokens.len()).sum();
@@ -123,7 +123,7 @@ impl Asked {
         let logprobs = alternatives(fields.take("logprobs")?, "logprobs")?;
         sampling.report(logprobs);
         let prompt_logprobs = prompt_logprobs::take(&mut fields, model)?;
-        let form = Form::take_structured(&mut fields)?;
+        let form = ResponseFormat::take_structured(&mut fields)?;
         // How vLLM's parts talk to each other, and whether they make text; the answer is one object of token ids.
         fields.accept(&["output_kind", "detokenize"]);
         fields.finish()?;

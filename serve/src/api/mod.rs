@@ -19,5 +19,5 @@ pub(crate) mod server_info;
 pub(crate) mod stats;
 pub(crate) mod tokenize;
 pub(crate) mod train;
-mod turn;
+mod chat_request;
 pub(crate) mod weight_transfer;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
 use crate::app::{App, Shared};
-use crate::off_loop::off_loop;
+use crate::blocking_pool::run_blocking;
 use crate::openapi::Operation;
 use crate::openapi::schema::{Members, boolean, one_of};
 
@@ -46,7 +46,7 @@ pub(crate) async fn pause(
         }
     };
     not_in_training(&app)?;
-    off_loop(move || {
+    run_blocking(move || {
         app.runtime.pause(running)?;
         app.paused.store(true, Ordering::Relaxed);
         if clear_cache.unwrap_or(running == PauseMode::Abort) {
@@ -60,7 +60,7 @@ pub(crate) async fn pause(
 /// `POST /resume`
 pub(crate) async fn resume(State(app): State<Shared>) -> Result<Json<Value>, ApiError> {
     not_in_training(&app)?;
-    off_loop(move || {
+    run_blocking(move || {
         app.runtime.resume()?;
         app.paused.store(false, Ordering::Relaxed);
         Ok(Json(json!({"status": "resumed"})))
@@ -75,7 +75,7 @@ pub(crate) async fn is_paused(State(app): State<Shared>) -> Json<Value> {
 
 /// `POST /reset_prefix_cache`
 pub(crate) async fn reset_prefix_cache(State(app): State<Shared>) -> Result<Json<Value>, ApiError> {
-    off_loop(move || {
+    run_blocking(move || {
         app.runtime.reset_prefix_cache()?;
         Ok(Json(json!({"success": true})))
     })

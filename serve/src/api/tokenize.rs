@@ -13,7 +13,7 @@ use crate::app::Shared;
 use crate::fields::Fields;
 use crate::logprobs::spelling;
 use crate::memory;
-use crate::off_loop::{in_turn, off_loop};
+use crate::blocking_pool::{in_turn, run_blocking};
 use crate::openapi::Operation;
 use crate::openapi::schema::{Members, any, boolean, count, list, map, nullable, text, token_id};
 use crate::prompt::{
@@ -73,7 +73,7 @@ pub(crate) async fn detokenize(State(app): State<Shared>, mut fields: Fields) ->
     if !tokens.is_empty() {
         check_ids(&tokens, &model, "tokens")?;
     }
-    let text = off_loop(move || Ok(model.tokenizer()?.decode(&tokens, false)?)).await?;
+    let text = run_blocking(move || Ok(model.tokenizer()?.decode(&tokens, false)?)).await?;
     Ok(Json(json!({"prompt": text})))
 }
 

@@ -11,7 +11,7 @@ use crate::ids;
 use crate::logprobs::{Names, chat_entry};
 use crate::output::Part;
 use crate::prompt_logprobs::PromptLogprobs;
-use crate::reader::{Reader, Reading};
+use crate::output_reader::{Reader, Reading};
 use crate::sse::{Chunks, Encoder};
 
 /// What is to be shown of an answer.

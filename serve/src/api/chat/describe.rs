@@ -16,8 +16,8 @@ use crate::openapi::schema::{
 use crate::prompt::{describe_encoding, describe_ending, describe_messages};
 use crate::prompt_logprobs;
 use crate::sampling::{self, MAX_ALTERNATIVES};
-use crate::structured::describe_structured;
-use crate::thinking::describe_budget;
+use crate::structured_outputs::describe_structured;
+use crate::reasoning::describe_budget;
 
 pub(crate) fn describe() -> Operation {
     let whole = Members::new()

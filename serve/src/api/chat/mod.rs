@@ -13,19 +13,19 @@ use serde_json::json;
 
 use super::envelope::{Envelope, Streaming, Usage};
 use super::score::alternatives;
-use super::turn::{Question, Ready, Turn};
+use super::chat_request::{Question, Ready, ChatRequest};
 use crate::api_error::ApiError;
 use crate::app::{App, Shared};
 use crate::fields::{Fields, NO_EFFECT, NO_VERBOSITY, VERBOSITY};
 use crate::generation::Running;
-use crate::grammar::Form;
+use crate::grammar::ResponseFormat;
 use crate::logprobs::Names;
 use crate::models::Model;
 use crate::prompt::{PromptEncoding, ending, messages};
 use crate::prompt_logprobs::{self, Ask, PromptLogprobs};
 use crate::sampling::{COMPLETION_LENGTH, Sampling};
 use crate::sse;
-use crate::thinking::{Thinking, USUAL_EFFORT};
+use crate::reasoning::{Reasoning, USUAL_EFFORT};
 use crate::tools::Tools;
 use answer::{AboutPrompt, Shape, Stream, whole};
 pub(crate) use describe::describe;
@@ -35,7 +35,7 @@ pub(crate) use render::{describe_render, render};
 struct Chat {
     name: Option<String>,
     model: Arc<Model>,
-    turn: Turn,
+    turn: ChatRequest,
     streaming: Option<Streaming>,
     shape: Shape,
     prompt_logprobs: Option<usize>,
@@ -48,7 +48,7 @@ impl Chat {
         let messages = messages(fields.need("messages")?)?;
         let tools = Tools::take(&mut fields, &model)?;
         let form = form(&mut fields)?;
-        let mut thinking = Thinking::take(&mut fields, &model)?;
+        let mut thinking = Reasoning::take(&mut fields, &model)?;
         let effort: Option<String> = fields.take("reasoning_effort")?;
         thinking.effort(effort.as_deref(), "reasoning_effort", USUAL_EFFORT, &model)?;
         let mut sampling = Sampling::take(&mut fields, &model, app.config.sampling_defaults, COMPLETION_LENGTH)?;
@@ -74,7 +74,7 @@ impl Chat {
             ending,
             encoding,
         };
-        Ok(Self { name, model, turn: Turn { question, sampling, copies }, streaming, shape, prompt_logprobs })
+        Ok(Self { name, model, turn: ChatRequest { question, sampling, copies }, streaming, shape, prompt_logprobs })
     }
 }
 
@@ -110,8 +110,8 @@ pub(crate) async fn create(State(app): State<Shared>, fields: Fields) -> Result<
 }
 
 /// The form of the content, and the field that asks for it.
-fn form(fields: &mut Fields) -> Result<Option<(Form, &'static str)>, ApiError> {
-    match (Form::take(fields)?, Form::take_structured(fields)?) {
+fn form(fields: &mut Fields) -> Result<Option<(ResponseFormat, &'static str)>, ApiError> {
+    match (ResponseFormat::take(fields)?, ResponseFormat::take_structured(fields)?) {
         (Some(_), Some((_, field))) => {
             let message = format!("`{field}` and `response_format` both give the answer a form; send one");
             Err(ApiError::invalid(field, message))

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::partial;
 use crate::ids;
 use crate::output::Part;
-use crate::reader::{Reader, Reading};
+use crate::output_reader::{Reader, Reading};
 
 /// Anthropic signs reasoning so that nobody else's is sent back; here nothing is signed, and nothing is checked.
 const SIGNATURE: &str = "unsigned";
@@ -29,7 +29,7 @@ struct Open {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
     Text,
-    Thinking,
+    Reasoning,
     Call { id: String, name: String },
 }
 
@@ -39,7 +39,7 @@ impl Open {
         let text = &self.text;
         match &self.kind {
             Kind::Text => json!({"type": "text", "text": text}),
-            Kind::Thinking => {
+            Kind::Reasoning => {
                 json!({"type": "thinking", "thinking": text, "signature": if text.is_empty() { "" } else { SIGNATURE }})
             }
             Kind::Call { id, name } => {
@@ -51,7 +51,7 @@ impl Open {
     fn delta(&self, text: &str) -> Value {
         match self.kind {
             Kind::Text => json!({"type": "text_delta", "text": text}),
-            Kind::Thinking => json!({"type": "thinking_delta", "thinking": text}),
+            Kind::Reasoning => json!({"type": "thinking_delta", "thinking": text}),
             Kind::Call { .. } => json!({"type": "input_json_delta", "partial_json": text}),
         }
     }
@@ -79,7 +79,7 @@ impl Blocks {
         for part in parts {
             match part {
                 Part::Content(text) => self.text(&Kind::Text, &text, events),
-                Part::Reasoning(text) => self.text(&Kind::Thinking, &text, events),
+                Part::Reasoning(text) => self.text(&Kind::Reasoning, &text, events),
                 Part::Call(name) => self.begin(Kind::Call { id: ids::fresh("toolu_"), name }, events),
                 Part::Arguments(more) => self.grow(&more, events),
                 Part::CallEnd => self.close(events),
@@ -114,7 +114,7 @@ impl Blocks {
 
     fn close(&mut self, events: &mut Vec<Value>) {
         let Some(open) = self.open.take() else { return };
-        if open.kind == Kind::Thinking {
+        if open.kind == Kind::Reasoning {
             events.push(self.event("delta", "delta", json!({"type": "signature_delta", "signature": SIGNATURE})));
         }
         events.push(json!({"type": "content_block_stop", "index": self.done.len()}));

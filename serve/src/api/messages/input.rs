@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::turn::Dialogue;
+use super::super::chat_request::ChatInput;
 use crate::api_error::ApiError;
 
 /// What is wrong: the field behind `messages[0]`, and why.
@@ -24,7 +24,7 @@ pub(super) fn messages(system: Option<Value>, messages: Vec<Value>) -> Result<Ve
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "`messages` is empty; at least one is needed"));
     }
-    let mut dialogue = Dialogue::default();
+    let mut dialogue = ChatInput::default();
     if let Some(system) = system {
         let parts = parts(Some(&system), "").map_err(at("system"))?;
         dialogue.says("system", json!(parts));
@@ -45,7 +45,7 @@ struct Said {
 }
 
 impl Said {
-    fn text(&mut self, role: &'static str, text: String, dialogue: &mut Dialogue) {
+    fn text(&mut self, role: &'static str, text: String, dialogue: &mut ChatInput) {
         if self.role != role {
             self.flush(dialogue);
             self.role = role;
@@ -53,7 +53,7 @@ impl Said {
         self.texts.push(text);
     }
 
-    fn flush(&mut self, dialogue: &mut Dialogue) {
+    fn flush(&mut self, dialogue: &mut ChatInput) {
         let texts = std::mem::take(&mut self.texts);
         match self.role {
             _ if texts.is_empty() => {}
@@ -68,7 +68,7 @@ fn text_part(text: String) -> Value {
     json!({"type": "text", "text": text})
 }
 
-fn message(dialogue: &mut Dialogue, said: &mut Said, message: &Value) -> Result<(), Wrong> {
+fn message(dialogue: &mut ChatInput, said: &mut Said, message: &Value) -> Result<(), Wrong> {
     let Value::Object(fields) = message else { return wrong("", "an object is needed") };
     only(fields, &["role", "content"])?;
     let role = match fields.get("role").and_then(Value::as_str) {
@@ -90,7 +90,7 @@ fn message(dialogue: &mut Dialogue, said: &mut Said, message: &Value) -> Result<
     Ok(())
 }
 
-fn block(dialogue: &mut Dialogue, said: &mut Said, role: &'static str, block: &Value) -> Result<(), Wrong> {
+fn block(dialogue: &mut ChatInput, said: &mut Said, role: &'static str, block: &Value) -> Result<(), Wrong> {
     let Value::Object(block) = block else { return wrong("", "an object is needed") };
     let kind = block.get("type").and_then(Value::as_str).unwrap_or_default();
     if kind != "text" && !kind.is_empty() {
@@ -124,7 +124,7 @@ fn block(dialogue: &mut Dialogue, said: &mut Said, role: &'static str, block: &V
     }
 }
 
-fn call(dialogue: &mut Dialogue, block: &Map<String, Value>) -> Result<(), Wrong> {
+fn call(dialogue: &mut ChatInput, block: &Map<String, Value>) -> Result<(), Wrong> {
     only(block, &["type", "id", "name", "input", "caller", "cache_control"])?;
     let (id, name) = (string(block, "id")?, string(block, "name")?);
     let Some(input @ Value::Object(_)) = block.get("input") else { return wrong(".input", "an object is needed") };
@@ -134,7 +134,7 @@ fn call(dialogue: &mut Dialogue, block: &Map<String, Value>) -> Result<(), Wrong
     }
 }
 
-fn result(dialogue: &mut Dialogue, block: &Map<String, Value>) -> Result<(), Wrong> {
+fn result(dialogue: &mut ChatInput, block: &Map<String, Value>) -> Result<(), Wrong> {
     // What went wrong is in the content; templates have no other place for it.
     only(block, &["type", "tool_use_id", "content", "is_error", "cache_control"])?;
     if block.get("is_error").is_some_and(|error| !error.is_boolean() && !error.is_null()) {

@@ -18,7 +18,7 @@ use http::HeaderMap;
 use serde_json::{Value, json};
 
 use super::envelope::{Envelope, Usage};
-use super::turn::Ready;
+use super::chat_request::Ready;
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;

@@ -6,14 +6,14 @@ use runtime::text::Ending;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::super::turn::Question;
+use super::super::chat_request::Question;
 use super::{input, tools};
 use crate::api_error::ApiError;
 use crate::fields::Fields;
-use crate::grammar::Form;
+use crate::grammar::ResponseFormat;
 use crate::models::Model;
 use crate::prompt::{self, PromptEncoding};
-use crate::thinking::Thinking;
+use crate::reasoning::Reasoning;
 
 /// The effort that Anthropic's models make unless they are told otherwise.
 pub(super) const USUAL_EFFORT: &str = "high";
@@ -72,7 +72,7 @@ fn ending(messages: &[Value]) -> Ending {
 }
 
 /// Without `thinking` there is none, as far as the template has a choice.
-fn thinking(fields: &mut Fields, model: &Model) -> Result<Thinking, ApiError> {
+fn thinking(fields: &mut Fields, model: &Model) -> Result<Reasoning, ApiError> {
     const FIELD: &str = "thinking";
     let variables: Map<String, Value> = fields.take("chat_template_kwargs")?.unwrap_or_default();
     let (reasons, budget, display) = match fields.take(FIELD)? {
@@ -88,12 +88,12 @@ fn thinking(fields: &mut Fields, model: &Model) -> Result<Thinking, ApiError> {
             "`thinking.display` = \"omitted\" is not supported: nothing is stored from which reasoning could go on";
         return Err(ApiError::unsupported(FIELD, message));
     }
-    let mut thinking = Thinking::new(variables, budget, FIELD, model)?;
+    let mut thinking = Reasoning::new(variables, budget, FIELD, model)?;
     thinking.switch(reasons, model)?;
     Ok(thinking)
 }
 
-fn form(format: Option<Map<String, Value>>) -> Result<Option<Form>, ApiError> {
+fn form(format: Option<Map<String, Value>>) -> Result<Option<ResponseFormat>, ApiError> {
     let Some(format) = format else { return Ok(None) };
     let wrong = |what: &str| Err(ApiError::invalid("output_config.format", format!("`output_config.format`: {what}")));
     if format.get("type") != Some(&json!("json_schema")) {
@@ -103,7 +103,7 @@ fn form(format: Option<Map<String, Value>>) -> Result<Option<Form>, ApiError> {
         return wrong(&format!("unknown field `{name}`; remove it"));
     }
     match format.get("schema") {
-        Some(schema @ Value::Object(_)) => Ok(Some(Form::Schema(schema.clone()))),
+        Some(schema @ Value::Object(_)) => Ok(Some(ResponseFormat::Schema(schema.clone()))),
         _ => wrong("`schema` is missing"),
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::super::turn::Turn;
+use super::super::chat_request::ChatRequest;
 use super::question;
 use crate::api_error::ApiError;
 use crate::app::App;
@@ -20,7 +20,7 @@ pub(super) const NO_EFFECT: &[&str] =
 
 /// What is asked for.
 pub(super) struct Request {
-    pub(super) turn: Turn,
+    pub(super) turn: ChatRequest,
     pub(super) streams: bool,
     pub(super) stops: Vec<String>,
     /// Tokens of the answer, at most.
@@ -44,7 +44,7 @@ impl Request {
         let streams = fields.take("stream")?.unwrap_or(false);
         no_effect(&mut fields)?;
         fields.finish()?;
-        Ok(Self { turn: Turn { question, sampling, copies: 1 }, streams, stops, asked })
+        Ok(Self { turn: ChatRequest { question, sampling, copies: 1 }, streams, stops, asked })
     }
 }
 

@@ -11,7 +11,7 @@ use crate::openapi::schema::{
     some_text, text,
 };
 use crate::sampling::{self, MAX_ALTERNATIVES};
-use crate::thinking::describe_budget;
+use crate::reasoning::describe_budget;
 
 const STORED: &str = "Nothing but `null` is honoured: nothing is stored.";
 

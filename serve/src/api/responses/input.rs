@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::turn::Dialogue;
+use super::super::chat_request::ChatInput;
 use crate::api_error::ApiError;
 
 /// What may have become of an item.
@@ -10,7 +10,7 @@ pub(super) const STATUSES: &[&str] = &["in_progress", "completed", "incomplete"]
 
 /// Instructions and input as chat's messages.
 pub(super) fn messages(instructions: Option<&str>, input: Option<Value>) -> Result<Vec<Value>, ApiError> {
-    let mut messages = Dialogue::default();
+    let mut messages = ChatInput::default();
     if let Some(text) = instructions {
         messages.says("system", json!(text));
     }
@@ -37,7 +37,7 @@ fn wrong<T>(field: &str, what: impl Into<String>) -> Result<T, Wrong> {
     Err((field.to_owned(), what.into()))
 }
 
-fn item(messages: &mut Dialogue, item: Value) -> Result<(), Wrong> {
+fn item(messages: &mut ChatInput, item: Value) -> Result<(), Wrong> {
     let Value::Object(mut item) = item else { return wrong("", "an object is needed") };
     item.retain(|_, value| !value.is_null());
     let kind = item.get("type").map_or(Some("message"), Value::as_str).map(str::to_owned);
@@ -73,7 +73,7 @@ fn item(messages: &mut Dialogue, item: Value) -> Result<(), Wrong> {
     }
 }
 
-fn message(messages: &mut Dialogue, item: &Map<String, Value>) -> Result<(), Wrong> {
+fn message(messages: &mut ChatInput, item: &Map<String, Value>) -> Result<(), Wrong> {
     let content = text(item.get("content"), ".content")?;
     match item.get("role").and_then(Value::as_str) {
         Some("assistant") => {
@@ -88,7 +88,7 @@ fn message(messages: &mut Dialogue, item: &Map<String, Value>) -> Result<(), Wro
     }
 }
 
-fn reasoning(messages: &mut Dialogue, item: &Map<String, Value>) -> Result<(), Wrong> {
+fn reasoning(messages: &mut ChatInput, item: &Map<String, Value>) -> Result<(), Wrong> {
     let summary = match item.get("summary") {
         None => &[][..],
         Some(Value::Array(parts)) => parts,
@@ -107,7 +107,7 @@ fn reasoning(messages: &mut Dialogue, item: &Map<String, Value>) -> Result<(), W
     Ok(())
 }
 
-fn call(messages: &mut Dialogue, item: &Map<String, Value>) -> Result<(), Wrong> {
+fn call(messages: &mut ChatInput, item: &Map<String, Value>) -> Result<(), Wrong> {
     let field = |name: &str| match item.get(name).and_then(Value::as_str) {
         Some(text) => Ok(text.to_owned()),
         None => Err((format!(".{name}"), "a string is needed".to_owned())),
@@ -119,7 +119,7 @@ fn call(messages: &mut Dialogue, item: &Map<String, Value>) -> Result<(), Wrong>
     Ok(())
 }
 
-fn output(messages: &mut Dialogue, item: &Map<String, Value>) -> Result<(), Wrong> {
+fn output(messages: &mut ChatInput, item: &Map<String, Value>) -> Result<(), Wrong> {
     let Some(id) = item.get("call_id").and_then(Value::as_str) else {
         return wrong(".call_id", "a string is needed");
     };

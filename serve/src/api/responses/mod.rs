@@ -14,7 +14,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
 use super::envelope::{Envelope, Usage};
-use super::turn::Ready;
+use super::chat_request::Ready;
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;

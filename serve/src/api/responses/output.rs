@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::ids;
 use crate::logprobs::{Names, chat_entry};
 use crate::output::Part;
-use crate::reader::{Reader, Reading};
+use crate::output_reader::{Reader, Reading};
 
 /// All items so far.
 pub(super) struct Output {

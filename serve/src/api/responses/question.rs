@@ -5,14 +5,14 @@ use std::sync::Arc;
 use runtime::text::Ending;
 use serde_json::{Map, Value, json};
 
-use super::super::turn::Question;
+use super::super::chat_request::Question;
 use super::input;
 use crate::api_error::ApiError;
 use crate::fields::{Fields, NO_VERBOSITY, VERBOSITY};
-use crate::grammar::Form;
+use crate::grammar::ResponseFormat;
 use crate::models::Model;
 use crate::prompt::{self, PromptEncoding};
-use crate::thinking::{Thinking, USUAL_EFFORT};
+use crate::reasoning::{Reasoning, USUAL_EFFORT};
 use crate::tools::{Given, Tools};
 
 /// Takes them; besides the question it returns what a response repeats of them.
@@ -26,7 +26,7 @@ pub(super) fn take(fields: &mut Fields, model: &Arc<Model>) -> Result<(Question,
     let choice: Option<Value> = fields.take("tool_choice")?;
     let parallel: Option<bool> = fields.take("parallel_tool_calls")?;
     let (text, form) = form(fields)?;
-    let mut thinking = Thinking::take(fields, model)?;
+    let mut thinking = Reasoning::take(fields, model)?;
     let reasoning = reasoning(fields, model, &mut thinking)?;
     let echo = json!({
         "instructions": instructions,
@@ -55,18 +55,18 @@ pub(super) fn take(fields: &mut Fields, model: &Arc<Model>) -> Result<(Question,
 }
 
 /// `text`: as the answer repeats it, and the form that it asks for.
-fn form(fields: &mut Fields) -> Result<(Value, Option<Form>), ApiError> {
+fn form(fields: &mut Fields) -> Result<(Value, Option<ResponseFormat>), ApiError> {
     let mut text = fields.take::<Fields>("text")?.unwrap_or_default();
     let verbosity = json!(VERBOSITY);
     text.only("verbosity", std::slice::from_ref(&verbosity), NO_VERBOSITY).map_err(|error| error.below("text"))?;
     let format = text.take("format")?.unwrap_or_else(|| json!({"type": "text"}));
     text.finish().map_err(|error| error.below("text"))?;
-    let form = Form::of_format(&format, &format, "text.format", "")?;
+    let form = ResponseFormat::of_format(&format, &format, "text.format", "")?;
     Ok((json!({"format": format}), form))
 }
 
 /// `reasoning`: as the answer repeats it.
-fn reasoning(fields: &mut Fields, model: &Model, thinking: &mut Thinking) -> Result<Value, ApiError> {
+fn reasoning(fields: &mut Fields, model: &Model, thinking: &mut Reasoning) -> Result<Value, ApiError> {
     let mut reasoning = fields.take::<Fields>("reasoning")?.unwrap_or_default();
     let effort: Option<String> = reasoning.take("effort").map_err(|error| error.below("reasoning"))?;
     thinking.effort(effort.as_deref(), "reasoning.effort", USUAL_EFFORT, model)?;

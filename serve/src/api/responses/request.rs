@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::super::score::alternatives;
-use super::super::turn::Turn;
+use super::super::chat_request::ChatRequest;
 use super::question;
 use crate::api_error::ApiError;
 use crate::app::App;
@@ -32,7 +32,7 @@ pub(super) const OF_OTHER_ITEMS: &[&str] = &[
 
 /// What is asked for.
 pub(super) struct Request {
-    pub(super) turn: Turn,
+    pub(super) turn: ChatRequest,
     pub(super) streams: bool,
     /// What spells the tokens, where their log-probabilities are shown.
     pub(super) logprobs: Option<Names>,
@@ -76,7 +76,7 @@ impl Request {
         ];
         echo.extend(more.map(|(field, value)| (field.to_owned(), value)));
         let names = Names { tokenizer: Arc::clone(model.tokenizer()?), as_ids: false };
-        let turn = Turn { question, sampling, copies: 1 };
+        let turn = ChatRequest { question, sampling, copies: 1 };
         Ok(Self { turn, streams, logprobs: logprobs.then_some(names), echo })
     }
 }

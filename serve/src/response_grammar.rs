@@ -2,18 +2,18 @@
 
 use llguidance::api::GrammarWithLexer;
 
-use crate::grammar::Form;
+use crate::grammar::ResponseFormat;
 use crate::tools::Calls;
 
 /// What an answer consists of.
-pub(crate) struct Layout {
-    pub(crate) thoughts: Thoughts,
+pub(crate) struct ResponseGrammar {
+    pub(crate) thoughts: ReasoningMode,
     pub(crate) body: Body,
 }
 
 /// What comes before the body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Thoughts {
+pub(crate) enum ReasoningMode {
     None,
     /// The model may begin with reasoning.
     Possible,
@@ -23,9 +23,9 @@ pub(crate) enum Thoughts {
 
 /// An answer behind its reasoning.
 pub(crate) enum Body {
-    Form(Form),
+    ResponseFormat(ResponseFormat),
     Calls(Calls),
-    Either(Form, Calls),
+    Either(ResponseFormat, Calls),
     /// Any text, in which calls begin wherever their marker stands.
     Text(Calls),
 }
@@ -44,28 +44,28 @@ marker[lazy]: TEXT "<tool_call>"
 opening_marker[lazy]: OPENING "<tool_call>"
 "#;
 
-impl Layout {
+impl ResponseGrammar {
     /// The grammars, of which the first is the answer's.
     pub(crate) fn grammars(self) -> Vec<GrammarWithLexer> {
         let (form, calls, text) = match self.body {
-            Body::Form(form) if self.thoughts == Thoughts::None => return vec![form.grammar()],
-            Body::Form(form) => (Some(form), None, false),
+            Body::ResponseFormat(form) if self.thoughts == ReasoningMode::None => return vec![form.grammar()],
+            Body::ResponseFormat(form) => (Some(form), None, false),
             Body::Calls(calls) => (None, Some(calls), false),
             Body::Either(form, calls) => (Some(form), Some(calls), false),
             Body::Text(calls) => (None, Some(calls), true),
         };
         let several = calls.as_ref().is_some_and(|calls| calls.several);
         let start = match (self.thoughts, text) {
-            (Thoughts::None, _) => "start: body",
+            (ReasoningMode::None, _) => "start: body",
             // White space before reasoning could go on for ever where nothing else may come.
-            (Thoughts::Possible, false) => "start: (think_at_once GAP?)? body",
-            (Thoughts::Begun, false) => "start: thought_on GAP? body",
+            (ReasoningMode::Possible, false) => "start: (think_at_once GAP?)? body",
+            (ReasoningMode::Begun, false) => "start: thought_on GAP? body",
             // Where any text may come, reasoning need not end.
-            (Thoughts::Possible, true) if several => {
+            (ReasoningMode::Possible, true) if several => {
                 "start: think body | THOUGHT | OPENING | opening_marker in_call body"
             }
-            (Thoughts::Possible, true) => "start: think body | THOUGHT | OPENING | opening_marker in_call",
-            (Thoughts::Begun, true) => "start: thought_on body | TEXT",
+            (ReasoningMode::Possible, true) => "start: think body | THOUGHT | OPENING | opening_marker in_call",
+            (ReasoningMode::Begun, true) => "start: thought_on body | TEXT",
         };
         let body = match (form.is_some(), calls.is_some(), text, several) {
             (_, _, true, true) => "body: (marker in_call)* TEXT",

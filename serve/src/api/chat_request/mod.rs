@@ -1,6 +1,6 @@
 //! One turn of an assistant, as chat, responses and messages ask for it: from messages and fields to a job for the runtime.
 
-mod dialogue;
+mod chat_input;
 
 use std::sync::Arc;
 
@@ -10,17 +10,17 @@ use super::score::fits;
 use crate::api_error::ApiError;
 use crate::app::App;
 use crate::generation::Job;
-use crate::grammar::Form;
-use crate::guide::Guide;
-use crate::layout::{Body, Layout};
+use crate::grammar::ResponseFormat;
+use crate::constraint::Constraint;
+use crate::response_grammar::{Body, ResponseGrammar};
 use crate::models::Model;
 use crate::output::{Markers, THINK, THINK_END};
 use crate::prompt::{Conversation, Prompt, PromptEncoding, room};
-use crate::reader::Reading;
+use crate::output_reader::Reading;
 use crate::sampling::Sampling;
-use crate::thinking::Thinking;
+use crate::reasoning::Reasoning;
 use crate::tools::Tools;
-pub(super) use dialogue::Dialogue;
+pub(super) use chat_input::ChatInput;
 
 /// What the model is asked: all that its prompt depends on.
 pub(super) struct Question {
@@ -30,8 +30,8 @@ pub(super) struct Question {
     pub(super) field: &'static str,
     pub(super) tools: Tools,
     /// The form of the content, and the field that asks for it.
-    pub(super) form: Option<(Form, &'static str)>,
-    pub(super) thinking: Thinking,
+    pub(super) form: Option<(ResponseFormat, &'static str)>,
+    pub(super) thinking: Reasoning,
     /// Whether an answer begins, or the last message goes on.
     pub(super) ending: Ending,
     pub(super) encoding: PromptEncoding,
@@ -41,13 +41,13 @@ pub(super) struct Question {
 pub(super) struct Asked {
     pub(super) prompt: Vec<u32>,
     reading: Reading,
-    thinking: Thinking,
+    thinking: Reasoning,
     /// What the answer must consist of, if that is given, and the field that gives it.
     body: Option<(Body, &'static str)>,
 }
 
 /// What is asked for.
-pub(super) struct Turn {
+pub(super) struct ChatRequest {
     pub(super) question: Question,
     pub(super) sampling: Sampling,
     /// Answers to the same prompt.
@@ -87,7 +87,7 @@ impl Question {
     }
 }
 
-impl Turn {
+impl ChatRequest {
     /// Renders, measures and checks; nothing is submitted yet.
     pub(super) async fn prepare(self, app: &App) -> Result<Ready, ApiError> {
         let model = Arc::clone(&self.question.model);
@@ -99,11 +99,11 @@ impl Turn {
             None => None,
             Some((body, field)) => {
                 self.sampling.check_form()?;
-                let layout = Layout { thoughts: thinking.thoughts(reading.prompt_thinks), body };
+                let layout = ResponseGrammar { thoughts: thinking.thoughts(reading.prompt_thinks), body };
                 Some(model.grammars.compile(layout.grammars(), model.shared_files(), field).await?)
             }
         };
-        let guide = Guide::new(grammar, thinking.budget(&model, reading.prompt_thinks)?);
+        let guide = Constraint::new(grammar, thinking.budget(&model, reading.prompt_thinks)?);
         let job = Job { model, prompts: vec![(prompt.clone(), params)], copies: self.copies, guide };
         Ok(Ready { prompt, reading, job })
     }
@@ -118,13 +118,13 @@ fn thinks(prompt: &str, ending: Ending) -> bool {
 }
 
 /// What the answer must consist of, if that is given, and the field that gives it.
-fn body(form: Option<(Form, &'static str)>, tools: &Tools) -> Result<Option<(Body, &'static str)>, ApiError> {
+fn body(form: Option<(ResponseFormat, &'static str)>, tools: &Tools) -> Result<Option<(Body, &'static str)>, ApiError> {
     Ok(match (form, tools.demanded()?) {
         // The form is that of a turn that answers; this one calls.
         (_, Some(calls)) => Some((Body::Calls(calls), "tool_choice")),
         (Some((form, field)), None) => match tools.possible()? {
             Some(calls) => Some((Body::Either(form, calls), field)),
-            None => Some((Body::Form(form), field)),
+            None => Some((Body::ResponseFormat(form), field)),
         },
         (None, None) if tools.are_bound() => tools.possible()?.map(|calls| (Body::Text(calls), "tools")),
         (None, None) => None,

@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use crate::api_error::ApiError;
 use crate::fields::Fields;
-use crate::guide::Budget;
-use crate::layout::Thoughts;
+use crate::constraint::Budget;
+use crate::response_grammar::ReasoningMode;
 use crate::models::Model;
 use crate::openapi::schema::{Members, any, integer, map};
 use crate::output::THINK_END;
@@ -23,7 +23,7 @@ const BUDGET: &str = "thinking_token_budget";
 pub(crate) const USUAL_EFFORT: &str = "medium";
 
 /// What a request says about reasoning.
-pub(crate) struct Thinking {
+pub(crate) struct Reasoning {
     /// For the chat template.
     pub(crate) variables: Map<String, Value>,
     /// Most tokens between the markers.
@@ -34,7 +34,7 @@ pub(crate) struct Thinking {
     pub(crate) marked: bool,
 }
 
-impl Thinking {
+impl Reasoning {
     /// `chat_template_kwargs` and the budget.
     pub(crate) fn take(fields: &mut Fields, model: &Model) -> Result<Self, ApiError> {
         let variables = fields.take("chat_template_kwargs")?.unwrap_or_default();
@@ -104,12 +104,12 @@ impl Thinking {
     }
 
     /// What may come before the answer to a prompt that ends inside reasoning, or not.
-    pub(crate) fn thoughts(&self, prompt_thinks: bool) -> Thoughts {
+    pub(crate) fn thoughts(&self, prompt_thinks: bool) -> ReasoningMode {
         match self.variables.get(SWITCH) {
-            _ if prompt_thinks => Thoughts::Begun,
-            Some(Value::Bool(false)) => Thoughts::None,
-            _ if self.marked => Thoughts::Possible,
-            _ => Thoughts::None,
+            _ if prompt_thinks => ReasoningMode::Begun,
+            Some(Value::Bool(false)) => ReasoningMode::None,
+            _ if self.marked => ReasoningMode::Possible,
+            _ => ReasoningMode::None,
         }
     }
 
@@ -127,7 +127,7 @@ impl Thinking {
     }
 }
 
-/// The fields that [`Thinking::take`] takes.
+/// The fields that [`Reasoning::take`] takes.
 pub(crate) fn describe_budget() -> Members {
     Members::new().maybe("chat_template_kwargs", map(any()), "Variables for the chat template.").maybe(
         BUDGET,

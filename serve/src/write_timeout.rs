@@ -9,14 +9,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 /// The connection, and since when nothing of what is to be sent was taken.
-pub(crate) struct Patient<S> {
+pub(crate) struct WriteTimeout<S> {
     stream: S,
     /// A client that takes no byte of its answer for so long has given it up.
     patience: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Patient<S> {
+impl<S> WriteTimeout<S> {
     pub(crate) fn new(stream: S, patience: Duration) -> Self {
         Self { stream, patience, stalled: None }
     }
@@ -34,13 +34,13 @@ impl<S> Patient<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.watch(cx, written)
@@ -86,7 +86,7 @@ mod tests {
     }
 
     /// Writes so many bytes.
-    async fn write(patient: &mut Patient<TcpStream>, mut bytes: usize) -> io::Result<()> {
+    async fn write(patient: &mut WriteTimeout<TcpStream>, mut bytes: usize) -> io::Result<()> {
         let piece = vec![0; 1 << 16];
         while bytes > 0 {
             let most = bytes.min(piece.len());
@@ -100,10 +100,10 @@ mod tests {
         const BYTES: usize = 64 << 20;
         let (near, mut far) = connection().await;
         let reader = std::thread::spawn(move || far.read_exact(&mut vec![0; BYTES]));
-        write(&mut Patient::new(near, Duration::from_secs(3600)), BYTES).await.expect("all of it is read");
+        write(&mut WriteTimeout::new(near, Duration::from_secs(3600)), BYTES).await.expect("all of it is read");
         reader.join().expect("no panic").expect("read");
         let (near, _far) = connection().await;
-        let error = write(&mut Patient::new(near, Duration::from_millis(1)), BYTES).await.expect_err("nobody reads");
+        let error = write(&mut WriteTimeout::new(near, Duration::from_millis(1)), BYTES).await.expect_err("nobody reads");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

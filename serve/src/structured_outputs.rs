@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::api_error::ApiError;
 use crate::fields::Fields;
-use crate::grammar::{Form, describe_schema};
+use crate::grammar::{ResponseFormat, describe_schema};
 use crate::openapi::schema::{Members, any_of, boolean, exactly, list, null, some, text};
 
 const FIELD: &str = "structured_outputs";
@@ -17,7 +17,7 @@ const GUIDED: [(&str, &str); 5] = [
     ("guided_json_object", "json_object"),
 ];
 
-impl Form {
+impl ResponseFormat {
     /// Takes the form, and says which field asks for it.
     pub(crate) fn take_structured(fields: &mut Fields) -> Result<Option<(Self, &'static str)>, ApiError> {
         // One library decides which tokens may come; clients that name another get the same form.
@@ -84,7 +84,7 @@ fn wrong(field: &'static str, what: &str) -> ApiError {
     ApiError::invalid(field, format!("`{field}`: {what}"))
 }
 
-/// The fields that [`Form::take_structured`] takes.
+/// The fields that [`ResponseFormat::take_structured`] takes.
 pub(crate) fn describe_structured() -> Members {
     let one = |name, schema, words: &str| Members::new().always(name, schema, words).closed();
     let json = || any_of([describe_schema(), text()]);
@@ -111,14 +111,14 @@ pub(crate) fn describe_structured() -> Members {
 mod tests {
     use super::*;
 
-    fn take(body: &str) -> Result<Option<(Form, &'static str)>, ApiError> {
-        Form::take_structured(&mut Fields::parse(body.as_bytes()).expect("an object"))
+    fn take(body: &str) -> Result<Option<(ResponseFormat, &'static str)>, ApiError> {
+        ResponseFormat::take_structured(&mut Fields::parse(body.as_bytes()).expect("an object"))
     }
 
     #[test]
     fn old_and_new_fields_ask_for_the_same_forms() {
-        let schema = Form::Schema(json!({"type": "object"}));
-        let lark = |text: &str| Form::Lark(text.to_owned());
+        let schema = ResponseFormat::Schema(json!({"type": "object"}));
+        let lark = |text: &str| ResponseFormat::Lark(text.to_owned());
         for (body, form, field) in [
             (r#"{"structured_outputs": {"json": {"type": "object"}, "regex": null}}"#, schema.clone(), FIELD),
             (
@@ -129,7 +129,7 @@ mod tests {
             (r#"{"guided_json": {"type": "object"}, "guided_regex": null}"#, schema.clone(), "guided_json"),
             (r#"{"guided_json_object": true, "guided_decoding_backend": "xgrammar"}"#, schema, "guided_json_object"),
             (r#"{"guided_choice": ["a", "b\""]}"#, lark(r#"start: "a" | "b\"""#), "guided_choice"),
-            (r#"{"guided_regex": "a+"}"#, Form::Regex("a+".to_owned()), "guided_regex"),
+            (r#"{"guided_regex": "a+"}"#, ResponseFormat::Regex("a+".to_owned()), "guided_regex"),
             (r#"{"guided_grammar": "start: \"a\""}"#, lark("start: \"a\""), "guided_grammar"),
         ] {
             assert_eq!(take(body).expect(body), Some((form, field)), "{body}");

@@ -27,7 +27,7 @@ const UNREAD: Duration = Duration::from_secs(1);
 
 /// The connection; it closes with its last copy.
 #[derive(Clone)]
-pub(crate) struct Peer(Arc<Shared>);
+pub(crate) struct ClientStream(Arc<Shared>);
 
 struct Shared {
     stream: TcpStream,
@@ -35,7 +35,7 @@ struct Shared {
     owed: AtomicBool,
 }
 
-impl Peer {
+impl ClientStream {
     pub(crate) fn new(stream: TcpStream) -> Self {
         Self(Arc::new(Shared { stream, owed: AtomicBool::new(false) }))
     }
@@ -99,7 +99,7 @@ impl Peer {
     }
 }
 
-impl AsyncRead for Peer {
+impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.stream.poll_read_ready(cx))?;
@@ -118,7 +118,7 @@ impl AsyncRead for Peer {
     }
 }
 
-impl AsyncWrite for Peer {
+impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.write(cx, |stream| stream.try_write(bytes))
     }

@@ -38,7 +38,7 @@ impl Drop for Waiting {
 }
 
 /// Runs work on a thread of its own.
-pub(crate) async fn off_loop<T: Send + 'static>(
+pub(crate) async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let done = tokio::task::spawn_blocking(work).await;
@@ -61,7 +61,7 @@ pub(crate) async fn in_turn<T: Send + 'static>(
     let share = memory::wait(memory, what).await?;
     let waiting = Waiting(Abandoned::default());
     let abandoned = waiting.0.clone();
-    off_loop(move || {
+    run_blocking(move || {
         // Held as long as the work goes on, whoever has left.
         let _turn = turn;
         abandoned.check()?;

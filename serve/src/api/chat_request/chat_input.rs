@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 /// What a model says in one go is one message: reasoning, then text, then calls. What is out of this order begins another one.
 #[derive(Default)]
-pub(in crate::api) struct Dialogue {
+pub(in crate::api) struct ChatInput {
     done: Vec<Value>,
     /// The assistant's message that what comes next may belong to.
     open: Option<Map<String, Value>>,
@@ -14,7 +14,7 @@ pub(in crate::api) struct Dialogue {
     calls: BTreeSet<String>,
 }
 
-impl Dialogue {
+impl ChatInput {
     /// A message of another role than the assistant's.
     pub(in crate::api) fn says(&mut self, role: &str, content: Value) {
         self.close();

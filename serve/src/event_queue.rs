@@ -29,28 +29,28 @@ enum Item {
 
 /// Where events come in, on the device thread.
 #[derive(Clone)]
-pub(crate) struct Inlet {
+pub(crate) struct EventSender {
     budget: Arc<Budget>,
     waiting: Arc<AtomicU64>,
     items: mpsc::UnboundedSender<Item>,
 }
 
 /// Where they come out.
-pub(crate) struct Outlet {
+pub(crate) struct EventReceiver {
     waiting: Arc<AtomicU64>,
     items: mpsc::UnboundedReceiver<Item>,
     /// Memory of what came out, where it is kept.
     kept: Option<Share>,
 }
 
-pub(crate) fn backlog(budget: &Arc<Budget>) -> (Inlet, Outlet) {
+pub(crate) fn event_queue(budget: &Arc<Budget>) -> (EventSender, EventReceiver) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let waiting = Arc::new(AtomicU64::new(0));
-    let inlet = Inlet { budget: Arc::clone(budget), waiting: Arc::clone(&waiting), items: sender };
-    (inlet, Outlet { waiting, items: receiver, kept: None })
+    let sender = EventSender { budget: Arc::clone(budget), waiting: Arc::clone(&waiting), items: sender };
+    (sender, EventReceiver { waiting, items: receiver, kept: None })
 }
 
-impl Inlet {
+impl EventSender {
     /// Sends what happened to sequence `choice`, or ends the request for want of memory.
     pub(crate) fn send(&self, choice: usize, event: GenerateEvent) -> Result<(), Closed> {
         let item = match self.room(size(&event)) {
@@ -77,7 +77,7 @@ impl Inlet {
     }
 }
 
-impl Outlet {
+impl EventReceiver {
     /// What comes out is kept for an answer in one piece.
     pub(crate) fn keep(&mut self, budget: &Arc<Budget>) {
         self.kept = Some(budget.share());
@@ -127,37 +127,37 @@ mod tests {
     #[tokio::test]
     async fn what_waits_is_counted_and_a_client_that_does_not_read_ends_its_request() {
         let budget = Budget::new(1 << 20);
-        let (inlet, mut outlet) = backlog(&budget);
+        let (sender, mut receiver) = event_queue(&budget);
         let mut sent = 0;
-        while inlet.send(0, started()).is_ok() {
+        while sender.send(0, started()).is_ok() {
             sent += 1;
         }
         assert_eq!(sent, (1 << 20) / PART / EVENT);
         assert_eq!(budget.used(), sent * EVENT);
         for _ in 0..sent {
-            outlet.recv().await.expect("an event").expect("no error");
+            receiver.recv().await.expect("an event").expect("no error");
         }
         assert_eq!(budget.used(), 0);
-        let error = outlet.recv().await.expect("an end").expect_err("no room");
+        let error = receiver.recv().await.expect("an end").expect_err("no room");
         assert_eq!(error.status.as_u16(), 429);
-        let (inlet, outlet) = backlog(&budget);
-        inlet.send(0, started()).expect("room");
-        drop(outlet);
+        let (sender, receiver) = event_queue(&budget);
+        sender.send(0, started()).expect("room");
+        drop(receiver);
         assert_eq!(budget.used(), 0);
-        inlet.send(0, started()).expect_err("nobody reads");
+        sender.send(0, started()).expect_err("nobody reads");
     }
 
     #[tokio::test]
     async fn what_is_kept_is_counted_until_the_answer_is_there() {
         let budget = Budget::new(1 << 20);
-        let (inlet, mut outlet) = backlog(&budget);
-        outlet.keep(&budget);
+        let (sender, mut receiver) = event_queue(&budget);
+        receiver.keep(&budget);
         for choice in 0..10 {
-            inlet.send(choice, started()).expect("room");
-            outlet.recv().await.expect("an event").expect("no error");
+            sender.send(choice, started()).expect("room");
+            receiver.recv().await.expect("an event").expect("no error");
         }
         assert_eq!(budget.used(), 10 * EVENT);
-        let share = outlet.kept().expect("room").expect("kept");
+        let share = receiver.kept().expect("room").expect("kept");
         assert_eq!(share.bytes(), 10 * EVENT * (1 + JSON_COPIES));
     }
 }

@@ -10,7 +10,7 @@ use crate::grammar::Grammar;
 use crate::output::{Markers, Parser};
 
 /// For any number of generations.
-pub(crate) struct Guide {
+pub(crate) struct Constraint {
     grammar: Option<Grammar>,
     budget: Option<Budget>,
 }
@@ -27,7 +27,7 @@ pub(crate) struct Budget {
     pub(crate) begun: bool,
 }
 
-impl Guide {
+impl Constraint {
     /// `None` where there is nothing to hold to.
     pub(crate) fn new(grammar: Option<Grammar>, budget: Option<Budget>) -> Option<Self> {
         (grammar.is_some() || budget.is_some()).then_some(Self { grammar, budget })
@@ -40,23 +40,23 @@ impl Guide {
 
     /// For one generation.
     pub(crate) fn follow(&self) -> Box<dyn TokenMask> {
-        Box::new(Follower {
+        Box::new(ConstraintMask {
             matcher: self.grammar.as_ref().map(|grammar| Mutex::new(grammar.matcher())),
-            purse: self.budget.clone().map(Purse::new),
+            budget: self.budget.clone().map(ThinkingBudget::new),
             span: tracing::Span::current(),
         })
     }
 }
 
 /// One generation. The lock is never waited for: it makes the matcher shareable.
-struct Follower {
+struct ConstraintMask {
     matcher: Option<Mutex<Matcher>>,
-    purse: Option<Purse>,
+    budget: Option<ThinkingBudget>,
     /// The request's: the device thread, which asks for masks, is in none.
     span: tracing::Span,
 }
 
-impl TokenMask for Follower {
+impl TokenMask for ConstraintMask {
     /// A grammar that failed allows nothing, and the request fails for want of a token.
     fn allowed(&mut self, bits: &mut [u32]) {
         match &mut self.matcher {
@@ -66,7 +66,7 @@ impl TokenMask for Follower {
                 Err(error) => self.span.in_scope(|| tracing::warn!("no token is allowed: {error}")),
             },
         }
-        let Some(token) = self.purse.as_ref().and_then(Purse::demands) else { return };
+        let Some(token) = self.budget.as_ref().and_then(ThinkingBudget::demands) else { return };
         let (word, bit) = (token as usize / 32, 1 << (token % 32));
         // A grammar wants the character that has begun to be complete first.
         if bits[word] & bit != 0 {
@@ -76,8 +76,8 @@ impl TokenMask for Follower {
     }
 
     fn accept(&mut self, token: u32) {
-        if let Some(purse) = &mut self.purse {
-            purse.accept(token);
+        if let Some(budget) = &mut self.budget {
+            budget.accept(token);
         }
         let Some(matcher) = &mut self.matcher else { return };
         let matcher = unlocked(matcher);
@@ -96,7 +96,7 @@ fn unlocked(matcher: &mut Mutex<Matcher>) -> &mut Matcher {
 }
 
 /// What is left of a budget.
-struct Purse {
+struct ThinkingBudget {
     left: usize,
     closing: Arc<[u32]>,
     /// Tokens of `closing` that were written because the budget was spent.
@@ -105,7 +105,7 @@ struct Purse {
     parser: Parser,
 }
 
-impl Purse {
+impl ThinkingBudget {
     fn new(budget: Budget) -> Self {
         let markers = Markers { reasoning: true, calls: false };
         Self {
@@ -154,11 +154,11 @@ mod tests {
     fn run(tokens: usize, begun: bool, wanted: &str) -> String {
         let tokenizer = Arc::clone(&TOKENIZER);
         let closing = tokenizer.encode("</think>", false).expect("ids").into();
-        let mut purse = Purse::new(Budget { tokens, closing, tokenizer: Arc::clone(&tokenizer), begun });
+        let mut budget = ThinkingBudget::new(Budget { tokens, closing, tokenizer: Arc::clone(&tokenizer), begun });
         let mut ids = Vec::new();
         let mut wanted = tokenizer.encode(wanted, false).expect("ids").into_iter();
-        while let Some(id) = purse.demands().or_else(|| wanted.next()) {
-            purse.accept(id);
+        while let Some(id) = budget.demands().or_else(|| wanted.next()) {
+            budget.accept(id);
             ids.push(id);
         }
         tokenizer.decode(&ids, true).expect("text")

@@ -6,9 +6,9 @@ use std::sync::atomic::AtomicBool;
 use runtime::RuntimeHandle;
 use tokio::sync::watch;
 
-use crate::admission::Admission;
 use crate::config::ServeConfig;
-use crate::memory::Budget;
+use crate::limits::admission::Admission;
+use crate::limits::memory::Budget;
 use crate::metrics::Metrics;
 use crate::models::Models;
 use crate::train::TrainControl;

@@ -11,15 +11,15 @@ use runtime::{Closed, RequestGuard, Sink};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::admission::Places;
 use crate::api_error::ApiError;
 use crate::app::App;
-use crate::event_queue::{EventReceiver, event_queue};
-use crate::constraint::Constraint;
-use crate::memory::{self, Budget};
+use crate::limits::admission::Places;
+use crate::limits::event_queue::{EventReceiver, event_queue};
+use crate::limits::memory::{self, Budget};
 use crate::metrics::Watch;
 use crate::models::Model;
 use crate::sampling::reported_temperature;
+use crate::structured::constraint::Constraint;
 use crate::telemetry::Scope;
 
 /// What a request wants to be generated.

@@ -7,8 +7,8 @@ use runtime::request::{ModelId, ModelSnapshot, Snapshot};
 use runtime::text::{ChatTemplate, Tokenizer};
 
 use crate::api_error::ApiError;
-use crate::grammar::Grammars;
 use crate::metrics::ModelMetrics;
+use crate::structured::grammar::Grammars;
 use crate::telemetry::{KeyValue, Scope};
 use crate::{Error, Result};
 

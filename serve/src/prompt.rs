@@ -11,10 +11,10 @@ use serde_json::{Map, Value, json};
 
 use crate::api_error::ApiError;
 use crate::fields::Fields;
-use crate::json_text;
-use crate::memory::{self, Share};
+use crate::limits::blocking_pool::{Abandoned, SHORT, in_turn};
+use crate::limits::json_text;
+use crate::limits::memory::{self, Share};
 use crate::models::Model;
-use crate::blocking_pool::{Abandoned, SHORT, in_turn};
 use crate::openapi::schema::{
     Members, Schema, any, any_of, boolean, integer, list, map, nullable, one_of, some, text, token_id,
 };

@@ -11,8 +11,8 @@ use crate::api_error::ApiError;
 use crate::app::App;
 use crate::fields::Fields;
 use crate::generation::score;
+use crate::limits::memory;
 use crate::logprobs::{IMPOSSIBLE, finite, spelling};
-use crate::memory;
 use crate::models::Model;
 use crate::openapi::schema::{Members, Schema, integer, list, map_from, nullable, number, text};
 

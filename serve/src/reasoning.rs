@@ -6,11 +6,11 @@ use serde_json::{Map, Value, json};
 
 use crate::api_error::ApiError;
 use crate::fields::Fields;
-use crate::constraint::Budget;
-use crate::response_grammar::ReasoningMode;
 use crate::models::Model;
 use crate::openapi::schema::{Members, any, integer, map};
 use crate::output::THINK_END;
+use crate::response_grammar::ReasoningMode;
+use crate::structured::constraint::Budget;
 
 /// The variable by which templates turn reasoning on and off.
 const SWITCH: &str = "enable_thinking";

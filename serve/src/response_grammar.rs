@@ -2,7 +2,7 @@
 
 use llguidance::api::GrammarWithLexer;
 
-use crate::grammar::ResponseFormat;
+use crate::structured::grammar::ResponseFormat;
 use crate::tools::Calls;
 
 /// What an answer consists of.

@@ -12,9 +12,13 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use crate::api;
 use crate::api_error::ApiError;
 use crate::app::Shared;
-use crate::keys::X_API_KEY;
+use crate::credentials::keys::X_API_KEY;
+use crate::limits::memory;
+use crate::middleware::access;
+use crate::middleware::cross_origin;
+use crate::middleware::request_id;
 use crate::openapi::{self, Access, Document, KeysFor, Route};
-use crate::{Error, Result, access, memory, cross_origin, request_id};
+use crate::{Error, Result};
 
 /// Every route, with its description.
 pub(crate) fn routes() -> Vec<Route<Shared>> {

@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use crate::api_error::ApiError;
 use crate::fields::Fields;
-use crate::grammar::bounded;
 use crate::models::Model;
+use crate::structured::grammar::bounded;
 
 /// Functions that the model may call.
 #[derive(Debug)]

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;
+use crate::limits::blocking_pool::run_blocking;
 use crate::models::{Model, ServedModel};
-use crate::blocking_pool::run_blocking;
 use crate::openapi::Operation;
 use crate::openapi::schema::{Members, boolean, count, text};
 

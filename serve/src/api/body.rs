@@ -10,9 +10,9 @@ use http::{HeaderValue, header};
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;
-use crate::json_text;
-use crate::memory::{self, Share};
-use crate::blocking_pool::{SHORT, run_blocking};
+use crate::limits::blocking_pool::{SHORT, run_blocking};
+use crate::limits::json_text;
+use crate::limits::memory::{self, Share};
 use crate::openapi::Known;
 
 /// A body that arrives more slowly is not waited for.

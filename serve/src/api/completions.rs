@@ -18,8 +18,6 @@ use crate::api_error::ApiError;
 use crate::app::{App, Shared};
 use crate::fields::{Fields, NO_EFFECT, describe_no_effect};
 use crate::generation::{Event, Finished, Job, Running};
-use crate::grammar::ResponseFormat;
-use crate::constraint::Constraint;
 use crate::logprobs::{self, Lists, Names};
 use crate::models::Model;
 use crate::openapi::Operation;
@@ -30,7 +28,9 @@ use crate::prompt::{Input, Prompt, PromptEncoding, describe_encoding, describe_i
 use crate::prompt_logprobs::{self, Ask, PromptLogprobs};
 use crate::sampling::{self, COMPLETION_LENGTH, MAX_ALTERNATIVES, Sampling};
 use crate::sse::{self, Chunks, Encoder};
-use crate::structured_outputs::describe_structured;
+use crate::structured::constraint::Constraint;
+use crate::structured::grammar::ResponseFormat;
+use crate::structured::structured_outputs::describe_structured;
 
 const KIND: &str = "text_completion";
 /// OpenAI's length of a completion that names none.

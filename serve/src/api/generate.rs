@@ -15,8 +15,6 @@ use crate::app::Shared;
 use crate::config::SamplingDefaults;
 use crate::fields::Fields;
 use crate::generation::{Finished, Job, Running};
-use crate::grammar::ResponseFormat;
-use crate::constraint::Constraint;
 use crate::ids;
 use crate::logprobs::{Names, chat_entry};
 use crate::models::Model;
@@ -27,6 +25,8 @@ use crate::openapi::schema::{
 use crate::prompt::{check_ids, room};
 use crate::prompt_logprobs::{self, Ask, PromptLogprobs};
 use crate::sampling::Sampling;
+use crate::structured::constraint::Constraint;
+use crate::structured::grammar::ResponseFormat;
 
 /// The field with the fields of sampling.
 const SAMPLING: &str = "sampling_params";

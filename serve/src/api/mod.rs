@@ -3,6 +3,7 @@
 pub(crate) mod adapters;
 mod body;
 pub(crate) mod chat;
+mod chat_request;
 pub(crate) mod completions;
 pub(crate) mod dashboard;
 pub(crate) mod embeddings;
@@ -19,5 +20,4 @@ pub(crate) mod server_info;
 pub(crate) mod stats;
 pub(crate) mod tokenize;
 pub(crate) mod train;
-mod chat_request;
 pub(crate) mod weight_transfer;

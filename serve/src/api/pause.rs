@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
 use crate::app::{App, Shared};
-use crate::blocking_pool::run_blocking;
+use crate::limits::blocking_pool::run_blocking;
 use crate::openapi::Operation;
 use crate::openapi::schema::{Members, boolean, one_of};
 

@@ -12,7 +12,7 @@ use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;
 use crate::generation::score;
-use crate::memory;
+use crate::limits::memory;
 use crate::openapi::Operation;
 use crate::openapi::schema::{Members, Schema, count, described, one_of, some, text, token_id};
 use crate::prompt::check_ids;

@@ -14,8 +14,8 @@ use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;
 use crate::generation::score;
+use crate::limits::memory;
 use crate::logprobs::finite;
-use crate::memory;
 use crate::models::Model;
 use crate::openapi::Operation;
 use crate::openapi::schema::{

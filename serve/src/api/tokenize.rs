@@ -11,9 +11,9 @@ use serde_json::{Map, Value, json};
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;
+use crate::limits::blocking_pool::{in_turn, run_blocking};
+use crate::limits::memory;
 use crate::logprobs::spelling;
-use crate::memory;
-use crate::blocking_pool::{in_turn, run_blocking};
 use crate::openapi::Operation;
 use crate::openapi::schema::{Members, any, boolean, count, list, map, nullable, text, token_id};
 use crate::prompt::{

@@ -10,7 +10,7 @@ use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::security::SecurityRequirement;
 use utoipa::openapi::{ContentBuilder, Required, Response, ResponseBuilder, path};
 
-use crate::admission::LONGEST_WAIT;
+use crate::limits::admission::LONGEST_WAIT;
 
 use super::schema::{self, Members, Schema, integer, named, text};
 

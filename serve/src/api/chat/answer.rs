@@ -10,8 +10,8 @@ use crate::generation::{Event, Finished};
 use crate::ids;
 use crate::logprobs::{Names, chat_entry};
 use crate::output::Part;
-use crate::prompt_logprobs::PromptLogprobs;
 use crate::output_reader::{Reader, Reading};
+use crate::prompt_logprobs::PromptLogprobs;
 use crate::sse::{Chunks, Encoder};
 
 /// What is to be shown of an answer.

@@ -6,7 +6,6 @@ use crate::api::envelope::{
     describe_chunk_usage, describe_finish, describe_object, describe_streaming, describe_versions,
 };
 use crate::fields::{VERBOSITY, describe_no_effect};
-use crate::grammar::describe_format;
 use crate::logprobs::{describe_chat_entry, describe_names};
 use crate::openapi::Operation;
 use crate::openapi::schema::{
@@ -15,9 +14,10 @@ use crate::openapi::schema::{
 };
 use crate::prompt::{describe_encoding, describe_ending, describe_messages};
 use crate::prompt_logprobs;
-use crate::sampling::{self, MAX_ALTERNATIVES};
-use crate::structured_outputs::describe_structured;
 use crate::reasoning::describe_budget;
+use crate::sampling::{self, MAX_ALTERNATIVES};
+use crate::structured::grammar::describe_format;
+use crate::structured::structured_outputs::describe_structured;
 
 pub(crate) fn describe() -> Operation {
     let whole = Members::new()

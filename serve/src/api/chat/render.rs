@@ -5,8 +5,8 @@ use axum::extract::State;
 use serde_json::{Value, json};
 
 use super::{Chat, describe};
-use crate::api::generate::sampling_params;
 use crate::api::chat_request::Ready;
+use crate::api::generate::sampling_params;
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;

@@ -17,8 +17,8 @@ use axum::response::{IntoResponse, Response};
 use http::HeaderMap;
 use serde_json::{Value, json};
 
-use super::envelope::{Envelope, Usage};
 use super::chat_request::Ready;
+use super::envelope::{Envelope, Usage};
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;

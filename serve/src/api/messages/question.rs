@@ -10,10 +10,10 @@ use super::super::chat_request::Question;
 use super::{input, tools};
 use crate::api_error::ApiError;
 use crate::fields::Fields;
-use crate::grammar::ResponseFormat;
 use crate::models::Model;
 use crate::prompt::{self, PromptEncoding};
 use crate::reasoning::Reasoning;
+use crate::structured::grammar::ResponseFormat;
 
 /// The effort that Anthropic's models make unless they are told otherwise.
 pub(super) const USUAL_EFFORT: &str = "high";

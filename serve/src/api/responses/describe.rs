@@ -4,14 +4,14 @@ use super::input::STATUSES;
 use super::request::{LOGPROBS, OF_OTHER_ITEMS};
 use crate::api::envelope::describe_versions;
 use crate::fields::{VERBOSITY, describe_no_effect};
-use crate::grammar::describe_named_schema;
 use crate::openapi::Operation;
 use crate::openapi::schema::{
     Members, Schema, any, any_of, boolean, count, exactly, integer, list, map, named, null, nullable, one_of,
     some_text, text,
 };
-use crate::sampling::{self, MAX_ALTERNATIVES};
 use crate::reasoning::describe_budget;
+use crate::sampling::{self, MAX_ALTERNATIVES};
+use crate::structured::grammar::describe_named_schema;
 
 const STORED: &str = "Nothing but `null` is honoured: nothing is stored.";
 

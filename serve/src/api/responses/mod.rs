@@ -13,8 +13,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
-use super::envelope::{Envelope, Usage};
 use super::chat_request::Ready;
+use super::envelope::{Envelope, Usage};
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::Fields;

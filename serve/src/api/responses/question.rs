@@ -9,10 +9,10 @@ use super::super::chat_request::Question;
 use super::input;
 use crate::api_error::ApiError;
 use crate::fields::{Fields, NO_VERBOSITY, VERBOSITY};
-use crate::grammar::ResponseFormat;
 use crate::models::Model;
 use crate::prompt::{self, PromptEncoding};
 use crate::reasoning::{Reasoning, USUAL_EFFORT};
+use crate::structured::grammar::ResponseFormat;
 use crate::tools::{Given, Tools};
 
 /// Takes them; besides the question it returns what a response repeats of them.

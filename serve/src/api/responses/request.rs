@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::super::score::alternatives;
 use super::super::chat_request::ChatRequest;
+use super::super::score::alternatives;
 use super::question;
 use crate::api_error::ApiError;
 use crate::app::App;

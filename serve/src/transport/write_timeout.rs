@@ -103,7 +103,8 @@ mod tests {
         write(&mut WriteTimeout::new(near, Duration::from_secs(3600)), BYTES).await.expect("all of it is read");
         reader.join().expect("no panic").expect("read");
         let (near, _far) = connection().await;
-        let error = write(&mut WriteTimeout::new(near, Duration::from_millis(1)), BYTES).await.expect_err("nobody reads");
+        let error =
+            write(&mut WriteTimeout::new(near, Duration::from_millis(1)), BYTES).await.expect_err("nobody reads");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

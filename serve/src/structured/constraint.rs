@@ -6,8 +6,8 @@ use llguidance::Matcher;
 use runtime::request::TokenMask;
 use runtime::text::{Detokenizer, Tokenizer};
 
-use crate::grammar::Grammar;
 use crate::output::{Markers, Parser};
+use crate::structured::grammar::Grammar;
 
 /// For any number of generations.
 pub(crate) struct Constraint {

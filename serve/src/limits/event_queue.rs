@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::api_error::ApiError;
-use crate::memory::{Budget, Share};
+use crate::limits::memory::{Budget, Share};
 
 /// One request has at most this part of the budget waiting.
 const PART: u64 = 16;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Semaphore;
 
 use crate::api_error::ApiError;
-use crate::memory::{self, Share};
+use crate::limits::memory::{self, Share};
 
 /// Threads for all of it.
 pub(crate) const THREADS: usize = 8;

@@ -12,13 +12,15 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::app::{App, Phase};
-use crate::connections::Connections;
+use crate::credentials::tls::TlsFiles;
+use crate::limits::blocking_pool;
+use crate::limits::memory;
 use crate::models::{Models, ServedModel};
 use crate::router::{router, stopping};
-use crate::tls::TlsFiles;
 use crate::train::TrainControl;
 use crate::train_proxy::TrainProxy;
-use crate::{Error, Result, ServeConfig, blocking_pool, memory};
+use crate::transport::connections::Connections;
+use crate::{Error, Result, ServeConfig};
 
 /// Threads of the event loop: it parses and writes, the device thread computes.
 const LOOP_THREADS: usize = 2;
@@ -100,7 +102,8 @@ impl Server {
     /// A model that cannot answer, threads or sockets that the system refuses.
     pub fn run(self, stop: &Stop) -> Result<()> {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
-        let builder = builder.worker_threads(LOOP_THREADS).max_blocking_threads(blocking_pool::THREADS).thread_name("http");
+        let builder =
+            builder.worker_threads(LOOP_THREADS).max_blocking_threads(blocking_pool::THREADS).thread_name("http");
         let event_loop = builder.enable_io().enable_time().build()?;
         let result = event_loop.block_on(self.serve(stop.0.subscribe()));
         // A text in the middle of its tokenizer is not waited for.

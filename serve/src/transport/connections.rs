@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::app::Shared;
-use crate::write_timeout::WriteTimeout;
-use crate::client_stream::ClientStream;
+use crate::transport::client_stream::ClientStream;
+use crate::transport::write_timeout::WriteTimeout;
 
 /// A handshake or a request's head that takes longer is not waited for; also how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -79,7 +79,12 @@ impl Connections {
 }
 
 /// Without encryption it shows whether a client that says no more still listens.
-async fn serve_plain(mut http: http1::Builder, service: TowerToHyperService<Router>, open: Watcher, peer: ClientStream) {
+async fn serve_plain(
+    mut http: http1::Builder,
+    service: TowerToHyperService<Router>,
+    open: Watcher,
+    peer: ClientStream,
+) {
     http.half_close(true);
     tokio::select! {
         biased;

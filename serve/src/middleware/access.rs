@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue, header};
 
 use crate::api_error::ApiError;
 use crate::app::Shared;
-use crate::keys::{X_API_KEY, bearer};
+use crate::credentials::keys::{X_API_KEY, bearer};
 
 /// Lets a request with an API key pass; an admin key is one, too.
 pub(crate) async fn require_key(State(app): State<Shared>, request: Request, next: Next) -> Response {

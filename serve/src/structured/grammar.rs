@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use crate::api_error::ApiError;
-use crate::closed_objects::close;
 use crate::fields::Fields;
-use crate::grammar_limits;
-use crate::memory;
-use crate::blocking_pool::run_blocking;
+use crate::limits::blocking_pool::run_blocking;
+use crate::limits::memory;
 use crate::openapi::schema::{Members, Schema, any, any_of, boolean, map, one_of, word};
+use crate::structured::closed_objects::close;
+use crate::structured::grammar_limits;
 
 /// A form, as a request asks for it.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 
 use crate::api_error::ApiError;
 use crate::fields::Fields;
-use crate::grammar::{ResponseFormat, describe_schema};
 use crate::openapi::schema::{Members, any_of, boolean, exactly, list, null, some, text};
+use crate::structured::grammar::{ResponseFormat, describe_schema};
 
 const FIELD: &str = "structured_outputs";
 /// The older fields and what each is called in the newer one.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::{Keys, TlsFiles, Traces};
+use crate::{Keys, TlsFiles};
+use telemetry::Traces;
 
 /// Settings of a [`crate::Server`].
 #[derive(Debug, Clone)]

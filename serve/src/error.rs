@@ -58,9 +58,6 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
-    /// A setting of traces that cannot be honoured.
-    #[error("traces: {0}")]
-    Telemetry(String),
     /// Two models under one name, or none at all.
     #[error("{0}")]
     Models(String),
@@ -81,9 +78,6 @@ impl Error {
     /// Whether an option or an environment variable has a value that it cannot have.
     #[must_use]
     pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
-            Self::Open { .. } | Self::TrainUrl { .. } | Self::Telemetry(_) | Self::Models(_) | Self::Origin(_)
-        )
+        matches!(self, Self::Open { .. } | Self::TrainUrl { .. } | Self::Models(_) | Self::Origin(_))
     }
 }

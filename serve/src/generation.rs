@@ -20,7 +20,7 @@ use crate::metrics::Watch;
 use crate::models::Model;
 use crate::sampling::reported_temperature;
 use crate::structured::constraint::Constraint;
-use crate::telemetry::Scope;
+use telemetry::Scope;
 
 /// What a request wants to be generated.
 pub(crate) struct Job {

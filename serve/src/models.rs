@@ -9,8 +9,8 @@ use runtime::text::{ChatTemplate, Tokenizer};
 use crate::api_error::ApiError;
 use crate::metrics::ModelMetrics;
 use crate::structured::grammar::Grammars;
-use crate::telemetry::{KeyValue, Scope};
 use crate::{Error, Result};
+use telemetry::{KeyValue, Scope};
 
 /// One model, or one adapter on a model, under its names.
 #[derive(Clone)]

@@ -18,7 +18,7 @@ use crate::models::Model;
 use crate::openapi::schema::{
     Members, Schema, any, any_of, boolean, integer, list, map, nullable, one_of, some, text, token_id,
 };
-use crate::telemetry::Scope;
+use telemetry::Scope;
 
 /// `prompt` and `input`: a text, some texts, the ids of one prompt, or of some.
 #[derive(Debug)]

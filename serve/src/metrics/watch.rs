@@ -9,7 +9,7 @@ use runtime::request::FinishReason;
 use tokio::time::Instant;
 
 use super::{ModelMetrics, Outcome};
-use crate::telemetry::{KeyValue, Scope, numbers, strings};
+use telemetry::{KeyValue, Scope, numbers, strings};
 
 /// Follows the sequences of a request. Dropping it counts those that have not ended as aborted.
 pub(crate) struct Watch {

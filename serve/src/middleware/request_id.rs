@@ -9,7 +9,7 @@ use tracing::Instrument;
 
 use crate::app::{App, Shared};
 use crate::ids;
-use crate::telemetry::{KeyValue, Scope};
+use telemetry::{KeyValue, Scope};
 
 const NAME: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest name that is taken over from a client.

@@ -11,9 +11,8 @@ use runtime::memory::{Checkpointing, KvWish, Workload};
 use runtime::read;
 use runtime::request::{EngineConfig, ModelId, ModelSpec, RuntimeSpec};
 use runtime::text::ChatTemplate;
-use serve::{
-    Keys, LogprobsMode, MetricNames, SamplingDefaults, ServeConfig, ServedModel, Server, Stop, TlsFiles, Traces,
-};
+use serve::{Keys, LogprobsMode, MetricNames, SamplingDefaults, ServeConfig, ServedModel, Server, Stop, TlsFiles};
+use telemetry::Traces;
 
 use super::model::end_with;
 use super::{log, print};

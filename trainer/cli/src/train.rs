@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
-use serve::{Keys, LogprobsMode, MetricNames, SamplingDefaults, ServeConfig, TlsFiles, Traces};
+use serve::{Keys, LogprobsMode, MetricNames, SamplingDefaults, ServeConfig, TlsFiles};
+use telemetry::Traces;
 
 use super::print;
 use crate::{Error, Result};

@@ -218,6 +218,9 @@ pub enum Error {
     /// The runtime refused or failed.
     #[error(transparent)]
     Runtime(#[from] runtime::Error),
+    /// A setting of traces that cannot be honoured.
+    #[error(transparent)]
+    Telemetry(#[from] telemetry::Error),
     /// The server did not start or ended early.
     #[error(transparent)]
     Serve(#[from] serve::Error),
@@ -229,7 +232,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Input(error) | Self::Eval(eval::Error::Input(error)) if error.is_usage() => 2,
-            Self::UnreadableRecipe(_) | Self::UnknownKey { .. } => 2,
+            Self::UnreadableRecipe(_) | Self::UnknownKey { .. } | Self::Telemetry(_) => 2,
             _ if self.is_interrupt() => 130,
             Self::Stopped { source, .. } => source.exit_code(),
             _ if self.is_device_lost() => 3,

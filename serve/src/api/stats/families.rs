@@ -10,7 +10,7 @@ use crate::app::App;
 use crate::config::MetricNames;
 use crate::metrics::histogram::{Distribution, Histogram};
 use crate::metrics::{ModelMetrics, Outcome};
-use crate::telemetry::Counts;
+use telemetry::Counts;
 
 type Labels = Vec<(&'static str, String)>;
 

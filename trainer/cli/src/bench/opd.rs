@@ -6,7 +6,7 @@ use clap::Args;
 use runtime::memory::{KvWish, Workload};
 use runtime::request::{ModelSpec, RuntimeSpec};
 use serde_json::{Map, Value, json};
-use serve::Scope;
+use telemetry::Scope;
 
 use super::{BenchArgs, BenchReport, prompt};
 use crate::{Error, Result};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serve::{KeyValue, Scope};
+use telemetry::{KeyValue, Scope};
 
 use super::benchmark::Benchmarks;
 use super::inputs::{self, TASK_DATA};

@@ -50,11 +50,12 @@ use evaluator::HeldOutEvaluator;
 use folder::RunFolder;
 use inputs::PendingChecksums;
 use overview::Sizes;
-use serve::{KeyValue, Scope, ServeConfig, Traces};
+use serve::ServeConfig;
 use server::RunServer;
 use setup::{RunKind, Setup};
 use start_point::StartPoint;
 use summary::Summary;
+use telemetry::{KeyValue, Scope, Traces};
 use timers::StepTimers;
 
 /// Steps in a row that may be skipped for a loss or gradient that is not finite.

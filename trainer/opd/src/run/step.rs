@@ -8,7 +8,7 @@ use autograd::rng;
 use runtime::RuntimeHandle;
 use runtime::request::{GenerateRequest, ModelId, OptimReport, OptimStep, TrainRequest, TrainSequence};
 use runtime::train::Loss;
-use serve::{KeyValue, Scope};
+use telemetry::{KeyValue, Scope};
 
 use super::micro_batch::{Completion, CompletionSource, split};
 use super::rollout::{RngStream, generate, params, request};

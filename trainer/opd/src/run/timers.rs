@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use serve::{KeyValue, Scope};
+use telemetry::{KeyValue, Scope};
 
 /// Seconds of named phases, and their spans where traces are sent.
 #[derive(Debug, Clone, Default)]

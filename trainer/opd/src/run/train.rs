@@ -13,7 +13,7 @@
 use super::{Run, StepReport, summary};
 use crate::Result;
 use crate::schedule::Schedule;
-use serve::Scope;
+use telemetry::Scope;
 
 /// Trains from the run's position to its end.
 ///

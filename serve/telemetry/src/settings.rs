@@ -8,15 +8,15 @@ use crate::{Error, Result};
 
 /// How traces are sent.
 #[derive(Debug, PartialEq)]
-pub(super) struct Settings {
+pub(crate) struct Settings {
     /// Where spans are posted.
-    pub(super) endpoint: String,
+    pub(crate) endpoint: String,
     /// Longest time to deliver a batch.
-    pub(super) timeout: Duration,
+    pub(crate) timeout: Duration,
     /// Spans that may wait to be delivered.
-    pub(super) queue: usize,
+    pub(crate) queue: usize,
     /// Whether traces of clients are continued.
-    pub(super) continues: bool,
+    pub(crate) continues: bool,
 }
 
 /// OTLP's default, ms.
@@ -44,7 +44,7 @@ type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 impl Settings {
     /// `None` where nothing names a collector, or traces are turned off.
-    pub(super) fn read(endpoint: Option<&str>, variables: Variables) -> Result<Option<Self>> {
+    pub(crate) fn read(endpoint: Option<&str>, variables: Variables) -> Result<Option<Self>> {
         let read = Read(variables);
         if read.get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             return Ok(None);
@@ -79,7 +79,7 @@ impl Settings {
 }
 
 fn refuse(name: &str, what: impl std::fmt::Display) -> Error {
-    Error::Telemetry(format!("{name} {what}"))
+    Error(format!("{name} {what}"))
 }
 
 struct Read<'a>(Variables<'a>);

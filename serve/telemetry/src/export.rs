@@ -12,7 +12,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, Span, SpanData, SpanExporter, SpanProcessor};
 
-use super::settings::Settings;
+use crate::settings::Settings;
 use crate::{Error, Result};
 
 /// A collector's answer is a few bytes.
@@ -20,26 +20,27 @@ const MAX_ANSWER: u64 = 64 << 10;
 
 /// What became of spans.
 #[derive(Debug, Default)]
-pub(crate) struct Counts {
+pub struct Counts {
     /// In the queue or on the way.
     waiting: AtomicUsize,
-    pub(crate) delivered: AtomicU64,
+    /// Taken by the collector.
+    pub delivered: AtomicU64,
     /// Dropped because the queue was full.
-    pub(crate) crowded: AtomicU64,
+    pub crowded: AtomicU64,
     /// Dropped because the collector did not take them.
-    pub(crate) refused: AtomicU64,
+    pub refused: AtomicU64,
     /// Whether the newest batch was refused; said once in the log, not for each batch.
     failing: AtomicBool,
 }
 
 impl Counts {
-    pub(super) fn lost(&self) -> u64 {
+    pub(crate) fn lost(&self) -> u64 {
         self.crowded.load(Ordering::Relaxed) + self.refused.load(Ordering::Relaxed)
     }
 }
 
 /// The way to the collector, and its counters.
-pub(super) fn processor(settings: &Settings) -> Result<(impl SpanProcessor + 'static, Arc<Counts>)> {
+pub(crate) fn processor(settings: &Settings) -> Result<(impl SpanProcessor + 'static, Arc<Counts>)> {
     let agent =
         ureq::Agent::config_builder().timeout_global(Some(settings.timeout)).http_status_as_error(false).build();
     let exporter = opentelemetry_otlp::SpanExporter::builder()
@@ -48,7 +49,7 @@ pub(super) fn processor(settings: &Settings) -> Result<(impl SpanProcessor + 'st
         .with_endpoint(&settings.endpoint)
         .with_timeout(settings.timeout)
         .build();
-    let exporter = exporter.map_err(|error| Error::Telemetry(error.to_string()))?;
+    let exporter = exporter.map_err(|error| Error(error.to_string()))?;
     let counts = Arc::new(Counts::default());
     let exporter = Counted { exporter, counts: Arc::clone(&counts) };
     let batches = BatchConfigBuilder::default().with_max_queue_size(settings.queue).build();

@@ -20,9 +20,16 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
-use crate::Result;
-pub(crate) use export::Counts;
+pub use export::Counts;
 use settings::Settings;
+
+/// A setting of traces that cannot be honoured.
+#[derive(Debug, thiserror::Error)]
+#[error("traces: {0}")]
+pub struct Error(String);
+
+/// Result of a call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// How long the end of a program waits for the last spans to be delivered.
 const FLUSH: Duration = Duration::from_secs(5);
@@ -75,7 +82,7 @@ impl Traces {
     }
 
     /// The span of a request, within the client's trace if there is one.
-    pub(crate) fn request(&self, name: String, headers: &HeaderMap, attributes: Vec<KeyValue>) -> Scope {
+    pub fn request(&self, name: String, headers: &HeaderMap, attributes: Vec<KeyValue>) -> Scope {
         let continues = self.0.as_ref().is_some_and(|active| active.continues);
         let parent = if continues {
             TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers))
@@ -93,7 +100,8 @@ impl Traces {
         Scope(Some(Within { context: Context::new().with_span(span), tracer }))
     }
 
-    pub(crate) fn counts(&self) -> Option<&Counts> {
+    /// What became of the spans so far; `None` where none are sent.
+    pub fn counts(&self) -> Option<&Counts> {
         self.0.as_ref().map(|active| &*active.counts)
     }
 
@@ -112,12 +120,12 @@ impl Traces {
 }
 
 /// A list of texts as an attribute.
-pub(crate) fn strings<'a>(texts: impl Iterator<Item = &'a str>) -> Value {
+pub fn strings<'a>(texts: impl Iterator<Item = &'a str>) -> Value {
     Value::Array(Array::String(texts.map(|text| text.to_owned().into()).collect()))
 }
 
 /// A list of numbers as an attribute.
-pub(crate) fn numbers(numbers: impl Iterator<Item = u64>) -> Value {
+pub fn numbers(numbers: impl Iterator<Item = u64>) -> Value {
     Value::Array(Array::I64(numbers.map(|number| number as i64).collect()))
 }
 
@@ -149,12 +157,12 @@ impl std::fmt::Debug for Scope {
 
 impl Scope {
     /// The span of the request that this task answers.
-    pub(crate) fn current() -> Self {
+    pub fn current() -> Self {
         CURRENT.try_with(Clone::clone).unwrap_or_default()
     }
 
     /// Runs work of this request.
-    pub(crate) async fn run<T>(&self, work: impl Future<Output = T>) -> T {
+    pub async fn run<T>(&self, work: impl Future<Output = T>) -> T {
         CURRENT.scope(self.clone(), work).await
     }
 
@@ -165,7 +173,7 @@ impl Scope {
     }
 
     /// The id that joins it with lines of logs.
-    pub(crate) fn trace_id(&self) -> Option<String> {
+    pub fn trace_id(&self) -> Option<String> {
         self.0.as_ref().map(|within| within.context.span().span_context().trace_id().to_string())
     }
 
@@ -184,7 +192,7 @@ impl Scope {
     }
 
     /// The answer to the request has this status.
-    pub(crate) fn answered(&self, status: StatusCode) {
+    pub fn answered(&self, status: StatusCode) {
         self.set(vec![KeyValue::new("http.response.status_code", i64::from(status.as_u16()))]);
         if status.is_server_error() {
             self.fail(status.canonical_reason().unwrap_or_default());
@@ -201,7 +209,7 @@ impl Scope {
     }
 
     /// Does a part of it.
-    pub(crate) async fn time<T>(&self, name: &'static str, work: impl Future<Output = T>) -> T {
+    pub async fn time<T>(&self, name: &'static str, work: impl Future<Output = T>) -> T {
         let started = Instant::now();
         let result = work.await;
         self.child(name, [started, Instant::now()], Vec::new());

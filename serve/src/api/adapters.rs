@@ -22,7 +22,7 @@ pub(crate) async fn load(State(app): State<Shared>, mut fields: Fields) -> Resul
     let folder: PathBuf = fields.need("lora_path")?;
     let in_place: bool = fields.take("load_inplace")?.unwrap_or(false);
     fields.finish()?;
-    let wrong = |error: runtime::Error| ApiError::invalid("lora_path", error.to_string());
+    let wrong = |error: runtime::Error| ApiError::from(error).about("lora_path");
     if let Some(id) = app.models.adapter(&name).filter(|_| in_place) {
         return run_blocking(move || {
             let version = app.runtime.replace_adapter(id, &folder).map_err(wrong)?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use runtime::ErrorKind;
 use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
@@ -22,10 +23,9 @@ pub(crate) async fn load(State(app): State<Shared>, mut fields: Fields) -> Resul
     let folder: PathBuf = fields.need("lora_path")?;
     let in_place: bool = fields.take("load_inplace")?.unwrap_or(false);
     fields.finish()?;
-    let wrong = |error: runtime::Error| ApiError::from(error).about("lora_path");
     if let Some(id) = app.models.adapter(&name).filter(|_| in_place) {
         return run_blocking(move || {
-            let version = app.runtime.replace_adapter(id, &folder).map_err(wrong)?;
+            let version = app.runtime.replace_adapter(id, &folder).map_err(refused)?;
             Ok(Json(json!({"loaded": name, "weights_version": version})))
         })
         .await;
@@ -39,7 +39,7 @@ pub(crate) async fn load(State(app): State<Shared>, mut fields: Fields) -> Resul
     // Adapters stand on the first model and share its files.
     let (base, files) = (models[0].id(), Arc::clone(models[0].shared_files()));
     run_blocking(move || {
-        let id = app.runtime.add_adapter(base, &folder).map_err(wrong)?;
+        let id = app.runtime.add_adapter(base, &folder).map_err(refused)?;
         let added = app.models.add(Arc::new(Model::new(ServedModel {
             names: vec![name.clone()],
             id,
@@ -53,6 +53,14 @@ pub(crate) async fn load(State(app): State<Shared>, mut fields: Fields) -> Resul
         Ok(Json(json!({"loaded": name, "weights_version": 0})))
     })
     .await
+}
+
+/// Files that cannot be read are those that the request names.
+fn refused(error: runtime::Error) -> ApiError {
+    match error.kind() {
+        ErrorKind::Internal | ErrorKind::Invalid => ApiError::invalid("lora_path", error.to_string()),
+        _ => ApiError::from(error),
+    }
 }
 
 /// `POST /v1/unload_lora_adapter`: frees the adapter `lora_name` when nobody uses it.

@@ -45,7 +45,7 @@ impl Input {
     }
 }
 
-/// Records the ops whose result depends on a watched tensor.
+/// Records the ops whose result depends on a leaf that requires a gradient.
 ///
 /// The caller owns it; without one ([`Tape::off`]) the same forward code records nothing and keeps nothing.
 #[derive(Default)]
@@ -59,7 +59,7 @@ pub struct Tape {
     cheap: HashMap<TensorId, usize>,
 }
 
-/// Gradients of the watched leaves.
+/// Gradients of the leaves that require one.
 #[derive(Default)]
 pub struct Gradients(HashMap<TensorId, Tensor>);
 
@@ -98,8 +98,8 @@ impl Tape {
         Self::default()
     }
 
-    /// Asks for the gradient of `leaf`.
-    pub fn watch(&mut self, leaf: &Tensor) {
+    /// Makes `leaf` a leaf whose gradient is computed (PyTorch's `requires_grad_`).
+    pub fn require_grad(&mut self, leaf: &Tensor) {
         self.tracked.insert(leaf.id());
         self.leaves.insert(leaf.id());
     }
@@ -180,7 +180,7 @@ impl Tape {
         kept.sum()
     }
 
-    /// Gradients of the watched leaves with respect to the sum of `root`'s values times `seed`.
+    /// Gradients of the leaves that require one with respect to the sum of `root`'s values times `seed`.
     ///
     /// # Errors
     /// As [`Tape::backward_onto`].
@@ -195,7 +195,7 @@ impl Tape {
     /// (<https://arxiv.org/abs/2205.05198>).
     ///
     /// # Errors
-    /// [`Error::NotRecorded`] when nothing watched leads to `root`; otherwise what the ops refuse.
+    /// [`Error::NotRecorded`] when no leaf that requires a gradient leads to `root`; otherwise what the ops refuse.
     pub fn backward_onto(self, root: &Tensor, seed: Tensor, sums: Gradients) -> Result<Gradients> {
         if !self.tracks(root) {
             return Err(Error::NotRecorded);
@@ -237,7 +237,7 @@ impl Tape {
     }
 }
 
-/// The finished gradient of a recorded value; a watched value keeps its own.
+/// The finished gradient of a recorded value; a leaf that requires one keeps its own.
 fn take(grads: &mut Gradients, id: TensorId, leaves: &HashSet<TensorId>) -> Option<Tensor> {
     if leaves.contains(&id) { grads.0.get(&id).cloned() } else { grads.0.remove(&id) }
 }

@@ -115,7 +115,7 @@ fn attention(device: Device, random: &mut Random, [b, heads, s, d]: [usize; 4]) 
     })?;
     let both = best(device, 5, || {
         let mut tape = Tape::recording();
-        tape.watch(&qkv);
+        tape.require_grad(&qkv);
         let y = forward(&mut tape)?;
         black_box(tape.backward(&y, upstream.clone())?);
         Ok(())
@@ -144,8 +144,8 @@ fn jsd(device: Device, random: &mut Random, [t, h, vocab]: [usize; 3]) -> Result
     }
     let seconds = best(device, 2, || {
         let mut tape = Tape::recording();
-        tape.watch(&hidden);
-        tape.watch(&head);
+        tape.require_grad(&hidden);
+        tape.require_grad(&head);
         let (loss, _) =
             ops::linear_distill(&mut tape, [&hidden, &head], [&target, &target_head], &targets, &weights, &distill)?;
         black_box(tape.backward(&loss, Tensor::scalar(device, 1.0)?)?);

@@ -55,7 +55,7 @@ impl Bench {
     fn backward(&self, name: &str, work: Work, watched: &[&Tensor], forward: impl Fn(&mut Tape) -> Result<Tensor>) {
         self.line(name, work, || {
             let mut tape = Tape::recording();
-            watched.iter().for_each(|t| tape.watch(t));
+            watched.iter().for_each(|t| tape.require_grad(t));
             let y = forward(&mut tape).expect("shapes fit");
             let seed = y.clone();
             let start = Instant::now();
@@ -180,7 +180,7 @@ fn losses(bench: &Bench, h: usize) {
         let distill = Distill { divergence, temperature: 1.0 };
         bench.whole(&format!("distill {name} [{t}, {vocab}, {h}]"), bytes(2.0), || {
             let mut tape = Tape::recording();
-            tape.watch(&hidden);
+            tape.require_grad(&hidden);
             ops::linear_distill(&mut tape, [&hidden, &head], [&hidden, &head], &vec![0; t], &weights, &distill)
         });
     }

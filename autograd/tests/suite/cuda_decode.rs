@@ -144,7 +144,7 @@ fn skinny_gemm_equal_the_recorded_ops() {
     let x = &pair(Operand::rows([7, k], 7))[1];
     for ways in all_ways().into_iter().filter(|w| !w.residual) {
         let mut tape = Tape::recording();
-        tape.watch(x);
+        tape.require_grad(x);
         let recorded = maps.run(&mut tape, x, ways, None).expect("runs").to_vec();
         let fused = maps.run(&mut Tape::off(), x, ways, None).expect("runs").to_vec();
         let d = distance(&fused, &recorded);

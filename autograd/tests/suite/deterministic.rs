@@ -199,7 +199,7 @@ fn sampler_and_losses_agree_on_log_probabilities() {
             assert_same_bits(&ops::linear_log_prob(inputs, &tokens, t).expect("runs"), &sampling, &what("log_prob"));
             assert_same_bits(&ops::linear_log_prob(inputs, &tokens, 1.0).expect("runs"), &plain, &what("log_prob, 1"));
             let mut tape = Tape::recording();
-            tape.watch(&hidden);
+            tape.require_grad(&hidden);
             let advantages = random(rows, 8);
             let (_, values) =
                 ops::linear_policy_gradient(&mut tape, inputs, &tokens, [&sampling, &advantages], &weights, t)

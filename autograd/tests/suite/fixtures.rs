@@ -68,7 +68,7 @@ fn check(
         let x: Vec<Tensor> =
             inputs.iter().map(|&(key, w)| tensor(device, &columns(&entry["inputs"], key), w)).collect();
         let mut tape = Tape::recording();
-        x.iter().for_each(|t| tape.watch(t));
+        x.iter().for_each(|t| tape.require_grad(t));
         let y = run(&mut tape, &x.iter().collect::<Vec<_>>(), &entry["attrs"]).expect("a valid call");
         let what = format!("{device} {name}");
         assert_close(&format!("{what}: {output}"), &y.to_vec(), &numbers(&entry["outputs"][output]["data"]), 2e-6);
@@ -145,8 +145,8 @@ fn check_loss(name: &str, run: impl Fn(&mut Tape, [&Tensor; 2], &[f32], &Value) 
     for device in DEVICES {
         let [hidden, head] = [("hidden", false), ("weight", true)].map(|(k, w)| tensor(device, &entry["inputs"][k], w));
         let mut tape = Tape::recording();
-        tape.watch(&hidden);
-        tape.watch(&head);
+        tape.require_grad(&hidden);
+        tape.require_grad(&head);
         let mut weights = numbers(&entry["upstream"]["loss"]["data"]);
         for (weight, target) in weights.iter_mut().zip(entry["attrs"]["targets"].as_array().unwrap_or(&vec![])) {
             if target.as_i64() == Some(-100) {
@@ -204,7 +204,7 @@ fn check_rows(what: &str, entry: &Value, run: impl Fn(&mut Tape, Head<'_>, Head<
             .map(|key| Tensor::new(device, numbers(&fixture[key]), [rows, vocab]).expect("the data fills the shape"));
         let heads = [own, other].map(|padding| identity(device, vocab, padding));
         let mut tape = Tape::recording();
-        tape.watch(&student);
+        tape.require_grad(&student);
         let head = Head { hidden: &student, weight: &heads[0], ids: vocab };
         let teacher = Head { hidden: &teacher, weight: &heads[1], ids: vocab };
         let (loss, values) = run(&mut tape, head, teacher).expect("a valid call");

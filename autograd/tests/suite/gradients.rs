@@ -18,7 +18,7 @@ pub(crate) fn run(case: &Case, device: Device, twice: bool) -> Ran {
     let tensors: Vec<Tensor> = case.operands.iter().map(|o| o.on(device)).collect();
     let inputs: Vec<&Tensor> = case.slots.iter().map(|&s| &tensors[s]).collect();
     let mut tape = if case.differentiable { Tape::recording() } else { Tape::off() };
-    tensors.iter().for_each(|t| tape.watch(t));
+    tensors.iter().for_each(|t| tape.require_grad(t));
     let call = |tape: &mut Tape| (case.run)(tape, &inputs).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     let (mut output, rows) = call(&mut tape);
     if twice {

@@ -35,7 +35,7 @@ fn grade(
 ) -> Graded {
     let (head, mut tape) = (identity(device, vocab), Tape::recording());
     let z = Tensor::new(device, student.to_vec(), [student.len() / vocab, vocab]).expect("whole rows");
-    tape.watch(&z);
+    tape.require_grad(&z);
     let (loss, rows) = loss(&mut tape, [&z, &head]).expect("a valid loss");
     let one = Tensor::new(device, vec![1.0], [1, 1]).expect("one value");
     let dz = tape.backward(&loss, one).expect("z is watched").remove(&z).expect("the loss depends on z");
@@ -196,7 +196,7 @@ fn from_hidden(rows: std::ops::Range<usize>, scale: f32) -> (f32, Rows, Gradient
     let teacher = [cut(Operand::rows([ALL, 20], 52).times(2.0)), Operand::weight([70, 20], 53).on(Device::Cpu)];
     let weights: Vec<f32> = random(ALL, 54)[rows].iter().map(|w| (w + 1.0) * scale).collect();
     let mut tape = Tape::recording();
-    student.iter().for_each(|t| tape.watch(t));
+    student.iter().for_each(|t| tape.require_grad(t));
     let [hidden, head] = &student;
     let d = at_one(jsd(0.5));
     let (loss, rows) = ops::linear_distill(

@@ -57,7 +57,7 @@ fn network(tape: &mut Tape, layers: &[Layer], x: &Tensor, checkpointing: bool) -
 
 fn gradients(device: Device, layers: &[Layer], x: &Tensor, checkpointing: bool) -> Gradients {
     let mut tape = Tape::recording();
-    layers.iter().flat_map(Layer::weights).for_each(|w| tape.watch(w));
+    layers.iter().flat_map(Layer::weights).for_each(|w| tape.require_grad(w));
     let y = network(&mut tape, layers, x, checkpointing).expect("shapes fit");
     let seed = Tensor::new(device, random(y.rows() * y.cols(), 9), y.shape()).expect("shapes fit");
     tape.backward(&y, seed).expect("weights are watched")
@@ -97,7 +97,7 @@ fn a_checkpoint_passes_gradients_to_everything_it_uses() {
     let w = Operand::weight([16, 16], 2).on(device);
     let run = |checkpointing: bool| {
         let mut tape = Tape::recording();
-        tape.watch(&w);
+        tape.require_grad(&w);
         let side = ops::linear(&mut tape, &x, &w, None)?;
         let main = ops::add(&mut tape, &side, &x)?;
         let held = side.clone();
@@ -118,7 +118,7 @@ fn a_value_used_in_many_places_gets_the_sum() {
     let device = Device::Cpu;
     let x = Operand::rows([3, 4], 1).on(device);
     let mut tape = Tape::recording();
-    tape.watch(&x);
+    tape.require_grad(&x);
     // y = ((x + x) + x) + (x + x) = 5 x
     let two = ops::add(&mut tape, &x, &x).expect("equal shapes");
     let three = ops::add(&mut tape, &two, &x).expect("equal shapes");
@@ -133,9 +133,9 @@ fn a_watched_value_in_the_middle_has_a_gradient_too() {
     let device = Device::Cpu;
     let x = Operand::rows([3, 4], 1).on(device);
     let mut tape = Tape::recording();
-    tape.watch(&x);
+    tape.require_grad(&x);
     let y = ops::add(&mut tape, &x, &x).expect("equal shapes");
-    tape.watch(&y);
+    tape.require_grad(&y);
     let z = ops::add(&mut tape, &y, &x).expect("equal shapes");
     let ones = Tensor::new(device, vec![1.0; 12], [3, 4]).expect("shapes fit");
     let grads = tape.backward(&z, ones).expect("watched");
@@ -148,8 +148,8 @@ fn unwatched_and_unused_leaves_have_no_gradient() {
     let device = Device::Cpu;
     let [x, w, unused] = [1, 2, 3].map(|key| Operand::rows([3, 4], key).on(device));
     let mut tape = Tape::recording();
-    tape.watch(&x);
-    tape.watch(&unused);
+    tape.require_grad(&x);
+    tape.require_grad(&unused);
     let y = ops::add(&mut tape, &x, &w).expect("equal shapes");
     let ones = Tensor::new(device, vec![1.0; 12], [3, 4]).expect("shapes fit");
     let grads = tape.backward(&y, ones).expect("watched");
@@ -173,7 +173,7 @@ fn nothing_watched_is_nothing_recorded() {
 fn a_seed_of_another_shape_is_refused() {
     let x = Operand::rows([3, 4], 1).on(Device::Cpu);
     let mut tape = Tape::recording();
-    tape.watch(&x);
+    tape.require_grad(&x);
     let y = ops::add(&mut tape, &x, &x).expect("equal shapes");
     let error =
         tape.backward(&y, Tensor::zeros(Device::Cpu, [4, 3]).expect("memory")).err().expect("refused").to_string();
@@ -186,7 +186,7 @@ fn forward_with_and_without_a_tape_is_the_same() {
     let (layers, x) = (layers(device), Operand::rows([37, 16], 1).on(device));
     let table = Arc::new(RopeTable::new(&[1.0, 0.1], 40, 1.0));
     let run = |mut tape: Tape| {
-        layers.iter().flat_map(Layer::weights).for_each(|w| tape.watch(w));
+        layers.iter().flat_map(Layer::weights).for_each(|w| tape.require_grad(w));
         let y = network(&mut tape, &layers, &x, false).expect("shapes fit");
         let op = QkRope { table: table.clone(), positions: (0..37).collect(), heads: [2, 1], eps: 1e-5 };
         bits(&ops::qk_rope(&mut tape, op, &y, None).expect("positions fit"))

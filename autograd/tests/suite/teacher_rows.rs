@@ -112,7 +112,7 @@ struct Graded {
 
 fn grade(student: &[f32], teacher: Teacher<'_>, divergence: Divergence, temperature: f64) -> Result<Graded> {
     let (z, mut tape, n) = (rows(student), Tape::recording(), student.len() / V);
-    tape.watch(&z);
+    tape.require_grad(&z);
     let distill = Distill { divergence, temperature };
     let (loss, rows) =
         ops::linear_distill(&mut tape, [&z, &identity()], teacher, &vec![3; n], &vec![1.0; n], &distill)?;

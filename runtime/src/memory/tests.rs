@@ -90,7 +90,7 @@ fn kept(spec: &RuntimeSpec, recomputed: usize) -> u64 {
         Some(adapter) => adapter.named().map(|(_, t)| t).collect(),
         None => weights.iter().collect(),
     };
-    trained.into_iter().for_each(|t| tape.watch(t));
+    trained.into_iter().for_each(|t| tape.require_grad(t));
     let pass = ModelParams { recomputed, ..ModelParams::inference(Arc::new(weights), adapter.clone()) };
     let decoder = Decoder::new(config.clone(), config.max_position_embeddings);
     let ids: Vec<u32> = (0..MICRO_BATCH as u32).collect();

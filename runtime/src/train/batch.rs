@@ -29,7 +29,7 @@ impl Watch<'_> {
             Self::Nothing => Tape::off(),
             Self::Weights { weights, .. } => {
                 let mut tape = Tape::recording();
-                weights.iter().for_each(|w| tape.watch(w));
+                weights.iter().for_each(|w| tape.require_grad(w));
                 tape
             }
         }

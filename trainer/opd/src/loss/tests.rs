@@ -29,7 +29,7 @@ fn run(loss: &dyn Loss, weights: &[f32], targets: &[u32], sampled: &[f32]) -> Ou
     };
     let (student, teacher, head) = (rows(&STUDENT), rows(&TEACHER), identity(4));
     let mut tape = Tape::recording();
-    tape.watch(&student);
+    tape.require_grad(&student);
     let batch = LossBatch {
         student_hidden: &student,
         student_head: &head,
